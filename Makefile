@@ -1,0 +1,91 @@
+# `make` prints the targets. Each sets up what it needs: .venv is built once and again only when
+# setup.cfg, constraints.txt or the torchvision mend change.
+
+SEED   ?= 0
+OUT    ?= runs/demo
+JOB    ?= rl
+CONFIG ?= configs/demo/$(JOB).yaml
+PYTHON ?= python3
+MLFLOW_PORT ?= 5000
+# The extra to install: gpu where an NVIDIA driver answers.
+ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
+VENV   := $(CURDIR)/.venv
+PY     := $(VENV)/bin/python
+# -qq: an index that lacks a package another one has is not worth a line; errors still show.
+PIP    := $(PY) -m pip -qq --disable-pip-version-check --no-input
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+# Actors outnumber the cores, so each gets one thread; more only fight over them.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export VLLM_NO_USAGE_STATS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+ifeq ($(ENGINE),cpu)
+export DS_ACCELERATOR := cpu
+endif
+
+# job:config, in order
+DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
+        warm_start:warm_start rl:rl evaluate:evaluate report:report
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint unit integration e2e gpu bench doctor submit mlflow clean
+
+help:
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
+	@for stage in $(DEMO); do \
+	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml run.seed=$(SEED) || exit 1; \
+	done
+	@echo "report: $(OUT)/report.html"
+
+test: lint unit integration e2e ## lint, unit, integration and e2e, in this order
+
+lint: .venv/.ready ## ruff check, ruff format, import arrows
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo
+
+unit: .venv/.ready ## pure parts, no engines (COV=1 prints coverage)
+	@$(PY) -m pytest tests/unit $(if $(COV),--cov)
+
+integration: .venv/.ready ## real vLLM, DeepSpeed and Ray on tiny models
+	@$(PY) -m pytest tests/integration
+
+e2e: .venv/.ready ## all jobs, small, as processes
+	@$(PY) -m pytest -m e2e tests/e2e
+
+gpu: .venv/.ready ## tests that need an NVIDIA GPU; fails without one
+	@nvidia-smi -L 2>/dev/null || { echo "no NVIDIA GPU answers here: nothing was tested"; exit 1; }
+	@$(PY) -m pytest -m gpu tests/gpu
+
+bench: .venv/.ready ## benchmarks of the hot paths
+	@$(PY) -m pytest tests/bench
+
+doctor: .venv/.ready ## check this machine and say what to do about each problem
+	@$(PY) -m cluster.jobs.doctor
+
+submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG=configs/demo/rl.yaml)
+	@$(VENV)/bin/ray job submit --working-dir . -- $(PY) -m cluster.jobs.$(JOB) $(CONFIG)
+
+mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
+	@mkdir -p runs
+	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///runs/mlflow.db
+
+clean: ## remove .venv, caches and runs/demo; other runs stay
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info runs/demo
+	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+.venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Embed-RL needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	@echo "setting up .venv ($(ENGINE) extra): some minutes, about 5 GB"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@$(if $(filter cpu,$(ENGINE)),$(torch_cpu))
+	@$(PIP) install -c constraints.txt -e '.[$(ENGINE),dev]'
+	@$(PY) -m cluster.mend_torchvision
+	@touch $@
+
+# The CPU build from wherever pip is configured to find it, else from PyTorch's own index.
+torch_cpu = $(PIP) install torch==2.13.0+cpu 2>/dev/null || $(PIP) install torch==2.13.0+cpu --index-url $(TORCH_CPU)

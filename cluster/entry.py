@@ -1,0 +1,74 @@
+"""How every job starts: read settings, refuse what is wrong, dry-run, run, exit code.
+
+Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from configs.errors import ConfigError
+from configs.load import load, to_flat, to_yaml
+from data.errors import ClusterError, DataError
+
+T = TypeVar("T")
+
+
+def run_job(
+    cls: type[T],
+    main: Callable[[T], int],
+    *,
+    roles: Callable[[T], Sequence[Any]] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run a job's ``main`` on the settings named on the command line; return its exit code."""
+    parser = argparse.ArgumentParser(description=(cls.__doc__ or "").strip())
+    parser.add_argument("config", help="YAML file under configs/")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print settings, plan and data; start nothing"
+    )
+    # Intermixed: overrides may stand on both sides of an option.
+    arguments = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    for noisy in ("mlflow", "alembic", "httpx", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        config = load(cls, arguments.config, arguments.overrides)
+        from cluster.run_folder import project_root
+
+        os.chdir(project_root())
+        if arguments.dry_run:
+            return dry_run(config, roles(config) if roles else ())
+        return main(config)
+    except (ConfigError, DataError) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    except ClusterError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+
+
+def dry_run(config: Any, roles: Sequence[Any]) -> int:
+    """Print resolved settings, the resource plan and the data sets."""
+    print("# settings\n" + to_yaml(config))
+    print("# resources")
+    for role in roles:
+        print(f"{role.name}: {role.actors} x ({role.cpus:g} CPU, {role.gpus:g} GPU)")
+    total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
+    print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
+    print("# data sets")
+    data = getattr(config, "data", None)
+    for one in [*data.train, *data.eval] if data else []:
+        size = f"{Path(one.path).stat().st_size} bytes" if Path(one.path).is_file() else "not there"
+        print(f"{one.name}: {one.path} ({one.format}, {one.kind}, weight {one.weight:g}, {size})")
+    return 0
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Return the settings as run parameters."""
+    return to_flat(config)

@@ -1,0 +1,36 @@
+"""Draw the demo's small world, its teacher traces, and the tiny random model to start from.
+
+Example: python -m cluster.jobs.demo_data configs/demo/data.yaml run.seed=1
+"""
+
+import sys
+
+from cluster.entry import run_job
+from cluster.run_folder import RunFolder
+from configs.schema import DemoDataConfig
+from data.demo import demo_corpus, write_world
+from data.demo_model import write_tiny_model
+
+
+def main(config: DemoDataConfig) -> int:
+    """Write `world/` and `model/` into the run folder."""
+    folder = RunFolder(config, job="demo_data")
+    if folder.finished:
+        print(f"{folder.path}: already finished; delete the folder to run it again")
+        return 0
+    rows = write_world(
+        folder.path / "world",
+        seed=config.run.seed,
+        train_scenes=config.train_scenes,
+        heldout_scenes=config.heldout_scenes,
+        on_target=config.on_target,
+    )
+    for name, count in rows.items():
+        print(f"{name}: {count} rows")
+    write_tiny_model(folder.path / "model", demo_corpus(), seed=config.run.seed)
+    folder.finish(rows=sum(rows.values()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(DemoDataConfig, main))

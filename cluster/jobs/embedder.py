@@ -1,0 +1,148 @@
+"""Contrastive training of the Embedder on item + trace + evidence, both sides.
+
+Example: python -m cluster.jobs.embedder configs/demo/embedder.yaml
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import ray
+
+from cluster.entry import describe, run_job
+from cluster.learner_group import LearnerGroup, learner_role
+from cluster.run_folder import RunFolder
+from cluster.session import Role, session
+from cluster.stage import train_stage
+from cluster.tracking import Tracker
+from configs.schema import EmbedderConfig
+from data.datasets import PairFeed
+from data.embed_inputs import embed_content
+from data.media import load_pictures
+from data.records import load_sets
+from data.types import Content, ContrastPair, Pair, Pictures, Side
+from evaluation.metrics import hit_at_1
+
+
+def roles(config: EmbedderConfig) -> list[Role]:
+    """Return what the job asks Ray for."""
+    return [learner_role(config.learner)]
+
+
+def main(config: EmbedderConfig) -> int:
+    """Train, stop on held-out hit@1, export."""
+    folder = RunFolder(config, job="embedder")
+    if folder.finished:
+        print(f"{folder.path}: already finished; delete the folder to run it again")
+        return 0
+    data = config.data
+    train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
+    held_out = [
+        pair
+        for loaded in load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+        for pair in loaded.pairs
+    ]
+    order = np.random.default_rng(config.run.seed).permutation(len(held_out))
+    held_out = [held_out[int(i)] for i in order[: config.evaluation.samples]]
+    for loaded in train:
+        for bad in loaded.bad_rows:
+            print(f"quarantined: {bad.reason}", file=sys.stderr)
+    tracker = Tracker(config, describe(config), job="embedder", folder=folder.path)
+    feed = PairFeed(
+        train,
+        {one.name: one.weight for one in data.train},
+        batch=config.batch // config.sub_batches,
+        seed=config.run.seed,
+    )
+    with session(roles(config), namespace=str(folder.path.absolute())):
+        group = LearnerGroup(config.learner)
+        group.build_contrastive(
+            model=config.model,
+            media=data.media,
+            total_steps=config.steps,
+            seed=config.run.seed,
+            temperature=config.temperature,
+        )
+        pictures = pictures_of_pairs(held_out, config)
+        pictures_ref = ray.put(pictures)
+        facts = train_stage(
+            folder.path.name,
+            batches=batches(feed, config),
+            train=lambda batch: group.train_contrastive(batch[0], ray.put(batch[1])),
+            measure=lambda: measure(group, held_out, pictures_ref, config),
+            steps=config.steps,
+            evaluation=config.evaluation,
+            stop=config.stop,
+            folder=folder,
+            tracker=tracker,
+        )
+        group.export(folder.path / "export")
+        group.close()
+    folder.finish(**facts)
+    tracker.close(ok=True)
+    return 0
+
+
+def batches(
+    feed: PairFeed, config: EmbedderConfig
+) -> Iterator[tuple[list[ContrastPair], Pictures]]:
+    """Yield contrastive batches: each side with its trace and evidence, or with less by chance."""
+    while True:
+        rng = np.random.default_rng([config.run.seed, 1, feed.batches])
+        pairs = [pair for _ in range(config.sub_batches) for pair in feed.next()]
+        pictures = pictures_of_pairs(pairs, config)
+        rows = [
+            ContrastPair(
+                query=side_content(pair, Side.QUERY, rng, config),
+                target=side_content(pair, Side.TARGET, rng, config),
+                target_key=pair.target_key(),
+            )
+            for pair in pairs
+        ]
+        yield rows, pictures
+
+
+def side_content(
+    pair: Pair, side: Side, rng: np.random.Generator, config: EmbedderConfig
+) -> Content:
+    """Return one side's input, its trace or evidence dropped by chance (spec, section 1.2)."""
+    trace = "" if rng.random() < config.trace_dropout else pair.trace(side)
+    evidence = rng.random() >= config.evidence_dropout
+    return embed_content(
+        pair.item(side), trace, max_frames=config.data.media.max_frames, evidence=evidence
+    )
+
+
+def pictures_of_pairs(pairs: list[Pair], config: EmbedderConfig) -> Pictures:
+    """Return the decoded pictures of the pairs; what cannot be decoded is reported."""
+    uris = [uri for pair in pairs for side in Side for uri in pair.item(side).uris]
+    pictures, failed = load_pictures(uris, config.data.media)
+    for reason in failed.values():
+        print(f"quarantined: {reason}", file=sys.stderr)
+    return pictures
+
+
+def measure(
+    group: LearnerGroup, pairs: list[Pair], pictures: object, config: EmbedderConfig
+) -> dict[str, float]:
+    """Return held-out hit@1 with the written traces, and without any."""
+    found = {}
+    for name, traced in (("eval/hit_at_1", True), ("eval/hit_at_1_no_trace", False)):
+        vectors: dict[Side, dict[str, np.ndarray]] = {}
+        for side in Side:
+            contents = {
+                pair.item(side).key(): embed_content(
+                    pair.item(side),
+                    pair.trace(side) if traced else "",
+                    max_frames=config.data.media.max_frames,
+                )
+                for pair in pairs
+            }
+            rows = group.embed(list(contents.values()), pictures)
+            vectors[side] = dict(zip(contents, rows, strict=True))
+        found[name] = hit_at_1(pairs, vectors[Side.QUERY], vectors[Side.TARGET])
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(EmbedderConfig, main, roles=roles))

@@ -1,0 +1,132 @@
+"""Held-out retrieval of two Reasoners with one frozen Embedder: no trace, text, text + evidence.
+
+Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
+"""
+
+import sys
+from collections.abc import Mapping
+
+import numpy as np
+import ray
+from rich.console import Console
+
+from cluster.entry import describe, run_job
+from cluster.pools import RewardPool, RolloutPool
+from cluster.run_folder import RunFolder
+from cluster.session import Role, session
+from cluster.tracking import Tracker
+from configs.schema import EvaluateConfig
+from data.media import load_pictures
+from data.records import load_sets
+from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
+from evaluation.report import print_table
+from evaluation.runner import Reason, Settings, evaluate
+from evaluation.store import save_evaluation
+
+
+def roles(config: EvaluateConfig) -> list[Role]:
+    """Return what the job asks Ray for; the pools run one after the other."""
+    rollout, reward = config.rollout.pool, config.reward.pool
+    return [
+        max(
+            Role("rollout", rollout.actors, rollout.cpus, rollout.gpus),
+            Role("reward", reward.actors, reward.cpus, reward.gpus),
+            key=lambda role: (role.actors * role.gpus, role.actors * role.cpus),
+        )
+    ]
+
+
+def main(config: EvaluateConfig) -> int:
+    """Reason, embed, rank; write the results and print the table."""
+    folder = RunFolder(config, job="evaluate")
+    if folder.finished:
+        print(f"{folder.path}: already finished; delete the folder to run it again")
+        return 0
+    console = Console()
+    data = config.data
+    loaded = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+    for one in loaded:
+        for bad in one.bad_rows:
+            console.print(f"quarantined: {bad.reason}", highlight=False)
+    pairs = [pair for one in loaded for pair in one.pairs]
+    decoded, failed = load_pictures(uris_of(pairs), data.media)
+    for reason in failed.values():
+        console.print(f"left out: {reason}", highlight=False)
+    tracker = Tracker(config, describe(config), job="evaluate", folder=folder.path)
+    with session(roles(config), namespace=str(folder.path.absolute())):
+        pictures = ray.put(decoded)
+        embedder: list[RewardPool] = []
+
+        def reason_with(model: str) -> Reason:
+            def reason(prompts: list[tuple[str, Content]]) -> Mapping[str, str]:
+                return greedy_traces(prompts, model, config, pictures, console)
+
+            return reason
+
+        def embed(requests: list[EmbedRequest]) -> Mapping[str, np.ndarray]:
+            # Started at the first call, when the Reasoners' engines have made room.
+            if not embedder:
+                console.print("embedding ...")
+                embedder.append(RewardPool(config.reward, data.media))
+                embedder[0].ready()
+            return embedder[0].embed(requests, pictures)[0]
+
+        result = evaluate(
+            pairs,
+            reasoners={
+                "warm_start": reason_with(config.warm_start),
+                "eg_rl": reason_with(config.eg_rl),
+            },
+            embed=embed,
+            settings=Settings(
+                templates=data.templates,
+                max_frames=data.media.max_frames,
+                resamples=config.bootstrap,
+                seed=config.run.seed,
+            ),
+        )
+        for pool in embedder:
+            pool.close()
+    save_evaluation(result, folder.path)
+    print_table(result, console)
+    tracker.log_file(folder.path / "evaluation.json")
+    folder.finish(queries=len(pairs))
+    tracker.close(ok=True)
+    return 0
+
+
+def greedy_traces(
+    prompts: list[tuple[str, Content]],
+    model: str,
+    config: EvaluateConfig,
+    pictures: object,
+    console: Console,
+) -> dict[str, str]:
+    """Return one greedy trace per prompt, from engines that live for this call only."""
+    console.print(f"reasoning about {len(prompts)} items with {model} ...", highlight=False)
+    pool = RolloutPool(model, config.rollout, config.data.media)
+    pool.ready()
+    requests = [
+        GenerationRequest(
+            key=TrajectoryKey(GroupKey(index, key, Side.QUERY), 0),
+            content=content,
+            seed=0,
+            greedy=True,
+        )
+        for index, (key, content) in enumerate(prompts)
+    ]
+    trajectories, dropped = pool.generate(requests, pictures)
+    pool.close()
+    for one in dropped[:5]:
+        console.print(f"failed: {one.key}: {one.reason} {one.detail}", highlight=False)
+    return {one.key.group.pair_id: one.text for one in trajectories}
+
+
+def uris_of(pairs: list[Pair]) -> set[str]:
+    """Return every picture that the pairs and their candidates show."""
+    items = [item for p in pairs for item in (p.query, p.target, *p.candidates)]
+    return {uri for item in items for uri in item.uris}
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(EvaluateConfig, main, roles=roles))

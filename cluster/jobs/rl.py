@@ -1,0 +1,220 @@
+"""Embedder-guided RL of the Reasoner, from a warm-started model to an exported one.
+
+Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/demo/rl.yaml
+"""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from cluster.entry import describe, run_job
+from cluster.learner_group import LearnerGroup, learner_role
+from cluster.pipeline import Pipeline
+from cluster.pools import RewardPool, RolloutPool
+from cluster.run_folder import RunFolder
+from cluster.session import Role, session
+from cluster.stage import progress_bar
+from cluster.tracking import Tracker
+from cluster.weights import WeightStore
+from configs.schema import RLConfig
+from data.datasets import PairFeed
+from data.errors import CheckpointError
+from data.records import load_sets
+from data.types import Pair
+from rollout.actor import StoreAddress
+
+log = logging.getLogger(__name__)
+STORE = "weights"
+KEPT_CHECKPOINTS = 2
+
+
+def roles(config: RLConfig) -> list[Role]:
+    """Return what the job asks Ray for."""
+    rollout, reward = config.rollout.pool, config.reward.pool
+    return [
+        Role("rollout", rollout.actors, rollout.cpus, rollout.gpus),
+        Role("reward", reward.actors, reward.cpus, reward.gpus),
+        learner_role(config.learner),
+    ]
+
+
+def main(config: RLConfig) -> int:
+    """Run all steps, resuming from the last checkpoint of the same settings, and export."""
+    folder = RunFolder(config, job="rl")
+    if folder.finished:
+        print(f"{folder.path}: already finished; delete the folder to run it again")
+        return 0
+    data = config.data
+    train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
+    held_out = held_out_pairs(config)
+    for loaded in train:
+        for bad in loaded.bad_rows:
+            log.warning("quarantined: %s", bad.reason)
+    tracker = Tracker(config, describe(config), job="rl", folder=folder.path)
+    namespace = str(folder.path.absolute())
+    with session(roles(config), namespace=namespace):
+        store = ray.remote(WeightStore).options(name=STORE, num_cpus=0).remote()
+        learner = LearnerGroup(config.learner)
+        address = StoreAddress(
+            ray_address=ray.get_runtime_context().gcs_address,
+            namespace=namespace,
+            actor_name=STORE,
+        )
+        rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
+        reward = RewardPool(config.reward, data.media)
+        learner.build_policy(
+            model=config.reasoner,
+            media=data.media,
+            total_steps=config.steps,
+            seed=config.run.seed,
+            grpo=config.grpo,
+            temperature=config.rollout.sampling.temperature,
+        )
+        rollout.ready()
+        reward.ready()
+        pipeline = Pipeline(
+            config,
+            feed=PairFeed(
+                train,
+                {one.name: one.weight for one in data.train},
+                batch=config.pairs,
+                seed=config.run.seed,
+            ),
+            rollout=rollout,
+            reward=reward,
+            learner=learner,
+            store=store,
+        )
+        done = resume(folder, pipeline, learner)
+        pipeline.sync()
+        train_loop(config, pipeline, learner, folder, tracker, held_out=held_out, done=done)
+        learner.export(folder.path / "export")
+        for part in (rollout, reward, learner):
+            part.close()
+    folder.finish(steps=config.steps)
+    tracker.close(ok=True)
+    return 0
+
+
+def train_loop(
+    config: RLConfig,
+    pipeline: Pipeline,
+    learner: LearnerGroup,
+    folder: RunFolder,
+    tracker: Tracker,
+    *,
+    held_out: list[Pair],
+    done: int,
+) -> None:
+    """Run the steps that are left; log, measure and checkpoint."""
+    console = Console()
+    every = config.evaluation.every
+    if every and not done:
+        record(folder, tracker, 0, pipeline.held_out(held_out), console)
+    with progress_bar(console) as bar:
+        task = bar.add_task("EG-RL", total=config.steps, completed=done)
+        for step in range(done + 1, config.steps + 1):
+            result = pipeline.step()
+            metrics = result.metrics
+            if every and (step % every == 0 or step == config.steps):
+                began = time.perf_counter()
+                metrics |= pipeline.held_out(held_out)
+                metrics["time/eval_s"] = time.perf_counter() - began
+                metrics["time/step_s"] += metrics["time/eval_s"]
+            folder.write_trajectories(step, result.rows)
+            record(folder, tracker, step, metrics, console)
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                checkpoint(folder, step, pipeline, learner)
+            bar.advance(task)
+
+
+def record(
+    folder: RunFolder, tracker: Tracker, step: int, metrics: dict[str, float], console: Console
+) -> None:
+    """Write one step's metrics everywhere, and its line to the console."""
+    folder.log_metrics(step, metrics)
+    tracker.log(step, metrics, time_ms=int(time.time() * 1000))
+    shown = [
+        ("reward", "reward/total"),
+        ("format", "reward/format"),
+        ("outcome", "reward/outcome"),
+        ("acc", "rank/accuracy"),
+        ("hit@1", "eval/hit_at_1"),
+        ("kl", "policy/kl"),
+        ("tok/s", "rollout/tokens_per_s"),
+        ("stale", "staleness/max"),
+        ("logprob gap", "sync/logprob_max_abs_diff"),
+        ("roll", "time/rollout_s"),
+        ("score", "time/reward_s"),
+        ("train", "time/train_s"),
+        ("sync", "time/sync_s"),
+        ("step_s", "time/step_s"),
+    ]
+    parts = [f"{name} {metrics[key]:.3g}" for name, key in shown if key in metrics]
+    console.print(f"step {step}: " + " ".join(parts), highlight=False)
+
+
+def held_out_pairs(config: RLConfig) -> list[Pair]:
+    """Return the held-out pairs measured during the run, the same at every measurement."""
+    data = config.data
+    pairs = [
+        pair
+        for loaded in load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+        for pair in loaded.pairs
+    ]
+    stride = max(1, len(pairs) // max(1, config.evaluation.samples))
+    return pairs[::stride][: config.evaluation.samples]
+
+
+def checkpoint(folder: RunFolder, step: int, pipeline: Pipeline, learner: LearnerGroup) -> None:
+    """Save learner and loop together; complete only once the folder has its final name."""
+    final = folder.path / "checkpoints" / f"step-{step:06d}"
+    part = final.with_name(final.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(final, ignore_errors=True)
+    learner.save(part / "learner")
+    (part / "loop.json").write_text(json.dumps({"step": step, **pipeline.state()}))
+    part.rename(final)
+    for old in complete_checkpoints(folder)[:-KEPT_CHECKPOINTS]:
+        shutil.rmtree(old)
+
+
+def complete_checkpoints(folder: RunFolder) -> list[Path]:
+    """Return the finished checkpoints, oldest first."""
+    found = (folder.path / "checkpoints").glob("step-[0-9]*")
+    return sorted(path for path in found if path.suffix != ".part")
+
+
+def resume(folder: RunFolder, pipeline: Pipeline, learner: LearnerGroup) -> int:
+    """Load the newest checkpoint, if any, and return the steps done.
+
+    Raises:
+        CheckpointError: the newest checkpoint cannot be read.
+    """
+    found = complete_checkpoints(folder)
+    if not found:
+        folder.keep_metrics_until(-1)
+        return 0
+    newest = found[-1]
+    try:
+        state: dict[str, Any] = json.loads((newest / "loop.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{newest}: unreadable ({error}); delete this folder to go back to the one before"
+        ) from error
+    learner.load(newest / "learner")
+    pipeline.restore(state)
+    folder.keep_metrics_until(state["step"])
+    log.info("resumed after step %d from %s", state["step"], newest)
+    return int(state["step"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(RLConfig, main, roles=roles))

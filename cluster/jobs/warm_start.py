@@ -1,0 +1,130 @@
+"""Supervised training of a Reasoner on written traces, or of sight on captions.
+
+Example: python -m cluster.jobs.warm_start configs/demo/warm_start.yaml learner.ranks=1
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import ray
+
+from cluster.entry import describe, run_job
+from cluster.learner_group import LearnerGroup, learner_role
+from cluster.run_folder import RunFolder
+from cluster.session import Role, session
+from cluster.stage import train_stage
+from cluster.tracking import Tracker
+from configs.schema import WarmStartConfig
+from data.chat import ChatEncoder
+from data.datasets import supervised_rows
+from data.media import load_pictures
+from data.model_folder import load_processor
+from data.records import load_sets
+from data.types import Content, Picture, Pictures, TrainSample
+
+Row = tuple[str, Content, str]
+"""Key, prompt, response."""
+
+
+def roles(config: WarmStartConfig) -> list[Role]:
+    """Return what the job asks Ray for."""
+    return [learner_role(config.learner)]
+
+
+def main(config: WarmStartConfig) -> int:
+    """Train, stop on what the stage must reach, export."""
+    folder = RunFolder(config, job="warm_start")
+    if folder.finished:
+        print(f"{folder.path}: already finished; delete the folder to run it again")
+        return 0
+    rows = {split: load_rows(config, split) for split in ("train", "eval")}
+    tracker = Tracker(config, describe(config), job="warm_start", folder=folder.path)
+    encoder = ChatEncoder(load_processor(config.model), config.data.media)
+    with session(roles(config), namespace=str(folder.path.absolute())):
+        group = LearnerGroup(config.learner)
+        group.build_supervised(
+            model=config.model,
+            media=config.data.media,
+            total_steps=config.steps,
+            seed=config.run.seed,
+        )
+        held_out, pictures = encode(rows["eval"], encoder, config)
+        held_out_ref = ray.put(pictures)
+        facts = train_stage(
+            folder.path.name,
+            batches=batches(rows["train"], encoder, config),
+            train=lambda batch: group.train_supervised(batch[0], ray.put(batch[1])),
+            measure=lambda: group.evaluate_supervised(held_out, held_out_ref),
+            steps=config.steps,
+            evaluation=config.evaluation,
+            stop=config.stop,
+            folder=folder,
+            tracker=tracker,
+        )
+        group.export(folder.path / "export")
+        group.close()
+    folder.finish(**facts)
+    tracker.close(ok=True)
+    return 0
+
+
+def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
+    """Return all (key, prompt, response) of the data sets, weighted sets repeated in `batches`."""
+    sets = config.data.train if split == "train" else config.data.eval
+    rows: list[Row] = []
+    for settings, loaded in zip(
+        sets, load_sets(sets, max_bad_rows=config.data.max_bad_rows), strict=True
+    ):
+        for bad in loaded.bad_rows:
+            print(f"quarantined: {bad.reason}", file=sys.stderr)
+        rows += supervised_rows(loaded, data=config.data, caption=settings.format == "caption")
+    if split == "eval":
+        order = np.random.default_rng(config.run.seed).permutation(len(rows))
+        rows = [rows[int(i)] for i in order[: config.evaluation.samples]]
+    return rows
+
+
+def batches(
+    rows: list[Row], encoder: ChatEncoder, config: WarmStartConfig
+) -> Iterator[tuple[list[TrainSample], Pictures]]:
+    """Yield shuffled batches without end, epoch after epoch."""
+    size = min(config.batch, len(rows))
+    epoch = 0
+    while True:
+        order = np.random.default_rng([config.run.seed, epoch]).permutation(len(rows))
+        for start in range(0, len(rows) - size + 1, size):
+            chosen = [rows[int(i)] for i in order[start : start + size]]
+            yield encode(chosen, encoder, config)
+        epoch += 1
+
+
+def encode(
+    rows: list[Row], encoder: ChatEncoder, config: WarmStartConfig
+) -> tuple[list[TrainSample], Pictures]:
+    """Return the rows as training samples, and their decoded pictures.
+
+    A row whose picture cannot be decoded is left out with a message.
+    """
+    uris = [part.uri for _, content, _ in rows for part in content if isinstance(part, Picture)]
+    pictures, failed = load_pictures(uris, config.data.media)
+    samples = []
+    for key, content, response in rows:
+        lost = [p.uri for p in content if isinstance(p, Picture) and p.uri in failed]
+        if lost:
+            print(f"quarantined: {key}: {failed[lost[0]]}", file=sys.stderr)
+            continue
+        prompt = encoder.encode(content, pictures)
+        samples.append(
+            TrainSample(
+                key=key,
+                content=content,
+                prompt_ids=np.array(prompt.expanded),
+                response_ids=np.array(encoder.response_ids(response)),
+            )
+        )
+    return samples, pictures
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(WarmStartConfig, main, roles=roles))

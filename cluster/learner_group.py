@@ -1,0 +1,307 @@
+"""The learner group: DeepSpeed ranks as Ray actors, one step at a time, weights into the store.
+
+A fixed group: when a rank is lost or fails, the others cannot go on, so all are stopped and the
+job continues from its last checkpoint with a new group.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cluster.session import Role, actor_options, place
+from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
+from data.errors import ActorLost, ClusterError, EmbedRLError
+from data.types import (
+    Content,
+    ContrastPair,
+    EmbedRequest,
+    ParamSpec,
+    StepReport,
+    TrainSample,
+)
+from learner.batching import plan_micro_batches
+from learner.export import manifest, weight_buckets
+from learner.worker import (
+    ContrastiveObjective,
+    LearnerPlan,
+    LearnerWorker,
+    PolicyObjective,
+    SupervisedObjective,
+)
+
+START_TIMEOUT_S = 300.0
+"""Longest wait for the ranks to find each other."""
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+GRACE_S = 5.0
+"""After one failure the other ranks get this long to show theirs: the cause is often there."""
+
+
+def learner_role(config: LearnerConfig) -> Role:
+    """Return what the group asks Ray for."""
+    return Role("learner", config.ranks, config.cpus, config.gpus)
+
+
+class LearnerRank(LearnerWorker):
+    """One rank in a Ray actor."""
+
+    def address(self) -> str:
+        """Return the address of this rank's node."""
+        return ray.util.get_node_ip_address()
+
+    def put_weights(self) -> tuple[tuple[ParamSpec, ...], list[Any]]:
+        """Put the weights into the object store; other ranks than 0 only take part in gathering.
+
+        Returns:
+            The specification of every tensor, and the buckets' references.
+        """
+        named = self.parameters()
+        if self.rank != 0:
+            for _ in named:
+                pass
+            return (), []
+        specs: list[ParamSpec] = []
+        refs = []
+        for bucket in weight_buckets(named):
+            specs += manifest(bucket)
+            refs.append(ray.put(bucket))
+        return tuple(specs), refs
+
+
+class LearnerGroup:
+    """The ranks, started and joined; build it for one objective, then train.
+
+    Pictures are given as a reference to a dict from uri to uint8 [H, W, 3].
+
+    Raises:
+        ClusterError: the ranks got no place, or did not find each other in time.
+    """
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self.config = config
+        role = learner_role(config)
+        self._group = place(role)
+        self._ranks: list[Any] = []
+        remote = ray.remote(LearnerRank)
+        for index in range(config.ranks):
+            options = actor_options(role, self._group, index)
+            if not config.gpus:
+                options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] = "cpu"
+            self._ranks.append(remote.options(**options).remote(index, config.ranks))
+        first = self._ranks[0]
+        limit = min(START_TIMEOUT_S, config.timeout_s)
+        [address] = self._all([first.address.remote()], "starting rank 0", limit)
+        [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
+        joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
+        self._all(joins, f"meeting at {address}:{port}", limit)
+
+    def build_policy(
+        self,
+        *,
+        model: str,
+        media: MediaConfig,
+        total_steps: int,
+        seed: int,
+        grpo: GRPOConfig,
+        temperature: float,
+    ) -> None:
+        """Load a Reasoner for RL; its folder is also the frozen reference."""
+        objective = PolicyObjective(reference=_absolute(model), grpo=grpo, temperature=temperature)
+        self._build(objective, model, media, total_steps, seed)
+
+    def build_supervised(
+        self, *, model: str, media: MediaConfig, total_steps: int, seed: int
+    ) -> None:
+        """Load a Reasoner for supervised training."""
+        self._build(SupervisedObjective(), model, media, total_steps, seed)
+
+    def build_contrastive(
+        self, *, model: str, media: MediaConfig, total_steps: int, seed: int, temperature: float
+    ) -> None:
+        """Load an Embedder for contrastive training."""
+        objective = ContrastiveObjective(temperature=temperature)
+        self._build(objective, model, media, total_steps, seed)
+
+    def train_policy(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
+        """Take one policy step; without samples nothing is changed, and that is reported."""
+        if not samples:
+            return StepReport(
+                metrics={"train/tokens": 0.0, "policy/skipped_steps": 1.0}, seconds=0.0
+            )
+        tokens = _response_tokens(samples)
+        return self._step(
+            [
+                rank.train_policy.remote(share, pictures, total_tokens=tokens)
+                for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+            ],
+            "training the policy",
+        )
+
+    def train_supervised(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
+        """Take one supervised step."""
+        tokens = _response_tokens(samples)
+        return self._step(
+            [
+                rank.train_supervised.remote(share, pictures, total_tokens=tokens)
+                for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+            ],
+            "supervised training",
+        )
+
+    def evaluate_supervised(
+        self, samples: Sequence[TrainSample], pictures: Any
+    ) -> dict[str, float]:
+        """Return `eval/loss`, `eval/token_accuracy` and `eval/exact` (share of samples)."""
+        refs = [
+            rank.evaluate_supervised.remote(share, pictures)
+            for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+        ]
+        return self._all(refs, "evaluating")[0]
+
+    def train_contrastive(self, rows: Sequence[ContrastPair], pictures: Any) -> StepReport:
+        """Take one contrastive step; every row is a negative for all others of other keys."""
+        return self._step(
+            [
+                rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures)
+                for index, rank in enumerate(self._ranks)
+            ],
+            "contrastive training",
+        )
+
+    def embed(self, contents: Sequence[Content], pictures: Any) -> np.ndarray:
+        """Return unit vectors of the contents by the model in training, float32 [N, D]."""
+        requests = [EmbedRequest(key=str(i), content=one) for i, one in enumerate(contents)]
+        refs = [
+            rank.embed.remote(requests[index :: self.config.ranks], pictures)
+            for index, rank in enumerate(self._ranks)
+        ]
+        vectors: dict[str, np.ndarray] = {}
+        for some in self._all(refs, "embedding"):
+            vectors.update(some)
+        return np.stack([vectors[request.key] for request in requests])
+
+    def publish(self, version: int, store: Any) -> int:
+        """Put the weights into the object store, register them, and return their bytes."""
+        refs = [rank.put_weights.remote() for rank in self._ranks]
+        specs, buckets = self._all(refs, f"publishing version {version}")[0]
+        self._all([store.publish.remote(version, specs, buckets)], f"registering version {version}")
+        return sum(int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype] for spec in specs)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint: complete, or not there at all."""
+        self._all([r.save.remote(_absolute(folder)) for r in self._ranks], f"saving {folder}")
+
+    def load(self, folder: str | Path) -> int:
+        """Continue from a checkpoint; return how many steps it had taken."""
+        refs = [rank.load.remote(_absolute(folder)) for rank in self._ranks]
+        return self._all(refs, f"loading {folder}")[0]
+
+    def export(self, folder: str | Path) -> None:
+        """Write the model as a Hugging Face folder."""
+        self._all([r.export.remote(_absolute(folder)) for r in self._ranks], f"exporting {folder}")
+
+    def close(self) -> None:
+        """Stop the ranks and give their bundles back."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+        ray.util.remove_placement_group(self._group)
+
+    def _build(
+        self,
+        objective: PolicyObjective | SupervisedObjective | ContrastiveObjective,
+        model: str,
+        media: MediaConfig,
+        steps: int,
+        seed: int,
+    ) -> None:
+        plan = LearnerPlan(
+            model=_absolute(model),
+            objective=objective,
+            learner=self.config,
+            media=media,
+            steps=steps,
+            seed=seed,
+        )
+        self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {model}")
+
+    def _shares(self, samples: Sequence[TrainSample]) -> list[list[list[TrainSample]]]:
+        """Return the samples by [rank][micro-batch]."""
+        plan = plan_micro_batches(
+            [len(one.prompt_ids) + len(one.response_ids) for one in samples],
+            ranks=self.config.ranks,
+            budget_tokens=self.config.micro_batch_tokens,
+        )
+        return [[[samples[i] for i in micro] for micro in share] for share in plan]
+
+    def _step(self, refs: Sequence[Any], what: str) -> StepReport:
+        """Return the report of a step: metrics are the same on every rank."""
+        start = time.perf_counter()
+        report: StepReport = self._all(refs, what)[0]
+        return StepReport(metrics=report.metrics, seconds=time.perf_counter() - start)
+
+    def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
+        """Return what each rank answers; at the first failure stop the group and raise it.
+
+        Raises:
+            ActorLost: a rank died; it is named.
+            ClusterError: ranks did not answer in time; they are named.
+            EmbedRLError: what a rank itself raised.
+        """
+        limit = self.config.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit
+        waiting = {ref: index for index, ref in enumerate(refs)}
+        answers: dict[int, Any] = {}
+        failures: dict[int, RayError] = {}
+        while waiting:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+            if not ready:
+                break
+            index = waiting.pop(ready[0])
+            try:
+                answers[index] = ray.get(ready[0])
+            except RayError as error:
+                failures[index] = error
+                deadline = min(deadline, time.monotonic() + GRACE_S)
+        if not waiting and not failures:
+            return [answers[index] for index in range(len(refs))]
+        self.close()
+        if failures:
+            raise _cause(failures, what)
+        late = ", ".join(f"rank {index}" for index in sorted(waiting.values()))
+        raise ClusterError(
+            f"learner: {what}: no answer within {limit:.0f} s from {late}; see that rank's log, "
+            "or raise learner.timeout_s"
+        )
+
+
+def _absolute(folder: str | Path) -> str:
+    return str(Path(folder).absolute())
+
+
+def _response_tokens(samples: Sequence[TrainSample]) -> int:
+    return sum(len(sample.response_ids) for sample in samples)
+
+
+def _cause(failures: Mapping[int, RayError], what: str) -> Exception:
+    """Return the failure that explains the others: a death, then our own errors, then any."""
+    for index, error in sorted(failures.items()):
+        if isinstance(error, RayActorError):
+            return ActorLost(
+                f"learner rank {index} died while {what} ({error}); the group is stopped, start a "
+                "new one from the last checkpoint"
+            )
+    causes = {
+        index: error.cause if isinstance(error, RayTaskError) else error
+        for index, error in sorted(failures.items())
+    }
+    for cause in causes.values():
+        if isinstance(cause, EmbedRLError):
+            return cause
+    index, cause = next(iter(causes.items()))
+    return ClusterError(f"learner rank {index} failed while {what}: {cause!r}")

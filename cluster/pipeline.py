@@ -1,0 +1,416 @@
+"""The EG-RL loop. One step: sample traces, embed and rank them, train, publish and pull weights.
+
+    pairs -> [rollout pool] -> trajectories -> [reward pool] -> rewards -> advantages
+      ^                                                                      |
+      +--- version v+1 <- [object store] <- weights <- [learner group] <-----+
+
+What travels: trajectories and rewards by key; pictures once a step through the object store;
+weights as buckets through the object store, named by a version.
+"""
+
+import logging
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.learner_group import LearnerGroup
+from cluster.pools import RewardPool, RolloutPool
+from configs.schema import RLConfig
+from data.datasets import PairFeed
+from data.embed_inputs import embed_content
+from data.errors import WeightSyncError
+from data.media import load_pictures
+from data.prompts import reasoner_content, templates_version
+from data.types import (
+    Content,
+    DroppedTrajectory,
+    EmbedRequest,
+    GenerationRequest,
+    GroupKey,
+    Pair,
+    ScoredTrajectory,
+    Side,
+    TrainSample,
+    Trajectory,
+    TrajectoryKey,
+)
+from evaluation.metrics import hit_at_1
+from learner.advantages import group_advantages, has_spread
+from reward.score import score_round
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step did, for the run folder, the tracker and the console."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    """One per trajectory, dropped ones included."""
+
+
+class PhaseClock:
+    """Seconds per phase of one step."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.phases: Counter[str] = Counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside as that phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] += time.perf_counter() - began
+
+    def metrics(self) -> dict[str, float]:
+        """Return `time/<phase>_s`, `time/other_s` and their sum `time/step_s`."""
+        total = time.perf_counter() - self.started
+        named = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
+        return {
+            **named,
+            "time/other_s": total - sum(self.phases.values()),
+            "time/step_s": total,
+        }
+
+
+class Pipeline:
+    """Runs steps over pools that exist; owns the policy version and the order of pairs."""
+
+    def __init__(
+        self,
+        config: RLConfig,
+        *,
+        feed: PairFeed,
+        rollout: RolloutPool,
+        reward: RewardPool,
+        learner: LearnerGroup,
+        store: Any,
+    ) -> None:
+        self.config = config
+        self.feed = feed
+        self.rollout = rollout
+        self.reward = reward
+        self.learner = learner
+        self.store = store
+        self.version = 0
+        self.serial = 0
+        self.max_frames = config.data.media.max_frames
+
+    def step(self) -> StepResult:
+        """Train on one batch of pairs; both sides are reasoned about, n traces each."""
+        clock = PhaseClock()
+        dropped: list[DroppedTrajectory] = []
+        with clock.phase("data"):
+            pairs = self._next_pairs()
+            requests = self._requests(pairs)
+            pictures, requests, lost = self._with_pictures(pairs, requests)
+            dropped += lost
+        with clock.phase("rollout"):
+            trajectories, lost = self.rollout.generate(requests, pictures)
+            dropped += lost
+        with clock.phase("reward"):
+            scored, lost = self._score(trajectories, pairs, pictures)
+            dropped += lost
+        with clock.phase("train"):
+            advantages, skipped = self._advantages(scored)
+            samples = self._samples(scored, advantages, {r.key: r.content for r in requests})
+            trained = self.learner.train_policy(samples, pictures)
+        oldest = min((one.min_version for one in trajectories), default=self.version)
+        staleness = self.version - oldest
+        with clock.phase("sync"):
+            synced = self.sync()
+        self._check_parity(trained.metrics)
+        metrics = {
+            **trained.metrics,
+            **synced,
+            **_reward_metrics(scored),
+            **_rollout_metrics(trajectories, clock.phases["rollout"]),
+            "staleness/max": float(staleness),
+            "group/skipped": float(skipped),
+            "group/count": float(len({one.trajectory.key.group for one in scored})),
+            "policy/version": float(self.version),
+        }
+        reasons = Counter(one.reason for one in dropped)
+        metrics |= {f"dropped/{reason}": float(count) for reason, count in reasons.items()}
+        metrics["dropped/total"] = float(len(dropped))
+        contents = {request.key: request.content for request in requests}
+        rows = [
+            *(self._row(one, pairs, contents, advantages) for one in scored),
+            *({"key": str(d.key), "dropped": f"{d.reason}: {d.detail}"} for d in dropped),
+        ]
+        return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows)
+
+    def sync(self) -> dict[str, float]:
+        """Publish the learner's weights as the next version and have every engine load them.
+
+        Raises:
+            WeightSyncError: an engine holds something else than what was sent.
+        """
+        self.version += 1
+        self.learner.publish(self.version, self.store)
+        reports = self.rollout.pull_weights(self.version)
+        wrong = {report.mismatched for report in reports if report.mismatched}
+        if wrong:
+            raise WeightSyncError(
+                f"version {self.version}: engines hold other bits than the learner sent for "
+                f"{sorted(set().union(*wrong))[:5]}; the run stops, its last checkpoint is good"
+            )
+        return {
+            "sync/checksum_ok": 1.0,
+            "sync/tensors": float(sum(report.tensors for report in reports)),
+            "sync/bytes": float(sum(report.bytes for report in reports)),
+        }
+
+    def held_out(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Return hit@1 of greedy traces on held-out pairs, candidates reasoned about as well."""
+        ends = {(pair.item(side).key(), side): pair for pair in pairs for side in Side}
+        keys = {
+            end: TrajectoryKey(GroupKey(index, pair.pair_id, end[1]), 0)
+            for index, (end, pair) in enumerate(ends.items())
+        }
+        requests = [
+            GenerationRequest(
+                key=keys[end], content=self._content(pair, end[1]), seed=0, greedy=True
+            )
+            for end, pair in ends.items()
+        ]
+        decoded, failed = load_pictures(
+            (uri for pair in pairs for side in Side for uri in pair.item(side).uris),
+            self.config.data.media,
+        )
+        for reason in failed.values():
+            log.warning("held-out picture left out: %s", reason)
+        pictures = ray.put(decoded)
+        trajectories, lost = self.rollout.generate(requests, pictures)
+        texts = {one.key: one.text for one in trajectories}
+        inputs = [
+            EmbedRequest(
+                key=str(key),
+                content=embed_content(
+                    ends[end].item(end[1]),
+                    texts[key],
+                    max_frames=self.max_frames,
+                    evidence=self.config.reward.evidence,
+                ),
+            )
+            for end, key in keys.items()
+            if key in texts
+        ]
+        vectors, unembedded = self.reward.embed(inputs, pictures)
+        found: dict[Side, dict[str, np.ndarray]] = {side: {} for side in Side}
+        for (content, side), key in keys.items():
+            if str(key) in vectors:
+                found[side][content] = vectors[str(key)]
+        kept = [
+            pair for pair in pairs if all(pair.item(side).key() in found[side] for side in Side)
+        ]
+        if len(kept) < len(pairs):
+            log.warning(
+                "held-out: %d of %d pairs left out (%d traces, %d embeddings failed)",
+                len(pairs) - len(kept),
+                len(pairs),
+                len(lost),
+                len(unembedded),
+            )
+        return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run must know besides the learner's checkpoint."""
+        return {"version": self.version, "serial": self.serial, "feed": self.feed.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stored state; the next `sync` gives the engines the weights."""
+        self.version = state["version"]
+        self.serial = state["serial"]
+        self.feed.restore(state["feed"])
+
+    def _next_pairs(self) -> dict[int, Pair]:
+        """Return the next batch by the serial numbers that identify its groups."""
+        pairs = self.feed.next()
+        numbered = {self.serial + index: pair for index, pair in enumerate(pairs)}
+        self.serial += len(pairs)
+        return numbered
+
+    def _content(self, pair: Pair, side: Side) -> Content:
+        return reasoner_content(
+            pair, side, templates=self.config.data.templates, max_frames=self.max_frames
+        )
+
+    def _requests(self, pairs: Mapping[int, Pair]) -> list[GenerationRequest]:
+        requests = []
+        for serial, pair in pairs.items():
+            for side in Side:
+                content = self._content(pair, side)
+                for sibling in range(self.config.siblings):
+                    key = TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+                    seed = zlib.crc32(f"{self.config.run.seed}/{key}".encode())
+                    requests.append(GenerationRequest(key=key, content=content, seed=seed))
+        return requests
+
+    def _with_pictures(
+        self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
+    ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
+        """Decode the step's pictures once and put them into the object store."""
+        decoded, failed = load_pictures(
+            (uri for pair in pairs.values() for side in Side for uri in pair.item(side).uris),
+            self.config.data.media,
+        )
+        kept, dropped = [], []
+        for request in requests:
+            group = request.key.group
+            item = pairs[group.serial].item(group.side)
+            bad = [failed[uri] for uri in item.uris if uri in failed]
+            if bad:
+                dropped.append(DroppedTrajectory(request.key, "bad_picture", bad[0]))
+            else:
+                kept.append(request)
+        return ray.put(decoded), kept, dropped
+
+    def _score(
+        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
+    ) -> tuple[list[ScoredTrajectory], list[DroppedTrajectory]]:
+        inputs = [
+            EmbedRequest(
+                key=str(one.key),
+                content=embed_content(
+                    pairs[one.key.group.serial].item(one.key.group.side),
+                    one.text,
+                    max_frames=self.max_frames,
+                    evidence=self.config.reward.evidence,
+                ),
+            )
+            for one in trajectories
+        ]
+        vectors, failed = self.reward.embed(inputs, pictures)
+        for key, reason in failed.items():
+            log.warning("%s: not embedded: %s", key, reason)
+        return score_round(
+            trajectories, vectors, pairs, reward=self.config.reward, max_frames=self.max_frames
+        )
+
+    def _advantages(
+        self, scored: Sequence[ScoredTrajectory]
+    ) -> tuple[dict[TrajectoryKey, float], int]:
+        """Return advantages by key, and how many groups had no spread and are skipped."""
+        groups: dict[GroupKey, list[ScoredTrajectory]] = {}
+        for one in scored:
+            groups.setdefault(one.trajectory.key.group, []).append(one)
+        advantages: dict[TrajectoryKey, float] = {}
+        skipped = 0
+        for members in groups.values():
+            rewards = np.array([one.parts.total for one in members])
+            if not has_spread(rewards, min_spread=self.config.grpo.min_spread):
+                skipped += 1
+                continue
+            values = group_advantages(rewards, std_floor=self.config.grpo.std_floor)
+            for one, value in zip(members, values, strict=True):
+                advantages[one.trajectory.key] = float(value)
+        return advantages, skipped
+
+    def _samples(
+        self,
+        scored: Sequence[ScoredTrajectory],
+        advantages: Mapping[TrajectoryKey, float],
+        contents: Mapping[TrajectoryKey, Content],
+    ) -> list[TrainSample]:
+        return [
+            TrainSample(
+                key=str(one.trajectory.key),
+                content=contents[one.trajectory.key],
+                prompt_ids=one.trajectory.prompt_ids,
+                response_ids=one.trajectory.response_ids,
+                advantage=advantages[one.trajectory.key],
+                logprobs=one.trajectory.logprobs,
+            )
+            for one in scored
+            if one.trajectory.key in advantages
+        ]
+
+    def _check_parity(self, metrics: Mapping[str, float]) -> None:
+        gap = metrics.get("sync/logprob_max_abs_diff", 0.0)
+        if not gap <= self.config.logprob_tolerance:
+            raise WeightSyncError(
+                f"version {self.version - 1}: engine and learner log-probabilities of the same "
+                f"tokens differ by {gap:.3g}, more than logprob_tolerance="
+                f"{self.config.logprob_tolerance:g}; the engine did not sample from the learner's "
+                "weights"
+            )
+
+    def _row(
+        self,
+        one: ScoredTrajectory,
+        pairs: Mapping[int, Pair],
+        contents: Mapping[TrajectoryKey, Content],
+        advantages: Mapping[TrajectoryKey, float],
+    ) -> dict[str, Any]:
+        trajectory, parts = one.trajectory, one.parts
+        group = trajectory.key.group
+        content = contents[trajectory.key]
+        return {
+            "key": str(trajectory.key),
+            "pair": group.pair_id,
+            "side": str(group.side),
+            "source": pairs[group.serial].source,
+            "prompt": "\n".join(part for part in content if isinstance(part, str)),
+            "pictures": [part.uri for part in content if not isinstance(part, str)],
+            "templates": templates_version(self.config.data.templates),
+            "text": trajectory.text,
+            "tokens": len(trajectory.response_ids),
+            "finish": trajectory.finish,
+            "reward/total": parts.total,
+            "reward/format": parts.format,
+            "reward/outcome": parts.outcome,
+            "rank/accuracy": parts.accuracy,
+            "rank/margin": parts.margin,
+            "rank/gold": parts.rank,
+            "advantage": advantages.get(trajectory.key),
+            "min_version": trajectory.min_version,
+            "max_version": trajectory.max_version,
+            "retrieved": list(one.retrieved),
+            "dropped": None,
+        }
+
+
+def _mean(scored: Sequence[ScoredTrajectory], read: Callable[[ScoredTrajectory], float]) -> float:
+    return float(np.mean([read(one) for one in scored]))
+
+
+def _reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
+    """Return the means over the step's scored traces; nothing where there are none."""
+    if not scored:
+        return {}
+    metrics = {
+        "reward/total": _mean(scored, lambda one: one.parts.total),
+        "reward/format": _mean(scored, lambda one: one.parts.format),
+        "reward/outcome": _mean(scored, lambda one: one.parts.outcome),
+        "rank/accuracy": _mean(scored, lambda one: one.parts.accuracy),
+        "rank/margin": _mean(scored, lambda one: one.parts.margin),
+        "rank/gold_mean": _mean(scored, lambda one: float(one.parts.rank)),
+    }
+    for side in Side:
+        some = [one for one in scored if one.trajectory.key.group.side is side]
+        if some:
+            metrics[f"reward/{side}"] = _mean(some, lambda one: one.parts.total)
+    return metrics
+
+
+def _rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
+    tokens = [len(one.response_ids) for one in trajectories]
+    if not tokens:
+        return {}
+    return {
+        "rollout/tokens_per_s": sum(tokens) / seconds,
+        "rollout/tokens_mean": float(np.mean(tokens)),
+        "rollout/cut_share": float(np.mean([one.finish == "length" for one in trajectories])),
+    }

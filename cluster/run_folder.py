@@ -1,0 +1,120 @@
+"""The folder of one run: resolved settings, metrics, trajectories, checkpoints, export."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import ConfigError
+from configs.load import to_flat, to_yaml
+
+
+def project_root() -> Path:
+    """Return the folder that relative paths in settings start from.
+
+    EMBED_RL_ROOT where set. A job submitted with a working directory runs in Ray's copy of it,
+    which vanishes: there it is the folder of the virtual environment. Else the current folder.
+
+    Raises:
+        ConfigError: a submitted job without either.
+    """
+    named = os.environ.get("EMBED_RL_ROOT")
+    if named:
+        return Path(named)
+    if "runtime_resources" not in Path.cwd().parts:
+        return Path.cwd()
+    beside = Path(sys.prefix).parent
+    if (beside / "setup.cfg").is_file():
+        return beside
+    raise ConfigError(
+        "a submitted job runs in a temporary copy of the working directory, so relative paths "
+        "have no home: set EMBED_RL_ROOT to a folder that all nodes share, e.g. "
+        '--runtime-env-json \'{"env_vars": {"EMBED_RL_ROOT": "/shared/embed-rl"}}\''
+    )
+
+
+class RunFolder:
+    """Owns the files of one run; created once per job."""
+
+    def __init__(self, config: Any, *, job: str) -> None:
+        """Open or create the folder ``config.run.dir``.
+
+        Raises:
+            ConfigError: the folder holds a run with other settings; the keys are listed.
+        """
+        self.path = Path(config.run.dir)
+        self.job = job
+        self.started = time.time()
+        self.path.mkdir(parents=True, exist_ok=True)
+        resolved = self.path / "resolved.yaml"
+        text = to_yaml(config)
+        if resolved.is_file() and resolved.read_text() != text:
+            changed = _changed_keys(resolved.read_text(), config)
+            raise ConfigError(
+                f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose "
+                "another run.dir, or delete the folder to start over"
+            )
+        write_atomically(resolved, text)
+        self.metrics_path = self.path / "metrics.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job ran to its end before."""
+        return (self.path / "stage.json").is_file()
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one step's metrics."""
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the metrics of later steps: a resumed run measures them again."""
+        if self.metrics_path.is_file():
+            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            # A killed run may leave half a line at the end.
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            write_atomically(self.metrics_path, "".join(kept))
+
+    def write_trajectories(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write `trajectories/step-NNNNNN.parquet`."""
+        folder = self.path / "trajectories"
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"step-{step:06d}.parquet")
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write a JSON file into the folder."""
+        path = self.path / name
+        write_atomically(path, json.dumps(value, indent=2) + "\n")
+        return path
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the job as done, with how long it took."""
+        seconds = round(time.time() - self.started, 1)
+        self.write_json("stage.json", {"job": self.job, "seconds": seconds, **facts})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new one, never half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _changed_keys(old_yaml: str, config: Any) -> list[str]:
+    from omegaconf import OmegaConf
+
+    old = to_flat(OmegaConf.create(old_yaml))
+    new = to_flat(config)
+    keys = sorted(set(old) | set(new))
+    return [
+        f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ][:8]

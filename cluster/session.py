@@ -1,0 +1,143 @@
+"""One job's connection to Ray: what the plan asks for, whether the cluster has it, and waiting.
+
+Ray's address: RAY_ADDRESS where set (as in a submitted job), else a Ray of the job's own.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from data.errors import ActorLost, ClusterError, NotEnoughResources
+
+PLACEMENT_TIMEOUT_S = 120.0
+QUIET_ENV = {
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A fixed number of equal actors, each asking for its share of CPUs and GPUs."""
+
+    name: str
+    actors: int
+    cpus: float
+    gpus: float
+
+
+@contextmanager
+def session(roles: Sequence[Role], *, namespace: str) -> Iterator[None]:
+    """Connect to Ray, refuse a plan that cannot fit, and disconnect at the end.
+
+    Raises:
+        NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    own: dict[str, Any] = {} if address else {"include_dashboard": False}
+    ray.init(
+        address=address or "local",
+        namespace=namespace,
+        runtime_env={"env_vars": QUIET_ENV},
+        logging_level=logging.WARNING,
+        log_to_driver=True,
+        **own,
+    )
+    try:
+        check_resources(roles, ray.cluster_resources())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:
+    """Compare what the roles ask for with what the cluster has in all.
+
+    Raises:
+        NotEnoughResources: naming every role and the key to change.
+    """
+    short = []
+    for unit, asked in (
+        ("CPU", sum(role.actors * role.cpus for role in roles)),
+        ("GPU", sum(role.actors * role.gpus for role in roles)),
+    ):
+        has = available.get(unit, 0.0)
+        if asked > has + 1e-6:
+            short.append(f"{asked:g} {unit}s asked, {has:g} in the cluster")
+    if short:
+        plan = "; ".join(f"{r.name}: {r.actors} x ({r.cpus:g} CPU, {r.gpus:g} GPU)" for r in roles)
+        raise NotEnoughResources(
+            f"{' and '.join(short)}. Plan: {plan}. Lower actors/ranks, cpus or gpus of a role in "
+            "the config, or add nodes to the cluster."
+        )
+
+
+def place(role: Role) -> PlacementGroup:
+    """Reserve one bundle per actor of the role; wait until Ray grants them.
+
+    Raises:
+        ClusterError: not granted in time; the message says what is free.
+    """
+    # Ray counts in ten-thousandths; a bundle must ask for something.
+    bundle = {"CPU": max(role.cpus, 0.0001)}
+    if role.gpus:
+        bundle["GPU"] = role.gpus
+    group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
+    if not group.wait(PLACEMENT_TIMEOUT_S):
+        raise ClusterError(
+            f"{role.name}: waited {PLACEMENT_TIMEOUT_S:.0f} s for {role.actors} x {bundle}; free "
+            f"now: {ray.available_resources()}. Another job may hold them, or a bundle is larger "
+            "than any single node."
+        )
+    return group
+
+
+def actor_options(role: Role, group: PlacementGroup, index: int) -> dict[str, Any]:
+    """Return Ray options that put actor ``index`` of the role into its bundle."""
+    return {
+        "name": f"{role.name}-{index}",
+        "num_cpus": max(role.cpus, 0.0001),
+        "num_gpus": role.gpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=index
+        ),
+        "runtime_env": {
+            "env_vars": {**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
+        },
+    }
+
+
+def wait_for(
+    refs: Sequence[Any], names: Sequence[str], *, timeout_s: float, what: str
+) -> list[Any]:
+    """Return the results of calls to several actors, in their order.
+
+    Raises:
+        ClusterError: some did not answer in time; they are named.
+        ActorLost: an actor died; it is named.
+        Exception: whatever a call itself raised.
+    """
+    try:
+        return ray.get(list(refs), timeout=timeout_s)
+    except GetTimeoutError as error:
+        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+        late = [name for name, ref in zip(names, refs, strict=True) if ref not in done]
+        raise ClusterError(
+            f"{what}: no answer within {timeout_s:.0f} s from {', '.join(late)}"
+        ) from error
+    except RayActorError as error:
+        raise ActorLost(f"{what}: an actor of {', '.join(names)} died: {error}") from error
+    except RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, Exception) else error) from error

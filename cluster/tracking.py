@@ -1,0 +1,74 @@
+"""MLflow, written by the driver only: parameters, metrics per step, files."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow
+from mlflow.entities import Metric, Param
+
+PARAM_BYTES = 500
+
+
+class Tracker:
+    """One MLflow run; the same run id goes on when a job resumes."""
+
+    def __init__(self, config: Any, params: Mapping[str, Any], *, job: str, folder: Path) -> None:
+        """Open the run whose id is kept in the run folder, or create one.
+
+        The store is MLFLOW_TRACKING_URI, else SQLite at `mlflow.db` beside the run folders.
+        """
+        home = runs_folder(folder)
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri(f"sqlite:///{(home / 'mlflow.db').absolute()}")
+        self.client = mlflow.MlflowClient()
+        experiment = self.client.get_experiment_by_name(config.run.experiment)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self.client.create_experiment(
+                config.run.experiment,
+                artifact_location=None
+                if os.environ.get("MLFLOW_TRACKING_URI")
+                else (home / "mlflow-artifacts").absolute().as_uri(),
+            )
+        )
+        kept = folder / "mlflow_run_id"
+        if kept.is_file():
+            self.run_id = kept.read_text().strip()
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            run = self.client.create_run(experiment_id, run_name=f"{folder.name}-{job}")
+            self.run_id = run.info.run_id
+            kept.write_text(self.run_id)
+            self.client.log_batch(
+                self.run_id,
+                params=[Param(key, str(value)[:PARAM_BYTES]) for key, value in params.items()],
+            )
+            self.client.log_artifact(self.run_id, str(folder / "resolved.yaml"))
+
+    def log(self, step: int, metrics: Mapping[str, float], *, time_ms: int) -> None:
+        """Write one step's metrics."""
+        self.client.log_batch(
+            self.run_id,
+            metrics=[Metric(key, float(value), time_ms, step) for key, value in metrics.items()],
+        )
+
+    def log_file(self, path: Path) -> None:
+        """Attach a file."""
+        self.client.log_artifact(self.run_id, str(path))
+
+    def close(self, *, ok: bool) -> None:
+        """End the run."""
+        self.client.set_terminated(self.run_id, status="FINISHED" if ok else "FAILED")
+
+
+def runs_folder(folder: Path) -> Path:
+    """Return the nearest parent named `runs`, else the run folder's parent."""
+    absolute = folder.absolute()
+    named = [parent for parent in absolute.parents if parent.name == "runs"]
+    return named[0] if named else absolute.parent

@@ -1,0 +1,121 @@
+"""YAML + dotted overrides -> a frozen config object; everything wrong is reported at once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from configs.errors import ConfigError
+from configs.schema import MISSING, problems
+
+T = TypeVar("T")
+_REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Return the settings in a YAML file, changed by ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, missing values, impossible combinations.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: config file not found")
+    found: list[str] = []
+    merged = OmegaConf.structured(cls)
+    for origin in (None, *overrides):
+        name = str(file) if origin is None else f"override '{origin}'"
+        try:
+            leaves = _leaves(OmegaConf.load(file) if origin is None else _override(origin))
+        except _REFUSALS as error:
+            found.append(f"{name}: {error}")
+            continue
+        for key, value in leaves:
+            try:
+                merged = OmegaConf.merge(merged, _nest(key, value))
+            except _REFUSALS:
+                found += [f"{name}: {text}" for text in _refused(merged, key, value)]
+    config: Any = None
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        found += [f"{file}: {key}: no value; set it in the file or as {key}=..." for key in missing]
+        # Something stands in for what is missing, so that the other problems show too.
+        filled = _fill(OmegaConf.to_container(merged, resolve=False))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), filled))
+        found += [f"{file}: {text}" for text in problems(config)]
+    except _REFUSALS as error:
+        found.append(f"{file}: {error}")
+    if found:
+        listed = "\n  ".join(found)
+        raise ConfigError(f"{len(found)} problem(s) in the settings:\n  {listed}")
+    return config
+
+
+def to_yaml(config: Any) -> str:
+    """Return the resolved settings as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_flat(config: Any) -> dict[str, Any]:
+    """Return dotted key -> value, lists as one value (for run parameters)."""
+
+    def walk(prefix: str, node: Any) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            return {prefix: node}
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat.update(walk(f"{prefix}.{key}" if prefix else str(key), value))
+        return flat
+
+    return walk("", OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def _override(text: str) -> Any:
+    if "=" not in text:
+        raise ConfigError("expected section.key=value")
+    return OmegaConf.from_dotlist([text])
+
+
+def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return each value with the path of its keys, to be merged one by one: all errors show."""
+
+    def walk(path: tuple[str, ...], node: Any) -> list[tuple[tuple[str, ...], Any]]:
+        if not isinstance(node, dict) or not node:
+            return [(path, node)]
+        return [leaf for key, value in node.items() for leaf in walk((*path, str(key)), value)]
+
+    plain = OmegaConf.to_container(tree, resolve=False)
+    if plain is not None and not isinstance(plain, dict):
+        raise ConfigError(f"expected a mapping of settings, found {type(plain).__name__}")
+    return walk((), plain) if plain else []
+
+
+def _nest(path: tuple[str, ...], value: Any) -> Any:
+    for key in reversed(path):
+        value = {key: value}
+    return OmegaConf.create(value)
+
+
+def _refused(merged: Any, path: tuple[str, ...], value: Any) -> list[str]:
+    """Return why a value cannot be merged; in a list of sections, for each entry and key."""
+    name = ".".join(path)
+    entries = [entry for entry in value if isinstance(entry, dict)] if type(value) is list else []
+    found = []
+    for part in [[{key: one}] for entry in entries for key, one in entry.items()] or [value]:
+        try:
+            OmegaConf.merge(merged, _nest(path, part))
+        except _REFUSALS as error:
+            found.append(f"{name}: {str(error).splitlines()[0]}")
+    return found or [f"{name}: not understood; lists are given whole, as {name}=[...]"]
+
+
+def _fill(node: Any) -> Any:
+    """Return plain settings with a text wherever a value is missing."""
+    if isinstance(node, dict):
+        return {key: _fill(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_fill(value) for value in node]
+    return "missing" if node == MISSING else node

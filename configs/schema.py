@@ -1,0 +1,430 @@
+"""Every setting of every job: frozen dataclasses, one docstring under each field.
+
+A wrong value is refused when the object is built; `problems()` of a job's config lists what is
+impossible in combination. Defaults live here and nowhere else.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MISSING = "???"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = MISSING
+    """Run folder; holds everything the job writes."""
+    seed: int = 0
+    """Decides data order, sampling and initial weights."""
+    experiment: str = "embed-rl"
+    """MLflow experiment. The tracking store is MLFLOW_TRACKING_URI, else SQLite under runs/."""
+
+
+@dataclass(frozen=True)
+class MediaConfig:
+    """Pixel and frame limits; factor-aligned sizes are chosen within them."""
+
+    image_min_pixels: int = 128 * 32 * 32
+    image_max_pixels: int = 768 * 32 * 32
+    page_min_pixels: int = 128 * 32 * 32
+    page_max_pixels: int = 768 * 32 * 32
+    frame_min_pixels: int = 128 * 32 * 32
+    frame_max_pixels: int = 300 * 32 * 32
+    crop_min_pixels: int = 128 * 32 * 32
+    crop_max_pixels: int = 768 * 32 * 32
+    max_frames: int = 8
+    """Frames shown of a video; longer ones are sampled uniformly."""
+    max_file_bytes: int = 64 << 20
+    """Larger files are refused before decoding."""
+    max_decode_pixels: int = 64 << 20
+    """Pictures with more pixels are refused before decoding."""
+
+
+@dataclass(frozen=True)
+class DataSetConfig:
+    name: str = MISSING
+    path: str = MISSING
+    """JSON array or JSON-lines file."""
+    root: str = MISSING
+    """Folder that all picture paths are relative to; a path that leaves it is refused."""
+    format: Literal["mmeb", "llavahound", "mmeb_eval", "caption"] = "mmeb"
+    kind: Literal["image", "page"] = "image"
+    """What the pictures of an mmeb file are; pages have prompts and pixel limits of their own."""
+    weight: float = 1.0
+    """Batches are drawn from this set with probability proportional to weight x size."""
+    limit: int = 0
+    """Use only the first rows; 0 = all."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: list[DataSetConfig] = field(default_factory=list)
+    eval: list[DataSetConfig] = field(default_factory=list)
+    templates: Literal["full", "brief"] = "full"
+    """Prompt set: `full` explains the grammar with examples, `brief` is for warm-started models."""
+    media: MediaConfig = field(default_factory=MediaConfig)
+    max_bad_rows: float = 0.05
+    """Share of rows that may be quarantined before the job refuses to start."""
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Actors of one role and what each of them asks Ray for."""
+
+    actors: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    timeout_s: float = 600.0
+    """A call to one actor that takes longer fails."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """A vLLM engine."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    max_model_len: int = 16384
+    max_num_seqs: int = 64
+    tensor_parallel: int = 1
+    enforce_eager: bool = False
+    gpu_memory_utilization: float = 0.85
+    cpu_kv_cache_gb: int = 1
+    """Key-value cache on a CPU; unused on GPUs."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    max_tokens: int = 2048
+    """Tokens of one trace at most."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    model: str = MISSING
+    """Embedder folder (Hugging Face layout, with an `<emb>` token)."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    format_weight: float = 0.05
+    outcome_weight: float = 0.8
+    accuracy_weight: float = 0.5
+    """Factor inside the outcome: accuracy_weight x accuracy x margin (published code: 0.5)."""
+    temperature: float = 0.5
+    """Softmax temperature of the negatives in the margin."""
+    gate_by_format: bool = False
+    """Pay the outcome only to strictly valid traces."""
+    evidence: bool = True
+    """Embed the crops and key frames that a trace points at, not only its text."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    lr: float = 3e-6
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay to a tenth of lr over the planned steps."""
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The DeepSpeed learner group."""
+
+    ranks: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    bf16: bool = True
+    """bf16 weights with fp32 master copies; false trains in fp32."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = False
+    freeze_vision: bool = False
+    micro_batch_tokens: int = 16384
+    """Tokens of one forward pass at most, padding included (a longer sequence goes alone)."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """The RL objective (paper, section 3.3; spec: hyper-parameters)."""
+
+    clip: float = 0.2
+    kl_coef: float = 0.01
+    """Weight of the k3 estimate of KL to the frozen initial Reasoner, in the loss."""
+    std_floor: float = 1e-6
+    """Group standard deviations are not divided below this."""
+    min_spread: float = 1e-6
+    """Groups whose rewards spread less are skipped and reported."""
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """A stage ends on what it must reach, not on a clock."""
+
+    metric: str = ""
+    """Evaluation metric to watch; empty = run all steps."""
+    at_least: float = 1.0
+    min_steps: int = 0
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 0
+    """Measure on held-out data each so many steps; 0 = never."""
+    samples: int = 256
+    """Held-out pairs used."""
+
+
+@dataclass(frozen=True)
+class DemoDataConfig:
+    """Job `demo_data`: draw the small world, its teacher traces, and the tiny random model."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    train_scenes: int = 6000
+    heldout_scenes: int = 500
+    on_target: float = 0.35
+    """Share of the teacher's traces that point at what helps retrieval."""
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Job `warm_start`: supervised training of a Reasoner on written traces or captions."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: str = MISSING
+    """Folder of the model to start from."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    steps: int = 1000
+    batch: int = 32
+    """Sequences per step over all ranks."""
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+
+
+@dataclass(frozen=True)
+class EmbedderConfig:
+    """Job `embedder`: contrastive training of the Embedder on item + trace + evidence."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: str = MISSING
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    steps: int = 1000
+    batch: int = 64
+    """Pairs per step over all ranks; each is a negative for all others."""
+    sub_batches: int = 2
+    """Draws a batch is made of, each from a single data set (spec, section 1.2)."""
+    temperature: float = 0.02
+    trace_dropout: float = 0.3
+    """Share of items embedded without their trace, so that no-trace input stays in distribution."""
+    evidence_dropout: float = 0.1
+    """Share of the remaining items embedded with the trace's text only."""
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Job `rl`: Embedder-guided RL of the Reasoner."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reasoner: str = MISSING
+    """Folder of the warm-started Reasoner; also the KL reference."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    steps: int = 300
+    pairs: int = 32
+    """Pairs of one data set per step; both sides are reasoned about."""
+    siblings: int = 8
+    """Traces sampled per prompt: the group size n."""
+    checkpoint_every: int = 50
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    logprob_tolerance: float = 1e-3
+    """Largest allowed difference between engine and learner log-probabilities; beyond it the run
+    stops. 1e-3 suits float32; bfloat16 engines need about 0.3."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Job `evaluate`: hit@1, hit@5 and nDCG@5 without trace, with text, with text and evidence."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    warm_start: str = MISSING
+    """Folder of the warm-started Reasoner."""
+    eg_rl: str = MISSING
+    """Folder of the Reasoner after EG-RL."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    bootstrap: int = 1000
+    """Resamples for the 95 % intervals."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Job `report`: report.html and summary.json from the runs of one experiment."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluate: str = MISSING
+    """Run folder of `evaluate`."""
+    rl: str = MISSING
+    """Run folder of `rl`."""
+    stages: list[str] = field(default_factory=list)
+    """Run folders whose seconds are summed up, in order."""
+    gallery: int = 24
+    """Traces shown, before and after."""
+
+
+def problems(config: object) -> list[str]:
+    """Return what is impossible in a job's settings, each with the key to change."""
+    found: list[str] = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            found.append(message)
+
+    def walk(prefix: str, node: object) -> None:
+        for name in getattr(node, "__dataclass_fields__", {}):
+            value = getattr(node, name)
+            path = f"{prefix}.{name}" if prefix else name
+            if isinstance(value, list):
+                for index, entry in enumerate(value):
+                    walk(f"{path}[{index}]", entry)
+            elif hasattr(value, "__dataclass_fields__"):
+                walk(path, value)
+        check = _CHECKS.get(type(node))
+        if check is not None:
+            found.extend(f"{prefix}.{text}" if prefix else text for text in check(node))
+
+    walk("", config)
+    if isinstance(config, EmbedderConfig | WarmStartConfig | RLConfig):
+        need(bool(config.data.train), "data.train: expected at least one data set, found none")
+    if isinstance(config, EvaluateConfig):
+        need(bool(config.data.eval), "data.eval: expected at least one data set, found none")
+    if isinstance(config, EmbedderConfig | RLConfig | EvaluateConfig):
+        need(
+            not any(one.format == "caption" for one in (*config.data.train, *config.data.eval)),
+            "data: captions have no target; only the job warm_start can use format 'caption'",
+        )
+    evaluation = getattr(config, "evaluation", None)
+    if evaluation is not None and evaluation.every:
+        need(bool(config.data.eval), "data.eval: evaluation.every is set, so it needs a data set")
+    stop = getattr(config, "stop", None)
+    if stop is not None and stop.metric:
+        need(bool(evaluation and evaluation.every), "evaluation.every: stop.metric needs it > 0")
+    if isinstance(config, RLConfig):
+        rollout = config.rollout
+        need(
+            rollout.sampling.max_tokens < rollout.engine.max_model_len,
+            f"rollout.sampling.max_tokens: {rollout.sampling.max_tokens} leaves no room for a "
+            f"prompt in rollout.engine.max_model_len={rollout.engine.max_model_len}",
+        )
+        need(config.siblings >= 2, f"siblings: a group needs at least 2, found {config.siblings}")
+        need(config.pairs >= 2, f"pairs: a rank needs at least 2 pairs, found {config.pairs}")
+        need(
+            not config.learner.bf16 or config.logprob_tolerance > 1e-2,
+            "logprob_tolerance: bf16 learners differ from the engine by more than 0.01; raise it "
+            "or set learner.bf16=false",
+        )
+    if isinstance(config, EmbedderConfig):
+        need(
+            config.batch % config.learner.ranks == 0,
+            f"batch: {config.batch} does not divide among learner.ranks={config.learner.ranks}",
+        )
+        need(
+            config.batch % config.sub_batches == 0,
+            f"batch: {config.batch} does not divide into sub_batches={config.sub_batches}",
+        )
+    return found
+
+
+def _positive(node: object, *names: str) -> list[str]:
+    return [
+        f"{name}: expected more than 0, found {getattr(node, name)}"
+        for name in names
+        if not getattr(node, name) > 0
+    ]
+
+
+def _not_negative(node: object, *names: str) -> list[str]:
+    return [
+        f"{name}: expected at least 0, found {getattr(node, name)}"
+        for name in names
+        if not getattr(node, name) >= 0
+    ]
+
+
+def _share(node: object, *names: str) -> list[str]:
+    return [
+        f"{name}: expected a share in [0, 1], found {getattr(node, name)}"
+        for name in names
+        if not 0 <= getattr(node, name) <= 1
+    ]
+
+
+def _media_problems(node: MediaConfig) -> list[str]:
+    found = _positive(node, "max_frames", "max_file_bytes", "max_decode_pixels")
+    for name in ("image", "page", "frame", "crop"):
+        least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
+        if not 0 < least <= most:
+            found.append(f"{name}_min_pixels: expected 0 < {least} <= {name}_max_pixels={most}")
+    return found
+
+
+_CHECKS = {
+    MediaConfig: _media_problems,
+    DataSetConfig: lambda n: _not_negative(n, "weight", "limit"),
+    DataConfig: lambda n: [
+        *_share(n, "max_bad_rows"),
+        *(
+            ["train: every weight is 0, so no set can be drawn"]
+            if n.train and not any(one.weight > 0 for one in n.train)
+            else []
+        ),
+    ],
+    RunConfig: lambda n: _not_negative(n, "seed"),
+    PoolConfig: lambda n: [*_positive(n, "actors", "timeout_s"), *_not_negative(n, "cpus", "gpus")],
+    EngineConfig: lambda n: [
+        *_positive(n, "max_model_len", "max_num_seqs", "tensor_parallel"),
+        *_share(n, "gpu_memory_utilization"),
+    ],
+    EvalConfig: lambda n: [*_positive(n, "samples"), *_not_negative(n, "every")],
+    SamplingConfig: lambda n: _positive(n, "temperature", "max_tokens"),
+    RewardConfig: lambda n: _positive(n, "temperature"),
+    OptimizerConfig: lambda n: _positive(n, "lr", "eps", "grad_clip"),
+    LearnerConfig: lambda n: [
+        *_positive(n, "ranks", "micro_batch_tokens", "timeout_s"),
+        *_not_negative(n, "cpus", "gpus"),
+    ],
+    GRPOConfig: lambda n: [
+        *_positive(n, "clip", "std_floor"),
+        *_not_negative(n, "kl_coef", "min_spread"),
+    ],
+    WarmStartConfig: lambda n: _positive(n, "steps", "batch"),
+    EmbedderConfig: lambda n: [
+        *_positive(n, "steps", "batch", "sub_batches", "temperature"),
+        *_share(n, "trace_dropout", "evidence_dropout"),
+    ],
+    RLConfig: lambda n: _positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
+    EvaluateConfig: lambda n: _positive(n, "bootstrap"),
+    DemoDataConfig: lambda n: [
+        *_positive(n, "train_scenes", "heldout_scenes"),
+        *_share(n, "on_target"),
+    ],
+}

@@ -1,0 +1,81 @@
+"""The order of training: which pairs come next, decided by seed and position alone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from configs.schema import DataConfig
+from data.prompts import item_content, reasoner_content
+from data.records import LoadedSet
+from data.types import Content, Pair, Side
+
+
+class PairFeed:
+    """Endless batches of pairs, each batch from a single data set.
+
+    The set of a batch is drawn with probability proportional to weight x size; inside a set the
+    pairs come shuffled, epoch after epoch. The position is one small dictionary, so a resumed
+    run goes on exactly where it stopped.
+    """
+
+    def __init__(
+        self, sets: Sequence[LoadedSet], weights: Mapping[str, float], *, batch: int, seed: int
+    ) -> None:
+        self.sets = {one.name: one.pairs for one in sets}
+        self.names = sorted(self.sets)
+        self.batch = batch
+        self.seed = seed
+        sizes = np.array([weights[name] * len(self.sets[name]) for name in self.names])
+        self.probabilities = sizes / sizes.sum()
+        self.position: dict[str, int] = dict.fromkeys(self.names, 0)
+        self.batches = 0
+
+    def next(self) -> list[Pair]:
+        """Return the next batch; fewer pairs only where the whole set is smaller."""
+        rng = np.random.default_rng([self.seed, self.batches])
+        name = self.names[int(rng.choice(len(self.names), p=self.probabilities))]
+        self.batches += 1
+        pairs = self.sets[name]
+        count = min(self.batch, len(pairs))
+        start = self.position[name]
+        # A batch never crosses an epoch's end: it would hold a pair twice.
+        if start % len(pairs) + count > len(pairs):
+            start += len(pairs) - start % len(pairs)
+        self.position[name] = start + count
+        epoch, offset = divmod(start, len(pairs))
+        order = np.random.default_rng([self.seed, self.names.index(name), epoch]).permutation(
+            len(pairs)
+        )
+        return [pairs[int(i)] for i in order[offset : offset + count]]
+
+    def state(self) -> dict[str, int]:
+        """Return the position, to be stored with a checkpoint."""
+        return {"batches": self.batches, **{f"set/{k}": v for k, v in self.position.items()}}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go to a stored position."""
+        self.batches = state["batches"]
+        self.position = {name: state[f"set/{name}"] for name in self.names}
+
+
+def supervised_rows(
+    loaded: LoadedSet, *, data: DataConfig, caption: bool
+) -> Iterator[tuple[str, Content, str]]:
+    """Yield (key, prompt, response) for every side that has a written trace.
+
+    Captions are asked with the row's own text, traces with the Reasoner's prompt templates.
+    """
+    for pair in loaded.pairs:
+        for side in Side:
+            response = pair.trace(side)
+            if not response:
+                continue
+            if caption:
+                content: Content = item_content(
+                    pair.item(side), side, templates="brief", max_frames=data.media.max_frames
+                )
+            else:
+                content = reasoner_content(
+                    pair, side, templates=data.templates, max_frames=data.media.max_frames
+                )
+            yield f"{pair.source}/{pair.pair_id}/{side}", content, response

@@ -1,0 +1,42 @@
+"""Settings that every vLLM engine shares, as plain values: nothing here imports vLLM."""
+
+import os
+from typing import Any
+
+from configs.schema import EngineConfig
+
+PICTURE_CACHE_GB = 1.0
+"""Processed pictures an engine keeps, so that siblings of a prompt share the work."""
+
+
+def set_engine_environment(engine: EngineConfig) -> None:
+    """Set what vLLM reads from the environment; call it before vLLM is imported."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Otherwise every engine of a machine binds its threads to the same cores, and the number of
+    # threads that the cluster gave this actor is overwritten.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kv_cache_gb)
+
+
+def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> dict[str, Any]:
+    """Return vLLM's engine arguments for a model folder.
+
+    ``max_pictures``: pictures (files, frames and crops) in one prompt at most.
+    """
+    return {
+        "model": model,
+        "dtype": engine.dtype,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "tensor_parallel_size": engine.tensor_parallel,
+        # Not Ray's: the ranks of one engine are children of its actor, on the actor's GPUs.
+        "distributed_executor_backend": "mp" if engine.tensor_parallel > 1 else None,
+        "enforce_eager": engine.enforce_eager,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "limit_mm_per_prompt": {"image": max_pictures, "video": 0},
+        "mm_processor_cache_gb": PICTURE_CACHE_GB,
+        # The model folder's own sampling defaults must not slip in.
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }

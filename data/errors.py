@@ -1,0 +1,46 @@
+"""The error tree. Constructors take one message, so every error survives pickling between actors.
+
+ConfigError(ValueError)          a setting is wrong; all problems are listed at once (configs/)
+EmbedRLError
+  DataError(ValueError)          a row, picture or trace cannot be used
+    TCoTError                    a text is not a T-CoT trace
+  WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
+  CheckpointError(RuntimeError)  a checkpoint is missing, incomplete or of another run
+  ClusterError(RuntimeError)     Ray cannot give what the plan asks for
+    NotEnoughResources           fewer CPUs or GPUs than the plan needs
+    ActorLost                    an actor died and its work could not be redone
+"""
+
+from configs.errors import ConfigError as ConfigError
+
+
+class EmbedRLError(Exception):
+    """Root of every error this project raises on purpose."""
+
+
+class DataError(EmbedRLError, ValueError):
+    """A row, picture or trace cannot be used; the message names file, row and field."""
+
+
+class TCoTError(DataError):
+    """A text is not a T-CoT trace; the message names what is missing or wrong."""
+
+
+class WeightSyncError(EmbedRLError, RuntimeError):
+    """An engine does not hold the weights that the learner sent."""
+
+
+class CheckpointError(EmbedRLError, RuntimeError):
+    """A checkpoint is missing, incomplete, or belongs to another run."""
+
+
+class ClusterError(EmbedRLError, RuntimeError):
+    """The cluster cannot do what the plan asks for."""
+
+
+class NotEnoughResources(ClusterError):
+    """The plan needs more CPUs or GPUs than the cluster has."""
+
+
+class ActorLost(ClusterError):
+    """An actor died and its work could not be redone within the retry budget."""

@@ -1,0 +1,299 @@
+"""Every type that crosses a folder: what flows from records to rollout, reward, learner and back.
+
+Made by -> used by:
+  Pair                records           -> everyone
+  Picture, Content    prompts, inputs   -> rollout, reward, learner (what a model reads)
+  Cues, TCoT          tcot              -> embed_inputs, reward, evaluation
+  GenerationRequest   cluster           -> rollout
+  Trajectory          rollout           -> reward, learner
+  ScoredTrajectory    reward            -> learner, metrics, the trajectory files
+  DroppedTrajectory   anyone            -> metrics
+  TrainSample         cluster           -> learner
+Results are joined by key, never by position.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+
+class Kind(StrEnum):
+    """What an item shows; it decides which evidence a trace must point at."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    PAGE = "page"
+    VIDEO = "video"
+
+
+class Side(StrEnum):
+    """Which end of a pair; both are reasoned about."""
+
+    QUERY = "query"
+    TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A rectangle on a picture in relative coordinates, 0 <= x1 < x2 <= 1, origin top left."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+    def iou(self, other: "Box") -> float:
+        """Return intersection over union with another box, in [0, 1]."""
+        width = min(self.x2, other.x2) - max(self.x1, other.x1)
+        height = min(self.y2, other.y2) - max(self.y1, other.y1)
+        if width <= 0 or height <= 0:
+            return 0.0
+        both = width * height
+        return both / (self.area() + other.area() - both)
+
+    def area(self) -> float:
+        """Return the share of the picture that the box covers."""
+        return (self.x2 - self.x1) * (self.y2 - self.y1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cues:
+    """The evidence that a trace points at."""
+
+    keywords: tuple[str, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    key_frames: tuple[int, ...] = ()
+    """0-based, ascending, within the shown frames. Texts count frames from 1."""
+
+    def __bool__(self) -> bool:
+        return bool(self.keywords or self.boxes or self.key_frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TCoT:
+    """A parsed trace: thinking with evidence, rethink, answer (paper, section 3.1)."""
+
+    thinking: str
+    rethink: str
+    answer: str
+    cues: Cues
+    repairs: tuple[str, ...] = ()
+    """Names of what the parser mended or dropped; empty = strictly valid."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the trace met the grammar without any repair."""
+        return not self.repairs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One end of a pair: text, and the pictures it comes with."""
+
+    text: str
+    kind: Kind = Kind.TEXT
+    uris: tuple[str, ...] = ()
+    """Absolute paths: none for text, one for image or page, the frames in order for video."""
+
+    def key(self) -> str:
+        """Return the identity of the content: equal items are the same candidate."""
+        return "\x1f".join((self.kind, self.text, *self.uris))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A query and its gold target."""
+
+    pair_id: str
+    """Unique within its data set: given by the row, else `<data set>-<row number>`."""
+    source: str
+    """Name of the data set."""
+    query: Item
+    target: Item
+    label: str = ""
+    """Targets with the same label are right for each other; empty: the target's content decides."""
+    query_trace: str = ""
+    """Teacher's T-CoT text for the query; empty: none."""
+    target_trace: str = ""
+    query_evidence: Cues = field(default_factory=Cues)
+    """The true evidence where the data set knows it, else empty."""
+    target_evidence: Cues = field(default_factory=Cues)
+    hard_negatives: tuple[Item, ...] = ()
+    candidates: tuple[Item, ...] = ()
+    """The row's own candidate list (gold included) for evaluation; empty: rank over all targets."""
+
+    def item(self, side: Side) -> Item:
+        """Return the item on that side."""
+        return self.query if side is Side.QUERY else self.target
+
+    def trace(self, side: Side) -> str:
+        """Return the teacher's trace on that side."""
+        return self.query_trace if side is Side.QUERY else self.target_trace
+
+    def evidence(self, side: Side) -> Cues:
+        """Return the true evidence on that side."""
+        return self.query_evidence if side is Side.QUERY else self.target_evidence
+
+    def target_key(self) -> str:
+        """Return what makes two targets interchangeable: the label, else the content."""
+        return self.label or self.target.key()
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture in a model's input: a whole file, or one crop of it."""
+
+    uri: str
+    kind: Kind
+    """IMAGE, PAGE, or VIDEO for a frame: pixel limits differ."""
+    box: Box | None = None
+
+
+Content = tuple[str | Picture, ...]
+"""What a model reads in one user turn: texts and pictures in order."""
+
+Pictures = Mapping[str, np.ndarray]
+"""Decoded files by uri, uint8 [height, width, 3]; put once a step, shared by all actors."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """Identity of a group of sibling traces within a run."""
+
+    serial: int
+    """Counts issued pairs of the run, so a pair met again in a later epoch is another group."""
+    pair_id: str
+    side: Side
+
+    def __str__(self) -> str:
+        return f"g={self.serial}/p={self.pair_id}/{self.side}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryKey:
+    """Identity of one trace: request id, seed, join key and log prefix."""
+
+    group: GroupKey
+    sibling: int
+
+    def __str__(self) -> str:
+        return f"{self.group}/{self.sibling}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One trace to sample."""
+
+    key: TrajectoryKey
+    content: Content
+    seed: int
+    greedy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """One sampled trace with what the learner needs to train on it."""
+
+    key: TrajectoryKey
+    prompt_ids: np.ndarray
+    """int64 [P]: the prompt as the engine ran it, picture tokens expanded."""
+    response_ids: np.ndarray
+    """int64 [T]: sampled tokens, the end-of-turn token included where it was reached."""
+    logprobs: np.ndarray
+    """float32 [T]: log-probability of each token under the distribution it was sampled from."""
+    text: str
+    finish: str
+    """`stop` = ended by itself, `length` = cut at the token limit."""
+    min_version: int
+    max_version: int
+    """Policy versions that sampled the first and last tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardParts:
+    """What one trace earned, part by part (spec: F and O; section 3.3 of the paper)."""
+
+    format: float
+    outcome: float
+    accuracy: float
+    """Share of the row's positives among its top |positives|, in [0, 1]."""
+    margin: float
+    """Mean positive similarity minus softmax-weighted negative similarity, in [-2, 2]."""
+    rank: int
+    """1-based rank of the best positive among the candidates."""
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTrajectory:
+    """A trace with its reward and what its embedding retrieved."""
+
+    trajectory: Trajectory
+    parts: RewardParts
+    retrieved: tuple[str, ...]
+    """Keys of the nearest candidates, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedTrajectory:
+    """A trace that left the step, and why; counted as `dropped/<reason>`."""
+
+    key: TrajectoryKey
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSample:
+    """One sequence to train on: a sampled trace (RL) or a written one (supervised)."""
+
+    key: str
+    content: Content
+    """The prompt's pictures, in order, and texts; pixels are looked up by uri."""
+    prompt_ids: np.ndarray
+    """int64 [P], picture tokens expanded."""
+    response_ids: np.ndarray
+    """int64 [T], T >= 1: the tokens that carry loss."""
+    advantage: float = 0.0
+    logprobs: np.ndarray | None = None
+    """float32 [T] behaviour log-probabilities, None for supervised samples."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """One input to embed."""
+
+    key: str
+    content: Content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastPair:
+    """One row of a contrastive batch."""
+
+    query: Content
+    target: Content
+    target_key: str
+    """Rows with equal keys are never each other's negatives."""
+    negatives: tuple[Content, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One tensor inside a weight bucket."""
+
+    name: str
+    """Checkpoint (Hugging Face) name."""
+    dtype: str
+    shape: tuple[int, ...]
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """What one learner step did."""
+
+    metrics: Mapping[str, float]
+    seconds: float

@@ -1,0 +1,186 @@
+"""Ranking metrics from similarity rows: hit@1, hit@5, nDCG@5, with bootstrap intervals.
+
+Ties go against the gold: a candidate as similar as a relevant one ranks above it, so that an
+Embedder that maps everything to one point scores 0, not 1. A query may have several relevant
+candidates.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ir_measures
+import numpy as np
+
+from data.errors import DataError
+from data.types import Item, Pair
+
+DEPTH = 5
+"""Candidates that the metrics look at."""
+MEASURES = {
+    "hit_at_1": ir_measures.Success @ 1,
+    "hit_at_5": ir_measures.Success @ 5,
+    "ndcg_at_5": ir_measures.nDCG @ 5,
+}
+TIE_DECIMALS = 6
+"""Similarities equal to this many decimals are ties: beyond it, sums differ by their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """What one query retrieved; candidates are named by their index in the pool."""
+
+    top: tuple[int, ...]
+    """The first DEPTH candidates, best first."""
+    relevant: frozenset[int]
+    rank: int
+    """1-based rank of the best relevant candidate among all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over queries with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def rank_candidates(similarity: np.ndarray, relevant: frozenset[int]) -> Ranking:
+    """Return the ranking of one query.
+
+    Args:
+        similarity: [N] to each candidate, higher is closer.
+        relevant: indices of the right candidates.
+
+    Raises:
+        DataError: no candidate is relevant, or a similarity is not finite: a rank would be made up.
+    """
+    if similarity.ndim != 1 or not np.isfinite(similarity).all():
+        raise DataError(
+            f"expected one finite similarity per candidate, found shape {similarity.shape} with "
+            f"{int((~np.isfinite(similarity)).sum())} not finite; leave out what failed to embed"
+        )
+    if not relevant or min(relevant) < 0 or max(relevant) >= len(similarity):
+        raise DataError(
+            f"expected relevant candidates among 0..{len(similarity) - 1}, "
+            f"found {sorted(relevant)[:5]}; leave the query out or add its gold to the pool"
+        )
+    is_relevant = np.zeros(len(similarity), dtype=bool)
+    is_relevant[list(relevant)] = True
+    # By similarity first; among equals the irrelevant come first, then the lower index.
+    order = np.lexsort((is_relevant, -np.round(similarity, TIE_DECIMALS)))
+    return Ranking(
+        top=tuple(int(index) for index in order[:DEPTH]),
+        relevant=relevant,
+        rank=int(np.argmax(is_relevant[order])) + 1,
+    )
+
+
+def measure(rankings: Mapping[str, Ranking]) -> dict[str, dict[str, float]]:
+    """Return each metric's value by query key: {metric: {query: value}}."""
+    if not rankings:
+        return {name: {} for name in MEASURES}
+    qrels = {
+        query: {str(index): 1 for index in ranking.relevant} for query, ranking in rankings.items()
+    }
+    # trec_eval breaks ties by name, in our disfavour or favour: distinct scores leave it none.
+    run = {
+        query: {str(index): -float(place) for place, index in enumerate(ranking.top)}
+        for query, ranking in rankings.items()
+    }
+    names = {measure: name for name, measure in MEASURES.items()}
+    values: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
+    for found in ir_measures.iter_calc(list(MEASURES.values()), qrels, run):
+        values[names[found.measure]][found.query_id] = float(found.value)
+    return values
+
+
+def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
+    """Return the mean of per-query values with its 95 % percentile bootstrap interval.
+
+    Raises:
+        DataError: there is no value.
+    """
+    if not len(values):
+        raise DataError("expected at least one measured query, found none; nothing to average")
+    sample = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(resamples)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Estimate(float(sample.mean()), float(low), float(high))
+
+
+def unit_rows(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the vectors as float64 rows of length 1, [N, D]."""
+    rows = np.stack(vectors).astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The candidates that the queries of one data set are ranked over."""
+
+    items: tuple[Item, ...]
+    """The unique targets of the set, in order of appearance."""
+    relevant: Mapping[str, frozenset[int]]
+    """By `Pair.target_key()`: indices of the items that are right."""
+
+
+def pools_of(pairs: Sequence[Pair]) -> dict[str, Pool]:
+    """Return the candidate pool of each data set (`Pair.source`), as benchmarks rank per set."""
+    items: dict[str, dict[str, Item]] = {}
+    for pair in pairs:
+        items.setdefault(pair.source, {})[pair.target.key()] = pair.target
+    index = {source: {key: i for i, key in enumerate(found)} for source, found in items.items()}
+    relevant: dict[str, dict[str, set[int]]] = {source: {} for source in items}
+    for pair in pairs:
+        place = index[pair.source][pair.target.key()]
+        relevant[pair.source].setdefault(pair.target_key(), set()).add(place)
+    return {
+        source: Pool(
+            items=tuple(found.values()),
+            relevant={key: frozenset(places) for key, places in relevant[source].items()},
+        )
+        for source, found in items.items()
+    }
+
+
+def hit_at_1(
+    pairs: Sequence[Pair],
+    query_vectors: Mapping[str, np.ndarray],
+    candidate_vectors: Mapping[str, np.ndarray],
+) -> float:
+    """Return the share of queries whose nearest candidate is right; the light check in training.
+
+    Each query is ranked over the unique targets of its data set among ``pairs``.
+
+    Args:
+        pairs: whose vectors all exist; leave out (and count) the ones that failed.
+        query_vectors: [D] by `pair.query.key()`.
+        candidate_vectors: [D] by `pair.target.key()`.
+
+    Raises:
+        DataError: there is no pair, or a vector is missing.
+    """
+    if not pairs:
+        raise DataError("expected at least one pair to measure hit@1 on, found none")
+    missing = sorted(
+        {pair.query.key() for pair in pairs} - set(query_vectors)
+        | {pair.target.key() for pair in pairs} - set(candidate_vectors)
+    )
+    if missing:
+        raise DataError(
+            f"hit@1 needs a vector for every query and target of its {len(pairs)} pairs; "
+            f"{len(missing)} missing, first {missing[0]!r}; leave out pairs that failed to embed"
+        )
+    pools = pools_of(pairs)
+    rows = {
+        source: unit_rows([candidate_vectors[item.key()] for item in pool.items])
+        for source, pool in pools.items()
+    }
+    hits = 0
+    for pair in pairs:
+        similarity = rows[pair.source] @ unit_rows([query_vectors[pair.query.key()]])[0]
+        relevant = pools[pair.source].relevant[pair.target_key()]
+        hits += rank_candidates(similarity, relevant).rank == 1
+    return hits / len(pairs)

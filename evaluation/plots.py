@@ -1,0 +1,220 @@
+"""Plots of the report as SVG data URIs: training curves, hit@1 by task, evidence by kind."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from evaluation.metrics import Estimate
+
+Record = Mapping[str, float]
+"""One line of metrics.jsonl."""
+
+GREY = "#868e96"
+COLOURS = {
+    "no_cot": GREY,
+    "warm_start_text": "#e3b26b",
+    "warm_start": "#c77700",
+    "eg_rl_text": "#7fb3cf",
+    "eg_rl": "#0b6ea3",
+}
+"""One colour per variant, the text-only one lighter; used in every plot and table."""
+_SERIES = ("#0b6ea3", "#c77700", "#2f9e5f", "#8f5fbf")
+_PHASES = {
+    "time/rollout_s": ("rollout", "#0b6ea3"),
+    "time/reward_s": ("reward", "#2f9e5f"),
+    "time/train_s": ("train", "#c77700"),
+    "time/sync_s": ("sync", "#8f5fbf"),
+}
+_STEP_TIME = "time/step_s"
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#ced4da",
+    "axes.labelcolor": "#495057",
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlepad": 8,
+    "xtick.color": "#868e96",
+    "ytick.color": "#868e96",
+    "xtick.labelcolor": "#495057",
+    "ytick.labelcolor": "#495057",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#edf0f2",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "embed-rl",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def plot_curves(records: Sequence[Record]) -> str:
+    """Return the training curves over steps: a grid of small panels.
+
+    A metric that was never recorded gives an empty panel that says so.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(11.4, 5.6), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)
+        _lines(axes[0, 0], records, "Reward", ("reward/total", "reward/outcome", "reward/format"))
+        _lines(axes[0, 1], records, "Rank accuracy in the batch", ("rank/accuracy",))
+        _lines(axes[0, 2], records, "Held-out hit@1", ("eval/hit_at_1",), marker="o")
+        _lines(axes[1, 0], records, "KL to the warm start", ("policy/kl",))
+        _lines(axes[1, 1], records, "Policy entropy", ("policy/entropy",))
+        _phases(axes[1, 2], records)
+        for panel in axes.flat:
+            panel.set_xlabel("step")
+            panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _uri(figure)
+
+
+def plot_tasks(tasks: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> str:
+    """Return hit@1 of each variant by task, with intervals; ``tasks`` is {task: {variant: ..}}."""
+    names = list(tasks)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(11.4, 0.9 + 0.62 * len(names)), layout="constrained")
+        for row, name in enumerate(names):
+            axes.axhspan(row - 0.46, row + 0.46, color="#f8f9fa", zorder=0, linewidth=0)
+            for place, (variant, found) in enumerate(tasks[name].items()):
+                height = row + (place - (len(titles) - 1) / 2) * 0.16
+                colour = COLOURS.get(variant, GREY)
+                axes.plot((found.low, found.high), (height, height), color=colour, linewidth=1.6)
+                axes.plot(found.mean, height, "o", color=colour, markersize=5.5)
+        _score_axis(axes, names)
+        _key(axes, {titles[name]: _dot(COLOURS.get(name, GREY)) for name in titles})
+        return _uri(figure)
+
+
+def plot_evidence(
+    kinds: Mapping[str, Mapping[str, tuple[float, float]]], titles: Mapping[str, str]
+) -> str:
+    """Return hit@1 with text only (hollow) and with evidence (filled), by kind of query.
+
+    ``kinds`` is {kind: {reasoner: (text only, with evidence)}}.
+    """
+    names = list(kinds)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(11.4, 0.9 + 0.5 * len(names)), layout="constrained")
+        for row, name in enumerate(names):
+            axes.axhspan(row - 0.44, row + 0.44, color="#f8f9fa", zorder=0, linewidth=0)
+            for place, (reasoner, (text, full)) in enumerate(kinds[name].items()):
+                height = row + (place - (len(titles) - 1) / 2) * 0.34
+                colour = COLOURS.get(reasoner, GREY)
+                axes.plot((text, full), (height, height), color=colour, linewidth=1.6, zorder=2)
+                # The ring is larger, so that it shows around the dot where both agree.
+                axes.plot(text, height, "o", markersize=9, zorder=3, **_hollow(colour))
+                axes.plot(full, height, "o", color=colour, markersize=5.5, zorder=4)
+        _score_axis(axes, names)
+        key = {}
+        for name, title in titles.items():
+            key[f"{title}, text only"] = _hollow(COLOURS.get(name, GREY))
+            key[f"{title}, text + evidence"] = _dot(COLOURS.get(name, GREY))
+        _key(axes, key)
+        return _uri(figure)
+
+
+def _lines(
+    axes: Axes, records: Sequence[Record], title: str, names: Sequence[str], marker: str = ""
+) -> None:
+    axes.set_title(title)
+    drawn = 0
+    for name, colour in zip(names, _SERIES, strict=False):
+        points = [(row["step"], row[name]) for row in records if name in row]
+        if not points:
+            continue
+        drawn += 1
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=colour, marker=marker, markersize=4, label=name)
+    if not drawn:
+        _empty(axes)
+    elif len(names) > 1:
+        labels = [line.get_label().partition("/")[2] for line in axes.get_lines()]
+        axes.legend(axes.get_lines(), labels, loc="best", handlelength=1.4)
+
+
+def _phases(axes: Axes, records: Sequence[Record]) -> None:
+    """Stack the seconds of each phase; phases without a name here are summed up as `other`."""
+    axes.set_title("Seconds per step, by phase")
+    rows = [row for row in records if _STEP_TIME in row]
+    if not rows:
+        _empty(axes)
+        return
+    steps = [row["step"] for row in rows]
+    stacks = {label: [row.get(name, 0.0) for row in rows] for name, (label, _) in _PHASES.items()}
+    known = [sum(row.get(name, 0.0) for name in _PHASES) for row in rows]
+    other = [max(0.0, row[_STEP_TIME] - seconds) for row, seconds in zip(rows, known, strict=True)]
+    colours = [colour for _, colour in _PHASES.values()]
+    axes.stackplot(
+        steps,
+        [*stacks.values(), other],
+        labels=[*stacks, "other"],
+        colors=[*colours, "#ced4da"],
+        alpha=0.85,
+        linewidth=0,
+    )
+    axes.set_ylim(0, max(row[_STEP_TIME] for row in rows) * 1.35)
+    axes.legend(loc="upper right", ncols=3, handlelength=0.9, columnspacing=1.0)
+
+
+def _empty(axes: Axes) -> None:
+    axes.text(
+        0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY
+    )
+    axes.set_yticks([])
+
+
+def _score_axis(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("hit@1")
+
+
+def _dot(colour: str) -> dict[str, str]:
+    return {"color": colour}
+
+
+def _hollow(colour: str) -> dict[str, str]:
+    return {"markerfacecolor": "white", "markeredgecolor": colour}
+
+
+def _key(axes: Axes, entries: Mapping[str, Mapping[str, str]]) -> None:
+    """Put the legend in one row above the axes."""
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", markersize=5.5, label=label, **style)
+        for label, style in entries.items()
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=len(handles),
+        handletextpad=0.2,
+        columnspacing=1.4,
+        borderaxespad=0.2,
+    )
+
+
+def _uri(figure: Figure) -> str:
+    """Return the figure as SVG in a data URI; no date inside, so equal data give equal files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

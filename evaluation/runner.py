@@ -1,0 +1,395 @@
+"""Reason, embed, rank: every variant of one evaluation over the same pairs.
+
+Pure: the engines come in as two kinds of functions. Joins are by content: what a model would
+read twice is asked for once. What fails is left out with a reason, and counted.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.embed_inputs import embed_content
+from data.prompts import item_content, pictures_of
+from data.types import Content, Cues, EmbedRequest, Item, Kind, Pair, Side
+from evaluation.evidence import on_target, parse_trace
+from evaluation.metrics import (
+    MEASURES,
+    Estimate,
+    Pool,
+    Ranking,
+    estimate,
+    measure,
+    pools_of,
+    rank_candidates,
+    unit_rows,
+)
+
+Reason = Callable[[list[tuple[str, Content]]], Mapping[str, str]]
+"""Greedy traces by key, of one Reasoner; a key that is absent from the answer has failed."""
+Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
+"""Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
+
+NO_COT = "no_cot"
+TEXT_SUFFIX = "_text"
+OVERALL = ""
+"""Stands for all data sets together where a result names its data set."""
+SHOWN = 3
+"""Retrieved candidates kept per query."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    templates: str
+    max_frames: int
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One way to embed items, queries and candidates alike."""
+
+    name: str
+    reasoner: str = ""
+    """Whose traces are used; empty: none."""
+    evidence: bool = False
+    """Whether crops and key frames go with the trace's text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieved:
+    item: Item
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryResult:
+    """What one query of one variant led to."""
+
+    variant: str
+    source: str
+    pair_id: str
+    query: Item
+    target: Item
+    shown: tuple[str, ...]
+    """Pictures that the Reasoner saw, in order; frame numbers count these."""
+    truth: Cues
+    """The true evidence on the query side; empty where unknown."""
+    trace: str = ""
+    valid: bool | None = None
+    """Whether the trace is strictly valid; None without a trace."""
+    on_target: bool | None = None
+    """Whether its evidence meets the truth; None where that is unknown."""
+    retrieved: tuple[Retrieved, ...] = ()
+    """The nearest candidates, best first."""
+    rank: int | None = None
+    """1-based rank of the best right candidate; None where excluded."""
+    candidates: int = 0
+    """Size of the pool it was ranked over."""
+    metrics: Mapping[str, float] | None = None
+    """Per-query metrics; None where excluded."""
+    excluded: str = ""
+    """Why the query could not be ranked; empty: it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantResult:
+    """Metrics of one variant on one data set, or on all of them."""
+
+    variant: str
+    source: str
+    """Data set; OVERALL = all together, every query weighing the same."""
+    queries: int
+    """Queries that were ranked."""
+    excluded: Mapping[str, int]
+    """How many were not, by reason."""
+    candidates_excluded: int
+    """Candidates that could not be embedded and left the pool."""
+    metrics: Mapping[str, Estimate]
+    """Empty where no query could be ranked."""
+    valid: float | None
+    """Share of query-side traces that are strictly valid; failed ones count as not valid."""
+    on_target: float | None
+    """Share whose evidence meets the truth, among queries whose truth is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    results: tuple[VariantResult, ...]
+    queries: tuple[QueryResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One item to reason about and embed; equal ends share trace and vector."""
+
+    item: Item
+    side: Side
+    seeks_video: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """What became of each end in one variant: exactly one of the two mappings holds it."""
+
+    found: Mapping[_End, np.ndarray]
+    failed: Mapping[_End, str]
+
+
+def variants_of(reasoners: Iterable[str]) -> list[Variant]:
+    """Return the variants in the order of the table: no trace, then text and evidence of each."""
+    variants = [Variant(name=NO_COT)]
+    for name in reasoners:
+        variants.append(Variant(name=name + TEXT_SUFFIX, reasoner=name))
+        variants.append(Variant(name=name, reasoner=name, evidence=True))
+    return variants
+
+
+def evaluate(
+    pairs: Sequence[Pair],
+    *,
+    reasoners: Mapping[str, Reason],
+    embed: Embed,
+    settings: Settings,
+) -> Evaluation:
+    """Return the metrics of every variant on the same pairs.
+
+    Each Reasoner is called once, in order, before anything is embedded, so that one set of
+    engines can serve all of them. A query is ranked over its row's own candidates where it has
+    some, else over the unique targets of its data set.
+    """
+    pools = pools_of(pairs)
+    ends = _ends_of(pairs, pools)
+    traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
+    cache: dict[str, np.ndarray | None] = {}
+    results: list[VariantResult] = []
+    queries: list[QueryResult] = []
+    for variant in variants_of(reasoners):
+        said = traces.get(variant.reasoner)
+        vectors = _embed(ends, said, variant, embed=embed, settings=settings, cache=cache)
+        found = _rank(pairs, pools, variant, said, vectors, settings)
+        queries.extend(found)
+        for source in (OVERALL, *pools):
+            rows = [query for query in found if source in (OVERALL, query.source)]
+            kept = [pair for pair in pairs if source in (OVERALL, pair.source)]
+            failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
+            results.append(_sum_up(variant.name, source, rows, failed, settings))
+    return Evaluation(results=tuple(results), queries=tuple(queries))
+
+
+def _query(pair: Pair) -> _End:
+    seeks_video = pair.query.kind is Kind.TEXT and pair.target.kind is Kind.VIDEO
+    return _End(pair.query, Side.QUERY, seeks_video)
+
+
+def _candidate(item: Item) -> _End:
+    return _End(item, Side.TARGET)
+
+
+def _ends_of(pairs: Sequence[Pair], pools: Mapping[str, Pool]) -> list[_End]:
+    """Return every query and candidate once."""
+    return list(dict.fromkeys([*map(_query, pairs), *_candidates_of(pairs, pools)]))
+
+
+def _candidates_of(pairs: Sequence[Pair], pools: Mapping[str, Pool]) -> list[_End]:
+    """Return every candidate that one of the pairs is ranked over, once."""
+    shared = dict.fromkeys(pair.source for pair in pairs if not pair.candidates)
+    items = [item for source in shared for item in pools[source].items]
+    items += [item for pair in pairs for item in pair.candidates]
+    return list(dict.fromkeys(map(_candidate, items)))
+
+
+def _content_key(content: Content) -> str:
+    """Return the identity of what a model reads."""
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+
+def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_End, str | None]:
+    """Return the trace of each end, None where none came back."""
+    keys: dict[_End, str] = {}
+    requests: dict[str, Content] = {}
+    for end in ends:
+        content = item_content(
+            end.item,
+            end.side,
+            templates=settings.templates,
+            max_frames=settings.max_frames,
+            seeks_video=end.seeks_video,
+        )
+        keys[end] = _content_key(content)
+        requests[keys[end]] = content
+    answers = reason(list(requests.items()))
+    return {end: answers.get(keys[end]) for end in ends}
+
+
+def _embed(
+    ends: Sequence[_End],
+    traces: Mapping[_End, str | None] | None,
+    variant: Variant,
+    *,
+    embed: Embed,
+    settings: Settings,
+    cache: dict[str, np.ndarray | None],
+) -> _Vectors:
+    """Return the vector of each end; ``cache`` holds, by content, what earlier variants embedded.
+
+    An end without a trace has failed in a variant that uses traces: embedding it bare would
+    replace the trace by nothing.
+    """
+    failed: dict[_End, str] = {}
+    keys: dict[_End, str] = {}
+    requests: dict[str, Content] = {}
+    for end in ends:
+        trace = None if traces is None else traces[end]
+        if traces is not None and (trace is None or not trace.strip()):
+            failed[end] = "trace failed" if trace is None else "empty trace"
+            continue
+        content = embed_content(
+            end.item, trace, max_frames=settings.max_frames, evidence=variant.evidence
+        )
+        keys[end] = _content_key(content)
+        requests[keys[end]] = content
+    missing = [
+        EmbedRequest(key=key, content=content)
+        for key, content in requests.items()
+        if key not in cache
+    ]
+    answers = embed(missing) if missing else {}
+    cache.update((request.key, answers.get(request.key)) for request in missing)
+    found: dict[_End, np.ndarray] = {}
+    for end, key in keys.items():
+        vector = cache[key]
+        if vector is None:
+            failed[end] = "no embedding"
+        elif not np.isfinite(vector).all() or not np.any(vector):
+            failed[end] = "embedding not finite or zero"
+        else:
+            found[end] = vector
+    return _Vectors(found, failed)
+
+
+def _rank(
+    pairs: Sequence[Pair],
+    pools: Mapping[str, Pool],
+    variant: Variant,
+    traces: Mapping[_End, str | None] | None,
+    vectors: _Vectors,
+    settings: Settings,
+) -> list[QueryResult]:
+    """Return the result of each pair's query, in the order of the pairs."""
+    matrices = {source: _Matrix.of(pool.items, vectors) for source, pool in pools.items()}
+    rankings: dict[str, Ranking] = {}
+    reasons: dict[str, str] = {}
+    used: dict[str, _Matrix] = {}
+    for number, pair in enumerate(pairs):
+        serial = str(number)
+        if pair.candidates:
+            unique = tuple({item.key(): item for item in pair.candidates}.values())
+            matrix = _Matrix.of(unique, vectors)
+            right = {pair.target.key()}
+        else:
+            matrix = matrices[pair.source]
+            pool = pools[pair.source]
+            right = {pool.items[index].key() for index in pool.relevant[pair.target_key()]}
+        relevant = frozenset(matrix.index[key] for key in right if key in matrix.index)
+        end = _query(pair)
+        if end in vectors.failed:
+            reasons[serial] = f"query: {vectors.failed[end]}"
+        elif not relevant:
+            why = vectors.failed.get(_candidate(pair.target), "not among the row's candidates")
+            reasons[serial] = f"target: {why}"
+        else:
+            similarity = matrix.rows @ unit_rows([vectors.found[end]])[0]
+            rankings[serial] = rank_candidates(similarity, relevant)
+            used[serial] = matrix
+    values = measure(rankings)
+    results = []
+    for number, pair in enumerate(pairs):
+        serial = str(number)
+        shown = tuple(p.uri for p in pictures_of(pair.query, settings.max_frames))
+        trace = "" if traces is None else traces[_query(pair)] or ""
+        parsed = parse_trace(trace, kind=pair.query.kind, num_frames=len(shown))
+        ranking = rankings.get(serial)
+        results.append(
+            QueryResult(
+                variant=variant.name,
+                source=pair.source,
+                pair_id=pair.pair_id,
+                query=pair.query,
+                target=pair.target,
+                shown=shown,
+                truth=pair.query_evidence,
+                trace=trace,
+                valid=None if traces is None else parsed is not None and parsed.valid,
+                on_target=(
+                    None
+                    if traces is None
+                    else on_target(parsed, pair.query_evidence, num_frames=len(shown))
+                ),
+                retrieved=_retrieved(ranking, used[serial].items) if ranking else (),
+                rank=ranking.rank if ranking else None,
+                candidates=len(used[serial].items) if ranking else 0,
+                metrics={name: values[name][serial] for name in MEASURES} if ranking else None,
+                excluded=reasons.get(serial, ""),
+            )
+        )
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """Candidates that were embedded: items, index by key, unit rows [N, D]."""
+
+    items: tuple[Item, ...]
+    index: Mapping[str, int]
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, items: Iterable[Item], vectors: _Vectors) -> "_Matrix":
+        kept = tuple(item for item in items if _candidate(item) in vectors.found)
+        rows = unit_rows([vectors.found[_candidate(item)] for item in kept]) if kept else None
+        index = {item.key(): place for place, item in enumerate(kept)}
+        return cls(kept, index, np.empty((0, 0)) if rows is None else rows)
+
+
+def _retrieved(ranking: Ranking, items: Sequence[Item]) -> tuple[Retrieved, ...]:
+    return tuple(
+        Retrieved(item=items[index], right=index in ranking.relevant)
+        for index in ranking.top[:SHOWN]
+    )
+
+
+def _sum_up(
+    variant: str,
+    source: str,
+    rows: Sequence[QueryResult],
+    candidates_excluded: int,
+    settings: Settings,
+) -> VariantResult:
+    ranked = [row.metrics for row in rows if row.metrics is not None]
+    metrics = {}
+    if ranked:
+        metrics = {
+            name: estimate(
+                [row[name] for row in ranked], resamples=settings.resamples, seed=settings.seed
+            )
+            for name in MEASURES
+        }
+    return VariantResult(
+        variant=variant,
+        source=source,
+        queries=len(ranked),
+        excluded=dict(Counter(row.excluded for row in rows if row.excluded)),
+        candidates_excluded=candidates_excluded,
+        metrics=metrics,
+        valid=_share(row.valid for row in rows),
+        on_target=_share(row.on_target for row in rows),
+    )
+
+
+def _share(values: Iterable[bool | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

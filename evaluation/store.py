@@ -1,0 +1,106 @@
+"""An evaluation on disk: `evaluation.json` (metrics) and `evaluation.parquet` (every query)."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.errors import DataError
+from data.types import Box, Cues, Item, Kind
+from evaluation.metrics import MEASURES, Estimate
+from evaluation.runner import Evaluation, QueryResult, Retrieved, VariantResult
+
+METRICS_FILE = "evaluation.json"
+QUERIES_FILE = "evaluation.parquet"
+
+_ITEM = pa.struct([("text", pa.string()), ("kind", pa.string()), ("uris", pa.list_(pa.string()))])
+_CUES = pa.struct(
+    [
+        ("keywords", pa.list_(pa.string())),
+        ("boxes", pa.list_(pa.struct([(side, pa.float64()) for side in ("x1", "y1", "x2", "y2")]))),
+        ("key_frames", pa.list_(pa.int32())),
+    ]
+)
+_SCHEMA = pa.schema(
+    [
+        ("variant", pa.string()),
+        ("source", pa.string()),
+        ("pair_id", pa.string()),
+        ("query", _ITEM),
+        ("target", _ITEM),
+        ("shown", pa.list_(pa.string())),
+        ("truth", _CUES),
+        ("trace", pa.string()),
+        ("valid", pa.bool_()),
+        ("on_target", pa.bool_()),
+        ("retrieved", pa.list_(pa.struct([("item", _ITEM), ("right", pa.bool_())]))),
+        ("rank", pa.int32()),
+        ("candidates", pa.int32()),
+        ("metrics", pa.struct([(name, pa.float64()) for name in MEASURES])),
+        ("excluded", pa.string()),
+    ]
+)
+
+
+def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """Write both files into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(query) for query in evaluation.queries]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / QUERIES_FILE)
+    results = {"results": [asdict(result) for result in evaluation.results]}
+    (folder / METRICS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def load_evaluation(folder: Path) -> Evaluation:
+    """Return what `save_evaluation` wrote.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    for name in (METRICS_FILE, QUERIES_FILE):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{folder / name} not found; expected a run folder of `evaluate`: run that job "
+                "first or correct the path"
+            )
+    results = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["results"]
+    rows = pq.read_table(folder / QUERIES_FILE).to_pylist()
+    return Evaluation(
+        results=tuple(_result(row) for row in results), queries=tuple(_query(row) for row in rows)
+    )
+
+
+def _result(row: dict[str, Any]) -> VariantResult:
+    metrics = {name: Estimate(**found) for name, found in row["metrics"].items()}
+    return VariantResult(**{**row, "metrics": metrics})
+
+
+def _query(row: dict[str, Any]) -> QueryResult:
+    return QueryResult(
+        **{
+            **row,
+            "query": _item(row["query"]),
+            "target": _item(row["target"]),
+            "shown": tuple(row["shown"]),
+            "truth": _cues(row["truth"]),
+            "retrieved": tuple(
+                Retrieved(item=_item(found["item"]), right=found["right"])
+                for found in row["retrieved"]
+            ),
+        }
+    )
+
+
+def _item(row: dict[str, Any]) -> Item:
+    return Item(text=row["text"], kind=Kind(row["kind"]), uris=tuple(row["uris"]))
+
+
+def _cues(row: dict[str, Any]) -> Cues:
+    return Cues(
+        keywords=tuple(row["keywords"]),
+        boxes=tuple(Box(**box) for box in row["boxes"]),
+        key_frames=tuple(row["key_frames"]),
+    )

@@ -1,0 +1,114 @@
+"""What the report and `summary.json` are made from: run folders read, figures picked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from evaluation.runner import OVERALL, TEXT_SUFFIX, Evaluation, VariantResult
+from evaluation.store import load_evaluation
+
+STAGE_FILE = "stage.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One job that ran."""
+
+    name: str
+    """Its run folder's name."""
+    job: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """Everything a report shows."""
+
+    evaluation: Evaluation
+    records: tuple[Mapping[str, float], ...]
+    """The rl run's metrics, one per step."""
+    stages: tuple[Stage, ...]
+
+    def overall(self) -> dict[str, VariantResult]:
+        """Return the result over all data sets, by variant, in the order of the table."""
+        found = self.evaluation.results
+        return {result.variant: result for result in found if result.source == OVERALL}
+
+    def steps(self) -> int:
+        """Return how many RL steps were recorded."""
+        return len({record["step"] for record in self.records})
+
+
+def load_runs(*, evaluate: Path, rl: Path, stages: Sequence[Path]) -> Runs:
+    """Return what the run folders hold.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    return Runs(
+        evaluation=load_evaluation(evaluate),
+        records=tuple(load_metrics(rl / METRICS_FILE)),
+        stages=tuple(load_stage(folder) for folder in stages),
+    )
+
+
+def load_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the lines of a metrics file; each names its step."""
+    records = []
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        if line.strip():
+            records.append(_parse(line, f"{path}, line {number}", "step"))
+    return records
+
+
+def load_stage(folder: Path) -> Stage:
+    """Return what a job wrote about itself when it ended."""
+    path = folder / STAGE_FILE
+    found = _parse(_read(path), str(path), "job", "seconds")
+    return Stage(name=folder.name, job=str(found["job"]), seconds=float(found["seconds"]))
+
+
+def build_summary(runs: Runs) -> dict[str, Any]:
+    """Return `summary.json`; a figure that could not be measured is None.
+
+    `queries` counts the ranked queries of the variant that ranked fewest.
+    """
+    overall = runs.overall()
+    reasoners = [name for name in overall if name + TEXT_SUFFIX in overall]
+    return {
+        "hit_at_1": {
+            name: result.metrics["hit_at_1"].mean if result.metrics else None
+            for name, result in overall.items()
+        },
+        "valid": {name: overall[name].valid for name in reasoners},
+        "on_target": {name: overall[name].on_target for name in reasoners},
+        "seconds": {stage.name: stage.seconds for stage in runs.stages},
+        "steps": runs.steps(),
+        "queries": min((result.queries for result in overall.values()), default=0),
+    }
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} not found; run the job that writes it first, or correct the folder"
+        ) from error
+
+
+def _parse(text: str, where: str, *fields: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: expected a JSON object, found {text[:60]!r} ({error})"
+        ) from error
+    missing = [name for name in fields if not isinstance(found, dict) or name not in found]
+    if missing:
+        raise DataError(f"{where}: expected a JSON object with {', '.join(fields)}; no {missing}")
+    return found

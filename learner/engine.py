@@ -1,0 +1,255 @@
+"""DeepSpeed: process group, optimiser steps over micro-batches, gathering, checkpoints.
+
+The only module that imports deepspeed. Set DS_ACCELERATOR=cpu in the environment for CPU ranks.
+"""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from configs.schema import LearnerConfig, OptimizerConfig
+from data.errors import CheckpointError, ConfigError
+
+STATE_TAG = "state"
+SHAPE_FILE = "learner.json"
+LAST_LR_SHARE = 0.1
+"""Decaying schedules end at this share of the learning rate."""
+
+
+def make_store(address: str, ranks: int, timeout_s: float) -> dist.TCPStore:
+    """Return the rendezvous store of rank 0, bound to a port that the kernel chose.
+
+    The port is taken when it is named, so no other process can take it in between.
+    """
+    return dist.TCPStore(
+        address,
+        0,
+        ranks,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+    )
+
+
+def join_group(
+    store: dist.TCPStore | None, *, rank: int, ranks: int, address: str, port: int, timeout_s: float
+) -> None:
+    """Enter the process group; every rank calls this, rank 0 with its store."""
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_RANK="0",  # each rank sees its own devices only
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    timeout = timedelta(seconds=timeout_s)
+    if store is None:
+        store = dist.TCPStore(address, port, ranks, is_master=False, timeout=timeout)
+    backend = get_accelerator().communication_backend_name()
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+    # Compiled on first use otherwise (half a minute, needs a compiler), and never used in training.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def device() -> torch.device:
+    """Return the device that this rank computes on."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+@contextlib.contextmanager
+def partitioned_loading(config: LearnerConfig) -> Iterator[None]:
+    """Let `from_pretrained` inside create parameters already partitioned, where ZeRO-3 is asked."""
+    # transformers looks for a live config object; it must not outlive the load.
+    keep = HfDeepSpeedConfig(_ds_config(config)) if config.zero_stage == 3 else None
+    try:
+        yield
+    finally:
+        del keep
+
+
+def lr_at(step: int, *, steps: int, config: OptimizerConfig) -> float:
+    """Return the learning rate of a 0-based step: linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    span = max(1, steps - config.warmup_steps)
+    done = min(1.0, (step - config.warmup_steps) / span)
+    share = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.lr * (LAST_LR_SHARE + (1 - LAST_LR_SHARE) * share)
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one optimiser step did."""
+
+    grad_norm: float
+    """Global norm before clipping; not finite when the step was skipped."""
+    lr: float
+    skipped: bool
+
+
+class TrainEngine:
+    """One rank's share of the model, its gradients and its optimiser.
+
+    Args:
+        module: a head around the model, whose parameters lie under `net.`.
+        steps: planned steps, for the learning-rate schedule.
+
+    Raises:
+        ConfigError: the combination of precision and ZeRO stage loses updates.
+    """
+
+    def __init__(self, module: nn.Module, config: LearnerConfig, *, steps: int) -> None:
+        if config.bf16 and config.zero_stage == 0:
+            raise ConfigError(
+                "learner.zero_stage=0 with learner.bf16=true is less accurate than the other "
+                "stages; set learner.zero_stage to 1 or more, or learner.bf16 to false"
+            )
+        self._config = config
+        self._planned_steps = steps
+        self.steps = 0
+        """Optimiser steps tried so far, skipped ones included."""
+        self._trained = [p for p in module.parameters() if p.requires_grad]
+        o = config.optimizer
+        optimizer = torch.optim.AdamW(
+            self._trained,
+            lr=o.lr,
+            betas=(o.beta1, o.beta2),
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_ds_config(config)
+        )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module; with gradient, each call must be followed by its `backward`."""
+        return self._engine(*args, **kwargs)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of ``loss``, which is averaged over the ranks.
+
+        All ranks call this equally often per step; ``last`` marks the last one.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> StepOutcome:
+        """Apply the gradients, unless one is NaN or infinite: then drop them."""
+        lr = lr_at(self.steps, steps=self._planned_steps, config=self._config.optimizer)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self.steps += 1
+        if self._config.zero_stage == 0:
+            norm = self._whole_grad_norm()
+            if not math.isfinite(norm):
+                for param in self._trained:
+                    param.grad = None  # AdamW leaves parameters without gradient alone
+            self._engine.step()
+        else:
+            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm())
+        return StepOutcome(grad_norm=norm, lr=lr, skipped=not math.isfinite(norm))
+
+    def _whole_grad_norm(self) -> float:
+        """Return the gradient's norm, which DeepSpeed does not compute for ZeRO-0 in float32."""
+        norms = [p.grad.float().norm() for p in self._trained if p.grad is not None]
+        return float(torch.stack(norms).norm())
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (checkpoint name, whole tensor on the CPU) in order; every rank must iterate.
+
+        The tied output layer is left out: loaders tie it again. Tensors share memory with the
+        model where they are whole already: use them before the next step. Other ranks than 0
+        get the same names, and under ZeRO-3 empty tensors.
+        """
+        partitioned = self._config.zero_stage == 3
+        for name, param in self._engine.module.named_parameters():
+            name = name.removeprefix("net.")
+            if not partitioned:
+                yield name, param.detach().cpu()
+                continue
+            with deepspeed.zero.GatheredParameters([param]):
+                whole = param.detach().to("cpu", copy=True) if dist.get_rank() == 0 else None
+            yield name, torch.empty(0, dtype=param.dtype) if whole is None else whole
+
+    def save(self, folder: Path) -> None:
+        """Write parameters, optimiser and step count; complete or not there at all."""
+        partial = folder.with_name(folder.name + ".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        self._engine.save_checkpoint(
+            str(partial), tag=STATE_TAG, client_state={"steps": self.steps}
+        )
+        dist.barrier()
+        if dist.get_rank() == 0:
+            (partial / SHAPE_FILE).write_text(json.dumps(self._shape()), encoding="utf-8")
+            os.replace(partial, folder)
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """Continue bit-identically from a checkpoint.
+
+        Raises:
+            CheckpointError: none is there, or it is of another model or group.
+        """
+        path = folder / SHAPE_FILE
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: expected a complete checkpoint with {SHAPE_FILE}")
+        found, expected = json.loads(path.read_text(encoding="utf-8")), self._shape()
+        other = [f"{k}={found.get(k)} (now {v})" for k, v in expected.items() if found.get(k) != v]
+        if other:
+            raise CheckpointError(
+                f"{folder}: written with {', '.join(other)}; resume with the same settings"
+            )
+        _, client_state = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        self.steps = int(client_state["steps"])
+
+    def _shape(self) -> dict[str, Any]:
+        """Return what must agree between writing and reading a checkpoint."""
+        return {
+            "ranks": dist.get_world_size(),
+            "zero_stage": self._config.zero_stage,
+            "bf16": self._config.bf16,
+            "trained_parameters": sum(_numel(param) for param in self._trained),
+        }
+
+    @property
+    def net(self) -> nn.Module:
+        """The model inside the head."""
+        return self._engine.module.net
+
+
+def _numel(param: Tensor) -> int:
+    return getattr(param, "ds_numel", param.numel())
+
+
+def _ds_config(config: LearnerConfig) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.grad_clip,
+        "steps_per_print": 10**9,
+        "zero_optimization": zero,
+    }
+    if config.bf16:
+        # Without the check, bf16 steps are applied even when their gradient is not finite.
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    return settings

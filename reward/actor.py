@@ -1,0 +1,60 @@
+"""EmbedderActor: a plain class around one Embedder; the cluster makes it a Ray actor."""
+
+import asyncio
+
+import numpy as np
+
+from configs.schema import EngineConfig, MediaConfig
+from data.engine_args import set_engine_environment
+from data.errors import DataError
+from data.types import Content, EmbedRequest, Pictures
+
+
+class EmbedderActor:
+    """Embeds items with their traces and evidence."""
+
+    def __init__(self, *, name: str, model: str, engine: EngineConfig, media: MediaConfig) -> None:
+        self.name = name
+        set_engine_environment(engine)
+        # Here and not above: the driver imports this file to wrap the class and must not load
+        # vLLM, and vLLM reads its environment when it is imported.
+        from reward.vllm_embedder import VLLMEmbedder
+
+        self._embedder = VLLMEmbedder(model, engine, media)
+
+    async def ready(self) -> None:
+        """Start the engine; returns when it can serve."""
+        await self._embedder.start()
+
+    async def embed(
+        self, requests: list[EmbedRequest], pictures: Pictures
+    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Return unit vectors, float32 [D], by key, and the reason by key for those that failed.
+
+        Requests with equal content are embedded once.
+        """
+        keys: dict[Content, list[str]] = {}
+        for request in requests:
+            keys.setdefault(request.content, []).append(request.key)
+        results = await asyncio.gather(
+            *(self._one(names[0], content, pictures) for content, names in keys.items())
+        )
+        vectors: dict[str, np.ndarray] = {}
+        failed: dict[str, str] = {}
+        for names, result in zip(keys.values(), results, strict=True):
+            for name in names:
+                if isinstance(result, DataError):
+                    failed[name] = str(result)
+                else:
+                    vectors[name] = result
+        return vectors, failed
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        self._embedder.close()
+
+    async def _one(self, key: str, content: Content, pictures: Pictures) -> np.ndarray | DataError:
+        try:
+            return await self._embedder.embed(key, self._embedder.encoder.embed(content, pictures))
+        except DataError as error:
+            return error

@@ -1,0 +1,79 @@
+"""RolloutActor: a plain class around one vLLM engine; the cluster makes it a Ray actor."""
+
+import asyncio
+
+from configs.schema import EngineConfig, MediaConfig, SamplingConfig
+from data.chat import EncodedPrompt
+from data.engine_args import set_engine_environment
+from data.errors import DataError
+from data.types import Content, DroppedTrajectory, GenerationRequest, Pictures, Trajectory
+from rollout.weight_sync import StoreAddress, SyncReport
+
+FAILED = "generation_failed"
+
+
+class RolloutActor:
+    """Samples traces with one copy of the Reasoner.
+
+    ``store`` None: the weights never change.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: str,
+        engine: EngineConfig,
+        sampling: SamplingConfig,
+        media: MediaConfig,
+        store: StoreAddress | None,
+    ) -> None:
+        self.name = name
+        set_engine_environment(engine)
+        # Here and not above: the driver imports this file to wrap the class and must not load
+        # vLLM, and vLLM reads its environment when it is imported.
+        from rollout.vllm_engine import VLLMEngine
+
+        self._engine = VLLMEngine(model, engine, sampling, media, store=store)
+
+    async def ready(self) -> None:
+        """Start the engine; returns when it can serve."""
+        await self._engine.start()
+
+    async def generate(
+        self, requests: list[GenerationRequest], pictures: Pictures
+    ) -> list[Trajectory | DroppedTrajectory]:
+        """Sample all traces at once; one that fails is dropped with its reason.
+
+        Raises:
+            WeightSyncError: the last pull failed.
+        """
+        prompts: dict[Content, EncodedPrompt | DataError] = {}
+        for request in requests:
+            if request.content not in prompts:
+                prompts[request.content] = self._encode(request.content, pictures)
+        return await asyncio.gather(*(self._one(r, prompts[r.content]) for r in requests))
+
+    async def pull_weights(self, version: int) -> SyncReport:
+        """Load a published version; see `VLLMEngine.pull_weights`."""
+        return await self._engine.pull_weights(version)
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        self._engine.close()
+
+    def _encode(self, content: Content, pictures: Pictures) -> EncodedPrompt | DataError:
+        try:
+            return self._engine.encoder.encode(content, pictures)
+        except DataError as error:
+            return error
+
+    async def _one(
+        self, request: GenerationRequest, prompt: EncodedPrompt | DataError
+    ) -> Trajectory | DroppedTrajectory:
+        if isinstance(prompt, DataError):
+            return DroppedTrajectory(request.key, FAILED, str(prompt))
+        try:
+            return await self._engine.generate(request, prompt)
+        except DataError as error:
+            return DroppedTrajectory(request.key, FAILED, str(error))

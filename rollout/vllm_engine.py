@@ -1,0 +1,187 @@
+"""One vLLM engine that samples traces and takes new weights from the store.
+
+Prompts go in as token ids with one token per picture; vLLM expands them itself, and what it ran
+is compared with what the learner will train on. Banned tokens have probability zero, and the
+returned log-probabilities are those of the distribution sampled from.
+"""
+
+import time
+
+import numpy as np
+from transformers import AutoProcessor
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferInitRequest,
+    WeightTransferUpdateRequest,
+)
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import TokensPrompt
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineGenerateError
+
+from configs.schema import EngineConfig, MediaConfig, SamplingConfig
+from data.chat import ChatEncoder, EncodedPrompt
+from data.engine_args import engine_arguments
+from data.errors import DataError, WeightSyncError
+from data.types import GenerationRequest, Trajectory
+from rollout.object_store import WeightPuller, transfer_config
+from rollout.weight_sync import StoreAddress, SyncReport
+
+INITIAL_VERSION = 0
+"""Version of the weights in the model folder."""
+
+
+class VLLMEngine:
+    """vLLM's AsyncLLM for one Reasoner.
+
+    ``store`` None: the weights never change.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: EngineConfig,
+        sampling: SamplingConfig,
+        media: MediaConfig,
+        *,
+        store: StoreAddress | None = None,
+    ) -> None:
+        self.encoder = ChatEncoder(AutoProcessor.from_pretrained(model), media)
+        self._sampling = sampling
+        self._store = store
+        self._stale = ""
+        arguments = engine_arguments(model, engine, max_pictures=max(1, media.max_frames))
+        if store is not None:
+            arguments["weight_transfer_config"] = transfer_config()
+            arguments["worker_extension_cls"] = f"{WeightPuller.__module__}.WeightPuller"
+        self._arguments = AsyncEngineArgs(**arguments, logprobs_mode="processed_logprobs")
+
+    async def start(self) -> None:
+        """Load the model; blocks for seconds."""
+        self._llm = AsyncLLM.from_engine_args(self._arguments)
+        await self._llm.update_weight_version(str(INITIAL_VERSION))
+        if self._store is not None:
+            await self._llm.init_weight_transfer_engine(
+                WeightTransferInitRequest(
+                    {
+                        "ray_address": self._store.ray_address,
+                        "namespace": self._store.namespace,
+                        "actor_name": self._store.actor_name,
+                    }
+                )
+            )
+
+    async def generate(self, request: GenerationRequest, prompt: EncodedPrompt) -> Trajectory:
+        """Sample one trace.
+
+        Raises:
+            DataError: vLLM refused the prompt or ran another one than the learner would.
+            WeightSyncError: the last pull failed, so the weights are nobody's.
+        """
+        if self._stale:
+            raise WeightSyncError(f"{request.key}: the engine serves nothing: {self._stale}")
+        inputs = TokensPrompt(prompt_token_ids=prompt.ids)
+        if prompt.images:
+            inputs["multi_modal_data"] = {"image": prompt.images}
+        try:
+            stream = self._llm.generate(inputs, self._params(request), str(request.key))
+            (output,) = [final async for final in stream]
+        except (VLLMClientError, EngineGenerateError, ValueError) as error:
+            cause = error.__cause__ or error
+            raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
+        return self._trajectory(request, prompt, output)
+
+    async def pull_weights(self, version: int) -> SyncReport:
+        """Load a published version and compare every tensor with what the learner sent.
+
+        Running requests are frozen meanwhile and go on under the new weights, their prompts
+        recomputed; all cached keys, values and picture features are dropped. After a failure, or
+        where the report names mismatches, the engine refuses to generate until a pull succeeds.
+
+        Raises:
+            WeightSyncError: the version could not be loaded.
+        """
+        started = time.perf_counter()
+        await self._llm.pause_generation(mode="keep", clear_cache=True)
+        self._stale = f"the pull of weights version {version} did not finish"
+        try:
+            await self._llm.start_weight_update()
+            await self._llm.update_weights(WeightTransferUpdateRequest({"version": version}))
+            await self._llm.finish_weight_update(str(version))
+            ranks = await self._llm.collective_rpc("weight_sync_report")
+            mismatched = tuple(sorted({name for rank in ranks for name in rank["mismatched"]}))
+            self._stale = ""
+            if mismatched:
+                self._stale = (
+                    f"{len(mismatched)} tensors of weights version {version} differ from what the "
+                    f"learner sent, first {mismatched[0]}; pull a good version"
+                )
+        except Exception as error:  # vLLM has no type of its own for a failed worker call
+            self._stale = f"the pull of weights version {version} failed: {error}"
+            raise WeightSyncError(self._stale) from error
+        finally:
+            if self._stale:
+                await self._llm.pause_generation(mode="abort", clear_cache=True)
+            await self._llm.resume_generation()
+        return SyncReport(
+            version=version,
+            tensors=min(rank["tensors"] for rank in ranks),
+            mismatched=mismatched,
+            bytes=max(rank["bytes"] for rank in ranks),
+            seconds=time.perf_counter() - started,
+        )
+
+    def close(self) -> None:
+        """Stop the engine's processes."""
+        self._llm.shutdown()
+
+    def _params(self, request: GenerationRequest) -> SamplingParams:
+        return SamplingParams(
+            temperature=0.0 if request.greedy else self._sampling.temperature,
+            max_tokens=self._sampling.max_tokens,
+            seed=request.seed,
+            logprobs=0,
+            logit_bias=dict.fromkeys(self.encoder.banned_ids(), float("-inf")),
+            stop_token_ids=[self.encoder.tokenizer.eos_token_id],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _trajectory(
+        self, request: GenerationRequest, prompt: EncodedPrompt, output: RequestOutput
+    ) -> Trajectory:
+        check_prompt(str(request.key), prompt, output.prompt_token_ids)
+        (completion,) = output.outputs
+        if completion.finish_reason not in ("stop", "length"):
+            raise DataError(
+                f"{request.key}: expected the trace to end by stop or length, found "
+                f"{completion.finish_reason}"
+            )
+        ids = list(completion.token_ids)
+        logprobs = [
+            step[token].logprob for token, step in zip(ids, completion.logprobs, strict=True)
+        ]
+        ended = ids[-1] == self.encoder.tokenizer.eos_token_id
+        versions = [int(span.version) for span in completion.weight_versions]
+        return Trajectory(
+            key=request.key,
+            prompt_ids=np.asarray(output.prompt_token_ids, dtype=np.int64),
+            response_ids=np.asarray(ids, dtype=np.int64),
+            logprobs=np.asarray(logprobs, dtype=np.float32),
+            text=self.encoder.tokenizer.decode(ids[:-1] if ended else ids),
+            finish=completion.finish_reason,
+            min_version=min(versions),
+            max_version=max(versions),
+        )
+
+
+def check_prompt(key: str, prompt: EncodedPrompt, ran: list[int] | None) -> None:
+    """Raise DataError where vLLM ran another prompt than the learner will train on."""
+    if ran != prompt.expanded:
+        raise DataError(
+            f"{key}: expected vLLM to run the learner's prompt of {len(prompt.expanded)} tokens, "
+            f"it ran another of {len(ran or ())}; the picture sizes or the picture tokens differ "
+            "between the two"
+        )

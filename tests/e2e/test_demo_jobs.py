@@ -1,0 +1,195 @@
+"""All jobs of the demo in order, small, as the processes a user starts; RL through `ray job`."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.e2e
+REPOSITORY = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+DASHBOARD = "http://127.0.0.1:8299"
+SMALL = {
+    "demo_data data": ["train_scenes=160", "heldout_scenes=40"],
+    "warm_start sight": ["steps=6", "evaluation.every=3", "evaluation.samples=8"],
+    "warm_start grounding": ["steps=6", "evaluation.every=3", "evaluation.samples=8"],
+    "embedder embedder": ["steps=6", "evaluation.every=3", "evaluation.samples=16"],
+    "warm_start warm_start": ["steps=6", "evaluation.every=3", "evaluation.samples=8"],
+    "rl rl": [
+        "steps=3",
+        "pairs=4",
+        "siblings=2",
+        "evaluation.every=3",
+        "evaluation.samples=8",
+        "checkpoint_every=2",
+        "reward.gate_by_format=false",
+    ],
+    "evaluate evaluate": ["bootstrap=50"],
+    "report report": ["gallery=4"],
+}
+FIXED_METRICS = (
+    *("reward/total", "reward/format", "reward/outcome", "rank/accuracy", "rank/margin"),
+    *("policy/kl", "policy/entropy", "staleness/max", "dropped/total"),
+    *("sync/checksum_ok", "sync/logprob_max_abs_diff", "sync/bytes"),
+    *("time/rollout_s", "time/reward_s", "time/train_s", "time/sync_s", "time/step_s"),
+)
+
+
+def run(*command: str, home: Path, **env: str) -> str:
+    """Run one command in the repository with its outputs under ``home``; return what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "EMBED_RL_ROOT": str(home), "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, (
+        f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
+    return done.stdout
+
+
+def job_command(name: str) -> list[str]:
+    job, config = name.split()
+    return ["-m", f"cluster.jobs.{job}", f"configs/demo/{config}.yaml", *SMALL[name]]
+
+
+@contextmanager
+def ray_head(home: Path) -> Iterator[dict[str, str]]:
+    """Run a Ray head of the test's own; yield the environment to reach it with."""
+    env = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"), "RAY_AUTH_MODE": "disabled"}
+    options = "--head --block --port=6399 --dashboard-port=8299 --num-cpus=2"
+    with (home / "ray.log").open("w") as log:
+        head = subprocess.Popen(
+            [RAY, "start", *options.split(), "--disable-usage-stats"],
+            env={**os.environ, **env},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(f"{DASHBOARD}/api/version", timeout=5):
+                    break
+            except OSError:
+                assert head.poll() is None, (home / "ray.log").read_text()
+                assert time.monotonic() < deadline, "Ray's dashboard did not answer in 90 s"
+                time.sleep(0.5)
+        yield env
+    finally:
+        head.terminate()
+        head.wait(60)
+        shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every job of the demo has run once, RL as a submitted Ray job."""
+    home = tmp_path_factory.mktemp("demo")
+    for name in SMALL:
+        if name != "rl rl":
+            run(sys.executable, *job_command(name), home=home)
+            continue
+        with ray_head(home) as env:
+            submit = [
+                *("job", "submit", "--address", DASHBOARD, "--working-dir", "."),
+                *("--runtime-env-json", json.dumps({"env_vars": {"EMBED_RL_ROOT": str(home)}})),
+            ]
+            run(RAY, *submit, "--", sys.executable, *job_command(name), home=home, **env)
+    return home
+
+
+def test_metrics_name_every_phase_and_the_phases_add_up(home: Path) -> None:
+    lines = (home / "runs/demo/rl/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    assert [one["step"] for one in steps] == [0, 1, 2, 3]
+    assert "eval/hit_at_1" in steps[0]
+    for one in steps[1:]:
+        assert not [name for name in FIXED_METRICS if name not in one]
+        assert one["sync/checksum_ok"] == 1.0
+        assert one["sync/logprob_max_abs_diff"] < 1e-3
+        phases = sum(v for k, v in one.items() if k.startswith("time/") and k != "time/step_s")
+        assert math.isclose(phases, one["time/step_s"], rel_tol=1e-6)
+    assert "eval/hit_at_1" in steps[3]
+
+
+def test_every_trajectory_is_kept_with_its_reward(home: Path) -> None:
+    rows = pq.read_table(home / "runs/demo/rl/trajectories/step-000001.parquet").to_pylist()
+    assert len(rows) == 4 * 2 * 2
+    assert len({row["key"] for row in rows}) == len(rows)
+    kept = [row for row in rows if row["dropped"] is None]
+    assert kept
+    for row in kept:
+        assert row["min_version"] == 1
+        assert row["rank/gold"] >= 1
+        assert row["prompt"]
+        assert row["templates"].startswith("brief-")
+
+
+def test_summary_and_report_are_complete(home: Path) -> None:
+    summary = json.loads((home / "runs/demo/summary.json").read_text())
+    assert set(summary["hit_at_1"]) == {
+        "no_cot",
+        "warm_start_text",
+        "warm_start",
+        "eg_rl_text",
+        "eg_rl",
+    }
+    assert set(summary["valid"]) == set(summary["on_target"]) == {"warm_start", "eg_rl"}
+    assert set(summary["seconds"]) >= {"data", "sight", "embedder", "warm_start", "rl"}
+    assert summary["steps"] == 3
+    page = (home / "runs/demo/report.html").read_text()
+    assert "data:image/" in page
+    assert "<svg" in page or "data:image/png" in page
+
+
+def test_checkpoint_and_export_are_complete(home: Path) -> None:
+    folder = home / "runs/demo/rl"
+    assert (folder / "checkpoints/step-000003/loop.json").is_file()
+    assert not list((folder / "checkpoints").glob("*.part"))
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert (folder / "export" / name).is_file(), name
+
+
+def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> None:
+    printed = run(sys.executable, *job_command("warm_start sight"), home=home)
+    assert "already finished" in printed
+    refused = subprocess.run(
+        [sys.executable, *job_command("warm_start sight"), "batch=4"],
+        cwd=REPOSITORY,
+        env={**os.environ, "EMBED_RL_ROOT": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert refused.returncode == 2
+    assert "batch: there 32, now 4" in refused.stderr
+
+
+def test_mlflow_holds_the_curves_of_every_training_job(home: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{home / 'runs/mlflow.db'}")
+    experiment = client.get_experiment_by_name("embed-rl")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    names = {run.info.run_name for run in runs}
+    assert {"sight-warm_start", "rl-rl", "embedder-embedder"} <= names
+    rl = next(run for run in runs if run.info.run_name == "rl-rl")
+    assert len(client.get_metric_history(rl.info.run_id, "reward/total")) == 3
+    assert rl.info.status == "FINISHED"

@@ -1,0 +1,412 @@
+"""The learner group on real DeepSpeed ranks against plain PyTorch, one sequence at a time."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cluster.learner_group import LearnerGroup
+from cluster.weights import WeightStore
+from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, OptimizerConfig
+from data.chat import ChatEncoder
+from data.errors import ActorLost, CheckpointError, DataError
+from data.types import Content, ContrastPair, Kind, Picture, TrainSample
+from learner.export import restore
+from tests.tiny_model import write_tiny_model
+
+pytestmark = pytest.mark.timeout(240)
+
+MEDIA = MediaConfig(
+    **{
+        f"{what}_{end}_pixels": pixels
+        for what in ("image", "page", "frame", "crop")
+        for end, pixels in (("min", 32 * 32), ("max", 64 * 64))
+    }
+)
+CONFIG = LearnerConfig(
+    zero_stage=2,
+    bf16=False,
+    attention="eager",
+    micro_batch_tokens=60,  # several micro-batches, some without pictures, some empty
+    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.01, grad_clip=1.0),
+    timeout_s=60.0,
+)
+GRPO = GRPOConfig(clip=0.2, kl_coef=0.05)
+TEMPERATURE = 0.8
+CONTRAST_TEMPERATURE = 0.05
+STEPS = 4
+TWO_RANKS = pytest.mark.parametrize("group", [2], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> ChatEncoder:
+    return ChatEncoder(AutoProcessor.from_pretrained(folder), MEDIA)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for name in ("a", "b")}
+
+
+@pytest.fixture(scope="module")
+def connection():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def group(request: pytest.FixtureRequest, connection: None):
+    group = LearnerGroup(dataclasses.replace(CONFIG, ranks=request.param))
+    yield group
+    group.close()
+
+
+def configure(group: LearnerGroup, **changes: object) -> None:
+    base = dataclasses.replace(CONFIG, ranks=group.config.ranks)
+    group.config = dataclasses.replace(base, **changes)
+
+
+def contents() -> list[Content]:
+    image = Picture("a", Kind.IMAGE)
+    return [
+        (image, "what color is the star?"),
+        (image, "what color is the star?"),
+        ("find the red star",),
+        (Picture("b", Kind.IMAGE), image, "the same as the star but a circle"),
+        ("green 1 2 3 4 5 6 7 8 9 " * 2,),
+    ]
+
+
+def samples(encoder: ChatEncoder, pictures: dict[str, np.ndarray]) -> list[TrainSample]:
+    rng = np.random.default_rng(1)
+    rows = []
+    for index, content in enumerate(contents()):
+        count = 3 + 2 * index
+        rows.append(
+            TrainSample(
+                key=f"s{index}",
+                content=content,
+                prompt_ids=np.array(encoder.encode(content, pictures).expanded),
+                response_ids=rng.integers(20, 300, count),
+                advantage=float(rng.normal()),
+                logprobs=rng.normal(-5.9, 0.3, count).astype(np.float32),
+            )
+        )
+    return rows
+
+
+class Plain:
+    """The model in plain PyTorch, each sequence alone and unpadded."""
+
+    def __init__(self, folder: Path, encoder: ChatEncoder, pictures: dict[str, np.ndarray]):
+        torch.set_num_threads(1)
+        self.encoder, self.pictures = encoder, pictures
+        self.net = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.01)
+
+    def hidden(self, content: Content, ids: list[int]) -> torch.Tensor:
+        images = self.encoder.encode(content, self.pictures).images
+        tokens = torch.tensor([ids])
+        kinds = (tokens == self.encoder.image_token_id).long()
+        pixels = self.encoder.pixels(images) if images else {}
+        inputs = {"input_ids": tokens, "mm_token_type_ids": kinds, **pixels}
+        return self.net.model(**inputs).last_hidden_state[0]
+
+    def logits(self, sample: TrainSample) -> torch.Tensor:
+        ids = [*sample.prompt_ids.tolist(), *sample.response_ids.tolist()]
+        hidden = self.hidden(sample.content, ids)
+        return self.net.lm_head(hidden[len(sample.prompt_ids) - 1 : -1])
+
+    def picked(self, logits: torch.Tensor, sample: TrainSample) -> torch.Tensor:
+        targets = torch.from_numpy(sample.response_ids)
+        return torch.log_softmax(logits, -1)[torch.arange(len(targets)), targets]
+
+    def step(self, loss: torch.Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        return float(norm)
+
+
+def build_supervised(group: LearnerGroup, folder: Path) -> None:
+    group.build_supervised(model=str(folder), media=MEDIA, total_steps=STEPS, seed=0)
+
+
+def build_policy(group: LearnerGroup, folder: Path) -> None:
+    group.build_policy(
+        model=str(folder),
+        media=MEDIA,
+        total_steps=STEPS,
+        seed=0,
+        grpo=GRPO,
+        temperature=TEMPERATURE,
+    )
+
+
+def build_contrastive(group: LearnerGroup, folder: Path) -> None:
+    group.build_contrastive(
+        model=str(folder),
+        media=MEDIA,
+        total_steps=STEPS,
+        seed=0,
+        temperature=CONTRAST_TEMPERATURE,
+    )
+
+
+def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
+    refs = [rank.put_weights.remote() for rank in group._ranks]
+    _, buckets = ray.get(refs)[0]
+    return {
+        name: restore(dtype, shape, raw.copy())
+        for bucket in ray.get(buckets)
+        for name, dtype, shape, raw in bucket
+    }
+
+
+@pytest.fixture(scope="module")
+def plain_supervised(folder, encoder, pictures):
+    """Loss and gradient norm of each step."""
+    plain, rows = Plain(folder, encoder, pictures), samples(encoder, pictures)
+    tokens = sum(len(row.response_ids) for row in rows)
+    found = []
+    for _ in range(STEPS):
+        loss = -sum(plain.picked(plain.logits(row), row).sum() for row in rows) / tokens
+        found.append((loss.item(), plain.step(loss)))
+    return found
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_supervised_training_follows_plain_adamw(
+    group, zero_stage, plain_supervised, folder, encoder, pictures
+):
+    configure(group, zero_stage=zero_stage)
+    build_supervised(group, folder)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    for loss, norm in plain_supervised:
+        metrics = group.train_supervised(rows, ref).metrics
+        assert metrics["supervised/loss"] == pytest.approx(loss, abs=1e-5)
+        assert metrics["supervised/grad_norm"] == pytest.approx(norm, rel=1e-3)
+    measured = group.evaluate_supervised(rows, ref)
+    assert measured["eval/loss"] < plain_supervised[-1][0]
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_policy_training_follows_plain_adamw(group, zero_stage, folder, encoder, pictures):
+    configure(group, zero_stage=zero_stage)
+    build_policy(group, folder)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    plain, initial = (Plain(folder, encoder, pictures) for _ in range(2))
+    tokens = sum(len(row.response_ids) for row in rows)
+
+    def logprobs(model: Plain, row: TrainSample) -> torch.Tensor:
+        logits = model.logits(row).clone()
+        logits[:, encoder.banned_ids()] = -torch.inf
+        return model.picked(logits / TEMPERATURE, row)
+
+    for _ in range(STEPS):
+        total, gap, kl_sum = torch.zeros(()), 0.0, 0.0
+        for row in rows:
+            new = logprobs(plain, row)
+            old = torch.from_numpy(row.logprobs)
+            with torch.no_grad():
+                away = logprobs(initial, row) - new
+            away = away.detach() + new.detach() - new  # gradient through the policy only
+            ratio = torch.exp(new - old)
+            gain = torch.minimum(
+                ratio * row.advantage, ratio.clamp(1 - GRPO.clip, 1 + GRPO.clip) * row.advantage
+            )
+            kl = torch.exp(away) - away - 1
+            total = total + (GRPO.kl_coef * kl - gain).sum()
+            gap = max(gap, (new - old).abs().max().item())
+            kl_sum += kl.sum().item()
+        loss = total / tokens
+        norm = plain.step(loss)
+        metrics = group.train_policy(rows, ref).metrics
+        assert metrics["policy/loss"] == pytest.approx(loss.item(), abs=1e-5)
+        assert metrics["policy/kl"] == pytest.approx(kl_sum / tokens, abs=1e-5)
+        assert metrics["policy/grad_norm"] == pytest.approx(norm, rel=1e-3)
+        assert metrics["sync/logprob_max_abs_diff"] == pytest.approx(gap, abs=1e-4)
+
+
+def contrast_rows() -> list[ContrastPair]:
+    one, two, three, four, five = contents()
+    return [
+        ContrastPair(query=one, target=("red star",), target_key="red star"),
+        ContrastPair(query=two, target=("red star",), target_key="red star", negatives=(five,)),
+        ContrastPair(query=three, target=four, target_key="b"),
+        ContrastPair(query=four, target=one, target_key="a", negatives=(three, ("blue",))),
+        ContrastPair(query=five, target=("green",), target_key="green"),
+    ]
+
+
+def plain_contrast(plain: Plain) -> torch.Tensor:
+    rows = contrast_rows()
+
+    def vector(content: Content) -> torch.Tensor:
+        ids = plain.encoder.embed(content, plain.pictures).expanded
+        return torch.nn.functional.normalize(plain.hidden(content, ids)[-1], dim=0)
+
+    queries = [vector(row.query) for row in rows]
+    targets = [vector(row.target) for row in rows]
+    total = torch.zeros(())
+    for i, row in enumerate(rows):
+        others = [j for j in range(len(rows)) if j == i or rows[j].target_key != row.target_key]
+        own = others.index(i)
+        forward = [queries[i] @ targets[j] for j in others]
+        forward += [queries[i] @ vector(content) for content in row.negatives]
+        backward = [targets[i] @ queries[j] for j in others]
+        for scores in (forward, backward):
+            logits = torch.stack(scores) / CONTRAST_TEMPERATURE
+            total = total - torch.log_softmax(logits, 0)[own]
+    return total / (2 * len(rows))
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [100, 10_000])
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_contrastive_training_follows_plain_adamw(
+    group, zero_stage, micro_batch_tokens, folder, encoder, pictures
+):
+    configure(group, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
+    build_contrastive(group, folder)
+    ref = ray.put(pictures)
+    plain = Plain(folder, encoder, pictures)
+    for _ in range(STEPS):
+        loss = plain_contrast(plain)
+        norm = plain.step(loss)
+        metrics = group.train_contrastive(contrast_rows(), ref).metrics
+        assert metrics["contrast/loss"] == pytest.approx(loss.item(), abs=2e-5)
+        assert metrics["contrast/grad_norm"] == pytest.approx(norm, rel=1e-3)
+    vectors = group.embed(contents(), ref)
+    ids = encoder.embed(contents()[3], pictures).expanded
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(plain.hidden(contents()[3], ids)[-1], dim=0)
+    np.testing.assert_allclose(vectors[3], expected.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+@TWO_RANKS
+def test_published_weights_are_the_models_bits(group, zero_stage, folder):
+    configure(group, zero_stage=zero_stage)
+    build_supervised(group, folder)
+    store = ray.remote(WeightStore).options(num_cpus=0).remote()
+    size = group.publish(1, store)
+    specs, _ = ray.get(store.get.remote(1))
+    expected = load_file(folder / "model.safetensors")
+    found = weights(group)
+    assert found.keys() == expected.keys() == {spec.name for spec in specs}
+    assert size == sum(tensor.nbytes for tensor in expected.values())
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@TWO_RANKS
+def test_resume_is_bit_identical(group, zero_stage, folder, encoder, pictures, tmp_path):
+    configure(group, zero_stage=zero_stage)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    build_supervised(group, folder)
+    group.train_supervised(rows, ref)
+    group.save(tmp_path / "part" / "learner")
+    straight = [group.train_supervised(rows, ref).metrics for _ in range(2)]
+    kept = weights(group)
+    build_supervised(group, folder)
+    assert group.load(tmp_path / "part" / "learner") == 1
+    resumed = [group.train_supervised(rows, ref).metrics for _ in range(2)]
+    assert resumed == straight
+    for name, tensor in weights(group).items():
+        assert torch.equal(tensor, kept[name])
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@TWO_RANKS
+def test_exported_folder_gives_the_same_logits(
+    group, zero_stage, folder, encoder, pictures, tmp_path
+):
+    configure(group, zero_stage=zero_stage)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    build_supervised(group, folder)
+    group.train_supervised(rows, ref)
+    expected = group.evaluate_supervised(rows, ref)["eval/loss"]
+    group.export(tmp_path / "out" / "export")
+    exported = tmp_path / "out" / "export"
+    assert {path.name for path in exported.iterdir()} == {path.name for path in folder.iterdir()}
+    other = ChatEncoder(AutoProcessor.from_pretrained(exported), MEDIA)
+    plain = Plain(exported, other, pictures)
+    with torch.no_grad():
+        total = sum(plain.picked(plain.logits(row), row).sum() for row in rows)
+    tokens = sum(len(row.response_ids) for row in rows)
+    assert -total.item() / tokens == pytest.approx(expected, abs=1e-5)
+    for name, tensor in weights(group).items():
+        assert torch.equal(plain.net.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@TWO_RANKS
+def test_a_step_with_a_broken_gradient_is_skipped(group, zero_stage, folder, encoder, pictures):
+    configure(group, zero_stage=zero_stage)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    build_policy(group, folder)
+    before = weights(group)
+    broken = [dataclasses.replace(rows[0], advantage=float("nan")), *rows[1:]]
+    assert group.train_policy(broken, ref).metrics["policy/skipped_steps"] == 1.0
+    for name, tensor in weights(group).items():
+        assert torch.equal(tensor, before[name])
+    metrics = group.train_policy(rows, ref).metrics
+    assert metrics["policy/skipped_steps"] == 0.0
+    assert np.isfinite(metrics["policy/loss"])
+
+
+@TWO_RANKS
+def test_bf16_trains_with_checkpointing_and_frozen_vision(group, folder, encoder, pictures):
+    configure(group, zero_stage=2, bf16=True, gradient_checkpointing=True, freeze_vision=True)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    build_supervised(group, folder)
+    before = weights(group)
+    losses = [group.train_supervised(rows, ref).metrics["supervised/loss"] for _ in range(STEPS)]
+    assert losses[-1] < losses[0]
+    after = weights(group)
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    for name, tensor in after.items():
+        if "visual." in name:
+            assert torch.equal(tensor, before[name])
+
+
+@pytest.fixture
+def doomed(connection: None, folder: Path) -> LearnerGroup:
+    """Return a group that a test may break; it is closed by the failure itself."""
+    group = LearnerGroup(dataclasses.replace(CONFIG, ranks=2))
+    build_supervised(group, folder)
+    return group
+
+
+def test_a_dead_rank_is_named(doomed, encoder, pictures):
+    ray.kill(doomed._ranks[1])
+    with pytest.raises(ActorLost, match="rank 1 died"):
+        doomed.train_supervised(samples(encoder, pictures), ray.put(pictures))
+
+
+def test_picture_tokens_that_do_not_match_are_named(doomed, encoder, pictures):
+    rows = samples(encoder, pictures)
+    rows[3] = dataclasses.replace(rows[3], content=(Picture("a", Kind.IMAGE), "x"))
+    with pytest.raises(DataError, match="s3: expected 4 picture tokens"):
+        doomed.train_supervised(rows, ray.put(pictures))
+
+
+def test_a_missing_checkpoint_is_refused(doomed, tmp_path):
+    with pytest.raises(CheckpointError, match="expected a complete checkpoint"):
+        doomed.load(tmp_path / "nothing")

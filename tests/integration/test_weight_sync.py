@@ -1,0 +1,178 @@
+"""Weights from the store into a real engine: bit-equal, tied head included, failures refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from transformers import AutoModelForImageTextToText
+
+from data.checksum import tensor_checksum
+from data.errors import WeightSyncError
+from data.types import ParamSpec
+from tests.integration.reference import logprobs, request
+
+Bucket = list[tuple[str, str, tuple[int, ...], np.ndarray]]
+_published = iter(range(1, 1000))
+
+
+@pytest.fixture
+def publish(store) -> Callable[..., int]:
+    """Return a function that publishes a model, or what ``damage`` makes of its buckets."""
+
+    def publish(
+        model: torch.nn.Module, damage: Callable[[list[Bucket]], object] | None = None
+    ) -> int:
+        tensors = list(model.named_parameters())
+        manifest = tuple(
+            ParamSpec(name, "float32", tuple(t.shape), tensor_checksum(t)) for name, t in tensors
+        )
+        entries = [
+            (name, "float32", tuple(t.shape), t.detach().view(-1).view(torch.uint8).numpy().copy())
+            for name, t in tensors
+        ]
+        buckets = [entries[start : start + 7] for start in range(0, len(entries), 7)]
+        if damage:
+            damage(buckets)
+        version = next(_published)
+        store.publish(version, manifest, [ray.put(bucket) for bucket in buckets])
+        return version
+
+    return publish
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_folder: Path) -> torch.nn.Module:
+    """Return the tiny model with every parameter moved, norms and biases too."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_folder, dtype=torch.float32).eval()
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+            parameter.view(-1)[0] = -0.0
+            parameter.view(-1)[1] = 1e-40
+    return model
+
+
+def _largest_difference(reasoner, model, encoder, contents, pictures) -> float:
+    worst = 0.0
+    for content in contents.values():
+        (trace,) = reasoner.generate([request(content, greedy=True)], pictures)
+        prompt = encoder.encode(content, pictures)
+        expected = logprobs(model, encoder, prompt, trace.response_ids)
+        worst = max(worst, float(np.abs(trace.logprobs - expected).max()))
+    return worst
+
+
+def test_new_weights_arrive_bit_equal_and_are_served(
+    reasoner, publish, other_model, tiny_model, encoder, contents, pictures
+) -> None:
+    # The pictures are in the engine's caches with features of the old vision tower.
+    before = reasoner.generate([request(contents["image"], greedy=True)], pictures)[0]
+    for model in (other_model, tiny_model, other_model):
+        version = publish(model)
+        report = reasoner.pull_weights(version)
+        assert report.mismatched == ()
+        assert report.version == version
+        assert report.tensors == len(list(model.named_parameters()))
+        assert report.bytes == sum(4 * p.numel() for p in model.parameters())
+        assert report.seconds > 0
+        assert _largest_difference(reasoner, model, encoder, contents, pictures) < 1e-3
+    trace = reasoner.generate([request(contents["image"], greedy=True)], pictures)[0]
+    assert (trace.min_version, trace.max_version) == (version, version)
+    assert trace.response_ids.tolist() != before.response_ids.tolist()
+
+
+def _name(suffix: str) -> Callable[[str], bool]:
+    return lambda name: name.endswith(suffix)
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "language_model.embed_tokens.weight",
+        "layers.1.self_attn.k_proj.weight",
+        "layers.2.mlp.up_proj.weight",
+        "layers.3.self_attn.q_norm.weight",
+        "blocks.0.attn.qkv.weight",
+        "patch_embed.proj.weight",
+        "merger.linear_fc2.bias",
+    ],
+)
+def test_one_changed_bit_is_found_and_the_engine_refuses_until_a_good_pull(
+    suffix, reasoner, publish, other_model, encoder, contents, pictures
+) -> None:
+    def flip(buckets: list[Bucket]) -> None:
+        (data,) = [e[3] for bucket in buckets for e in bucket if e[0].endswith(suffix)]
+        data[-4] ^= 1  # the lowest bit of the last number
+
+    report = reasoner.pull_weights(publish(other_model, flip))
+    (name,) = {name for name, _ in other_model.named_parameters() if name.endswith(suffix)}
+    tied = {"lm_head.weight"} if name.endswith("embed_tokens.weight") else set()
+    assert set(report.mismatched) == {name} | tied
+    with pytest.raises(WeightSyncError, match="differ from what the learner sent"):
+        reasoner.generate([request(contents["text"])], pictures)
+
+    assert reasoner.pull_weights(publish(other_model)).mismatched == ()
+    (trace,) = reasoner.generate([request(contents["text"], greedy=True)], pictures)
+    prompt = encoder.encode(contents["text"], pictures)
+    expected = logprobs(other_model, encoder, prompt, trace.response_ids)
+    assert np.abs(trace.logprobs - expected).max() < 1e-3
+
+
+def _drop_one(buckets: list[Bucket]) -> None:
+    buckets[2].pop(3)
+
+
+def _reshape_one(buckets: list[Bucket]) -> None:
+    name, dtype, shape, data = buckets[2][3]
+    buckets[2][3] = (name, dtype, (*shape, 1), data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(_drop_one, "the buckets lack 1 tensors"), (_reshape_one, "does not fit the manifest")],
+)
+def test_a_failed_pull_leaves_an_engine_that_refuses_and_recovers(
+    damage, message, reasoner, publish, other_model, encoder, contents, pictures
+) -> None:
+    with pytest.raises(WeightSyncError, match=message):
+        reasoner.pull_weights(publish(other_model, damage))
+    with pytest.raises(WeightSyncError, match="the engine serves nothing"):
+        reasoner.generate([request(contents["text"])], pictures)
+    assert reasoner.pull_weights(publish(other_model)).mismatched == ()
+    assert _largest_difference(reasoner, other_model, encoder, contents, pictures) < 1e-3
+
+
+def test_an_unknown_version_is_refused(reasoner, publish, other_model) -> None:
+    with pytest.raises(WeightSyncError, match="version 100000 is not in the weight store"):
+        reasoner.pull_weights(100000)
+    assert reasoner.pull_weights(publish(other_model)).mismatched == ()
+
+
+def test_a_manifest_without_a_parameter_is_refused(reasoner, store, publish, other_model) -> None:
+    version = publish(other_model)
+    manifest, refs = store.get(version)
+    short = tuple(
+        spec for spec in manifest if not spec.name.endswith("layers.0.mlp.up_proj.weight")
+    )
+    partial = next(_published)
+    store.publish(partial, short, refs)
+    with pytest.raises(WeightSyncError, match=r"1 parameters .* first .*gate_up_proj.weight"):
+        reasoner.pull_weights(partial)
+    assert reasoner.pull_weights(version).mismatched == ()
+
+
+def test_weights_change_under_running_requests(
+    reasoner, publish, other_model, contents, pictures
+) -> None:
+    version = publish(other_model)
+    asked = [request(contents["image"], sibling=i, seed=i) for i in range(32)]
+    running = reasoner.actor.generate.remote(asked, pictures)
+    report = reasoner.pull_weights(version)
+    assert report.mismatched == ()
+    traces = ray.get(running, timeout=60)
+    assert all(trace.max_version <= version for trace in traces)
+    assert all(trace.min_version <= trace.max_version for trace in traces)

@@ -1,0 +1,242 @@
+"""The report from small run folders made here."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.jobs.report import main
+from configs.schema import ReportConfig, RunConfig
+from data.errors import DataError
+from data.tcot import render
+from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
+from evaluation.report import choose, headline, title_of
+from evaluation.runner import Settings, evaluate
+from evaluation.store import save_evaluation
+from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
+
+BOX = Box(0.0, 0.0, 0.5, 0.5)
+EVIL = "<script>alert('x')</script>"
+STAGES = ("data", "rl")
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Collects tags and texts; fails on tags that are closed in the wrong order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def images(self) -> list[str]:
+        return [attrs["src"] or "" for tag, attrs in self.tags if tag == "img"]
+
+
+def save_picture(path: Path) -> str:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    return str(path)
+
+
+def make_pairs(folder: Path) -> list[Pair]:
+    image = save_picture(folder / "image.png")
+    frames = tuple(save_picture(folder / f"{i}.png") for i in range(3))
+    return [
+        Pair(
+            pair_id="i",
+            source="color",
+            query=Item(text=f"what is {EVIL}", kind=Kind.IMAGE, uris=(image,)),
+            target=Item(text="red"),
+            query_evidence=Cues(boxes=(BOX,)),
+        ),
+        Pair(
+            pair_id="v",
+            source="clip",
+            query=Item(text="when", kind=Kind.VIDEO, uris=frames),
+            target=Item(text="", kind=Kind.VIDEO, uris=frames),
+            query_evidence=Cues(key_frames=(1,)),
+        ),
+        Pair(
+            pair_id="t",
+            source="find",
+            query=Item(text="find it"),
+            target=Item(text="", kind=Kind.IMAGE, uris=(image,)),
+        ),
+        Pair(
+            pair_id="gone",
+            source="color",
+            query=Item(text="gone", kind=Kind.PAGE, uris=(str(folder / "gone.png"),)),
+            target=Item(text="blue"),
+        ),
+    ]
+
+
+def reason(requests: list[tuple[str, Content]]) -> dict[str, str]:
+    answers = {}
+    for key, content in requests:
+        pictures = [part for part in content if isinstance(part, Picture)]
+        kind = pictures[0].kind if pictures else Kind.TEXT
+        cues = Cues(keywords=("it",), boxes=(BOX,), key_frames=(1,))
+        trace = TCoT(thinking=f"look {EVIL}", rethink="so", answer="this", cues=cues)
+        answers[key] = render(trace, kind=kind)
+    return answers
+
+
+def embed(requests: list[EmbedRequest]) -> dict[str, np.ndarray]:
+    return {r.key: np.random.default_rng(i).normal(size=8) for i, r in enumerate(requests)}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ReportConfig:
+    """Return settings of a report over freshly written run folders."""
+    found = evaluate(
+        make_pairs(tmp_path),
+        reasoners={"warm_start": reason, "eg_rl": reason},
+        embed=embed,
+        settings=Settings(templates="brief", max_frames=4, resamples=20, seed=0),
+    )
+    save_evaluation(found, tmp_path / "evaluate")
+    for name, job in zip(STAGES, ("demo_data", "rl"), strict=True):
+        (tmp_path / name).mkdir()
+        stage = {"job": job, "seconds": 12.5, "steps": 3}
+        (tmp_path / name / "stage.json").write_text(json.dumps(stage))
+    lines = [
+        {"step": step, "reward/total": 0.1 * step, "time/rollout_s": 1.0, "time/step_s": 1.5}
+        for step in (1, 2, 3)
+    ]
+    (tmp_path / "rl" / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return ReportConfig(
+        run=RunConfig(dir=str(tmp_path / "out"), experiment="a small run"),
+        evaluate=str(tmp_path / "evaluate"),
+        rl=str(tmp_path / "rl"),
+        stages=[str(tmp_path / name) for name in STAGES],
+        gallery=8,
+    )
+
+
+def runs_of(config: ReportConfig) -> Runs:
+    stages = [Path(stage) for stage in config.stages]
+    return load_runs(evaluate=Path(config.evaluate), rl=Path(config.rl), stages=stages)
+
+
+def page_of(config: ReportConfig) -> Page:
+    assert main(config) == 0
+    return Page((Path(config.run.dir) / "report.html").read_text(encoding="utf-8"))
+
+
+def test_report_is_one_self_contained_page(config: ReportConfig) -> None:
+    page = page_of(config)
+    images = page.images()
+    assert len([uri for uri in images if uri.startswith("data:image/svg+xml;base64,")]) == 3
+    assert len(images) > 12
+    assert all(uri.startswith("data:image/") for uri in images)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
+
+
+def test_texts_of_data_and_models_are_escaped(config: ReportConfig) -> None:
+    html_page = page_of(config)
+    assert EVIL in html_page.text
+    assert "script" not in {tag for tag, _ in html_page.tags}
+
+
+def test_table_holds_the_five_variants(config: ReportConfig) -> None:
+    text = page_of(config).text
+    for title in ("No T-CoT", "Warm start, text only", "EG-RL, text + evidence"):
+        assert title in text
+    rows = headline(runs_of(config).overall())
+    assert len(rows) == 5
+    assert any(row.best for row in rows)
+
+
+def test_biased_teacher_is_told_of_only_where_the_demo_ran(config: ReportConfig) -> None:
+    assert "biased on purpose" in page_of(config).text
+    assert "biased on purpose" not in page_of(replace(config, stages=config.stages[1:])).text
+
+
+def test_gallery_shows_each_query_before_and_after(config: ReportConfig) -> None:
+    text = page_of(config).text
+    assert text.count("gold at") == 8
+    assert "off target" not in text
+    assert text.count("on target") >= 4
+
+
+def test_gallery_is_dealt_in_turn_and_repeats(config: ReportConfig) -> None:
+    queries = runs_of(config).evaluation.queries
+    chosen = choose(queries, 3, seed=1)
+    assert [before.source for before, _ in chosen] == ["color", "clip", "find"]
+    assert all((b.variant, a.variant) == ("warm_start", "eg_rl") for b, a in chosen)
+    assert chosen == choose(queries, 3, seed=1)
+
+
+def test_no_gallery_and_no_curves_still_make_a_page(config: ReportConfig) -> None:
+    (Path(config.rl) / "metrics.jsonl").write_text("")
+    page = page_of(replace(config, gallery=0))
+    assert "No RL step was recorded" in page.text
+    assert "Traces before and after" not in page.text
+
+
+def test_summary_has_the_promised_fields(config: ReportConfig) -> None:
+    main(config)
+    found = json.loads((Path(config.run.dir) / "summary.json").read_text())
+    assert list(found) == ["hit_at_1", "valid", "on_target", "seconds", "steps", "queries"]
+    assert list(found["hit_at_1"]) == [
+        "no_cot",
+        "warm_start_text",
+        "warm_start",
+        "eg_rl_text",
+        "eg_rl",
+    ]
+    assert found["valid"] == {"warm_start": 1.0, "eg_rl": 1.0}
+    assert found["on_target"] == {"warm_start": 1.0, "eg_rl": 1.0}
+    assert found["seconds"] == {"data": 12.5, "rl": 12.5}
+    assert (found["steps"], found["queries"]) == (3, 4)
+
+
+def test_what_could_not_be_measured_is_null(tmp_path: Path) -> None:
+    found = evaluate(
+        make_pairs(tmp_path),
+        reasoners={"eg_rl": lambda requests: {}},
+        embed=embed,
+        settings=Settings(templates="brief", max_frames=4, resamples=20, seed=0),
+    )
+    summary = build_summary(Runs(evaluation=found, records=(), stages=()))
+    assert summary["hit_at_1"]["eg_rl"] is None
+    assert summary["hit_at_1"]["no_cot"] is not None
+    assert (summary["steps"], summary["queries"]) == (0, 0)
+
+
+def test_names_of_variants() -> None:
+    assert title_of("eg_rl_text") == "EG-RL, text only"
+    assert title_of("other") == "other, text + evidence"
+
+
+def test_missing_and_broken_files_are_named(config: ReportConfig, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"evaluation\.json not found"):
+        main(replace(config, evaluate=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match=r"stage\.json not found"):
+        load_stage(tmp_path / "nowhere")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"step": 1}\n{"step": 2')
+    with pytest.raises(DataError, match="line 2: expected a JSON object"):
+        load_metrics(broken)
+    broken.write_text('{"reward/total": 1}\n')
+    with pytest.raises(DataError, match="line 1.*no .'step'"):
+        load_metrics(broken)
