@@ -5,17 +5,15 @@ job continues from its last checkpoint with a new group.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from cluster.session import Role, actor_options, place
+from cluster.session import Role, actor_options, place, wait_for
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
-from data.errors import ActorLost, ClusterError, EmbedRLError
 from data.types import (
     Content,
     ContrastPair,
@@ -37,8 +35,6 @@ from learner.worker import (
 START_TIMEOUT_S = 300.0
 """Longest wait for the ranks to find each other."""
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
-GRACE_S = 5.0
-"""After one failure the other ranks get this long to show theirs: the cause is often there."""
 
 
 def learner_role(config: LearnerConfig) -> Role:
@@ -245,39 +241,14 @@ class LearnerGroup:
         return StepReport(metrics=report.metrics, seconds=time.perf_counter() - start)
 
     def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
-        """Return what each rank answers; at the first failure stop the group and raise it.
-
-        Raises:
-            ActorLost: a rank died; it is named.
-            ClusterError: ranks did not answer in time; they are named.
-            EmbedRLError: what a rank itself raised.
-        """
+        """Return what each rank answers; a failure of one stops the whole group."""
+        names = [f"learner rank {index}" for index in range(len(refs))]
         limit = self.config.timeout_s if timeout_s is None else timeout_s
-        deadline = time.monotonic() + limit
-        waiting = {ref: index for index, ref in enumerate(refs)}
-        answers: dict[int, Any] = {}
-        failures: dict[int, RayError] = {}
-        while waiting:
-            left = max(0.0, deadline - time.monotonic())
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
-            if not ready:
-                break
-            index = waiting.pop(ready[0])
-            try:
-                answers[index] = ray.get(ready[0])
-            except RayError as error:
-                failures[index] = error
-                deadline = min(deadline, time.monotonic() + GRACE_S)
-        if not waiting and not failures:
-            return [answers[index] for index in range(len(refs))]
-        self.close()
-        if failures:
-            raise _cause(failures, what)
-        late = ", ".join(f"rank {index}" for index in sorted(waiting.values()))
-        raise ClusterError(
-            f"learner: {what}: no answer within {limit:.0f} s from {late}; see that rank's log, "
-            "or raise learner.timeout_s"
-        )
+        try:
+            return wait_for(refs, names, timeout_s=limit, what=what)
+        except Exception:
+            self.close()
+            raise
 
 
 def _absolute(folder: str | Path) -> str:
@@ -286,22 +257,3 @@ def _absolute(folder: str | Path) -> str:
 
 def _response_tokens(samples: Sequence[TrainSample]) -> int:
     return sum(len(sample.response_ids) for sample in samples)
-
-
-def _cause(failures: Mapping[int, RayError], what: str) -> Exception:
-    """Return the failure that explains the others: a death, then our own errors, then any."""
-    for index, error in sorted(failures.items()):
-        if isinstance(error, RayActorError):
-            return ActorLost(
-                f"learner rank {index} died while {what} ({error}); the group is stopped, start a "
-                "new one from the last checkpoint"
-            )
-    causes = {
-        index: error.cause if isinstance(error, RayTaskError) else error
-        for index, error in sorted(failures.items())
-    }
-    for cause in causes.values():
-        if isinstance(cause, EmbedRLError):
-            return cause
-    index, cause = next(iter(causes.items()))
-    return ClusterError(f"learner rank {index} failed while {what}: {cause!r}")

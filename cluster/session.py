@@ -6,21 +6,28 @@ Ray's address: RAY_ADDRESS where set (as in a submitted job), else a Ray of the 
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from data.errors import ActorLost, ClusterError, NotEnoughResources
+from configs.errors import ConfigError
+from data.errors import ActorLost, ClusterError, EmbedRLError, NotEnoughResources
 
 PLACEMENT_TIMEOUT_S = 120.0
+GRACE_S = 5.0
 QUIET_ENV = {
-    "PYTHONWARNINGS": "ignore::FutureWarning",
+    # Deprecations and notices of the libraries; our own word goes through logging.
+    "PYTHONWARNINGS": "ignore",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -50,7 +57,7 @@ def session(roles: Sequence[Role], *, namespace: str) -> Iterator[None]:
         address=address or "local",
         namespace=namespace,
         runtime_env={"env_vars": QUIET_ENV},
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=True,
         **own,
     )
@@ -123,21 +130,49 @@ def wait_for(
 ) -> list[Any]:
     """Return the results of calls to several actors, in their order.
 
+    After a first failure the others get a moment to show theirs: the cause is often there.
+
     Raises:
-        ClusterError: some did not answer in time; they are named.
         ActorLost: an actor died; it is named.
-        Exception: whatever a call itself raised.
+        ClusterError: some did not answer in time, or failed in a way that is not ours; named.
+        EmbedRLError: what a call itself raised.
     """
-    try:
-        return ray.get(list(refs), timeout=timeout_s)
-    except GetTimeoutError as error:
-        done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-        late = [name for name, ref in zip(names, refs, strict=True) if ref not in done]
+    deadline = time.monotonic() + timeout_s
+    waiting = dict(zip(refs, names, strict=True))
+    answers: dict[Any, Any] = {}
+    failures: dict[str, RayError] = {}
+    while waiting:
+        left = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+        if not ready:
+            break
+        name = waiting.pop(ready[0])
+        try:
+            answers[ready[0]] = ray.get(ready[0])
+        except RayError as error:
+            failures[name] = error
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+    if failures:
+        raise _cause(failures, what)
+    if waiting:
         raise ClusterError(
-            f"{what}: no answer within {timeout_s:.0f} s from {', '.join(late)}"
-        ) from error
-    except RayActorError as error:
-        raise ActorLost(f"{what}: an actor of {', '.join(names)} died: {error}") from error
-    except RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, Exception) else error) from error
+            f"{what}: no answer within {timeout_s:.0f} s from {', '.join(waiting.values())}; see "
+            "their logs, or raise the role's timeout_s"
+        )
+    return [answers[ref] for ref in refs]
+
+
+def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
+    """Return the failure that explains the others: a death, then our own errors, then any."""
+    for name, error in failures.items():
+        if isinstance(error, RayActorError):
+            return ActorLost(f"{name} died while {what}: {error}")
+    causes = {
+        name: error.cause if isinstance(error, RayTaskError) else error
+        for name, error in failures.items()
+    }
+    for cause in causes.values():
+        if isinstance(cause, EmbedRLError | ConfigError):
+            return cause
+    name, cause = next(iter(causes.items()))
+    return ClusterError(f"{name} failed while {what}: {cause!r}")

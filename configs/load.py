@@ -25,19 +25,22 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     if not file.is_file():
         raise ConfigError(f"{file}: config file not found")
     found: list[str] = []
-    merged = OmegaConf.structured(cls)
-    for origin in (None, *overrides):
-        name = str(file) if origin is None else f"override '{origin}'"
+    try:
+        parts = {str(file): _leaves(OmegaConf.load(file))}
+    except _REFUSALS as error:
+        raise ConfigError(f"{file}: not readable as YAML settings: {error}") from error
+    for text in overrides:
         try:
-            leaves = _leaves(OmegaConf.load(file) if origin is None else _override(origin))
+            parts[f"override '{text}'"] = _leaves(_override(text))
         except _REFUSALS as error:
-            found.append(f"{name}: {error}")
-            continue
+            found.append(f"override '{text}': {error}")
+    merged = OmegaConf.structured(cls)
+    for origin, leaves in parts.items():
         for key, value in leaves:
             try:
                 merged = OmegaConf.merge(merged, _nest(key, value))
             except _REFUSALS:
-                found += [f"{name}: {text}" for text in _refused(merged, key, value)]
+                found += [f"{origin}: {text}" for text in _refused(merged, key, value)]
     config: Any = None
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -102,14 +105,20 @@ def _nest(path: tuple[str, ...], value: Any) -> Any:
 def _refused(merged: Any, path: tuple[str, ...], value: Any) -> list[str]:
     """Return why a value cannot be merged; in a list of sections, for each entry and key."""
     name = ".".join(path)
-    entries = [entry for entry in value if isinstance(entry, dict)] if type(value) is list else []
-    found = []
-    for part in [[{key: one}] for entry in entries for key, one in entry.items()] or [value]:
+    if any(key.isdigit() for key in path):
+        return [f"{name}: a list is given whole, as <key>=[...], not entry by entry"]
+    parts: list[Any] = []
+    for entry in value if isinstance(value, list) else []:
+        parts += (
+            [[{key: one}] for key, one in entry.items()] if isinstance(entry, dict) else [[entry]]
+        )
+    found: list[str] = []
+    for part in parts or [value]:
         try:
             OmegaConf.merge(merged, _nest(path, part))
         except _REFUSALS as error:
             found.append(f"{name}: {str(error).splitlines()[0]}")
-    return found or [f"{name}: not understood; lists are given whole, as {name}=[...]"]
+    return found
 
 
 def _fill(node: Any) -> Any:

@@ -4,10 +4,13 @@ A wrong value is refused when the object is built; `problems()` of a job's confi
 impossible in combination. Defaults live here and nowhere else.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 MISSING = "???"
+MIN_VOCABULARY = 400
+"""Bytes, special tokens and the trace grammar take about 290 of a tokenizer's entries."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,21 @@ class DemoDataConfig:
 
 
 @dataclass(frozen=True)
+class RuleTracesConfig:
+    """Job `rule_traces`: traces by rule for one's own data, where no teacher model is at hand."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    """`train` lists the sets; those whose texts name the pictures come first."""
+    on_target: float = 1.0
+    """Share of the teacher's traces that point at what helps; 1 = no bias."""
+    heldout: float = 0.1
+    """Share of pictures (of queries, where there are none) kept from training in every set."""
+    vocabulary: int = 0
+    """Tokens of a tiny random model to start from, trained on the sets' texts; 0 = no model."""
+
+
+@dataclass(frozen=True)
 class WarmStartConfig:
     """Job `warm_start`: supervised training of a Reasoner on written traces or captions."""
 
@@ -313,7 +331,7 @@ def problems(config: object) -> list[str]:
             found.extend(f"{prefix}.{text}" if prefix else text for text in check(node))
 
     walk("", config)
-    if isinstance(config, EmbedderConfig | WarmStartConfig | RLConfig):
+    if isinstance(config, RuleTracesConfig | EmbedderConfig | WarmStartConfig | RLConfig):
         need(bool(config.data.train), "data.train: expected at least one data set, found none")
     if isinstance(config, EvaluateConfig):
         need(bool(config.data.eval), "data.eval: expected at least one data set, found none")
@@ -415,6 +433,26 @@ _CHECKS = {
     GRPOConfig: lambda n: [
         *_positive(n, "clip", "std_floor"),
         *_not_negative(n, "kl_coef", "min_spread"),
+    ],
+    RuleTracesConfig: lambda n: [
+        *_share(n, "on_target", "heldout"),
+        *(
+            []
+            if n.vocabulary == 0 or n.vocabulary >= MIN_VOCABULARY
+            else [f"vocabulary: expected 0 or at least {MIN_VOCABULARY}, found {n.vocabulary}"]
+        ),
+        *(
+            f"data.train[{index}].format: only mmeb and llavahound rows can hold traces on both "
+            f"sides, found {one.format}"
+            for index, one in enumerate(n.data.train)
+            if one.format not in ("mmeb", "llavahound")
+        ),
+        *(
+            f"data.train[{index}].name: names a file, so expected letters, digits, '.', '_' and "
+            f"'-', found '{one.name}'"
+            for index, one in enumerate(n.data.train)
+            if not re.fullmatch(r"[\w.-]+", one.name)
+        ),
     ],
     WarmStartConfig: lambda n: _positive(n, "steps", "batch"),
     EmbedderConfig: lambda n: [

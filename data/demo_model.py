@@ -42,12 +42,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(folder: Path, corpus: Iterable[str], *, seed: int) -> None:
+def write_tiny_model(
+    folder: Path, corpus: Iterable[str], *, seed: int, vocabulary: int = MAX_VOCABULARY
+) -> None:
     """Write tokenizer, processor and random weights (about 1M parameters) to ``folder``.
 
     The tokenizer depends on the corpus alone: models of different seeds share their tokens.
     """
-    tokenizer = train_tokenizer(corpus)
+    tokenizer = train_tokenizer(corpus, vocabulary=vocabulary)
     processor = build_processor(tokenizer)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(_config(tokenizer))
@@ -57,7 +59,9 @@ def write_tiny_model(folder: Path, corpus: Iterable[str], *, seed: int) -> None:
     processor.save_pretrained(folder)
 
 
-def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    corpus: Iterable[str], *, vocabulary: int = MAX_VOCABULARY
+) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with Qwen's special tokens and the trace grammar's pieces.
 
     Tags and JSON punctuation are tokens of their own, so that a tiny model spends its few layers
@@ -74,7 +78,7 @@ def train_tokenizer(corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCABULARY - len(grammar),
+        vocab_size=vocabulary - len(grammar),
         special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

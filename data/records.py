@@ -250,6 +250,12 @@ class _RowReader:
             raise DataError(f"{self.where}, field '{field}': {error}") from error
 
 
+def pair_id_of(row: Row, name: str, index: int) -> str:
+    """Return the identity of row ``index`` of the data set ``name``: the row's own id, if any."""
+    given = row.get("id", "")
+    return str(given) if given != "" else f"{name}-{index}"
+
+
 def clean(text: str) -> str:
     """Return the text without picture placeholders."""
     return _PLACEHOLDER.sub("", text).strip("\n")

@@ -103,7 +103,7 @@ def draw_strip(
             )
         draw.text(
             (left + thumb.width / 2, top + tall + _LABEL / 2),
-            f"{index + 1} key" if chosen else str(index + 1),
+            f"{index + 1}  key" if chosen else str(index + 1),
             fill=TRACE_COLOUR if chosen else _INK,
             anchor="mm",
             font=font,

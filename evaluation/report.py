@@ -3,31 +3,30 @@
 Everything is inside the file: style, plots, pictures. Texts from data and models are escaped.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
-from random import Random
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from configs.schema import MediaConfig
-from data.types import Item, Kind
 from evaluation import gallery
-from evaluation.evidence import parse_trace
+from evaluation.cards import AFTER, BEFORE, REASONERS, build_card, choose
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
-from evaluation.runner import NO_COT, OVERALL, TEXT_SUFFIX, QueryResult, VariantResult
+from evaluation.runner import (
+    NO_COT,
+    OVERALL,
+    TEXT_SUFFIX,
+    Evaluation,
+    QueryResult,
+    VariantResult,
+)
 from evaluation.summary import Runs
 
-BEFORE, AFTER = "warm_start", "eg_rl"
-REASONERS = {BEFORE: "Warm start", AFTER: "EG-RL"}
 DEMO_JOB = "demo_data"
 """The job whose teacher is biased on purpose; the report says so where it ran."""
-_PICTURE, _STRIP = 352, 528
-"""Pixels of a picture and of a strip of frames; shown at half that width, sharp on any screen."""
-_THUMBNAIL = 128
-_TAGS = re.compile(r"(</?(?:thinking|rethink|answer)>)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,41 +39,6 @@ class Row:
     result: VariantResult
     metrics: tuple[Estimate | None, ...]
     excluded: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thumb:
-    """One retrieved candidate: a picture, a text, or both."""
-
-    uri: str
-    text: str
-    right: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceView:
-    """What one Reasoner wrote for a query, and what came of it."""
-
-    title: str
-    colour: str
-    picture: str
-    """Data URI of the query's pictures with the evidence drawn in; empty for a text."""
-    parts: tuple[tuple[bool, str], ...]
-    """(is a tag, text) in order."""
-    keywords: tuple[str, ...]
-    query: QueryResult
-    thumbs: tuple[Thumb, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """One query of the gallery."""
-
-    task: str
-    kind: str
-    text: str
-    target: Thumb
-    traces: tuple[TraceView, ...]
 
 
 def title_of(variant: str) -> str:
@@ -102,7 +66,7 @@ def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    overall = runs.overall()
+    overall = runs.evaluation.overall()
     variants = {name: title_of(name) for name in overall}
     tasks = _by_task(runs.evaluation.results)
     kinds = _by_kind(runs.evaluation.queries)
@@ -147,95 +111,38 @@ def headline(overall: Mapping[str, VariantResult]) -> list[Row]:
     return rows
 
 
-def choose(queries: Sequence[QueryResult], count: int, seed: int) -> list[tuple[QueryResult, ...]]:
-    """Return at most ``count`` queries with their results before and after, in that order.
-
-    They are drawn at random within each data set and dealt in turn from all of them, whatever
-    came of them.
-    """
-    found: dict[tuple[str, str, str], dict[str, QueryResult]] = {}
-    for query in queries:
-        if query.variant in REASONERS:
-            key = (query.source, query.pair_id, query.query.key())
-            found.setdefault(key, {})[query.variant] = query
-    decks: dict[str, list[tuple[QueryResult, ...]]] = {}
-    for (source, _, _), results in found.items():
-        if results.keys() == REASONERS.keys():
-            decks.setdefault(source, []).append(tuple(results[name] for name in REASONERS))
-    rng = Random(seed)
-    for deck in decks.values():
-        rng.shuffle(deck)
-    dealt = chain.from_iterable(zip_longest(*decks.values()))
-    return [pair for pair in dealt if pair is not None][:count]
-
-
-def build_card(results: Sequence[QueryResult]) -> Card:
-    """Return one query of the gallery with what each Reasoner made of it."""
-    first = results[0]
-    return Card(
-        task=first.source,
-        kind=first.query.kind,
-        text=first.query.text,
-        target=_thumb(first.target, right=True),
-        traces=tuple(_trace_view(result) for result in results),
+def print_table(evaluation: Evaluation, console: Console) -> None:
+    """Print the headline table; it fits 80 columns."""
+    rows = headline(evaluation.overall())
+    left_out = [f"{row.title}: left out {row.excluded}" for row in rows if row.excluded]
+    table = Table(
+        title="Held-out retrieval",
+        caption="\n".join(left_out) or None,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-
-
-def _trace_view(query: QueryResult) -> TraceView:
-    trace = parse_trace(query.trace, kind=query.query.kind, num_frames=len(query.shown))
-    return TraceView(
-        title=REASONERS[query.variant],
-        colour=COLOURS[query.variant],
-        picture=_evidence_picture(query),
-        parts=tuple(
-            (bool(_TAGS.fullmatch(part)), part) for part in _TAGS.split(query.trace) if part
-        ),
-        keywords=trace.cues.keywords if trace else (),
-        query=query,
-        thumbs=tuple(_thumb(found.item, right=found.right) for found in query.retrieved),
-    )
-
-
-def _evidence_picture(query: QueryResult) -> str:
-    """Return the query's pictures with evidence and truth drawn in, "" for a text."""
-    if not query.shown:
-        return ""
-    trace = parse_trace(query.trace, kind=query.query.kind, num_frames=len(query.shown))
-    limits = MediaConfig()
-    loaded = [gallery.load_image(uri, limits) for uri in query.shown]
-    side = _PICTURE // 2
-    images = [
-        image or gallery.placeholder("not found", width=side, height=side) for image in loaded
-    ]
-    if query.query.kind is Kind.VIDEO:
-        drawn = gallery.draw_strip(
-            images,
-            key_frames=trace.cues.key_frames if trace else (),
-            truth=query.truth.key_frames,
-            width=_STRIP,
+    table.add_column("variant", no_wrap=True)
+    for name in ("hit@1", "95 %", "hit@5", "nDCG@5", "valid", "target", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        first, *others = row.metrics
+        table.add_row(
+            row.title,
+            _number(first.mean if first else None),
+            f"{first.low:.2f}-{first.high:.2f}" if first else "-",
+            *(_number(found.mean if found else None) for found in others),
+            _number(row.result.valid),
+            _number(row.result.on_target),
+            str(row.result.queries),
+            style="bold" if row.best else "",
         )
-    else:
-        drawn = gallery.draw_boxes(
-            images[0],
-            boxes=trace.cues.boxes if trace and loaded[0] else (),
-            truth=query.truth.boxes if loaded[0] else (),
-            width=_PICTURE,
-            height=_PICTURE,
-        )
-    return gallery.data_uri(drawn)
+    console.print(table)
 
 
-def _thumb(item: Item, *, right: bool) -> Thumb:
-    if not item.uris:
-        return Thumb(uri="", text=item.text, right=right)
-    limits = MediaConfig()
-    images = [
-        gallery.load_image(uri, limits)
-        or gallery.placeholder("not found", width=_THUMBNAIL, height=_THUMBNAIL)
-        for uri in item.uris
-    ]
-    uri = gallery.data_uri(gallery.thumbnail(images, side=_THUMBNAIL))
-    return Thumb(uri=uri, text=item.text, right=right)
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _by_task(results: Sequence[VariantResult]) -> dict[str, dict[str, Estimate]]:

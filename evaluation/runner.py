@@ -121,6 +121,10 @@ class Evaluation:
     results: tuple[VariantResult, ...]
     queries: tuple[QueryResult, ...]
 
+    def overall(self) -> dict[str, VariantResult]:
+        """Return the result over all data sets, by variant, in the order of the table."""
+        return {found.variant: found for found in self.results if found.source == OVERALL}
+
 
 @dataclass(frozen=True, slots=True)
 class _End:

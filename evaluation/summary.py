@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from evaluation.runner import OVERALL, TEXT_SUFFIX, Evaluation, VariantResult
+from evaluation.runner import TEXT_SUFFIX, Evaluation
 from evaluation.store import load_evaluation
 
 STAGE_FILE = "stage.json"
@@ -32,11 +32,6 @@ class Runs:
     records: tuple[Mapping[str, float], ...]
     """The rl run's metrics, one per step."""
     stages: tuple[Stage, ...]
-
-    def overall(self) -> dict[str, VariantResult]:
-        """Return the result over all data sets, by variant, in the order of the table."""
-        found = self.evaluation.results
-        return {result.variant: result for result in found if result.source == OVERALL}
 
     def steps(self) -> int:
         """Return how many RL steps were recorded."""
@@ -77,7 +72,7 @@ def build_summary(runs: Runs) -> dict[str, Any]:
 
     `queries` counts the ranked queries of the variant that ranked fewest.
     """
-    overall = runs.overall()
+    overall = runs.evaluation.overall()
     reasoners = [name for name in overall if name + TEXT_SUFFIX in overall]
     return {
         "hit_at_1": {

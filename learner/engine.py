@@ -157,17 +157,17 @@ class TrainEngine:
         self.steps += 1
         if self._config.zero_stage == 0:
             norm = self._whole_grad_norm()
-            if not math.isfinite(norm):
-                for param in self._trained:
-                    param.grad = None  # AdamW leaves parameters without gradient alone
-            self._engine.step()
+            if math.isfinite(norm):
+                self._engine.step()
+            else:
+                self._engine.zero_grad()
         else:
             self._engine.step()
             norm = float(self._engine.get_global_grad_norm())
         return StepOutcome(grad_norm=norm, lr=lr, skipped=not math.isfinite(norm))
 
     def _whole_grad_norm(self) -> float:
-        """Return the gradient's norm, which DeepSpeed does not compute for ZeRO-0 in float32."""
+        """Return the norm that DeepSpeed does not compute, nor check, for ZeRO-0 in float32."""
         norms = [p.grad.float().norm() for p in self._trained if p.grad is not None]
         return float(torch.stack(norms).norm())
 

@@ -47,10 +47,10 @@ def score_round(
 ) -> tuple[list[ScoredTrajectory], list[DroppedTrajectory]]:
     """Return the rewards of one round, and what had to be dropped.
 
-    ``vectors`` holds unit embeddings [D] by trajectory key (as text), a missing or non-finite one
-    drops its trace; ``pairs`` holds the round's pairs by group serial. Total = format_weight * F +
-    outcome_weight * accuracy_weight * accuracy * margin (spec, section 1.3). Pairs whose targets are interchangeable (equal `target_key`) are
-    no negatives of each other.
+    ``vectors`` holds unit embeddings [D] by trajectory key (as text); a trace whose vector is
+    missing or not finite is dropped. ``pairs`` holds the round's pairs by group serial. Total =
+    format_weight * F + outcome_weight * accuracy_weight * accuracy * margin (spec, section 1.3).
+    Pairs whose targets are interchangeable (equal `target_key`) are no negatives of each other.
     """
     usable = {key for key, vector in vectors.items() if np.isfinite(vector).all()}
     dropped = [

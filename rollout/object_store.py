@@ -157,13 +157,13 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
         whole: dict[str, torch.Tensor] = {}
         for name, place in self.places.items():
             if place.path not in whole:
-                whole = {place.path: _held(place.module, place.leaf)}
+                whole = {place.path: held_parameter(place.module, place.leaf)}
             held = _cut(whole[place.path], [(s.dim, s.held, s.length) for s in place.spans])
             if tensor_checksum(held.to(self.model_config.dtype)) != self.expected[name]:
                 differing.add(name)
         for name, head in _tied_heads(self.model, self.places):
             rows = self.places[name].spans[0].length
-            held = _held(head, "weight")[:rows]
+            held = held_parameter(head, "weight")[:rows]
             if tensor_checksum(held.to(self.model_config.dtype)) != self.expected[name]:
                 differing.add(TIED_HEAD)
         self.report = {
@@ -331,7 +331,7 @@ def _is_packed(module: nn.Module) -> bool:
     return hasattr(module, "cpu_linear") and not looks_up
 
 
-def _held(module: nn.Module, leaf: str) -> torch.Tensor:
+def held_parameter(module: nn.Module, leaf: str) -> torch.Tensor:
     """Return a parameter as the module computes with it, in plain layout [out, in]."""
     parameter = getattr(module, leaf)
     if leaf != "weight" or not _is_packed(module):

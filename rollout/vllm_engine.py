@@ -19,7 +19,7 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import ChatEncoder, EncodedPrompt
@@ -118,6 +118,8 @@ class VLLMEngine:
                     f"{len(mismatched)} tensors of weights version {version} differ from what the "
                     f"learner sent, first {mismatched[0]}; pull a good version"
                 )
+        except EngineDeadError:
+            raise
         except Exception as error:  # vLLM has no type of its own for a failed worker call
             self._stale = f"the pull of weights version {version} failed: {error}"
             raise WeightSyncError(self._stale) from error

@@ -9,6 +9,7 @@ from data.chat import VISION_TOKENS
 from data.engine_args import set_engine_environment
 from data.errors import DataError
 from data.types import DroppedTrajectory, Kind, Picture, Trajectory
+from tests.integration.conftest import ENGINE
 from tests.integration.reference import logprobs, request
 
 
@@ -80,8 +81,6 @@ def test_a_request_that_fails_is_dropped_alone(reasoner, contents, pictures) -> 
 
 
 def test_a_prompt_that_vllm_expands_otherwise_is_refused(encoder, contents, pictures) -> None:
-    from conftest import ENGINE
-
     set_engine_environment(ENGINE)
     from rollout.vllm_engine import check_prompt
 

@@ -1,5 +1,6 @@
 """Weights from the store into a real engine: bit-equal, tied head included, failures refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from data.checksum import tensor_checksum
+from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
 from data.types import ParamSpec
+from tests.integration.conftest import ENGINE, NAMESPACE, STORE
 from tests.integration.reference import logprobs, request
 
 Bucket = list[tuple[str, str, tuple[int, ...], np.ndarray]]
@@ -165,14 +168,78 @@ def test_a_manifest_without_a_parameter_is_refused(reasoner, store, publish, oth
     assert reasoner.pull_weights(version).mismatched == ()
 
 
-def test_weights_change_under_running_requests(
+def test_a_pull_under_running_requests_loses_none(
     reasoner, publish, other_model, contents, pictures
 ) -> None:
     version = publish(other_model)
     asked = [request(contents["image"], sibling=i, seed=i) for i in range(32)]
     running = reasoner.actor.generate.remote(asked, pictures)
-    report = reasoner.pull_weights(version)
-    assert report.mismatched == ()
+    assert reasoner.pull_weights(version).mismatched == ()
     traces = ray.get(running, timeout=60)
-    assert all(trace.max_version <= version for trace in traces)
-    assert all(trace.min_version <= trace.max_version for trace in traces)
+    assert {str(trace.key) for trace in traces} == {str(r.key) for r in asked}
+    assert all(trace.min_version <= trace.max_version <= version for trace in traces)
+
+
+@ray.remote(num_cpus=0, max_calls=1)
+def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
+    """Return what the comparison finds after each change made inside an engine, by change."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    set_engine_environment(ENGINE)
+    from vllm import LLM
+    from vllm.config import set_current_vllm_config
+
+    from rollout.object_store import RayObjectsEngine, held_parameter, transfer_config
+
+    llm = LLM(**engine_arguments(folder, ENGINE, max_pictures=1))
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    model = worker.get_model()
+    engine = RayObjectsEngine(transfer_config(), worker.vllm_config, worker.device, model)
+    engine.store = ray.get_actor(STORE, namespace=NAMESPACE)
+    found: dict[str, list[str]] = {}
+
+    def compare(change: str) -> None:
+        engine.finish_weight_update()
+        found[change] = engine.report["mismatched"]
+
+    def repack(name: str, weight: torch.Tensor) -> None:
+        """Pack another matrix; the module's plain weight, where it has one, stays as it is."""
+        module = model.get_submodule(name)
+        kept = module.weight
+        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+        module.quant_method.process_weights_after_loading(module)
+        module.weight = kept
+
+    with set_current_vllm_config(worker.vllm_config), torch.no_grad():
+        engine.start_weight_update()
+        engine.update_weights({"version": version})
+        compare("nothing")
+        head = model.language_model.lm_head.weight.clone()
+        repack("language_model.lm_head", head + 1)
+        compare("packed head is old")
+        repack("language_model.lm_head", head)
+        fused = "language_model.model.layers.1.self_attn.qkv_proj"
+        rows = model.config.text_config.hidden_size
+        matrix = held_parameter(model.get_submodule(fused), "weight").clone()
+        changed = matrix.clone()
+        changed[rows] = matrix[rows + 1]
+        repack(fused, changed)
+        compare("one row of keys is another")
+        repack(fused, matrix)
+        norm = model.language_model.model.norm.weight
+        norm[:2] = norm[:2].flip(0).clone()
+        compare("two numbers of a norm changed places")
+    return found
+
+
+def test_what_the_engine_holds_is_compared_not_only_what_arrived(
+    local_ray, publish, other_model, tiny_folder
+) -> None:
+    task = tamper_with_held_weights.remote(str(tiny_folder), publish(other_model))
+    keys = "model.language_model.layers.1.self_attn.k_proj.weight"
+    norm = "model.language_model.norm.weight"
+    assert ray.get(task, timeout=120) == {
+        "nothing": [],
+        "packed head is old": ["lm_head.weight"],
+        "one row of keys is another": [keys],
+        "two numbers of a norm changed places": [norm],
+    }

@@ -14,7 +14,8 @@ from configs.schema import ReportConfig, RunConfig
 from data.errors import DataError
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
-from evaluation.report import choose, headline, title_of
+from evaluation.cards import choose
+from evaluation.report import headline, title_of
 from evaluation.runner import Settings, evaluate
 from evaluation.store import save_evaluation
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
@@ -161,7 +162,7 @@ def test_table_holds_the_five_variants(config: ReportConfig) -> None:
     text = page_of(config).text
     for title in ("No T-CoT", "Warm start, text only", "EG-RL, text + evidence"):
         assert title in text
-    rows = headline(runs_of(config).overall())
+    rows = headline(runs_of(config).evaluation.overall())
     assert len(rows) == 5
     assert any(row.best for row in rows)
 
@@ -172,10 +173,11 @@ def test_biased_teacher_is_told_of_only_where_the_demo_ran(config: ReportConfig)
 
 
 def test_gallery_shows_each_query_before_and_after(config: ReportConfig) -> None:
-    text = page_of(config).text
+    text = page_of(config).text.partition("Traces before and after")[2]
     assert text.count("gold at") == 8
     assert "off target" not in text
-    assert text.count("on target") >= 4
+    # The truth is known of two of the four queries.
+    assert text.count("on target") == 4
 
 
 def test_gallery_is_dealt_in_turn_and_repeats(config: ReportConfig) -> None:
@@ -238,5 +240,5 @@ def test_missing_and_broken_files_are_named(config: ReportConfig, tmp_path: Path
     with pytest.raises(DataError, match="line 2: expected a JSON object"):
         load_metrics(broken)
     broken.write_text('{"reward/total": 1}\n')
-    with pytest.raises(DataError, match="line 1.*no .'step'"):
+    with pytest.raises(DataError, match=r"line 1: .* no \['step'\]"):
         load_metrics(broken)

@@ -16,7 +16,6 @@ from evaluation.runner import (
     Evaluation,
     QueryResult,
     Settings,
-    VariantResult,
     evaluate,
     variants_of,
 )
@@ -100,10 +99,6 @@ def text_pair(colour: str) -> Pair:
     )
 
 
-def overall(evaluation: Evaluation) -> dict[str, VariantResult]:
-    return {r.variant: r for r in evaluation.results if r.source == OVERALL}
-
-
 def of(evaluation: Evaluation, variant: str) -> dict[str, QueryResult]:
     return {q.pair_id: q for q in evaluation.queries if q.variant == variant}
 
@@ -138,12 +133,12 @@ def test_only_the_right_evidence_finds_the_colour(learned: Evaluation) -> None:
 def test_each_data_set_has_its_own_result_and_all_together(learned: Evaluation) -> None:
     sources = [result.source for result in learned.results if result.variant == "eg_rl"]
     assert sources == [OVERALL, "color", "find"]
-    assert overall(learned)["eg_rl"].queries == 12
-    assert overall(learned)["warm_start"].metrics["hit_at_1"].mean == pytest.approx(0.5)
+    assert learned.overall()["eg_rl"].queries == 12
+    assert learned.overall()["warm_start"].metrics["hit_at_1"].mean == pytest.approx(0.5)
 
 
 def test_valid_and_on_target_are_shares_of_query_traces(learned: Evaluation) -> None:
-    found = overall(learned)
+    found = learned.overall()
     assert (found["no_cot"].valid, found["no_cot"].on_target) == (None, None)
     assert (found["warm_start"].valid, found["warm_start"].on_target) == (1.0, 0.0)
     assert (found["eg_rl"].valid, found["eg_rl"].on_target) == (1.0, 1.0)
@@ -175,13 +170,13 @@ def test_failed_traces_are_left_out_and_counted() -> None:
     pairs = [image_pair(colour) for colour in COLOURS]
     reasoner = Reasoner(TRUE_BOX, failing="/red", blank="/blue")
     found = evaluate(pairs, reasoners={"r": reasoner}, embed=Embedder(), settings=SETTINGS)
-    result = overall(found)["r"]
+    result = found.overall()["r"]
     assert result.excluded == {"query: trace failed": 1, "query: empty trace": 1}
     assert result.queries == 4
     assert result.metrics["hit_at_1"].mean == 1.0
     assert result.valid == pytest.approx(4 / 6)
     assert result.on_target == pytest.approx(4 / 6)
-    assert overall(found)[NO_COT].queries == 6
+    assert found.overall()[NO_COT].queries == 6
     assert of(found, "r")["red-0"].rank is None
 
 
@@ -190,7 +185,7 @@ def test_failed_candidates_leave_the_pool_and_take_their_query_along() -> None:
     found = evaluate(
         pairs, reasoners={}, embed=Embedder(broken="'red\\nSummarize"), settings=SETTINGS
     )
-    result = overall(found)[NO_COT]
+    result = found.overall()[NO_COT]
     assert result.candidates_excluded == 1
     assert result.excluded == {"target: no embedding": 1}
     assert of(found, NO_COT)["blue-0"].candidates == 5
@@ -204,7 +199,7 @@ def test_vectors_that_mean_nothing_are_left_out() -> None:
         }
 
     found = evaluate([image_pair("red")], reasoners={}, embed=embed, settings=SETTINGS)
-    result = overall(found)[NO_COT]
+    result = found.overall()[NO_COT]
     assert result.excluded == {"query: embedding not finite or zero": 1}
     assert result.metrics == {}
 
@@ -217,9 +212,9 @@ def test_unparsable_trace_is_embedded_as_text_and_not_valid() -> None:
 
     embedder = Embedder()
     found = evaluate(pairs, reasoners={"r": reason}, embed=embedder, settings=SETTINGS)
-    assert overall(found)["r"].valid == 0.0
-    assert overall(found)["r"].on_target == 0.0
-    assert overall(found)["r"].queries == 2
+    assert found.overall()["r"].valid == 0.0
+    assert found.overall()["r"].on_target == 0.0
+    assert found.overall()["r"].queries == 2
 
 
 def test_a_row_with_its_own_candidates_is_ranked_over_those() -> None:
@@ -236,7 +231,7 @@ def test_a_row_with_its_own_candidates_is_ranked_over_those() -> None:
 def test_a_row_whose_candidates_lack_the_gold_is_left_out() -> None:
     pairs = [image_pair("red", candidates=(Item(text="blue"),))]
     found = evaluate(pairs, reasoners={}, embed=Embedder(), settings=SETTINGS)
-    assert overall(found)[NO_COT].excluded == {"target: not among the row's candidates": 1}
+    assert found.overall()[NO_COT].excluded == {"target: not among the row's candidates": 1}
 
 
 def test_equal_labels_count_as_right() -> None:

@@ -1,0 +1,174 @@
+"""Give one's own data sets T-CoT traces by rule, to cold-start a Reasoner without a teacher model.
+
+Example: python -m cluster.jobs.rule_traces configs/emoji/traces.yaml
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.entry import run_job
+from cluster.run_folder import RunFolder
+from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
+from data.demo_model import write_tiny_model
+from data.embed_inputs import SUFFIX
+from data.errors import DataError
+from data.prompts import load_templates
+from data.records import BadRow, LoadedSet, Row, load_sets, pair_id_of, read_rows
+from data.rule_traces import RuleTeacher, TracedPair, captions_of, is_held_out, trace_pairs
+from data.types import Side
+
+COLUMNS = {Side.QUERY: "query_cot", Side.TARGET: "pos_cot"}
+
+
+@dataclass(slots=True)
+class TracedSet:
+    """One data set's traced pairs by split, and what was quarantined."""
+
+    settings: DataSetConfig
+    train: list[TracedPair] = field(default_factory=list)
+    heldout: list[TracedPair] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+
+
+def main(config: RuleTracesConfig) -> int:
+    """Write the sets with traces, captions and, where asked for, `model/` into the run folder.
+
+    ``train/`` holds for each set `filtered_<name>.json` (all traces by rule), `teacher_<name>.json`
+    (a share of them off target) and `sight_<name>.json` (captions); ``heldout/`` holds
+    `<name>.json` (traces by rule) and `sight_<name>.json`. Rows keep their columns and paths, so
+    the sets' roots stay the same.
+    """
+    folder = RunFolder(config, job="rule_traces")
+    if folder.finished:
+        print(f"{folder.path}: already finished; delete the folder to run it again")
+        return 0
+    loaded = load_sets(config.data.train, max_bad_rows=config.data.max_bad_rows)
+    teacher = RuleTeacher(loaded)
+    sets = [
+        trace_set(settings, one, teacher, config)
+        for settings, one in zip(config.data.train, loaded, strict=True)
+    ]
+    bad = [row for one in sets for row in one.bad]
+    folder.write_json("quarantine.json", [{"where": b.where, "reason": b.reason} for b in bad])
+    refuse_bad_sets(sets, config.data)
+    captioned: set[str] = set()
+    captions: list[Row] = []
+    for one in sets:
+        captions += write_set(one, teacher, folder.path, captioned)
+        print(described(one))
+    if config.vocabulary:
+        write_tiny_model(
+            folder.path / "model",
+            corpus(sets, captions, config.data.templates),
+            seed=config.run.seed,
+            vocabulary=config.vocabulary,
+        )
+    folder.finish(rows=sum(len(one.train) + len(one.heldout) for one in sets), bad_rows=len(bad))
+    return 0
+
+
+def trace_set(
+    settings: DataSetConfig, loaded: LoadedSet, teacher: RuleTeacher, config: RuleTracesConfig
+) -> TracedSet:
+    """Return a set's pairs with their traces, split, and its bad rows."""
+    done = TracedSet(settings)
+    done.bad += [BadRow(row.where, f"row refused: {row.reason}") for row in loaded.bad_rows]
+    traced = trace_pairs(
+        loaded,
+        teacher,
+        media=config.data.media,
+        on_target=config.on_target,
+        seed=config.run.seed,
+    )
+    for one in traced:
+        if isinstance(one, BadRow):
+            done.bad.append(one)
+            continue
+        kept = is_held_out(one.pair, root=settings.root, share=config.heldout, seed=config.run.seed)
+        (done.heldout if kept else done.train).append(one)
+    return done
+
+
+def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
+    """Refuse sets with too many bad rows.
+
+    Raises:
+        DataError: more than ``data.max_bad_rows`` of a set's rows are bad, or none is left.
+    """
+    problems = []
+    for one in sets:
+        good = len(one.train) + len(one.heldout)
+        if not one.train or len(one.bad) > data.max_bad_rows * (good + len(one.bad)):
+            shown = "".join(f"\n    {bad.where}: {bad.reason}" for bad in one.bad[:5])
+            problems.append(
+                f"data set '{one.settings.name}': {len(one.bad)} of {good + len(one.bad)} rows "
+                f"got no trace and {len(one.train)} are left for training; mend them or raise "
+                f"data.max_bad_rows={data.max_bad_rows}:{shown}"
+            )
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def write_set(one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set[str]) -> list[Row]:
+    """Write one set's files and return its training captions."""
+    name, root = one.settings.name, one.settings.root
+    rows: dict[str, Row] = {}
+    for index, row in enumerate(read_rows(Path(one.settings.path))):
+        rows.setdefault(pair_id_of(row, name, index), row)
+    captions = captions_of(one.train, teacher, root=root, seen=captioned)
+    files = {
+        f"train/filtered_{name}.json": traced_rows(one.train, rows, biased=False),
+        f"train/teacher_{name}.json": traced_rows(one.train, rows, biased=True),
+        f"train/sight_{name}.json": captions,
+        f"heldout/{name}.json": traced_rows(one.heldout, rows, biased=False),
+        f"heldout/sight_{name}.json": captions_of(one.heldout, teacher, root=root, seen=captioned),
+    }
+    for path, content in files.items():
+        if content:
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(content, indent=0, ensure_ascii=False)
+            file.write_text(text + "\n", encoding="utf-8")
+    return captions
+
+
+def traced_rows(traced: Iterable[TracedPair], rows: dict[str, Row], *, biased: bool) -> list[Row]:
+    """Return the rows with their ids and traces."""
+    found = []
+    for one in traced:
+        traces = one.biased if biased else one.by_rule
+        columns = {COLUMNS[side]: text for side, text in traces.items()}
+        found.append(rows[one.pair.pair_id] | {"id": one.pair.pair_id} | columns)
+    return found
+
+
+def corpus(sets: list[TracedSet], captions: list[Row], templates: str) -> Iterator[str]:
+    """Yield what a tokenizer is trained on: the training rows' texts, traces and prompts."""
+    yield from (SUFFIX, "user\n", "assistant\n")
+    yield from (template.template for template in load_templates(templates).values())
+    yield from (turn["value"] for row in captions for turn in row["conversations"])
+    for pair in (pair for one in sets for pair in one.train):
+        for side in Side:
+            yield pair.pair.item(side).text
+            yield pair.by_rule[side]
+            yield pair.biased[side]
+
+
+def described(one: TracedSet) -> str:
+    """Return one line: rows, share on target, and what was quarantined, by reason."""
+    pairs = [*one.train, *one.heldout]
+    right = sum(p.biased[side] == p.by_rule[side] for p in pairs for side in Side)
+    text = (
+        f"{one.settings.name}: {len(one.train)} training rows, {len(one.heldout)} held out, "
+        f"{right / (2 * len(pairs)):.2f} of the teacher's traces on target"
+    )
+    reasons = Counter(bad.reason.split(":")[0] for bad in one.bad)
+    return text + "".join(f"; quarantined {count} ({why})" for why, count in reasons.items())
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(RuleTracesConfig, main))

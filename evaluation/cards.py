@@ -1,0 +1,148 @@
+"""The cards of the report's gallery: one query, what each Reasoner made of it, what it found."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from random import Random
+
+from configs.schema import MediaConfig
+from data.types import Item, Kind
+from evaluation import gallery
+from evaluation.evidence import parse_trace
+from evaluation.plots import COLOURS
+from evaluation.runner import QueryResult
+
+BEFORE, AFTER = "warm_start", "eg_rl"
+REASONERS = {BEFORE: "Warm start", AFTER: "EG-RL"}
+"""The Reasoners that are compared, with their names for readers, in order."""
+_PICTURE, _STRIP = 352, 528
+"""Pixels of a picture and of a strip of frames; shown at half that width, sharp on any screen."""
+_THUMBNAIL = 128
+_TAGS = re.compile(r"(</?(?:thinking|rethink|answer)>)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thumb:
+    """One retrieved candidate: a picture, a text, or both."""
+
+    uri: str
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceView:
+    """What one Reasoner wrote for a query, and what came of it."""
+
+    title: str
+    colour: str
+    picture: str
+    """Data URI of the query's pictures with the evidence drawn in; empty for a text."""
+    parts: tuple[tuple[bool, str], ...]
+    """(is a tag, text) in order."""
+    keywords: tuple[str, ...]
+    query: QueryResult
+    thumbs: tuple[Thumb, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One query of the gallery."""
+
+    task: str
+    kind: str
+    text: str
+    target: Thumb
+    traces: tuple[TraceView, ...]
+
+
+def choose(queries: Sequence[QueryResult], count: int, seed: int) -> list[tuple[QueryResult, ...]]:
+    """Return at most ``count`` queries with their results before and after, in that order.
+
+    They are drawn at random within each data set and dealt in turn from all of them, whatever
+    came of them.
+    """
+    found: dict[tuple[str, str, str], dict[str, QueryResult]] = {}
+    for query in queries:
+        if query.variant in REASONERS:
+            key = (query.source, query.pair_id, query.query.key())
+            found.setdefault(key, {})[query.variant] = query
+    decks: dict[str, list[tuple[QueryResult, ...]]] = {}
+    for (source, _, _), results in found.items():
+        if results.keys() == REASONERS.keys():
+            decks.setdefault(source, []).append(tuple(results[name] for name in REASONERS))
+    rng = Random(seed)
+    for deck in decks.values():
+        rng.shuffle(deck)
+    dealt = chain.from_iterable(zip_longest(*decks.values()))
+    return [pair for pair in dealt if pair is not None][:count]
+
+
+def build_card(results: Sequence[QueryResult]) -> Card:
+    """Return one query of the gallery with what each Reasoner made of it."""
+    first = results[0]
+    return Card(
+        task=first.source,
+        kind=first.query.kind,
+        text=first.query.text,
+        target=_thumb(first.target, right=True),
+        traces=tuple(_trace_view(result) for result in results),
+    )
+
+
+def _trace_view(query: QueryResult) -> TraceView:
+    trace = parse_trace(query.trace, kind=query.query.kind, num_frames=len(query.shown))
+    return TraceView(
+        title=REASONERS[query.variant],
+        colour=COLOURS[query.variant],
+        picture=_evidence_picture(query),
+        parts=tuple(
+            (bool(_TAGS.fullmatch(part)), part) for part in _TAGS.split(query.trace) if part
+        ),
+        keywords=trace.cues.keywords if trace else (),
+        query=query,
+        thumbs=tuple(_thumb(found.item, right=found.right) for found in query.retrieved),
+    )
+
+
+def _evidence_picture(query: QueryResult) -> str:
+    """Return the query's pictures with evidence and truth drawn in, "" for a text."""
+    if not query.shown:
+        return ""
+    trace = parse_trace(query.trace, kind=query.query.kind, num_frames=len(query.shown))
+    limits = MediaConfig()
+    loaded = [gallery.load_image(uri, limits) for uri in query.shown]
+    side = _PICTURE // 2
+    images = [
+        image or gallery.placeholder("not found", width=side, height=side) for image in loaded
+    ]
+    if query.query.kind is Kind.VIDEO:
+        drawn = gallery.draw_strip(
+            images,
+            key_frames=trace.cues.key_frames if trace else (),
+            truth=query.truth.key_frames,
+            width=_STRIP,
+        )
+    else:
+        drawn = gallery.draw_boxes(
+            images[0],
+            boxes=trace.cues.boxes if trace and loaded[0] else (),
+            truth=query.truth.boxes if loaded[0] else (),
+            width=_PICTURE,
+            height=_PICTURE,
+        )
+    return gallery.data_uri(drawn)
+
+
+def _thumb(item: Item, *, right: bool) -> Thumb:
+    if not item.uris:
+        return Thumb(uri="", text=item.text, right=right)
+    limits = MediaConfig()
+    images = [
+        gallery.load_image(uri, limits)
+        or gallery.placeholder("not found", width=_THUMBNAIL, height=_THUMBNAIL)
+        for uri in item.uris
+    ]
+    uri = gallery.data_uri(gallery.thumbnail(images, side=_THUMBNAIL))
+    return Thumb(uri=uri, text=item.text, right=right)

@@ -1,0 +1,71 @@
+"""Small objects with sane defaults: a test overrides only what it is about."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from configs.schema import DataSetConfig
+from data.types import GroupKey, Item, Kind, Pair, Side, Trajectory, TrajectoryKey
+
+TRACES = {
+    Kind.TEXT: '<thinking>a dog{"text_keywords": ["dog"]}</thinking>'
+    "<rethink>yes</rethink><answer>a dog</answer>",
+    Kind.IMAGE: '<thinking>left{"bbox_2d": [100, 200, 500, 600]}</thinking>'
+    "<rethink>yes</rethink><answer>a dog</answer>",
+    Kind.PAGE: '<thinking>top{"bbox_2d": [[0, 0, 1000, 200]]}</thinking>'
+    "<rethink>yes</rethink><answer>a title</answer>",
+    Kind.VIDEO: '<thinking>late{"key_frames": [2, 3]}</thinking>'
+    "<rethink>yes</rethink><answer>a jump</answer>",
+}
+"""A strictly valid trace of each kind; the video's needs 3 frames."""
+
+
+def make_pair(name: str = "p", **changes: Any) -> Pair:
+    """Return a pair of texts."""
+    settings: dict[str, Any] = {
+        "pair_id": name,
+        "source": "set",
+        "query": Item(text=f"query {name}"),
+        "target": Item(text=f"target {name}"),
+        **changes,
+    }
+    return Pair(**settings)
+
+
+def make_trajectory(
+    serial: int, side: Side, sibling: int = 0, *, text: str = TRACES[Kind.TEXT]
+) -> Trajectory:
+    """Return a finished trace of two tokens."""
+    return Trajectory(
+        key=TrajectoryKey(GroupKey(serial, f"p{serial}", side), sibling),
+        prompt_ids=np.array([1, 2]),
+        response_ids=np.array([3, 4]),
+        logprobs=np.zeros(2, dtype=np.float32),
+        text=text,
+        finish="stop",
+        min_version=0,
+        max_version=0,
+    )
+
+
+def write_picture(path: Path, width: int = 40, height: int = 30) -> Path:
+    """Write a picture whose pixels tell their place: red = column, green = row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.arange(width)[None, :] % 256
+    pixels[..., 1] = np.arange(height)[:, None] % 256
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_set(folder: Path, rows: Any, *, format: str = "mmeb", **changes: Any) -> DataSetConfig:
+    """Write rows as a JSON array beside a picture root, and return the data set's settings."""
+    root = folder / "root"
+    root.mkdir(exist_ok=True)
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    settings = {"name": "set", "path": str(path), "root": str(root), "format": format, **changes}
+    return DataSetConfig(**settings)

@@ -1,0 +1,112 @@
+"""Plans of micro-batches and their collation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.errors import DataError
+from data.types import Kind, Picture, TrainSample
+from learner.batching import Patches, Row, VisionTokens, collate, plan_micro_batches, train_row
+
+LENGTHS = st.lists(st.integers(1, 300), max_size=60)
+IMAGE, START, END, PAD = 5, 3, 4, 0
+TOKENS = VisionTokens(image=IMAGE, start=START, end=END, pad=PAD, merge=2, channels=6)
+PICTURE = Picture("a", Kind.IMAGE)
+WIDE = Picture("b", Kind.IMAGE)
+PATCHES = {
+    PICTURE: Patches(torch.ones(4, 6), (1, 2, 2)),
+    WIDE: Patches(torch.full((8, 6), 2.0), (1, 2, 4)),
+}
+
+
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 1000))
+def test_every_sample_is_planned_once_within_the_budget(lengths, ranks, budget):
+    plan = plan_micro_batches(lengths, ranks=ranks, budget_tokens=budget)
+    micro_batches = [micro for share in plan for micro in share]
+    assert sorted(index for micro in micro_batches for index in micro) == list(range(len(lengths)))
+    assert len(plan) == ranks
+    assert len({len(share) for share in plan}) == 1
+    for micro in micro_batches:
+        padded = len(micro) * max((lengths[index] for index in micro), default=0)
+        assert padded <= budget or len(micro) == 1
+
+
+@given(LENGTHS, st.integers(1, 4))
+def test_the_plan_is_deterministic(lengths, ranks):
+    plans = [plan_micro_batches(lengths, ranks=ranks, budget_tokens=500) for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+def test_no_samples_make_no_micro_batches():
+    assert plan_micro_batches([], ranks=2, budget_tokens=10) == [[], []]
+
+
+def test_small_work_is_still_split_over_the_ranks():
+    plan = plan_micro_batches([10] * 8, ranks=2, budget_tokens=1000)
+    assert [[len(micro) for micro in share] for share in plan] == [[4], [4]]
+
+
+def test_similar_lengths_share_a_micro_batch_and_ranks_are_balanced():
+    lengths = [100, 10] * 8
+    plan = plan_micro_batches(lengths, ranks=2, budget_tokens=500)
+    cost = [sum(len(m) * max(lengths[i] for i in m) for m in share if m) for share in plan]
+    assert max(cost) <= 1.3 * min(cost)
+    assert sum(cost) <= 1.3 * sum(lengths)
+
+
+def test_fewer_samples_than_ranks_leave_empty_micro_batches():
+    plan = plan_micro_batches([7], ranks=3, budget_tokens=100)
+    assert plan == [[[0]], [[]], [[]]]
+
+
+def test_collation_pads_on_the_right_and_finds_the_predicting_positions():
+    rows = [
+        Row(
+            key="x", ids=np.array([START, IMAGE, END, 7, 8, 9]), pictures=(PICTURE,), num_response=2
+        ),
+        Row(key="y", ids=np.array([7, 8, 9, 10]), pictures=(), num_response=1),
+    ]
+    batch = collate(rows, PATCHES, TOKENS)
+    assert batch.inputs["input_ids"].tolist() == [[3, 5, 4, 7, 8, 9], [7, 8, 9, 10, 0, 0]]
+    assert batch.inputs["attention_mask"].tolist() == [[1] * 6, [1] * 4 + [0] * 2]
+    assert batch.inputs["mm_token_type_ids"].tolist() == [[0, 1, 0, 0, 0, 0], [0] * 6]
+    assert batch.inputs["image_grid_thw"].tolist() == [[1, 2, 2]]
+    assert batch.inputs["pixel_values"].shape == (4, 6)
+    assert batch.rows_T.tolist() == [0, 0, 1]
+    assert batch.columns_T.tolist() == [3, 4, 2]
+    assert batch.targets_T.tolist() == [8, 9, 10]
+    assert batch.last_B.tolist() == [5, 3]
+
+
+def test_siblings_share_processed_pictures_and_keep_their_order():
+    ids = np.array([START, IMAGE, IMAGE, END, START, IMAGE, END, 7])
+    rows = [Row(key=k, ids=ids, pictures=(WIDE, PICTURE), num_response=1) for k in "xy"]
+    batch = collate(rows, PATCHES, TOKENS)
+    assert batch.inputs["image_grid_thw"].tolist() == [[1, 2, 4], [1, 2, 2]] * 2
+    assert batch.inputs["pixel_values"][:, 0].tolist() == ([2.0] * 8 + [1.0] * 4) * 2
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_batch_without_pictures_gets_a_filler_row(count):
+    rows = [Row(key="x", ids=np.array([7, 8, 9, 10]), pictures=(), num_response=1)] * count
+    batch = collate(rows, {}, TOKENS)
+    assert batch.inputs["input_ids"].shape[0] == count + 1
+    assert batch.inputs["input_ids"][-1, :3].tolist() == [START, IMAGE, END]
+    assert batch.inputs["pixel_values"].shape == (4, 6)
+    assert len(batch.targets_T) == count == len(batch.last_B)
+
+
+def test_picture_tokens_must_match_the_pictures():
+    row = Row(key="pair-7/query/3", ids=np.array([START, IMAGE, IMAGE, END]), pictures=(PICTURE,))
+    with pytest.raises(DataError, match=r"pair-7/query/3: expected 1 picture tokens .* found 2"):
+        collate([row], PATCHES, TOKENS)
+
+
+def test_a_sample_without_response_is_refused():
+    sample = TrainSample(
+        key="s", content=("x",), prompt_ids=np.array([1]), response_ids=np.array([], dtype=int)
+    )
+    with pytest.raises(DataError, match="s: expected at least one prompt and one response"):
+        train_row(sample)
