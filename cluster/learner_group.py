@@ -14,6 +14,7 @@ import ray
 
 from cluster.session import Role, actor_options, place, wait_for
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
+from data.errors import ClusterError, EmbedRLError
 from data.types import (
     Content,
     ContrastPair,
@@ -242,11 +243,16 @@ class LearnerGroup:
 
     def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
         """Return what each rank answers; a failure of one stops the whole group."""
+        if not self._ranks:
+            raise ClusterError(
+                f"learner: {what}: the group was stopped, by `close` or after a failure; start a "
+                "new one from the last checkpoint"
+            )
         names = [f"learner rank {index}" for index in range(len(refs))]
         limit = self.config.timeout_s if timeout_s is None else timeout_s
         try:
             return wait_for(refs, names, timeout_s=limit, what=what)
-        except Exception:
+        except EmbedRLError:
             self.close()
             raise
 

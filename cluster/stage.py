@@ -17,6 +17,17 @@ from data.types import StepReport
 Batch = TypeVar("Batch")
 log = logging.getLogger(__name__)
 LINE_EVERY = 25
+SHOWN = {
+    "supervised/loss",
+    "contrast/loss",
+    "contrast/accuracy",
+    "eval/loss",
+    "eval/token_accuracy",
+    "eval/exact",
+    "eval/hit_at_1",
+    "eval/hit_at_1_no_trace",
+    "time/train_s",
+}
 
 
 def progress_bar(console: Console) -> Progress:
@@ -78,10 +89,10 @@ def train_stage(
             metrics["time/eval_s"] = time.perf_counter() - trained
             metrics["time/step_s"] = time.perf_counter() - started
             folder.log_metrics(step, metrics)
-            tracker.log(step, metrics, time_ms=int(time.time() * 1000))
+            tracker.log(step, metrics)
             bar.advance(task)
             if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
-                shown = " ".join(f"{key} {value:.4g}" for key, value in sorted(metrics.items()))
+                shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)
                 console.print(f"{name} step {step}: {shown}", highlight=False)
             reached = bool(stop.metric) and measured.get(stop.metric, float("-inf")) >= (
                 stop.at_least

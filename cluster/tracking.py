@@ -1,6 +1,7 @@
 """MLflow, written by the driver only: parameters, metrics per step, files."""
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import mlflow
 from mlflow.entities import Metric, Param
 
 PARAM_BYTES = 500
+FLUSH_S = 5.0
+"""A write costs as much as a small training step, so steps share one."""
+BATCH_METRICS = 1000
+"""MLflow takes no more in one call."""
 
 
 class Tracker:
@@ -22,6 +27,8 @@ class Tracker:
 
         The store is MLFLOW_TRACKING_URI, else SQLite at `mlflow.db` beside the run folders.
         """
+        self._waiting: list[Metric] = []
+        self._flushed = time.monotonic()
         home = runs_folder(folder)
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow.set_tracking_uri(f"sqlite:///{(home / 'mlflow.db').absolute()}")
@@ -51,19 +58,28 @@ class Tracker:
             )
             self.client.log_artifact(self.run_id, str(folder / "resolved.yaml"))
 
-    def log(self, step: int, metrics: Mapping[str, float], *, time_ms: int) -> None:
-        """Write one step's metrics."""
-        self.client.log_batch(
-            self.run_id,
-            metrics=[Metric(key, float(value), time_ms, step) for key, value in metrics.items()],
-        )
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep one step's metrics; they are written together every few seconds."""
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(key, float(v), now, step) for key, v in metrics.items()]
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the metrics kept so far."""
+        for start in range(0, len(self._waiting), BATCH_METRICS):
+            batch = self._waiting[start : start + BATCH_METRICS]
+            self.client.log_batch(self.run_id, metrics=batch)
+        self._waiting = []
+        self._flushed = time.monotonic()
 
     def log_file(self, path: Path) -> None:
         """Attach a file."""
         self.client.log_artifact(self.run_id, str(path))
 
     def close(self, *, ok: bool) -> None:
-        """End the run."""
+        """Write what is kept and end the run."""
+        self.flush()
         self.client.set_terminated(self.run_id, status="FINISHED" if ok else "FAILED")
 
 

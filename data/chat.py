@@ -53,7 +53,8 @@ class ChatEncoder:
         self.factor = int(image_processor.patch_size) * self.merge
         self.image_token = processor.image_token
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
-        special = {*self.tokenizer.all_special_tokens, *VISION_TOKENS, EMB_TOKEN}
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {EMB_TOKEN, *VISION_TOKENS, *(str(token) for token in added if token.special)}
         self._special = re.compile("|".join(map(re.escape, sorted(special))))
         _check_limits(limits, image_processor.size)
 

@@ -49,9 +49,7 @@ QUESTIONS = {
     "pages": "what color is the {shape}?",
 }
 DESCRIBE = ("describe the {shape}", "where is the {shape}?", "tell me about the {shape}")
-FILES = {
-    task: task if task != "clips" else "clips_caption_retrieval" for task in QUESTIONS
-}
+FILES = {task: task if task != "clips" else "clips_caption_retrieval" for task in QUESTIONS}
 """File stem of each task: the video format tells its variants apart by name."""
 SHARES = {
     "color": 1.0,
@@ -169,7 +167,7 @@ def write_world(
     for name, content in rows.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=0), encoding="utf-8")
+        path.write_text(json.dumps(content), encoding="utf-8")
     return {name: len(content) for name, content in rows.items()}
 
 
@@ -188,7 +186,7 @@ def demo_corpus() -> list[str]:
         texts += [text, f" {text}", _keywords_trace(text)]
     for cell in range(GRID * GRID):
         texts.append(json.dumps({"bbox_2d": box(cell)}))
-    texts += [f' star{json.dumps({"key_frames": [frame + 1]})}' for frame in range(CLIP_FRAMES)]
+    texts += [f" star{json.dumps({'key_frames': [frame + 1]})}" for frame in range(CLIP_FRAMES)]
     return texts
 
 
@@ -221,16 +219,16 @@ class _Split:
             thing = self._thing()
             return Sample(
                 task=task,
-                query=_text_view(QUESTIONS[task].format(label=label(thing.color, thing.shape)), thing),
+                query=_text_view(
+                    QUESTIONS[task].format(label=label(thing.color, thing.shape)), thing
+                ),
                 target=self._object_view(thing),
                 label=thing.label,
             )
         if task == "i2t":
             thing = self._thing()
             query = self._object_view(thing, text=QUESTIONS[task])
-            return Sample(
-                task=task, query=query, target=_text_view("", thing), label=thing.label
-            )
+            return Sample(task=task, query=query, target=_text_view("", thing), label=thing.label)
         if task == "clips":
             return self._clip()
         if task == "pages":
@@ -267,7 +265,7 @@ class _Split:
         """Return dense captions: two words for each cell, in reading order."""
         rows = []
         for index in range(count):
-            scene = self._new(lambda: self._crowd(self.rng.randint(3, 8)))
+            scene = self._new(lambda: self._crowd(self.rng.randint(3, GRID * GRID)))
             name = self._draw("dense", scene, draw_grid)
             things = {thing.cell: thing.label for thing in scene}
             words = "".join(f" {things.get(cell, '. .')}" for cell in range(GRID * GRID))
@@ -275,47 +273,71 @@ class _Split:
         return rows
 
     def grounding(self, count: int) -> list[Row]:
-        """Return captions that tie shape, colour and place together, for all things or one."""
+        """Return captions that tie shape, colour and place together.
+
+        Half of the training ones tell all things in any order; the others, and all held-out ones,
+        tell the one that was asked for.
+        """
         rows = []
         for index in range(count):
-            scene = self.scene(index)
-            name = self._draw("scenes", scene, draw_grid)
-            told: Sequence[Thing] = self.rng.sample(scene, len(scene))
+            things, pictures = self._shown(index)
+            told = self.rng.sample(things, len(things))
             question = "describe"
-            if self.rng.random() < 0.5:
+            if self.name == "heldout" or self.rng.random() < 0.5:
                 told = told[:1]
-                question = self.rng.choice(DESCRIBE).format(shape=told[0].shape)
+                question = self.rng.choice(DESCRIBE).format(shape=told[0][0].shape)
             words = "".join(
-                f" {thing.shape} {thing.color}{json.dumps({'bbox_2d': box(thing.cell)})}"
-                for thing in told
+                f" {thing.shape} {thing.color}{json.dumps(evidence)}" for thing, evidence in told
             )
-            rows.append(_caption(f"grounding-{self.name}-{index}", (name,), question, words))
+            rows.append(_caption(f"grounding-{self.name}-{index}", pictures, question, words))
         return rows
 
+    def _shown(self, index: int) -> tuple[list[tuple[Thing, Row]], tuple[str, ...]]:
+        """Return what a scene, a page or a clip shows, with its evidence, and the pictures."""
+        if index % 10 == 0:
+            frames = self._frames()
+            told = [(thing, {"key_frames": [k]}) for k, thing in enumerate(frames, start=1)]
+            return told, self._draw_frames(frames)
+        if index % 10 == 1:
+            scene = self._new(self._page)
+            name = self._draw("pages", scene, draw_page)
+        else:
+            scene = self.scene(index)
+            name = self._draw("scenes", scene, draw_grid)
+        return [(thing, {"bbox_2d": box(thing.cell)}) for thing in scene], (name,)
+
     def _clip(self) -> Sample:
-        """Return a clip in which one thing moves and becomes another in every frame."""
-        shapes = self._new(lambda: tuple(self._form(shape) for shape in self.rng.sample(SHAPES, 4)))
-        names = tuple(
-            self.pictures.save(
-                f"images/frames/{form.color}-{form.shape}-{form.cell}.png",
-                lambda form=form: draw_grid((form,), CLIP_GRID),
-            )
-            for form in shapes
-        )
-        key = self.rng.randrange(len(shapes))
+        """Return a question about a clip."""
+        frames = self._frames()
+        key = self.rng.randrange(len(frames))
         wrong = 0 if key else 1
         query = View(
-            text=QUESTIONS["clips"].format(shape=shapes[key].shape),
-            pictures=names,
-            word=shapes[key].shape,
+            text=QUESTIONS["clips"].format(shape=frames[key].shape),
+            pictures=self._draw_frames(frames),
+            word=frames[key].shape,
             evidence={"key_frames": [key + 1]},
-            distraction=(shapes[wrong].shape, {"key_frames": [wrong + 1]}),
+            distraction=(frames[wrong].shape, {"key_frames": [wrong + 1]}),
         )
         return Sample(
             task="clips",
             query=query,
-            target=_text_view("", shapes[key]),
-            label=shapes[key].label,
+            target=_text_view("", frames[key]),
+            label=frames[key].label,
+        )
+
+    def _frames(self) -> Scene:
+        """Return a clip: one thing that moves and becomes another in every frame."""
+        return self._new(
+            lambda: tuple(self._form(shape) for shape in self.rng.sample(SHAPES, CLIP_FRAMES))
+        )
+
+    def _draw_frames(self, frames: Scene) -> tuple[str, ...]:
+        return tuple(
+            self.pictures.save(
+                f"images/frames/{form.color}-{form.shape}-{form.cell}.png",
+                lambda form=form: draw_grid((form,), CLIP_GRID),
+            )
+            for form in frames
         )
 
     def _form(self, shape: str) -> Thing:
@@ -445,7 +467,7 @@ def _text_view(text: str, thing: Thing) -> View:
 
 def _keywords_trace(text: str) -> str:
     words = text.split(" ", 1)[1]
-    return f' {words}{json.dumps({"text_keywords": [words]})}'
+    return f" {words}{json.dumps({'text_keywords': [words]})}"
 
 
 def _rows(samples: Iterable[Sample], split: str, on_target: Callable[[], bool]) -> list[Row]:

@@ -16,6 +16,9 @@ def set_engine_environment(engine: EngineConfig) -> None:
     # Otherwise every engine of a machine binds its threads to the same cores, and the number of
     # threads that the cluster gave this actor is overwritten.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # On a CPU the model then runs in the engine's process and not in one more: 0.7 GB less memory,
+    # no copying between the two. vLLM wants the extra process only to bind its threads.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kv_cache_gb)
 
 

@@ -21,6 +21,8 @@ from data.types import Box, Kind, Picture, Pictures
 DECODE_THREADS = 4
 MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
+MAX_ASPECT = 100
+"""Flatter pictures are stretched to this: Qwen-VL processors refuse a side 200 times the other."""
 # What Pillow's decoders raise on broken files.
 _UNREADABLE = (
     OSError,
@@ -113,6 +115,7 @@ def target_size(
     The aspect is kept as far as the factor allows (the rule Qwen-VL processors use). Limits
     between which no multiple of the factor's square lies are missed by as little as that rule does.
     """
+    height, width = max(height, width // MAX_ASPECT), max(width, height // MAX_ASPECT)
     rows = max(factor, round(height / factor) * factor)
     columns = max(factor, round(width / factor) * factor)
     if rows * columns > max_pixels:

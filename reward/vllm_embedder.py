@@ -63,3 +63,4 @@ class VLLMEmbedder:
     def close(self) -> None:
         """Stop the engine's processes."""
         self._llm.shutdown()
+        del self._llm  # at interpreter exit its own clean-up would fail noisily

@@ -6,6 +6,7 @@ returned log-probabilities are those of the distribution sampled from.
 """
 
 import time
+from typing import Any
 
 import numpy as np
 from transformers import AutoProcessor
@@ -17,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -29,6 +31,7 @@ from data.types import GenerationRequest, Trajectory
 from rollout.object_store import WeightPuller, transfer_config
 from rollout.weight_sync import StoreAddress, SyncReport
 
+CPU_STEP_TOKENS = 1 << 16
 INITIAL_VERSION = 0
 """Version of the weights in the model folder."""
 
@@ -53,6 +56,8 @@ class VLLMEngine:
         self._store = store
         self._stale = ""
         arguments = engine_arguments(model, engine, max_pictures=max(1, media.max_frames))
+        if current_platform.is_cpu():
+            arguments |= _unsplit_prompts(engine)
         if store is not None:
             arguments["weight_transfer_config"] = transfer_config()
             arguments["worker_extension_cls"] = f"{WeightPuller.__module__}.WeightPuller"
@@ -138,6 +143,7 @@ class VLLMEngine:
     def close(self) -> None:
         """Stop the engine's processes."""
         self._llm.shutdown()
+        del self._llm  # at interpreter exit its own clean-up would fail noisily
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
         return SamplingParams(
@@ -177,6 +183,20 @@ class VLLMEngine:
             min_version=min(versions),
             max_version=max(versions),
         )
+
+
+def _unsplit_prompts(engine: EngineConfig) -> dict[str, Any]:
+    """Return arguments under which a CPU engine computes each prompt in one step.
+
+    After a step that ends inside a prompt, vLLM turns back the random generator of a seeded
+    request; a CPU generator cannot be turned back, and the whole engine dies of it. Prompts are
+    split where the tokens (or the picture tokens, limited by the same number) of a step run out.
+    """
+    most = min(engine.max_num_seqs * engine.max_model_len, CPU_STEP_TOKENS)
+    return {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(engine.max_model_len, most),
+    }
 
 
 def check_prompt(key: str, prompt: EncodedPrompt, ran: list[int] | None) -> None:

@@ -140,7 +140,7 @@ def record(
 ) -> None:
     """Write one step's metrics everywhere, and its line to the console."""
     folder.log_metrics(step, metrics)
-    tracker.log(step, metrics, time_ms=int(time.time() * 1000))
+    tracker.log(step, metrics)
     shown = [
         ("reward", "reward/total"),
         ("format", "reward/format"),

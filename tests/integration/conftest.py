@@ -24,7 +24,7 @@ from tests.tiny_model import write_tiny_model
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "integration"
 STORE = "weights"
-ENGINE = EngineConfig(dtype="float32", max_model_len=512, max_num_seqs=16, enforce_eager=True)
+ENGINE = EngineConfig(dtype="float32", max_model_len=512, max_num_seqs=64, enforce_eager=True)
 SAMPLING = SamplingConfig(temperature=1.0, max_tokens=24)
 MEDIA = MediaConfig(
     image_min_pixels=32 * 32,

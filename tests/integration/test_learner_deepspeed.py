@@ -14,10 +14,8 @@ from cluster.learner_group import LearnerGroup
 from cluster.weights import WeightStore
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, OptimizerConfig
 from data.chat import ChatEncoder
-from data.errors import ActorLost, CheckpointError, ClusterError, DataError
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.export import restore
-from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -44,13 +42,8 @@ TWO_RANKS = pytest.mark.parametrize("group", [2], indirect=True)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def encoder(folder: Path) -> ChatEncoder:
-    return ChatEncoder(AutoProcessor.from_pretrained(folder), MEDIA)
+def encoder(tiny_folder: Path) -> ChatEncoder:
+    return ChatEncoder(AutoProcessor.from_pretrained(tiny_folder), MEDIA)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +52,8 @@ def pictures() -> dict[str, np.ndarray]:
     return {name: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for name in ("a", "b")}
 
 
-@pytest.fixture(scope="module")
-def connection():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module", params=[1, 2])
-def group(request: pytest.FixtureRequest, connection: None):
+def group(request: pytest.FixtureRequest, local_ray: str):
     group = LearnerGroup(dataclasses.replace(CONFIG, ranks=request.param))
     yield group
     group.close()
@@ -110,11 +96,11 @@ def samples(encoder: ChatEncoder, pictures: dict[str, np.ndarray]) -> list[Train
 class Plain:
     """The model in plain PyTorch, each sequence alone and unpadded."""
 
-    def __init__(self, folder: Path, encoder: ChatEncoder, pictures: dict[str, np.ndarray]):
+    def __init__(self, tiny_folder: Path, encoder: ChatEncoder, pictures: dict[str, np.ndarray]):
         torch.set_num_threads(1)
         self.encoder, self.pictures = encoder, pictures
         self.net = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager"
+            tiny_folder, dtype=torch.float32, attn_implementation="eager"
         )
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.01)
 
@@ -143,13 +129,13 @@ class Plain:
         return float(norm)
 
 
-def build_supervised(group: LearnerGroup, folder: Path) -> None:
-    group.build_supervised(model=str(folder), media=MEDIA, total_steps=STEPS, seed=0)
+def build_supervised(group: LearnerGroup, tiny_folder: Path) -> None:
+    group.build_supervised(model=str(tiny_folder), media=MEDIA, total_steps=STEPS, seed=0)
 
 
-def build_policy(group: LearnerGroup, folder: Path) -> None:
+def build_policy(group: LearnerGroup, tiny_folder: Path) -> None:
     group.build_policy(
-        model=str(folder),
+        model=str(tiny_folder),
         media=MEDIA,
         total_steps=STEPS,
         seed=0,
@@ -158,9 +144,9 @@ def build_policy(group: LearnerGroup, folder: Path) -> None:
     )
 
 
-def build_contrastive(group: LearnerGroup, folder: Path) -> None:
+def build_contrastive(group: LearnerGroup, tiny_folder: Path) -> None:
     group.build_contrastive(
-        model=str(folder),
+        model=str(tiny_folder),
         media=MEDIA,
         total_steps=STEPS,
         seed=0,
@@ -179,9 +165,9 @@ def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def plain_supervised(folder, encoder, pictures):
+def plain_supervised(tiny_folder, encoder, pictures):
     """Loss and gradient norm of each step."""
-    plain, rows = Plain(folder, encoder, pictures), samples(encoder, pictures)
+    plain, rows = Plain(tiny_folder, encoder, pictures), samples(encoder, pictures)
     tokens = sum(len(row.response_ids) for row in rows)
     found = []
     for _ in range(STEPS):
@@ -192,10 +178,10 @@ def plain_supervised(folder, encoder, pictures):
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_supervised_training_follows_plain_adamw(
-    group, zero_stage, plain_supervised, folder, encoder, pictures
+    group, zero_stage, plain_supervised, tiny_folder, encoder, pictures
 ):
     configure(group, zero_stage=zero_stage)
-    build_supervised(group, folder)
+    build_supervised(group, tiny_folder)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
     for loss, norm in plain_supervised:
         metrics = group.train_supervised(rows, ref).metrics
@@ -206,11 +192,11 @@ def test_supervised_training_follows_plain_adamw(
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
-def test_policy_training_follows_plain_adamw(group, zero_stage, folder, encoder, pictures):
+def test_policy_training_follows_plain_adamw(group, zero_stage, tiny_folder, encoder, pictures):
     configure(group, zero_stage=zero_stage)
-    build_policy(group, folder)
+    build_policy(group, tiny_folder)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
-    plain, initial = (Plain(folder, encoder, pictures) for _ in range(2))
+    plain, initial = (Plain(tiny_folder, encoder, pictures) for _ in range(2))
     tokens = sum(len(row.response_ids) for row in rows)
 
     def logprobs(model: Plain, row: TrainSample) -> torch.Tensor:
@@ -278,12 +264,12 @@ def plain_contrast(plain: Plain) -> torch.Tensor:
 
 @pytest.mark.parametrize(("zero_stage", "micro_batch_tokens"), [(1, 100), (1, 10_000), (3, 100)])
 def test_contrastive_training_follows_plain_adamw(
-    group, zero_stage, micro_batch_tokens, folder, encoder, pictures
+    group, zero_stage, micro_batch_tokens, tiny_folder, encoder, pictures
 ):
     configure(group, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
-    build_contrastive(group, folder)
+    build_contrastive(group, tiny_folder)
     ref = ray.put(pictures)
-    plain = Plain(folder, encoder, pictures)
+    plain = Plain(tiny_folder, encoder, pictures)
     for _ in range(STEPS):
         loss = plain_contrast(plain)
         norm = plain.step(loss)
@@ -299,13 +285,13 @@ def test_contrastive_training_follows_plain_adamw(
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
 @TWO_RANKS
-def test_published_weights_are_the_models_bits(group, zero_stage, folder):
+def test_published_weights_are_the_models_bits(group, zero_stage, tiny_folder):
     configure(group, zero_stage=zero_stage)
-    build_supervised(group, folder)
+    build_supervised(group, tiny_folder)
     store = ray.remote(WeightStore).options(num_cpus=0).remote()
     size = group.publish(1, store)
     specs, _ = ray.get(store.get.remote(1))
-    expected = load_file(folder / "model.safetensors")
+    expected = load_file(tiny_folder / "model.safetensors")
     found = weights(group)
     assert found.keys() == expected.keys() == {spec.name for spec in specs}
     assert size == sum(tensor.nbytes for tensor in expected.values())
@@ -315,15 +301,15 @@ def test_published_weights_are_the_models_bits(group, zero_stage, folder):
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @TWO_RANKS
-def test_resume_is_bit_identical(group, zero_stage, folder, encoder, pictures, tmp_path):
+def test_resume_is_bit_identical(group, zero_stage, tiny_folder, encoder, pictures, tmp_path):
     configure(group, zero_stage=zero_stage)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
-    build_supervised(group, folder)
+    build_supervised(group, tiny_folder)
     group.train_supervised(rows, ref)
     group.save(tmp_path / "part" / "learner")
     straight = [group.train_supervised(rows, ref).metrics for _ in range(2)]
     kept = weights(group)
-    build_supervised(group, folder)
+    build_supervised(group, tiny_folder)
     assert group.load(tmp_path / "part" / "learner") == 1
     resumed = [group.train_supervised(rows, ref).metrics for _ in range(2)]
     assert resumed == straight
@@ -334,16 +320,18 @@ def test_resume_is_bit_identical(group, zero_stage, folder, encoder, pictures, t
 @pytest.mark.parametrize("zero_stage", [2, 3])
 @TWO_RANKS
 def test_the_exported_folder_holds_the_model(
-    group, zero_stage, folder, encoder, pictures, tmp_path
+    group, zero_stage, tiny_folder, encoder, pictures, tmp_path
 ):
     configure(group, zero_stage=zero_stage)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
-    build_supervised(group, folder)
+    build_supervised(group, tiny_folder)
     group.train_supervised(rows, ref)
     expected = group.evaluate_supervised(rows, ref)["eval/loss"]
     group.export(tmp_path / "out" / "export")
     exported = tmp_path / "out" / "export"
-    assert {path.name for path in exported.iterdir()} == {path.name for path in folder.iterdir()}
+    assert {path.name for path in exported.iterdir()} == {
+        path.name for path in tiny_folder.iterdir()
+    }
     other = ChatEncoder(AutoProcessor.from_pretrained(exported), MEDIA)
     plain = Plain(exported, other, pictures)
     with torch.no_grad():
@@ -356,10 +344,12 @@ def test_the_exported_folder_holds_the_model(
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @TWO_RANKS
-def test_a_step_with_a_broken_gradient_is_skipped(group, zero_stage, folder, encoder, pictures):
+def test_a_step_with_a_broken_gradient_is_skipped(
+    group, zero_stage, tiny_folder, encoder, pictures
+):
     configure(group, zero_stage=zero_stage)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
-    build_policy(group, folder)
+    build_policy(group, tiny_folder)
     before = weights(group)
     broken = [dataclasses.replace(rows[0], advantage=float("nan")), *rows[1:]]
     assert group.train_policy(broken, ref).metrics["policy/skipped_steps"] == 1.0
@@ -371,10 +361,10 @@ def test_a_step_with_a_broken_gradient_is_skipped(group, zero_stage, folder, enc
 
 
 @TWO_RANKS
-def test_bf16_trains_with_checkpointing_and_frozen_vision(group, folder, encoder, pictures):
+def test_bf16_trains_with_checkpointing_and_frozen_vision(group, tiny_folder, encoder, pictures):
     configure(group, zero_stage=2, bf16=True, gradient_checkpointing=True, freeze_vision=True)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
-    build_supervised(group, folder)
+    build_supervised(group, tiny_folder)
     before = weights(group)
     losses = [group.train_supervised(rows, ref).metrics["supervised/loss"] for _ in range(STEPS)]
     assert losses[-1] < losses[0]
@@ -383,34 +373,3 @@ def test_bf16_trains_with_checkpointing_and_frozen_vision(group, folder, encoder
     for name, tensor in after.items():
         if "visual." in name:
             assert torch.equal(tensor, before[name])
-
-
-@pytest.fixture
-def doomed(request: pytest.FixtureRequest, connection: None, folder: Path) -> LearnerGroup:
-    """Return a group that a test may break; it is closed by the failure itself."""
-    group = LearnerGroup(dataclasses.replace(CONFIG, ranks=request.param))
-    build_supervised(group, folder)
-    return group
-
-
-@pytest.mark.parametrize("doomed", [2], indirect=True)
-def test_a_dead_rank_is_named(doomed, encoder, pictures):
-    ray.kill(doomed._ranks[1])
-    with pytest.raises(ActorLost, match="rank 1 died"):
-        doomed.train_supervised(samples(encoder, pictures), ray.put(pictures))
-
-
-@pytest.mark.parametrize("doomed", [2], indirect=True)
-def test_picture_tokens_that_do_not_match_are_named(doomed, encoder, pictures):
-    rows = samples(encoder, pictures)
-    rows[3] = dataclasses.replace(rows[3], content=(Picture("a", Kind.IMAGE), "x"))
-    with pytest.raises(DataError, match="s3: expected 4 picture tokens"):
-        doomed.train_supervised(rows, ray.put(pictures))
-
-
-@pytest.mark.parametrize("doomed", [1], indirect=True)
-def test_a_missing_checkpoint_is_refused(doomed, tmp_path):
-    with pytest.raises(CheckpointError, match="expected a complete checkpoint"):
-        doomed.load(tmp_path / "nothing")
-    with pytest.raises(ClusterError, match="the group was stopped"):
-        doomed.save(tmp_path / "nothing")

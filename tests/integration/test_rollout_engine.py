@@ -66,6 +66,15 @@ def test_a_cut_trace_is_kept_and_marked(reasoner, contents, pictures) -> None:
     assert all(len(trace.response_ids) == 24 for trace in cut)
 
 
+def test_many_prompts_at_once_do_not_kill_the_engine(reasoner, encoder, contents, pictures) -> None:
+    # More prompt tokens than vLLM takes in one step by default: see _unsplit_prompts.
+    names = ("image", "images", "frames")
+    asked = [request(contents[n], pair_id=n, sibling=i, seed=i) for i in range(64) for n in names]
+    assert sum(len(encoder.encode(r.content, pictures).expanded) for r in asked) > 4096
+    results = _by_key(reasoner.generate(asked, pictures))
+    assert all(isinstance(results[str(r.key)], Trajectory) for r in asked)
+
+
 def test_a_request_that_fails_is_dropped_alone(reasoner, contents, pictures) -> None:
     lost = (Picture("nowhere", Kind.IMAGE), "red")
     long = (" red" * 600,)

@@ -1,7 +1,6 @@
 """Weights from the store into a real engine: bit-equal, tied head included, failures refused."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ Bucket = list[tuple[str, str, tuple[int, ...], np.ndarray]]
 _published = iter(range(1, 1000))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def publish(store) -> Callable[..., int]:
     """Return a function that publishes a model, or what ``damage`` makes of its buckets."""
 
@@ -57,6 +56,13 @@ def other_model(tiny_folder: Path) -> torch.nn.Module:
             parameter.view(-1)[0] = -0.0
             parameter.view(-1)[1] = 1e-40
     return model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _first_weights_afterwards(reasoner, publish, tiny_model) -> Iterator[None]:
+    """Leave the shared engine as other tests expect it."""
+    yield
+    assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()
 
 
 def _largest_difference(reasoner, model, encoder, contents, pictures) -> float:
@@ -183,7 +189,6 @@ def test_a_pull_under_running_requests_loses_none(
 @ray.remote(num_cpus=0, max_calls=1)
 def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
     """Return what the comparison finds after each change made inside an engine, by change."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     set_engine_environment(ENGINE)
     from vllm import LLM
     from vllm.config import set_current_vllm_config

@@ -28,7 +28,7 @@ def filled(name):
 
 
 def test_both_sets_hold_the_same_templates():
-    assert NAMES == sorted(load_templates("brief"))
+    assert sorted(load_templates("brief")) == NAMES
     expected = {f"{side}_{kind}" for side in Side for kind in Kind} | {"query_text_for_video"}
     assert set(NAMES) == expected
 

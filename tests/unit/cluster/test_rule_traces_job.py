@@ -1,0 +1,141 @@
+"""Job `rule_traces`: the files it writes are data sets of their own, and bad sets are refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+
+from cluster.jobs.rule_traces import main
+from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig, RunConfig, problems
+from data.errors import DataError
+from data.model_folder import check_folder
+from data.records import load_set, read_rows
+
+ROWS = 30
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RuleTracesConfig:
+    """Two sets on the same pictures, one of them a video set, outside the run folder."""
+    root = tmp_path / "mine"
+    root.mkdir()
+    mmeb, clips = [], []
+    for index in range(ROWS):
+        for frame in range(3):
+            pixels = np.full((64, 64, 3), 255, np.uint8)
+            pixels[index : index + 20, 10 * frame : 10 * frame + 20] = (0, 0, 200)
+            Image.fromarray(pixels).save(root / f"{index}-{frame}.png")
+        mmeb.append(
+            {"qry": "Name it.", "qry_image_path": f"{index}-0.png", "pos_text": f"sign {index}"}
+        )
+        clips.append(
+            {
+                "id": f"clip {index}",
+                "qry": {
+                    "conversations": [{"from": "human", "value": "<video>\nDescribe it."}],
+                    "video": [f"{index}-{frame}.png" for frame in range(3)],
+                },
+                "pos": {"conversations": [{"from": "gpt", "value": f"sign {index} moving"}]},
+            }
+        )
+    (root / "names.json").write_text(json.dumps(mmeb))
+    (root / "clips.json").write_text(json.dumps(clips))
+    names = DataSetConfig(name="names", path=str(root / "names.json"), root=str(root))
+    moving = DataSetConfig(
+        name="clips", path=str(root / "clips.json"), root=str(root), format="llavahound"
+    )
+    return RuleTracesConfig(
+        run=RunConfig(dir=str(tmp_path / "run")),
+        data=DataConfig(train=[names, moving], templates="brief"),
+        on_target=0.5,
+        heldout=0.2,
+    )
+
+
+def again(config: DataSetConfig, path: Path, **change: object) -> DataSetConfig:
+    return replace(config, path=str(path), **change)
+
+
+def test_written_files_are_data_sets_with_traces(config, capsys):
+    assert main(config) == 0
+    printed = capsys.readouterr().out
+    run = Path(config.run.dir)
+    for settings in config.data.train:
+        name = settings.name
+        train = load_set(again(settings, run / f"train/teacher_{name}.json"))
+        filtered = load_set(again(settings, run / f"train/filtered_{name}.json"))
+        heldout = load_set(again(settings, run / f"heldout/{name}.json"))
+        sight = load_set(again(settings, run / f"train/sight_{name}.json", format="caption"))
+        for one in (train, filtered, heldout, sight):
+            assert not one.bad_rows
+        assert all(p.query_trace and p.target_trace for p in (*train.pairs, *heldout.pairs))
+        assert len(train.pairs) == len(filtered.pairs) == len(sight.pairs)
+        assert len(train.pairs) + len(heldout.pairs) == ROWS
+        assert not {p.pair_id for p in train.pairs} & {p.pair_id for p in heldout.pairs}
+        assert f"{name}: {len(train.pairs)} training rows" in printed
+    assert json.loads((run / "quarantine.json").read_text()) == []
+
+
+def test_rows_keep_their_columns_and_ids(config):
+    main(config)
+    rows = read_rows(Path(config.run.dir) / "train/filtered_clips.json")
+    originals = {row["id"]: row for row in read_rows(Path(config.data.train[1].path))}
+    for row in rows:
+        assert row.items() >= originals[row["id"]].items()
+        assert row.keys() - originals[row["id"]].keys() == {"query_cot", "pos_cot"}
+
+
+def test_a_second_run_in_the_same_folder_does_nothing(config, capsys):
+    main(config)
+    assert main(config) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_tiny_model_knows_the_sets_words(config):
+    main(replace(config, vocabulary=400))
+    folder = check_folder(f"{config.run.dir}/model")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() <= 400
+    assert len(tokenizer.encode(" sign").ids) == 1
+    assert len(tokenizer.encode("<thinking>").ids) == 1
+
+
+def test_bad_pictures_are_quarantined_up_to_the_limit(config, capsys):
+    names = config.data.train[0]
+    Path(names.root, "3-0.png").write_bytes(b"no picture")
+    data = replace(config.data, train=[names])
+    main(replace(config, data=data))
+    assert "quarantined 1 (picture not readable)" in capsys.readouterr().out
+    (bad,) = json.loads(Path(config.run.dir, "quarantine.json").read_text())
+    assert bad["where"] == "data set 'names', id 'names-3'"
+    strict = replace(
+        config,
+        run=RunConfig(dir=f"{config.run.dir}-2"),
+        data=replace(data, max_bad_rows=0.0),
+    )
+    with pytest.raises(DataError, match=r"'names': 1 of 30 rows got no trace.*max_bad_rows"):
+        main(strict)
+
+
+def test_impossible_settings_are_all_named(config):
+    wrong = replace(
+        config,
+        on_target=2.0,
+        vocabulary=10,
+        data=DataConfig(
+            train=[
+                DataSetConfig(name="../up", path="x", root="y"),
+                DataSetConfig(name="ok", path="x", root="y", format="mmeb_eval"),
+            ]
+        ),
+    )
+    found = "\n".join(problems(wrong))
+    for key in ("on_target", "vocabulary", "data.train[0].name", "data.train[1].format"):
+        assert key in found
+    assert "data.train: expected at least one" in "\n".join(
+        problems(replace(config, data=DataConfig()))
+    )

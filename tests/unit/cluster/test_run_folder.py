@@ -1,0 +1,143 @@
+"""A run's folder: its settings are its identity, its metrics survive a kill."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.run_folder import RunFolder, project_root, write_atomically
+from configs.errors import ConfigError
+from configs.load import load
+from configs.schema import DemoDataConfig, RunConfig
+
+
+@pytest.fixture
+def config(tmp_path):
+    return DemoDataConfig(run=RunConfig(dir=str(tmp_path / "run")), train_scenes=5)
+
+
+@pytest.fixture
+def folder(config):
+    return RunFolder(config, job="demo_data")
+
+
+def test_the_resolved_settings_are_written_and_load_again(folder, config):
+    assert load(DemoDataConfig, folder.path / "resolved.yaml") == config
+
+
+def test_a_run_goes_on_with_the_same_settings(folder, config):
+    folder.log_metrics(1, {"a": 0.5})
+    again = RunFolder(config, job="demo_data")
+    assert again.metrics_path.is_file()
+
+
+def test_other_settings_are_refused_with_the_keys_that_changed(folder, config):
+    other = replace(config, train_scenes=6, run=replace(config.run, seed=3))
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(other, job="demo_data")
+    text = str(caught.value)
+    assert "train_scenes: there 5, now 6" in text
+    assert "run.seed: there 0, now 3" in text
+    assert "heldout_scenes" not in text
+    assert "another run.dir" in text
+    assert load(DemoDataConfig, folder.path / "resolved.yaml") == config
+
+
+def test_settings_of_an_older_release_are_refused_too(folder, config):
+    path = folder.path / "resolved.yaml"
+    path.write_text(path.read_text() + "gone: 1\n")
+    with pytest.raises(ConfigError, match="gone: there 1, now None"):
+        RunFolder(config, job="demo_data")
+
+
+def test_metrics_are_appended_one_object_a_line(folder):
+    folder.log_metrics(1, {"reward/total": 0.5})
+    folder.log_metrics(2, {"reward/total": 0.25, "time/step_s": 3.0})
+    lines = folder.metrics_path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "reward/total": 0.5},
+        {"step": 2, "reward/total": 0.25, "time/step_s": 3.0},
+    ]
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in folder.metrics_path.read_text().splitlines()]
+
+
+def test_a_resumed_run_drops_the_metrics_behind_its_checkpoint(folder):
+    for step in range(6):
+        folder.log_metrics(step, {})
+    folder.keep_metrics_until(3)
+    assert steps(folder) == [0, 1, 2, 3]
+    folder.log_metrics(4, {})
+    assert steps(folder) == [0, 1, 2, 3, 4]
+
+
+def test_half_a_line_of_a_killed_run_is_dropped(folder):
+    folder.log_metrics(1, {"a": 1.0})
+    with folder.metrics_path.open("a") as file:
+        file.write('{"step": 2, "a": 0.')
+    folder.keep_metrics_until(5)
+    assert steps(folder) == [1]
+
+
+def test_a_run_without_metrics_has_nothing_to_drop(folder):
+    folder.keep_metrics_until(3)
+    assert not folder.metrics_path.exists()
+
+
+def test_trajectories_are_one_file_a_step(folder):
+    folder.write_trajectories(7, [{"key": "k", "tokens": 3}])
+    rows = pq.read_table(folder.path / "trajectories" / "step-000007.parquet").to_pylist()
+    assert rows == [{"key": "k", "tokens": 3}]
+
+
+def test_a_finished_run_says_so_and_how_long_it_took(folder, config):
+    assert not folder.finished
+    folder.finish(steps=3)
+    assert folder.finished
+    assert RunFolder(config, job="demo_data").finished
+    facts = json.loads((folder.path / "stage.json").read_text())
+    assert facts["job"] == "demo_data"
+    assert facts["steps"] == 3
+    assert facts["seconds"] >= 0
+
+
+def test_an_atomic_write_replaces_the_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    write_atomically(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_relative_paths_start_from_the_named_root_else_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EMBED_RL_ROOT", raising=False)
+    assert project_root() == tmp_path
+    monkeypatch.setenv("EMBED_RL_ROOT", "/shared/embed-rl")
+    assert str(project_root()) == "/shared/embed-rl"
+
+
+@pytest.fixture
+def submitted(tmp_path, monkeypatch):
+    """Stand in a submitted job's copy of the working directory."""
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "pkg"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("EMBED_RL_ROOT", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "checkout" / ".venv"))
+    return tmp_path
+
+
+def test_a_submitted_job_works_beside_its_virtual_environment(submitted):
+    (submitted / "checkout").mkdir()
+    (submitted / "checkout" / "setup.cfg").touch()
+    assert project_root() == submitted / "checkout"
+
+
+def test_a_submitted_job_without_a_home_is_told_what_to_set(submitted):
+    with pytest.raises(ConfigError, match="set EMBED_RL_ROOT"):
+        project_root()

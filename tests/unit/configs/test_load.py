@@ -1,0 +1,234 @@
+"""Settings: everything wrong is refused at start, all of it at once, with the key to change."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from configs.load import load, to_flat, to_yaml
+from configs.schema import (
+    DemoDataConfig,
+    EmbedderConfig,
+    EvaluateConfig,
+    ReportConfig,
+    RLConfig,
+    RuleTracesConfig,
+    WarmStartConfig,
+)
+
+FOLDER = Path(__file__).parents[3] / "configs"
+JOBS = {
+    "data": DemoDataConfig,
+    "traces": RuleTracesConfig,
+    "sight": WarmStartConfig,
+    "grounding": WarmStartConfig,
+    "warm_start": WarmStartConfig,
+    "embedder": EmbedderConfig,
+    "rl": RLConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+}
+FILES = sorted(FOLDER.rglob("*.yaml"))
+RL = """
+run: {dir: runs/x}
+reasoner: models/reasoner
+reward: {model: models/embedder}
+learner: {bf16: false}
+data:
+  train:
+  - {name: a, path: a.json, root: pictures}
+  - {name: b, path: b.json, root: pictures, format: llavahound}
+"""
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """Return the problems that loading gives, one a line."""
+
+    def check(*overrides, text=RL, cls=RLConfig):
+        path = tmp_path / "rl.yaml"
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load(cls, path, overrides)
+        return str(caught.value)
+
+    return check
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text(RL)
+    return path
+
+
+def test_there_are_settings_to_check():
+    assert FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_every_settings_file_loads_into_its_job(path):
+    config = load(JOBS[path.stem], path)
+    assert config.run.dir
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(FOLDER)))
+def test_resolved_settings_load_into_the_same_object(path, tmp_path):
+    config = load(JOBS[path.stem], path)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load(JOBS[path.stem], resolved) == config
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(good):
+    config = load(RLConfig, good, ["run.seed=7", "learner.optimizer.lr=1e-5", "reasoner=other"])
+    assert (config.run.seed, config.learner.optimizer.lr, config.reasoner) == (7, 1e-5, "other")
+    assert config.run.dir == "runs/x"
+    assert config.siblings == RLConfig().siblings
+
+
+def test_a_list_is_replaced_whole(good):
+    config = load(RLConfig, good, ["data.train=[{name: c, path: c.json, root: r}]"])
+    assert [one.name for one in config.data.train] == ["c"]
+
+
+def test_settings_cannot_be_changed_afterwards(good):
+    config = load(RLConfig, good)
+    with pytest.raises(AttributeError):
+        config.steps = 3
+
+
+def test_flat_settings_have_dotted_keys(good):
+    flat = to_flat(load(RLConfig, good))
+    assert flat["learner.optimizer.lr"] == 3e-6
+    assert flat["data.train"][1]["format"] == "llavahound"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("step=5", "Key 'step' not in 'RLConfig'"),
+        ("learner.rank=2", "learner.rank: Key 'rank' not in 'LearnerConfig'"),
+        ("steps=many", "steps: Value 'many'"),
+        ("steps=1.5", "steps: Value '1.5'"),
+        ("steps=true", "steps: Value 'True'"),
+        ("steps=null", "steps: Incompatible value 'None'"),
+        ("learner=3", "learner: "),
+        ("learner.zero_stage=4", "expected one of [0, 1, 2, 3]"),
+        ("data.templates=long", "expected one of ['full', 'brief']"),
+        ("data.train=5", "data.train: "),
+        ("data.train=[7]", "data.train: "),
+        ("data.train[0].limit=5", "data.train.0.limit: a list is given whole"),
+        ("steps", "override 'steps': expected section.key=value"),
+        ("steps=[1,", "override 'steps=[1,'"),
+        ("steps=${nowhere}", "nowhere"),
+    ],
+)
+def test_an_override_that_is_wrong_is_named(refuse, override, words):
+    assert words in refuse(override)
+
+
+def test_everything_wrong_is_listed_at_once(refuse):
+    text = refuse(
+        "stepz=1",
+        "siblings=1",
+        "learner.ranks=two",
+        "reward.temperature=0",
+        "nonsense",
+        "data.train=[{name: c, pth: c.json, rot: r}]",
+        text=RL.replace("reasoner:", "reasonr:"),
+    )
+    for words in (
+        "reasonr: Key",
+        "stepz: Key",
+        "learner.ranks: Value 'two'",
+        "override 'nonsense'",
+        "data.train: Key 'pth'",
+        "data.train: Key 'rot'",
+        "reasoner: no value",
+        "siblings: a group needs at least 2, found 1",
+        "reward.temperature: expected more than 0, found 0.0",
+    ):
+        assert words in text
+    assert text.startswith("9 problem(s)")
+
+
+def test_missing_values_are_named_with_how_to_set_them(refuse):
+    text = refuse(text="data: {train: [{name: a, path: p}]}")
+    for key in ("run.dir", "reasoner", "reward.model", "data.train[0].root"):
+        assert f"{key}: no value; set it in the file or as {key}=..." in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run: {dir: x", "not readable as YAML"),
+        ("run: {dir: x}\nrun: {dir: y}", "duplicate key run"),
+        ("- a\n- b", "expected a mapping of settings, found list"),
+        ("\tx", "not readable as YAML"),
+        ("just words", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_refused(refuse, text, words):
+    assert words in refuse(text=text)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"lost\.yaml: config file not found"):
+        load(RLConfig, tmp_path / "lost.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.train=[]", "data.train: expected at least one data set"),
+        ("evaluation.every=5", "data.eval: evaluation.every is set"),
+        ("evaluation.every=-1", "evaluation.every: expected at least 0"),
+        ("rollout.sampling.max_tokens=16384", "leaves no room for a prompt"),
+        ("siblings=1", "siblings: a group needs at least 2"),
+        ("pairs=1", "pairs: a rank needs at least 2"),
+        ("learner.bf16=true", "logprob_tolerance: bf16"),
+        ("data.max_bad_rows=1.5", "data.max_bad_rows: expected a share"),
+        ("data.media.crop_min_pixels=9999999", "data.media.crop_min_pixels: expected 0 <"),
+        ("data.media.max_frames=0", "data.media.max_frames: expected more than 0"),
+        ("data.train=[{name: a, path: p, root: r, weight: 0}]", "data.train: every weight is 0"),
+        ("data.train=[{name: a, path: p, root: r, weight: -1}]", "data.train[0].weight"),
+        ("data.train=[{name: a, path: p, root: r, limit: -1}]", "data.train[0].limit"),
+        ("data.train=[{name: a, path: p, root: r, format: caption}]", "captions have no target"),
+        ("rollout.pool.actors=0", "rollout.pool.actors: expected more than 0"),
+        ("rollout.pool.cpus=-1", "rollout.pool.cpus: expected at least 0"),
+        ("rollout.engine.gpu_memory_utilization=1.2", "expected a share"),
+        ("reward.temperature=.nan", "reward.temperature: expected more than 0"),
+        ("learner.optimizer.lr=0", "learner.optimizer.lr: expected more than 0"),
+        ("learner.gpus=-1", "learner.gpus: expected at least 0"),
+        ("grpo.kl_coef=-0.1", "grpo.kl_coef: expected at least 0"),
+        ("run.seed=-1", "run.seed: expected at least 0"),
+    ],
+)
+def test_impossible_settings_are_refused_with_their_key(refuse, override, words):
+    assert words in refuse(override)
+
+
+EMBEDDER = """
+run: {dir: runs/x}
+model: models/m
+data: {train: [{name: a, path: a.json, root: r}]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("learner.ranks=3", "batch: 64 does not divide among learner.ranks=3"),
+        ("sub_batches=3", "batch: 64 does not divide into sub_batches=3"),
+        ("trace_dropout=2", "trace_dropout: expected a share"),
+        ("stop.metric=eval/hit_at_1", "evaluation.every: stop.metric needs it > 0"),
+    ],
+)
+def test_an_impossible_embedder_run_is_refused(refuse, override, words):
+    assert words in refuse(override, text=EMBEDDER, cls=EmbedderConfig)
+
+
+def test_evaluation_needs_data(refuse):
+    text = "{run: {dir: x}, warm_start: a, eg_rl: b, reward: {model: c}}"
+    assert "data.eval: expected at least one" in refuse(text=text, cls=EvaluateConfig)

@@ -1,0 +1,76 @@
+"""What the Embedder reads: the order of item, thinking, evidence, rest and suffix."""
+
+import pytest
+
+from data.embed_inputs import SUFFIX, embed_content
+from data.types import Box, Item, Kind, Picture
+from tests.builders import TRACES
+
+IMAGE = Item(text="what? ", kind=Kind.IMAGE, uris=("/a",))
+VIDEO = Item(text="what?", kind=Kind.VIDEO, uris=("/1", "/2", "/3"))
+SHOWN = Picture("/a", Kind.IMAGE)
+REST = "<rethink>yes</rethink><answer>a dog</answer>"
+
+
+def test_an_item_alone_is_its_pictures_its_text_and_the_suffix():
+    assert embed_content(IMAGE, None, max_frames=8) == (SHOWN, f"what?{SUFFIX}")
+    assert embed_content(IMAGE, "", max_frames=8) == (SHOWN, f"what?{SUFFIX}")
+    assert SUFFIX.strip() == "Summarize the above content in one word:"
+
+
+def test_evidence_stands_between_thinking_and_the_rest():
+    trace = TRACES[Kind.IMAGE]
+    thinking = trace[: trace.index("<rethink>")]
+    crop = Picture("/a", Kind.IMAGE, Box(0.1, 0.2, 0.5, 0.6))
+    assert embed_content(IMAGE, trace, max_frames=8) == (
+        SHOWN,
+        f"what?\n{thinking}",
+        crop,
+        REST + SUFFIX,
+    )
+
+
+def test_a_crop_of_a_page_is_a_page():
+    page = Item(text="", kind=Kind.PAGE, uris=("/a",))
+    content = embed_content(page, TRACES[Kind.PAGE], max_frames=8)
+    assert content[2] == Picture("/a", Kind.PAGE, Box(0.0, 0.0, 1.0, 0.2))
+
+
+def test_key_frames_are_shown_again():
+    *content, rest = embed_content(VIDEO, TRACES[Kind.VIDEO], max_frames=8)
+    frames = [Picture(uri, Kind.VIDEO) for uri in VIDEO.uris]
+    assert content[:3] == frames
+    assert content[4:] == frames[1:]
+    assert rest.endswith(f"<answer>a jump</answer>{SUFFIX}")
+
+
+def test_key_frames_count_among_the_frames_that_are_shown():
+    video = Item(text="", kind=Kind.VIDEO, uris=tuple(f"/{i}" for i in range(9)))
+    content = embed_content(video, TRACES[Kind.VIDEO], max_frames=3)
+    uris = [part.uri for part in content if isinstance(part, Picture)]
+    assert uris == ["/0", "/4", "/8", "/4", "/8"]
+
+
+def test_keywords_stay_text():
+    content = embed_content(Item(text="a dog"), TRACES[Kind.TEXT], max_frames=8)
+    assert "".join(content) == f"a dog\n{TRACES[Kind.TEXT]}{SUFFIX}"
+
+
+def test_without_evidence_the_text_is_the_same_and_no_picture_is_added():
+    whole = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8)
+    bare = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=False)
+    assert bare[0] == SHOWN
+    assert "".join(bare[1:]) == "".join(part for part in whole if isinstance(part, str))
+
+
+@pytest.mark.parametrize("trace", ["no tags at all", "<thinking>a</thinking>b", TRACES[Kind.VIDEO]])
+def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
+    shown, *texts = embed_content(IMAGE, trace, max_frames=8)
+    assert shown == SHOWN
+    assert "".join(texts) == f"what?\n{trace}{SUFFIX}"
+
+
+def test_a_repaired_trace_still_shows_its_evidence():
+    trace = "Sure! " + TRACES[Kind.IMAGE].replace("[100, 200, 500, 600]", "[500, 600, 100, 200]")
+    crops = [part for part in embed_content(IMAGE, trace, max_frames=8) if part != SHOWN]
+    assert Picture("/a", Kind.IMAGE, Box(0.1, 0.2, 0.5, 0.6)) in crops
