@@ -42,4 +42,5 @@ def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> 
         # The model folder's own sampling defaults must not slip in.
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
     }

@@ -45,8 +45,8 @@ def token_logprobs(
     for start in range(0, count, size):
         hidden_CD, targets_C = hidden_TD[start : start + size], targets_T[start : start + size]
         if hidden_CD.requires_grad:
-            # Reentrant: under ZeRO-3 the saved weights have another shape when recomputed.
-            parts.append(checkpoint(score, hidden_CD, targets_C, use_reentrant=True))
+            # Not reentrant: that would hand the head's gradient to ZeRO once per chunk.
+            parts.append(checkpoint(score, hidden_CD, targets_C, use_reentrant=False))
         else:
             parts.append(score(hidden_CD, targets_C))
     logprobs, entropy, correct = zip(*parts, strict=True)

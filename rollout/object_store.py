@@ -10,9 +10,9 @@ What the comparison proves, per checkpoint tensor, from what the engine computes
   manifest's. The bits are the learner's.
 - CPU matrices, of which vLLM keeps only a packed copy that cannot be read: the matrix is read back
   by sending the identity through the packed product itself. Each result is one weight times one
-  plus zeros, which is exact in float32 and bfloat16, so the checksum again covers every bit but
-  the sign of zeros. The packed copy of a tied or untied lm_head is read this way as well and is
-  reported under `lm_head.weight`.
+  plus zeros, exact in float32 and bfloat16, so the checksum again covers every bit but the sign
+  of zeros (and denormals, on hardware whose products drop them). The packed copy of a tied or
+  untied lm_head is read this way as well and is reported under `lm_head.weight`.
 - tensor parallelism: each rank checks that the whole tensor arrived intact, then that its slice is
   what it holds; together the ranks cover the tensor.
 Not proven: anything computed from weights outside parameters (there is nothing of the kind in
