@@ -26,17 +26,23 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"{file}: config file not found")
     found: list[str] = []
     try:
-        parts = {str(file): _leaves(OmegaConf.load(file))}
+        parts = {str(file): _plain(OmegaConf.load(file))}
     except _REFUSALS as error:
         raise ConfigError(f"{file}: not readable as YAML settings: {error}") from error
     for text in overrides:
         try:
-            parts[f"override '{text}'"] = _leaves(_override(text))
+            parts[f"override '{text}'"] = _plain(_override(text))
         except _REFUSALS as error:
             found.append(f"override '{text}': {error}")
     merged = OmegaConf.structured(cls)
-    for origin, leaves in parts.items():
-        for key, value in leaves:
+    for origin, tree in parts.items():
+        try:
+            merged = OmegaConf.merge(merged, tree)
+            continue
+        except _REFUSALS:
+            pass
+        # Something in it is wrong; value by value, so that all errors show.
+        for key, value in _leaves((), tree):
             try:
                 merged = OmegaConf.merge(merged, _nest(key, value))
             except _REFUSALS:
@@ -82,18 +88,18 @@ def _override(text: str) -> Any:
     return OmegaConf.from_dotlist([text])
 
 
-def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """Return each value with the path of its keys, to be merged one by one: all errors show."""
-
-    def walk(path: tuple[str, ...], node: Any) -> list[tuple[tuple[str, ...], Any]]:
-        if not isinstance(node, dict) or not node:
-            return [(path, node)]
-        return [leaf for key, value in node.items() for leaf in walk((*path, str(key)), value)]
-
+def _plain(tree: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(tree, resolve=False)
     if plain is not None and not isinstance(plain, dict):
         raise ConfigError(f"expected a mapping of settings, found {type(plain).__name__}")
-    return walk((), plain) if plain else []
+    return plain or {}
+
+
+def _leaves(path: tuple[str, ...], node: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return each value with the path of its keys."""
+    if not isinstance(node, dict) or not node:
+        return [(path, node)]
+    return [leaf for key, value in node.items() for leaf in _leaves((*path, str(key)), value)]
 
 
 def _nest(path: tuple[str, ...], value: Any) -> Any:

@@ -12,7 +12,7 @@ for. The `filtered` files hold on-target traces, as after a relevance filter.
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,9 @@ QUESTIONS = {
     "pages": "what color is the {shape}?",
 }
 DESCRIBE = ("describe the {shape}", "where is the {shape}?", "tell me about the {shape}")
+LISTS = {"colors": "colors?", "where": "where?"}
+LESSONS = ("one", "one", "colors", "where", "ask")
+"""Kinds of grounding captions, in turn."""
 FILES = {task: task if task != "clips" else "clips_caption_retrieval" for task in QUESTIONS}
 """File stem of each task: the video format tells its variants apart by name."""
 SHARES = {
@@ -103,7 +106,7 @@ class View:
         word, evidence = (self.word, self.evidence) if on_target else self.distraction
         answer = self.answer or word
         return (
-            f"<thinking> {word}{json.dumps(evidence)}</thinking>"
+            f"<thinking> {word}{place(evidence)}{json.dumps(evidence)}</thinking>"
             f"<rethink> {answer}</rethink><answer> {answer}</answer>"
         )
 
@@ -153,7 +156,9 @@ def write_world(
         rng = random.Random(f"{seed}/{split}")
         world = _Split(split, rng, pictures, seen)
         rows |= {f"{split}/sight.json": world.sight(scenes)}
-        rows |= {f"{split}/grounding.json": world.grounding(scenes)}
+        rows |= {
+            f"{split}/grounding.json": world.grounding(scenes if split == "heldout" else 2 * scenes)
+        }
         for task, share in SHARES.items():
             samples = [world.sample(task, index) for index in range(round(share * scenes))]
             stem = FILES[task]
@@ -174,7 +179,7 @@ def write_world(
 def demo_corpus() -> list[str]:
     """Return every phrase of the world, whatever its seed: what a tokenizer is trained on."""
     labels = [label(color, shape) for color in COLORS for shape in SHAPES]
-    texts = [SUFFIX, "user\n", "assistant\n", f" {BACKGROUND} .", "grid?", "describe"]
+    texts = [SUFFIX, "user\n", "assistant\n", f" {BACKGROUND} .", "grid?", *LISTS.values()]
     for question in (*QUESTIONS.values(), *DESCRIBE):
         texts += [
             question.format(shape=shape, other=other, label=text)
@@ -185,7 +190,7 @@ def demo_corpus() -> list[str]:
     for text in labels:
         texts += [text, f" {text}", _keywords_trace(text)]
     for cell in range(GRID * GRID):
-        texts.append(json.dumps({"bbox_2d": box(cell)}))
+        texts += [json.dumps({"bbox_2d": box(cell)}), f" {cell + 1}", f" {cell + 1}"]
     texts += [f" star{json.dumps({'key_frames': [frame + 1]})}" for frame in range(CLIP_FRAMES)]
     return texts
 
@@ -201,6 +206,18 @@ def box(cell: int) -> list[int]:
     row, column = divmod(cell, GRID)
     side = 1000 // GRID
     return [side * column, side * row, side * (column + 1), side * (row + 1)]
+
+
+def place(evidence: Row) -> str:
+    """Return the number of the cell or frame that the evidence shows, as words of a trace.
+
+    One token says where; spelling out the corners is then a matter of reading, not of seeing.
+    """
+    if "bbox_2d" in evidence:
+        return f" {next(c for c in range(GRID * GRID) if box(c) == evidence['bbox_2d']) + 1}"
+    if "key_frames" in evidence:
+        return f" {evidence['key_frames'][0]}"
+    return ""
 
 
 class _Split:
@@ -273,22 +290,28 @@ class _Split:
         return rows
 
     def grounding(self, count: int) -> list[Row]:
-        """Return captions that tie shape, colour and place together.
+        """Return captions that tie shape, colour and place together, dense ones for the most part.
 
-        Half of the training ones tell all things in any order; the others, and all held-out ones,
-        tell the one that was asked for.
+        A question about one thing teaches little at a time: a tiny model then boxes any thing it
+        sees. Single things teach to read places, whole lists to look a shape up.
         """
         rows = []
         for index in range(count):
-            things, pictures = self._shown(index)
-            told = self.rng.sample(things, len(things))
-            question = "describe"
-            if self.name == "heldout" or self.rng.random() < 0.5:
-                told = told[:1]
-                question = self.rng.choice(DESCRIBE).format(shape=told[0][0].shape)
-            words = "".join(
-                f" {thing.shape} {thing.color}{json.dumps(evidence)}" for thing, evidence in told
-            )
+            lesson = "ask" if self.name == "heldout" else LESSONS[index % len(LESSONS)]
+            if lesson == "ask":
+                things, pictures = self._shown(index // len(LESSONS))
+                thing, evidence = self.rng.choice(things)
+                question = self.rng.choice(DESCRIBE).format(shape=thing.shape)
+                words = f" {thing.shape}{place(evidence)}{json.dumps(evidence)}"
+            else:
+                thing = self._thing()
+                scene = (thing,) if lesson == "one" else self._new(lambda: self._scatter(4))
+                pictures = (self._draw("scenes", scene, draw_grid),)
+                told = self.rng.sample(scene, len(scene))
+                question = LISTS["colors" if lesson == "colors" else "where"]
+                words = "".join(
+                    f" {t.shape} {t.color if lesson == 'colors' else t.cell + 1}" for t in told
+                )
             rows.append(_caption(f"grounding-{self.name}-{index}", pictures, question, words))
         return rows
 

@@ -26,6 +26,8 @@ PATCH, MERGE = 16, 2
 IMAGE_PIXELS = (32 * 32, 1024 * 1024)
 """Sizes between these are left as they are: a 32x32 crop is one visual token."""
 MAX_POSITIONS = 2048
+PLACE_SPREAD = 2.0
+"""Standard deviation of the initial position embeddings of picture patches."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -53,6 +55,8 @@ def write_tiny_model(
     processor = build_processor(tokenizer)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(_config(tokenizer))
+    # As strong as the patches they are added to: places are learnt three times as fast.
+    torch.nn.init.normal_(model.model.visual.pos_embed.weight, std=PLACE_SPREAD)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)

@@ -70,17 +70,23 @@ def main(config: WarmStartConfig) -> int:
 
 
 def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
-    """Return all (key, prompt, response) of the data sets, weighted sets repeated in `batches`."""
+    """Return all (key, prompt, response) of the data sets, each as often as its weight says."""
     sets = config.data.train if split == "train" else config.data.eval
+    rng = np.random.default_rng(config.run.seed)
     rows: list[Row] = []
     for settings, loaded in zip(
         sets, load_sets(sets, max_bad_rows=config.data.max_bad_rows), strict=True
     ):
         for bad in loaded.bad_rows:
             print(f"quarantined: {bad.reason}", file=sys.stderr)
-        rows += supervised_rows(loaded, data=config.data, caption=settings.format == "caption")
+        found = list(
+            supervised_rows(loaded, data=config.data, caption=settings.format == "caption")
+        )
+        whole, part = divmod(settings.weight if split == "train" else 1.0, 1.0)
+        some = rng.permutation(len(found))[: round(part * len(found))]
+        rows += found * int(whole) + [found[int(i)] for i in some]
     if split == "eval":
-        order = np.random.default_rng(config.run.seed).permutation(len(rows))
+        order = rng.permutation(len(rows))
         rows = [rows[int(i)] for i in order[: config.evaluation.samples]]
     return rows
 

@@ -166,7 +166,7 @@ def test_missing_values_are_named_with_how_to_set_them(refuse):
         ("run: {dir: x}\nrun: {dir: y}", "duplicate key run"),
         ("- a\n- b", "expected a mapping of settings, found list"),
         ("\tx", "not readable as YAML"),
-        ("just words", "not readable as YAML"),
+        ("just words", "just words: Key 'just words' not in 'RLConfig'"),
     ],
 )
 def test_a_file_that_is_no_settings_file_is_refused(refuse, text, words):
