@@ -2,7 +2,6 @@
 # setup.cfg, constraints.txt or the torchvision mend change.
 
 SEED   ?= 0
-OUT    ?= runs/demo
 JOB    ?= rl
 CONFIG ?= configs/demo/$(JOB).yaml
 PYTHON ?= python3
@@ -38,10 +37,12 @@ help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
+	@mkdir -p runs/demo-seed$(SEED) && ln -sfn demo-seed$(SEED) runs/demo
 	@for stage in $(DEMO); do \
+	  echo "== $${stage##*:}"; \
 	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml run.seed=$(SEED) || exit 1; \
 	done
-	@echo "report: $(OUT)/report.html"
+	@echo "summary: runs/demo/summary.json  report: runs/demo/report.html"
 
 test: lint unit integration e2e ## lint, unit, integration and e2e, in this order
 
@@ -74,8 +75,8 @@ mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@mkdir -p runs
 	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///runs/mlflow.db
 
-clean: ## remove .venv, caches and runs/demo; other runs stay
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info runs/demo
+clean: ## remove .venv, caches and the demo's runs; other runs stay
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info runs/demo runs/demo-seed*
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
