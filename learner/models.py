@@ -1,53 +1,19 @@
 """Reasoner and Embedder from their folders, and the two heads that training puts on them."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from configs.schema import LearnerConfig
-from data.errors import ConfigError, DataError
+from data.errors import ConfigError
+from data.model_folder import check_folder
 from learner.batching import Batch, VisionTokens
 from learner.logprobs import token_logprobs
 
 VISION_TOWER = "visual."
 """Part of the names of Qwen-VL's vision parameters."""
-NEEDED_FILES = (
-    ("config.json", "the model's configuration"),
-    ("tokenizer_config.json", "the tokenizer"),
-    ("preprocessor_config.json|processor_config.json", "the picture processor"),
-)
-
-
-def check_folder(folder: str) -> Path:
-    """Return the model folder's path.
-
-    Raises:
-        DataError: it does not exist, or lacks configuration, weights, tokenizer or processor.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise DataError(f"{folder}: expected a model folder, found none; check the path")
-    missing = [
-        f"{names.replace('|', ' or ')} ({what})"
-        for names, what in NEEDED_FILES
-        if not any((path / name).is_file() for name in names.split("|"))
-    ]
-    if not list(path.glob("*.safetensors")):
-        missing.append("*.safetensors (the weights)")
-    if missing:
-        raise DataError(
-            f"{folder}: not a complete model folder, missing {', '.join(missing)}; copy them from "
-            "the model that it was made from"
-        )
-    return path
-
-
-def load_processor(folder: str) -> Any:
-    """Return the folder's processor."""
-    return AutoProcessor.from_pretrained(check_folder(folder))
 
 
 def load_model(folder: str, config: LearnerConfig) -> nn.Module:

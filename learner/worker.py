@@ -17,6 +17,7 @@ from torch import Tensor
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
 from data.chat import ChatEncoder
 from data.errors import ConfigError, DataError
+from data.model_folder import check_folder, load_processor
 from data.types import ContrastPair, EmbedRequest, Picture, Pictures, StepReport, TrainSample
 from learner import engine
 from learner.batching import (
@@ -34,9 +35,7 @@ from learner.losses import policy_loss
 from learner.models import (
     EmbeddingHead,
     TokenHead,
-    check_folder,
     load_model,
-    load_processor,
     load_reference,
     vision_tokens,
 )

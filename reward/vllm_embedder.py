@@ -1,7 +1,6 @@
 """The Embedder on vLLM's pooling runner: the last token's hidden state, made a unit vector."""
 
 import numpy as np
-from transformers import AutoProcessor
 from vllm import AsyncEngineArgs, PoolingParams
 from vllm.config import PoolerConfig
 from vllm.exceptions import VLLMClientError
@@ -13,6 +12,7 @@ from configs.schema import EngineConfig, MediaConfig
 from data.chat import ChatEncoder, EncodedPrompt
 from data.engine_args import engine_arguments
 from data.errors import DataError
+from data.model_folder import load_processor
 from data.tcot import MAX_BOXES
 
 
@@ -20,7 +20,7 @@ class VLLMEmbedder:
     """vLLM's AsyncLLM for one frozen Embedder."""
 
     def __init__(self, model: str, engine: EngineConfig, media: MediaConfig) -> None:
-        self.encoder = ChatEncoder(AutoProcessor.from_pretrained(model), media)
+        self.encoder = ChatEncoder(load_processor(model), media)
         # A picture with its crops, or a video's frames with the key frames among them again.
         most = max(1 + MAX_BOXES, 2 * media.max_frames)
         self._arguments = AsyncEngineArgs(

@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import numpy as np
-from transformers import AutoProcessor
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.distributed.weight_transfer.base import (
     WeightTransferInitRequest,
@@ -27,6 +26,7 @@ from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import ChatEncoder, EncodedPrompt
 from data.engine_args import engine_arguments
 from data.errors import DataError, WeightSyncError
+from data.model_folder import load_processor
 from data.types import GenerationRequest, Trajectory
 from rollout.object_store import WeightPuller, transfer_config
 from rollout.weight_sync import StoreAddress, SyncReport
@@ -51,7 +51,7 @@ class VLLMEngine:
         *,
         store: StoreAddress | None = None,
     ) -> None:
-        self.encoder = ChatEncoder(AutoProcessor.from_pretrained(model), media)
+        self.encoder = ChatEncoder(load_processor(model), media)
         self._sampling = sampling
         self._store = store
         self._stale = ""

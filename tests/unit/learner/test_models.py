@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from data.errors import ConfigError, DataError
-from learner.models import check_folder, freeze_vision
+from data.model_folder import check_folder
+from learner.models import freeze_vision
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
