@@ -34,8 +34,8 @@ class Runs:
     stages: tuple[Stage, ...]
 
     def steps(self) -> int:
-        """Return how many RL steps were recorded."""
-        return len({record["step"] for record in self.records})
+        """Return how many RL steps were trained; step 0 is the measurement before the first."""
+        return len({record["step"] for record in self.records} - {0})
 
 
 def load_runs(*, evaluate: Path, rl: Path, stages: Sequence[Path]) -> Runs:
