@@ -63,7 +63,7 @@ gpu: .venv/.ready ## tests that need an NVIDIA GPU; fails without one
 	@$(PY) -m pytest -m gpu tests/gpu
 
 bench: .venv/.ready ## benchmarks of the hot paths
-	@$(PY) -m pytest tests/bench
+	@$(PY) -m pytest tests/bench -s -q
 
 doctor: .venv/.ready ## check this machine and say what to do about each problem
 	@$(PY) -m cluster.jobs.doctor
