@@ -16,7 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-pytestmark = pytest.mark.e2e
+# The module fixture runs eight jobs: the limit is for all of them together.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
 DASHBOARD = "http://127.0.0.1:8299"
