@@ -138,7 +138,8 @@ def test_every_trajectory_is_kept_with_its_reward(home: Path) -> None:
     for row in kept:
         assert row["min_version"] == 1
         assert row["rank/gold"] >= 1
-        assert row["prompt"]
+        # A picture on the target side comes without words.
+        assert row["prompt"] or row["pictures"]
         assert row["templates"].startswith("brief-")
 
 
@@ -179,7 +180,7 @@ def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> Non
         timeout=120,
     )
     assert refused.returncode == 2
-    assert "batch: there 32, now 4" in refused.stderr
+    assert "batch: there 16, now 4" in refused.stderr
 
 
 def test_mlflow_holds_the_curves_of_every_training_job(home: Path) -> None:
