@@ -32,6 +32,7 @@ from data.types import (
     Content,
     DroppedTrajectory,
     EmbedRequest,
+    Evidence,
     GenerationRequest,
     GroupKey,
     Pair,
@@ -201,7 +202,7 @@ class Pipeline:
                     ends[end].item(end[1]),
                     texts[key],
                     max_frames=self.max_frames,
-                    evidence=self.config.reward.evidence,
+                    evidence=Evidence(self.config.reward.evidence),
                 ),
             )
             for end, key in keys.items()
@@ -287,7 +288,7 @@ class Pipeline:
                     pairs[one.key.group.serial].item(one.key.group.side),
                     one.text,
                     max_frames=self.max_frames,
-                    evidence=self.config.reward.evidence,
+                    evidence=Evidence(self.config.reward.evidence),
                 ),
             )
             for one in trajectories

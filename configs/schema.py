@@ -123,8 +123,9 @@ class RewardConfig:
     """Softmax temperature of the negatives in the margin."""
     gate_by_format: bool = False
     """Pay the outcome only to strictly valid traces."""
-    evidence: bool = True
-    """Embed the crops and key frames that a trace points at, not only its text."""
+    evidence: Literal["none", "text", "text+evidence"] = "text+evidence"
+    """What goes to the Embedder beside the item: nothing, the trace's text, or the text and the
+    crops or key frames that it points at."""
 
 
 @dataclass(frozen=True)
@@ -352,6 +353,11 @@ def problems(config: object) -> list[str]:
             rollout.sampling.max_tokens < rollout.engine.max_model_len,
             f"rollout.sampling.max_tokens: {rollout.sampling.max_tokens} leaves no room for a "
             f"prompt in rollout.engine.max_model_len={rollout.engine.max_model_len}",
+        )
+        need(
+            config.reward.evidence != "none",
+            "reward.evidence: 'none' embeds no trace, so siblings earn the same; use 'text' or "
+            "'text+evidence'",
         )
         need(config.siblings >= 2, f"siblings: a group needs at least 2, found {config.siblings}")
         need(config.pairs >= 2, f"pairs: a rank needs at least 2 pairs, found {config.pairs}")

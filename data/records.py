@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import DataSetConfig
+from data.cues import parse_evidence
 from data.errors import DataError
 from data.media import resolve
-from data.tcot import parse_evidence
 from data.types import Cues, Item, Kind, Pair, Side
 
 BLANK_VIDEO = ["images/blank.jpg"]

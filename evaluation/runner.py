@@ -13,7 +13,7 @@ import numpy as np
 
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
-from data.types import Content, Cues, EmbedRequest, Item, Kind, Pair, Side
+from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
     MEASURES,
@@ -55,8 +55,7 @@ class Variant:
     name: str
     reasoner: str = ""
     """Whose traces are used; empty: none."""
-    evidence: bool = False
-    """Whether crops and key frames go with the trace's text."""
+    evidence: Evidence = Evidence.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +146,8 @@ def variants_of(reasoners: Iterable[str]) -> list[Variant]:
     """Return the variants in the order of the table: no trace, then text and evidence of each."""
     variants = [Variant(name=NO_COT)]
     for name in reasoners:
-        variants.append(Variant(name=name + TEXT_SUFFIX, reasoner=name))
-        variants.append(Variant(name=name, reasoner=name, evidence=True))
+        text = Variant(name=name + TEXT_SUFFIX, reasoner=name, evidence=Evidence.TEXT)
+        variants += [text, Variant(name=name, reasoner=name, evidence=Evidence.FULL)]
     return variants
 
 

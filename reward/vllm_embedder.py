@@ -10,10 +10,10 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig
 from data.chat import ChatEncoder, EncodedPrompt
+from data.cues import MAX_BOXES
 from data.engine_args import engine_arguments
 from data.errors import DataError
 from data.model_folder import load_processor
-from data.tcot import MAX_BOXES
 
 
 class VLLMEmbedder:

@@ -20,7 +20,7 @@ from data.datasets import PairFeed
 from data.embed_inputs import embed_content
 from data.media import load_pictures
 from data.records import load_sets
-from data.types import Content, ContrastPair, Pair, Pictures, Side
+from data.types import Content, ContrastPair, Evidence, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
 
 
@@ -106,10 +106,13 @@ def side_content(
     pair: Pair, side: Side, rng: np.random.Generator, config: EmbedderConfig
 ) -> Content:
     """Return one side's input, its trace or evidence dropped by chance (spec, section 1.2)."""
-    trace = "" if rng.random() < config.trace_dropout else pair.trace(side)
-    evidence = rng.random() >= config.evidence_dropout
+    bare, text_only = rng.random(2) < (config.trace_dropout, config.evidence_dropout)
+    evidence = Evidence.NONE if bare else Evidence.TEXT if text_only else Evidence.FULL
     return embed_content(
-        pair.item(side), trace, max_frames=config.data.media.max_frames, evidence=evidence
+        pair.item(side),
+        pair.trace(side),
+        max_frames=config.data.media.max_frames,
+        evidence=evidence,
     )
 
 
@@ -127,14 +130,18 @@ def measure(
 ) -> dict[str, float]:
     """Return held-out hit@1 with the written traces, and without any."""
     found = {}
-    for name, traced in (("eval/hit_at_1", True), ("eval/hit_at_1_no_trace", False)):
+    for name, evidence in (
+        ("eval/hit_at_1", Evidence.FULL),
+        ("eval/hit_at_1_no_trace", Evidence.NONE),
+    ):
         vectors: dict[Side, dict[str, np.ndarray]] = {}
         for side in Side:
             contents = {
                 pair.item(side).key(): embed_content(
                     pair.item(side),
-                    pair.trace(side) if traced else "",
+                    pair.trace(side),
                     max_frames=config.data.media.max_frames,
+                    evidence=evidence,
                 )
                 for pair in pairs
             }

@@ -3,7 +3,7 @@
 import pytest
 
 from data.embed_inputs import SUFFIX, embed_content
-from data.types import Box, Item, Kind, Picture
+from data.types import Box, Evidence, Item, Kind, Picture
 from tests.builders import TRACES
 
 IMAGE = Item(text="what? ", kind=Kind.IMAGE, uris=("/a",))
@@ -15,6 +15,10 @@ REST = "<rethink>yes</rethink><answer>a dog</answer>"
 def test_an_item_alone_is_its_pictures_its_text_and_the_suffix():
     assert embed_content(IMAGE, None, max_frames=8) == (SHOWN, f"what?{SUFFIX}")
     assert embed_content(IMAGE, "", max_frames=8) == (SHOWN, f"what?{SUFFIX}")
+    assert embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=Evidence.NONE) == (
+        SHOWN,
+        f"what?{SUFFIX}",
+    )
     assert SUFFIX.strip() == "Summarize the above content in one word:"
 
 
@@ -58,7 +62,7 @@ def test_keywords_stay_text():
 
 def test_without_evidence_the_text_is_the_same_and_no_picture_is_added():
     whole = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8)
-    bare = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=False)
+    bare = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=Evidence.TEXT)
     assert bare[0] == SHOWN
     assert "".join(bare[1:]) == "".join(part for part in whole if isinstance(part, str))
 
