@@ -12,7 +12,7 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,8 @@ from data.datasets import PairFeed
 from data.embed_inputs import embed_content
 from data.errors import WeightSyncError
 from data.media import load_pictures
-from data.prompts import reasoner_content, templates_version
+from data.prompts import pictures_of, reasoner_content, templates_version, uris_shown
+from data.tcot import faults
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -36,6 +37,7 @@ from data.types import (
     GenerationRequest,
     GroupKey,
     Pair,
+    Pictures,
     ScoredTrajectory,
     Side,
     TrainSample,
@@ -136,6 +138,7 @@ class Pipeline:
             **trained.metrics,
             **synced,
             **_reward_metrics(scored),
+            **_fault_metrics(scored, pairs, self.max_frames),
             **_rollout_metrics(trajectories, clock.phases["rollout"]),
             "staleness/max": float(staleness),
             "group/skipped": float(skipped),
@@ -186,25 +189,14 @@ class Pipeline:
             )
             for end, pair in ends.items()
         ]
-        decoded, failed = load_pictures(
-            (uri for pair in pairs for side in Side for uri in pair.item(side).uris),
-            self.config.data.media,
-        )
+        decoded, failed = self._decoded(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
         pictures = ray.put(decoded)
         trajectories, lost = self.rollout.generate(requests, pictures)
         texts = {one.key: one.text for one in trajectories}
         inputs = [
-            EmbedRequest(
-                key=str(key),
-                content=embed_content(
-                    ends[end].item(end[1]),
-                    texts[key],
-                    max_frames=self.max_frames,
-                    evidence=Evidence(self.config.reward.evidence),
-                ),
-            )
+            self.embed_request(key, ends[end], texts[key])
             for end, key in keys.items()
             if key in texts
         ]
@@ -225,6 +217,18 @@ class Pipeline:
                 len(unembedded),
             )
         return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
+
+    def embed_request(self, key: TrajectoryKey, pair: Pair, trace: str) -> EmbedRequest:
+        """Return what the frozen Embedder reads of a trace of one side of a pair."""
+        return EmbedRequest(
+            key=str(key),
+            content=embed_content(
+                pair.item(key.group.side),
+                trace,
+                max_frames=self.max_frames,
+                evidence=Evidence(self.config.reward.evidence),
+            ),
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run must know besides the learner's checkpoint."""
@@ -263,10 +267,7 @@ class Pipeline:
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
     ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
         """Decode the step's pictures once and put them into the object store."""
-        decoded, failed = load_pictures(
-            (uri for pair in pairs.values() for side in Side for uri in pair.item(side).uris),
-            self.config.data.media,
-        )
+        decoded, failed = self._decoded(pairs.values())
         kept, dropped = [], []
         for request in requests:
             group = request.key.group
@@ -278,19 +279,16 @@ class Pipeline:
                 kept.append(request)
         return ray.put(decoded), kept, dropped
 
+    def _decoded(self, pairs: Iterable[Pair]) -> tuple[Pictures, dict[str, str]]:
+        """Return the pictures that the pairs show, and the reason for each that failed."""
+        items = (pair.item(side) for pair in pairs for side in Side)
+        return load_pictures(uris_shown(items, self.max_frames), self.config.data.media)
+
     def _score(
         self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
     ) -> tuple[list[ScoredTrajectory], list[DroppedTrajectory]]:
         inputs = [
-            EmbedRequest(
-                key=str(one.key),
-                content=embed_content(
-                    pairs[one.key.group.serial].item(one.key.group.side),
-                    one.text,
-                    max_frames=self.max_frames,
-                    evidence=Evidence(self.config.reward.evidence),
-                ),
-            )
+            self.embed_request(one.key, pairs[one.key.group.serial], one.text)
             for one in trajectories
         ]
         vectors, failed = self.reward.embed(inputs, pictures)
@@ -404,6 +402,19 @@ def _reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
         if some:
             metrics[f"reward/{side}"] = _mean(some, lambda one: one.parts.total)
     return metrics
+
+
+def _fault_metrics(
+    scored: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair], max_frames: int
+) -> dict[str, float]:
+    """Return how often each repair, drop or refusal of the parser occurred, by its name."""
+    counts: Counter[str] = Counter()
+    for one in scored:
+        group = one.trajectory.key.group
+        item = pairs[group.serial].item(group.side)
+        shown = len(pictures_of(item, max_frames))
+        counts.update(faults(one.trajectory.text, kind=item.kind, num_frames=shown))
+    return {f"trace/{name}": float(count) for name, count in counts.items()}
 
 
 def _rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ the whole set and is recorded with every trace.
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from string import Template
@@ -42,6 +43,11 @@ def pictures_of(item: Item, max_frames: int) -> tuple[Picture, ...]:
     """Return the pictures that an item shows, frames sampled to the limit."""
     uris = sample_frames(item.uris, max_frames) if item.kind is Kind.VIDEO else item.uris
     return tuple(Picture(uri, item.kind) for uri in uris)
+
+
+def uris_shown(items: Iterable[Item], max_frames: int) -> set[str]:
+    """Return the files that the items show: frames beyond the limit are never decoded."""
+    return {picture.uri for item in items for picture in pictures_of(item, max_frames)}
 
 
 @cache

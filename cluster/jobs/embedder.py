@@ -19,6 +19,7 @@ from configs.schema import EmbedderConfig
 from data.datasets import PairFeed
 from data.embed_inputs import embed_content
 from data.media import load_pictures
+from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, ContrastPair, Evidence, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
@@ -118,8 +119,9 @@ def side_content(
 
 def pictures_of_pairs(pairs: list[Pair], config: EmbedderConfig) -> Pictures:
     """Return the decoded pictures of the pairs; what cannot be decoded is reported."""
-    uris = [uri for pair in pairs for side in Side for uri in pair.item(side).uris]
-    pictures, failed = load_pictures(uris, config.data.media)
+    media = config.data.media
+    items = (pair.item(side) for pair in pairs for side in Side)
+    pictures, failed = load_pictures(uris_shown(items, media.max_frames), media)
     for reason in failed.values():
         print(f"quarantined: {reason}", file=sys.stderr)
     return pictures
