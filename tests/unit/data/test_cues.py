@@ -229,7 +229,7 @@ def test_tens_of_thousands_of_cues_cost_no_time(kind, make, dropped):
     started = time.monotonic()
     with contextlib.suppress(TCoTError):
         read_cues({CUE_KEYS[kind]: [value]}, kind=kind, num_frames=8, repairs=repairs)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     assert Counter(repairs)[dropped] >= 10_000
 
 

@@ -1,5 +1,7 @@
 """What the Embedder reads: the order of item, thinking, evidence, rest and suffix."""
 
+import time
+
 import pytest
 
 from data.embed_inputs import SUFFIX, embed_content
@@ -72,6 +74,15 @@ def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
     assert shown == SHOWN
     assert "".join(texts) == f"what?\n{trace}{SUFFIX}"
+
+
+@pytest.mark.parametrize("piece", ["{", "<thinking>", "\u05e9\u05dc\u05d5\u05dd ", "\U0001f680"])
+def test_a_trace_of_megabytes_is_text_at_once_for_the_engine_to_refuse(piece):
+    trace = TRACES[Kind.IMAGE] + piece * (2 << 20)
+    started = time.monotonic()
+    shown, *texts = embed_content(IMAGE, trace, max_frames=8)
+    assert time.monotonic() - started < 1
+    assert (shown, "".join(texts)) == (SHOWN, f"what?\n{trace}{SUFFIX}")
 
 
 def test_a_repaired_trace_still_shows_its_evidence():
