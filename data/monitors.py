@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from data.errors import DataError
+
 METRIC_PREFIX = "hack/"
 ALARM_PREFIX = "alarm/"
 """`alarm/<name>` is 1.0 at the steps where it rang, and absent elsewhere."""
@@ -128,6 +130,12 @@ def monitor_of(name: str) -> Monitor:
     """Return the monitor of `<name>` or `<name>/<side>`.
 
     Raises:
-        KeyError: there is none of that name.
+        DataError: there is none of that name.
     """
-    return MONITORS[name.partition("/")[0]]
+    found = MONITORS.get(name.partition("/")[0])
+    if found is None:
+        raise DataError(
+            f"expected a monitor among {', '.join(MONITORS)}, found '{name}'; its metrics were "
+            "recorded by another version of this project"
+        )
+    return found
