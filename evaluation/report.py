@@ -15,7 +15,7 @@ from evaluation import gallery
 from evaluation.ablation import AblationRow, ablation
 from evaluation.cards import AFTER, BEFORE, REASONERS, build_card, choose
 from evaluation.metrics import MEASURES, Estimate
-from evaluation.monitors import monitor_rows
+from evaluation.monitor_rows import monitor_rows
 from evaluation.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
     NO_COT,
@@ -170,7 +170,7 @@ def _table(title: str, *, caption: str) -> Table:
         title=title,
         caption=caption or None,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
         show_edge=False,
     )

@@ -14,7 +14,7 @@ from rich.console import Console
 from cluster.jobs.report import main
 from configs.schema import ReportConfig, RunConfig
 from data.errors import DataError
-from data.monitors import MONITORS
+from data.monitor_table import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.cards import choose

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data.monitors import ALARM_PREFIX, METRIC_PREFIX, Monitor, monitor_of
+from data.monitor_table import ALARM_PREFIX, METRIC_PREFIX, Monitor, monitor_of
 from evaluation.plots import plot_sparkline
 
 
@@ -60,7 +60,7 @@ def monitor_rows(records: Sequence[Mapping[str, float]]) -> list[MonitorRow]:
 def _limit_of(monitor: Monitor) -> str:
     if not math.isfinite(monitor.limit):
         return ""
-    return f"{'above' if monitor.rings_below else 'below'} {monitor.limit:.3g}"
+    return f"{'above' if monitor.rings_below else 'below'} {monitor.limit:.2g}"
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -3,8 +3,8 @@
 import pytest
 
 from data.errors import DataError
-from data.monitors import MONITORS
-from evaluation.monitors import monitor_rows
+from data.monitor_table import MONITORS
+from evaluation.monitor_rows import monitor_rows
 
 RECORDS = [
     {"step": 0, "eval/hit_at_1": 0.5},
