@@ -18,7 +18,7 @@ from enum import StrEnum
 import numpy as np
 
 from data.embed_inputs import embed_content
-from data.types import EmbedRequest, Pair, ScoredTrajectory, Side, TrajectoryKey
+from data.types import Content, EmbedRequest, Evidence, Pair, ScoredTrajectory, Side, TrajectoryKey
 
 SAMPLE = 32
 """Traces a change is tried on. With 16 the draw alone makes evidence look worthless in every
@@ -56,7 +56,7 @@ def counterfactuals(
     pairs: Mapping[int, Pair],
     *,
     max_frames: int,
-    evidence: bool = True,
+    evidence: Evidence = Evidence.FULL,
 ) -> list[Counterfactual]:
     """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
 
@@ -66,7 +66,7 @@ def counterfactuals(
     round itself was embedded.
     """
 
-    def content(one: ScoredTrajectory, text: str, *, evidence: bool) -> tuple:
+    def content(one: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
         group = one.trajectory.key.group
         item = pairs[group.serial].item(group.side)
         return embed_content(item, text, max_frames=max_frames, evidence=evidence)
@@ -79,7 +79,7 @@ def counterfactuals(
         text = one.trajectory.text
         shown = content(one, text, evidence=evidence)
         inputs = {}
-        bare = content(one, text, evidence=False)
+        bare = content(one, text, evidence=Evidence.TEXT)
         if bare != shown:
             inputs[Change.WITHOUT_EVIDENCE] = bare
         other = _other(one, order, pairs)

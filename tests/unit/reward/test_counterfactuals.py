@@ -5,7 +5,7 @@ import pytest
 
 from configs.schema import RewardConfig
 from data.embed_inputs import embed_content
-from data.types import Item, Kind, Picture, RewardParts, ScoredTrajectory, Side
+from data.types import Evidence, Item, Kind, Picture, RewardParts, ScoredTrajectory, Side
 from reward.counterfactuals import SAMPLE, Change, counterfactuals, score_probe
 from reward.score import score_round
 from tests.builders import TRACES, make_pair, make_trajectory
@@ -36,7 +36,9 @@ def trace_at(x):
 def test_without_evidence_the_trace_keeps_its_text_and_loses_its_crops():
     pairs = {0: picture_pair(0)}
     (one,) = plan([scored_trace(0, Side.QUERY)], pairs)[Change.WITHOUT_EVIDENCE]
-    expected = embed_content(pairs[0].query, TRACES[Kind.IMAGE], max_frames=4, evidence=False)
+    expected = embed_content(
+        pairs[0].query, TRACES[Kind.IMAGE], max_frames=4, evidence=Evidence.TEXT
+    )
     assert one.request.content == expected
     assert one.request.key == "g=0/p=p0/query/0#without_evidence"
 
@@ -78,7 +80,7 @@ def test_texts_and_rounds_without_evidence_have_none_to_remove():
     text = [scored_trace(0, Side.QUERY, text=TRACES[Kind.TEXT])]
     assert plan(text, pairs)[Change.WITHOUT_EVIDENCE] == []
     image = [scored_trace(1, Side.QUERY)]
-    assert plan(image, pairs, evidence=False)[Change.WITHOUT_EVIDENCE] == []
+    assert plan(image, pairs, evidence=Evidence.TEXT)[Change.WITHOUT_EVIDENCE] == []
 
 
 def test_the_sample_is_bounded_and_depends_on_keys_alone():
