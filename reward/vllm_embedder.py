@@ -33,6 +33,11 @@ class VLLMEmbedder:
         """Load the model; blocks for seconds."""
         self._llm = AsyncLLM.from_engine_args(self._arguments)
 
+    @property
+    def width(self) -> int:
+        """Width D of the vectors of a started engine."""
+        return self._llm.model_config.embedding_size
+
     async def embed(self, key: str, prompt: EncodedPrompt) -> np.ndarray:
         """Return the unit vector, float32 [D], at the prompt's last token.
 
