@@ -177,12 +177,16 @@ class Router:
         )
 
     def _buckets(self, max_items: int) -> list[Chunk]:
-        """Return chunks, costly ones first: neighbours in cost, and enough to fill every actor."""
+        """Return chunks of neighbours in cost, costly ones first, enough to keep every actor busy.
+
+        A single actor has nothing to balance: few requests are one call.
+        """
         unique: dict[Content, EmbedRequest] = {}
         for request in self._requests:
             unique.setdefault(request.content, request)
         ordered = sorted(unique.values(), key=lambda one: -self._costs[one.content])
-        share = sum(map(self._costs.__getitem__, unique)) / (len(self._sent) * CHUNKS_IN_FLIGHT)
+        parts = len(self._sent) * CHUNKS_IN_FLIGHT if len(self._sent) > 1 else 1
+        share = self._cost(ordered) / parts
         chunks: list[Chunk] = []
         some: list[EmbedRequest] = []
         for request in ordered:

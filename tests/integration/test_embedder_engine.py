@@ -62,7 +62,7 @@ def test_a_failing_item_is_reported_by_key_and_alone(embedder, requests, picture
 @pytest.fixture
 def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
     reward = RewardConfig(
-        model=str(tiny_folder), pool=PoolConfig(actors=2, cpus=0.0, timeout_s=120.0), engine=ENGINE
+        model=str(tiny_folder), pool=PoolConfig(actors=2, cpus=0.0), engine=ENGINE
     )
     pool = RewardPool(reward, MEDIA)
     pool.ready()
@@ -99,10 +99,10 @@ def test_a_pool_embeds_like_one_actor_until_its_last_actor_is_gone(
     check()
     assert pool.counters()["pool/reward/retried"] > 1
 
-    pool.timeout_s = 0.0
+    patience, pool.timeout_s = pool.timeout_s, 0.0
     with pytest.raises(ClusterError, match="timeout_s=0"):
         pool.embed(work, shared)
-    pool.timeout_s = 120.0
+    pool.timeout_s = patience
 
     ray.kill(pool.actors[1])
     with pytest.raises(ClusterError, match="no actor is left"):

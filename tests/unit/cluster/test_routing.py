@@ -81,13 +81,19 @@ def test_no_requests_need_no_actor() -> None:
 
 def test_like_costs_travel_together_costly_ones_first() -> None:
     texts = ["b" * 2, "c" * 50, "d" * 2, "e" * 50, "f" * 50, "g" * 2]
-    chunks = [chunk for _, chunk in sent_by(router_of(requests_of(*texts)))]
+    router = router_of(requests_of(*texts), actors=("a-0", "a-1"))
+    chunks = [chunk for _, chunk in sent_by(router)]
     assert [[len(r.content[0]) for r in chunk.requests] for chunk in chunks] == [
         [50],
         [50],
         [50],
         [2, 2, 2],
     ]
+
+
+def test_few_requests_for_a_single_actor_are_one_call() -> None:
+    ((_, chunk),) = sent_by(router_of(requests_of("a" * 9, "b" * 5, "c")))
+    assert len(chunk.requests) == 3
 
 
 def test_the_actor_with_the_least_outstanding_cost_gets_the_next_chunk() -> None:
