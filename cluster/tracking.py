@@ -1,5 +1,6 @@
 """MLflow, written by the driver only: parameters, metrics per step, files."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from mlflow.entities import Metric, Param
 
-from data.errors import DataError
+log = logging.getLogger(__name__)
 
 PARAM_BYTES = 500
 FLUSH_S = 5.0
@@ -92,14 +93,11 @@ def open_store(folder: Path) -> mlflow.MlflowClient:
 
 
 def attach_files(folder: Path, files: Mapping[Path, str]) -> None:
-    """Attach files to the run that a finished job left in ``folder``: path -> artifact folder.
-
-    Raises:
-        DataError: no job was tracked there.
-    """
+    """Attach files to the run that a job left in ``folder``: path -> place among its artifacts."""
     kept = folder / RUN_ID_FILE
     if not kept.is_file():
-        raise DataError(f"{kept}: expected the MLflow run of a finished job, found none")
+        log.warning("%s: no MLflow run here, so nothing is attached to it", folder)
+        return
     client = open_store(folder)
     for path, place in files.items():
         client.log_artifact(kept.read_text().strip(), str(path), place or None)

@@ -51,11 +51,24 @@ def title_of(variant: str) -> str:
     return f"{REASONERS.get(reasoner, reasoner)}, {what}"
 
 
-def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
+def draw_plots(runs: Runs) -> dict[str, str]:
+    """Return the report's plots by name, SVG as data URIs; empty where there is nothing to show."""
+    variants = {name: title_of(name) for name in runs.evaluation.overall()}
+    tasks = _by_task(runs.evaluation.results)
+    kinds = ablation(runs.evaluation)
+    return {
+        "curves": plot_curves(runs.records) if runs.records else "",
+        "tasks": plot_tasks(tasks, variants) if tasks else "",
+        "evidence": plot_evidence(_means(kinds), REASONERS) if kinds else "",
+    }
+
+
+def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int, seed: int) -> str:
     """Return the HTML of the report.
 
     Args:
         runs: what to show.
+        plots: what `draw_plots` made of them.
         title: heading of the page.
         cards: queries in the gallery at most.
         seed: draws them.
@@ -68,9 +81,6 @@ def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
         lstrip_blocks=True,
     )
     overall = runs.evaluation.overall()
-    variants = {name: title_of(name) for name in overall}
-    tasks = _by_task(runs.evaluation.results)
-    kinds = ablation(runs.evaluation)
     monitors = monitor_rows(runs.records)
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -83,12 +93,10 @@ def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
         stages=runs.stages,
         seconds=sum(stage.seconds for stage in runs.stages),
         biased_teacher=any(stage.job == DEMO_JOB for stage in runs.stages),
-        curves=plot_curves(runs.records) if runs.records else "",
+        **plots,
         monitors=monitors,
         alarms=sum(len(row.alarms) for row in monitors),
-        tasks=plot_tasks(tasks, variants) if tasks else "",
-        kinds=kinds,
-        evidence=plot_evidence(_means(kinds), REASONERS) if kinds else "",
+        kinds=ablation(runs.evaluation),
         cards=[build_card(pair) for pair in choose(runs.evaluation.queries, cards, seed)],
         trace_colour=gallery.TRACE_COLOUR,
     )
