@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from cluster.session import Role, actor_options, place, wait_for
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
+from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig
 from data.errors import ClusterError, EmbedRLError
 from data.types import (
     Content,
@@ -24,14 +24,11 @@ from data.types import (
     TrainSample,
 )
 from learner.batching import plan_micro_batches
+from learner.contrastive import ContrastiveObjective
 from learner.export import manifest, weight_buckets
-from learner.worker import (
-    ContrastiveObjective,
-    LearnerPlan,
-    LearnerWorker,
-    PolicyObjective,
-    SupervisedObjective,
-)
+from learner.policy import PolicyObjective, TokenScores
+from learner.sft import SupervisedObjective
+from learner.worker import LearnerPlan, LearnerWorker, Objective
 
 START_TIMEOUT_S = 300.0
 """Longest wait for the ranks to find each other."""
@@ -104,10 +101,15 @@ class LearnerGroup:
         total_steps: int,
         seed: int,
         grpo: GRPOConfig,
-        temperature: float,
+        sampling: SamplingConfig,
     ) -> None:
         """Load a Reasoner for RL; its folder is also the frozen reference."""
-        objective = PolicyObjective(reference=_absolute(model), grpo=grpo, temperature=temperature)
+        objective = PolicyObjective(
+            reference=_absolute(model),
+            grpo=grpo,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+        )
         self._build(objective, model, media, total_steps, seed)
 
     def build_supervised(
@@ -132,11 +134,24 @@ class LearnerGroup:
         tokens = _response_tokens(samples)
         return self._step(
             [
-                rank.train_policy.remote(share, pictures, total_tokens=tokens)
+                rank.train_policy.remote(
+                    share, pictures, total_tokens=tokens, total_traces=len(samples)
+                )
                 for rank, share in zip(self._ranks, self._shares(samples), strict=True)
             ],
             "training the policy",
         )
+
+    def score_policy(self, samples: Sequence[TrainSample], pictures: Any) -> dict[str, TokenScores]:
+        """Return what the model in training, and the reference, give to each trace, by key."""
+        refs = [
+            rank.score_policy.remote(share, pictures)
+            for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+        ]
+        scores: dict[str, TokenScores] = {}
+        for some in self._all(refs, "scoring traces"):
+            scores.update(some)
+        return scores
 
     def train_supervised(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
         """Take one supervised step."""
@@ -210,7 +225,7 @@ class LearnerGroup:
 
     def _build(
         self,
-        objective: PolicyObjective | SupervisedObjective | ContrastiveObjective,
+        objective: Objective,
         model: str,
         media: MediaConfig,
         steps: int,
@@ -236,10 +251,14 @@ class LearnerGroup:
         return [[[samples[i] for i in micro] for micro in share] for share in plan]
 
     def _step(self, refs: Sequence[Any], what: str) -> StepReport:
-        """Return the report of a step: metrics are the same on every rank."""
+        """Return the report of a step: metrics are the same on every rank, broken keys are not."""
         start = time.perf_counter()
-        report: StepReport = self._all(refs, what)[0]
-        return StepReport(metrics=report.metrics, seconds=time.perf_counter() - start)
+        reports: list[StepReport] = self._all(refs, what)
+        return StepReport(
+            metrics=reports[0].metrics,
+            seconds=time.perf_counter() - start,
+            broken=tuple(key for report in reports for key in report.broken),
+        )
 
     def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
         """Return what each rank answers; a failure of one stops the whole group."""

@@ -45,7 +45,7 @@ from data.types import (
     TrajectoryKey,
 )
 from evaluation.metrics import hit_at_1
-from learner.advantages import group_advantages, has_spread
+from learner.advantages import group_advantages, has_spread, overlong_share
 from reward.score import score_round
 
 log = logging.getLogger(__name__)
@@ -126,8 +126,10 @@ class Pipeline:
             scored, lost = self._score(trajectories, pairs, pictures)
             dropped += lost
         with clock.phase("train"):
-            advantages, skipped = self._advantages(scored)
-            samples = self._samples(scored, advantages, {r.key: r.content for r in requests})
+            contents = {request.key: request.content for request in requests}
+            rewards, penalties = self._shaped_rewards(scored, contents, pictures)
+            advantages, skipped = self._advantages(rewards)
+            samples = self._samples(scored, advantages, contents)
             trained = self.learner.train_policy(samples, pictures)
         oldest = min((one.min_version for one in trajectories), default=self.version)
         staleness = self.version - oldest
@@ -136,6 +138,7 @@ class Pipeline:
         self._check_parity(trained.metrics)
         metrics = {
             **trained.metrics,
+            **penalties,
             **synced,
             **_reward_metrics(scored),
             **_fault_metrics(scored, pairs, self.max_frames),
@@ -148,7 +151,6 @@ class Pipeline:
         reasons = Counter(one.reason for one in dropped)
         metrics |= {f"dropped/{reason}": float(count) for reason, count in reasons.items()}
         metrics["dropped/total"] = float(len(dropped))
-        contents = {request.key: request.content for request in requests}
         rows = [
             *(self._row(one, pairs, contents, advantages) for one in scored),
             *({"key": str(d.key), "dropped": f"{d.reason}: {d.detail}"} for d in dropped),
@@ -298,24 +300,55 @@ class Pipeline:
             trajectories, vectors, pairs, reward=self.config.reward, max_frames=self.max_frames
         )
 
+    def _shaped_rewards(
+        self,
+        scored: Sequence[ScoredTrajectory],
+        contents: Mapping[TrajectoryKey, Content],
+        pictures: Any,
+    ) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
+        """Return the rewards less the penalties for length and KL, and the penalties' metrics."""
+        grpo, limit = self.config.grpo, self.config.rollout.sampling.max_tokens
+        rewards = {one.trajectory.key: one.parts.total for one in scored}
+        metrics: dict[str, float] = {}
+        lengths = {one.trajectory.key: len(one.trajectory.response_ids) for one in scored}
+        if grpo.overlong_penalty and scored:
+            over = {
+                key: overlong_share(length, max_tokens=limit, share=grpo.overlong_share)
+                for key, length in lengths.items()
+            }
+            for key, share in over.items():
+                rewards[key] -= grpo.overlong_penalty * share
+            metrics["reward/overlong"] = float(np.mean(list(over.values())))
+        if grpo.kl != "none" and grpo.kl_in == "reward" and scored:
+            samples = self._samples(scored, dict.fromkeys(rewards, 0.0), contents)
+            scores = self.learner.score_policy(samples, pictures)
+            kl = {key: scores[str(key)].kl(grpo.kl) for key in rewards}
+            for key, value in kl.items():
+                rewards[key] -= grpo.kl_coef * value
+            metrics["policy/kl"] = sum(kl.values()) / sum(lengths.values())
+        return rewards, metrics
+
     def _advantages(
-        self, scored: Sequence[ScoredTrajectory]
+        self, rewards: Mapping[TrajectoryKey, float]
     ) -> tuple[dict[TrajectoryKey, float], int]:
         """Return advantages by key, and how many groups had no spread and are skipped."""
-        groups: dict[GroupKey, list[ScoredTrajectory]] = {}
-        for one in scored:
-            groups.setdefault(one.trajectory.key.group, []).append(one)
-        advantages: dict[TrajectoryKey, float] = {}
-        skipped = 0
-        for members in groups.values():
-            rewards = np.array([one.parts.total for one in members])
-            if not has_spread(rewards, min_spread=self.config.grpo.min_spread):
-                skipped += 1
-                continue
-            values = group_advantages(rewards, std_floor=self.config.grpo.std_floor)
-            for one, value in zip(members, values, strict=True):
-                advantages[one.trajectory.key] = float(value)
-        return advantages, skipped
+        grpo = self.config.grpo
+        groups: dict[GroupKey, list[TrajectoryKey]] = {}
+        for key in rewards:
+            groups.setdefault(key.group, []).append(key)
+        made = {group: np.array([rewards[key] for key in keys]) for group, keys in groups.items()}
+        kept = {
+            group: values
+            for group, values in made.items()
+            if has_spread(values, min_spread=grpo.min_spread)
+        }
+        found = group_advantages(list(kept.values()), kind=grpo.advantage, std_floor=grpo.std_floor)
+        advantages = {
+            key: float(value)
+            for group, values in zip(kept, found, strict=True)
+            for key, value in zip(groups[group], values, strict=True)
+        }
+        return advantages, len(groups) - len(kept)
 
     def _samples(
         self,
@@ -323,6 +356,8 @@ class Pipeline:
         advantages: Mapping[TrajectoryKey, float],
         contents: Mapping[TrajectoryKey, Content],
     ) -> list[TrainSample]:
+        grpo = self.config.grpo
+        weights = {Side.QUERY: grpo.query_weight, Side.TARGET: grpo.target_weight}
         return [
             TrainSample(
                 key=str(one.trajectory.key),
@@ -330,6 +365,7 @@ class Pipeline:
                 prompt_ids=one.trajectory.prompt_ids,
                 response_ids=one.trajectory.response_ids,
                 advantage=advantages[one.trajectory.key],
+                weight=weights[one.trajectory.key.group.side],
                 logprobs=one.trajectory.logprobs,
             )
             for one in scored

@@ -1,4 +1,4 @@
-"""YAML + dotted overrides -> a frozen config object; everything wrong is reported at once."""
+"""Presets + YAML + dotted overrides -> a frozen config object; all that is wrong at once."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from configs.errors import ConfigError
+from configs.presets import with_presets
 from configs.schema import MISSING, problems
 
 T = TypeVar("T")
@@ -17,6 +18,8 @@ _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Return the settings in a YAML file, changed by ``section.key=value`` overrides.
+
+    A preset that either names lies under both.
 
     Raises:
         ConfigError: unknown keys, wrong types, missing values, impossible combinations.
@@ -35,7 +38,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         except _REFUSALS as error:
             found.append(f"override '{text}': {error}")
     merged = OmegaConf.structured(cls)
-    for origin, tree in parts.items():
+    for origin, tree in with_presets(parts).items():
         try:
             merged = OmegaConf.merge(merged, tree)
             continue

@@ -162,15 +162,52 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """The RL objective (paper, section 3.3; spec: hyper-parameters)."""
+    """The RL objective; the formulas are in learner/advantages.py and learner/losses.py.
 
-    clip: float = 0.2
-    kl_coef: float = 0.01
-    """Weight of the k3 estimate of KL to the frozen initial Reasoner, in the loss."""
+    The defaults are the paper's (section 3.3; spec: hyper-parameters).
+    """
+
+    preset: Literal["", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"] = ""
+    """Published choices (configs/presets.py), under what is set here; empty: these defaults."""
+    advantage: Literal["group_norm", "mean_only", "leave_one_out", "batch_norm"] = "group_norm"
     std_floor: float = 1e-6
-    """Group standard deviations are not divided below this."""
+    """Rewards are not divided by a standard deviation below this."""
     min_spread: float = 1e-6
     """Groups whose rewards spread less are skipped and reported."""
+    overlong_penalty: float = 0.0
+    """Taken off the reward of a trace at the token limit (DAPO); 0 = off."""
+    overlong_share: float = 0.2
+    """Last share of the token limit, over which the penalty rises from 0."""
+    loss_mean: Literal["token", "sequence", "sequence_constant"] = "token"
+    """Over all tokens; over traces of each trace's token mean; or over traces of each trace's sum
+    of tokens, divided by the token limit."""
+    ratio: Literal["token", "sequence", "clipped_weight"] = "token"
+    """Clipped surrogate by token, by trace (GSPO), or likelihood with a clipped weight (CISPO)."""
+    clip_low: float = 0.2
+    """Ratios are clipped to [1 - clip_low, 1 + clip_high]; 1 = no lower bound."""
+    clip_high: float = 0.2
+    kl: Literal["none", "k1", "k2", "k3"] = "k3"
+    """Estimate of KL to the frozen initial Reasoner; `none` loads no reference. k1 belongs in the
+    reward: in the loss its gradient is zero on average."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """In the reward, the traces are scored by the learner before they are trained on."""
+    kl_coef: float = 0.01
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    query_weight: float = 1.0
+    """Factor of the loss of query-side traces."""
+    target_weight: float = 1.0
+    tis_cap: float = 0.0
+    """Truncated importance sampling: largest weight of a token for the mismatch between learner
+    and engine; 0 = the mismatch stays in the clipped ratio."""
+    sequence_band: float = 0.0
+    """Traces whose mean ratio leaves [1 / band, band] are masked; 0 = off."""
+    refill_rounds: int = 0
+    """Rounds of more pairs where groups without spread leave a step short (DAPO); 0 = off."""
+    buffer_groups: int = 0
+    """Recent groups kept to fill up a step that is short; 0 = off."""
+    buffer_versions: int = 4
+    """Versions after which a kept group is too old."""
 
 
 @dataclass(frozen=True)
@@ -411,6 +448,25 @@ def _media_problems(node: MediaConfig) -> list[str]:
     return found
 
 
+def _grpo_problems(node: GRPOConfig) -> list[str]:
+    found = [
+        *_positive(node, "std_floor", "overlong_share", "clip_low", "clip_high"),
+        *_share(node, "overlong_share", "clip_low"),
+        *_not_negative(
+            node,
+            *("min_spread", "overlong_penalty", "kl_coef", "entropy_coef", "query_weight"),
+            *("target_weight", "refill_rounds", "buffer_groups", "buffer_versions"),
+        ),
+    ]
+    if not node.query_weight + node.target_weight > 0:
+        found.append("query_weight: with target_weight=0 it must be more than 0, found 0")
+    if node.tis_cap != 0 and not node.tis_cap >= 1:
+        found.append(f"tis_cap: expected 0 (off) or at least 1, found {node.tis_cap}")
+    if node.sequence_band != 0 and not node.sequence_band > 1:
+        found.append(f"sequence_band: expected 0 (off) or more than 1, found {node.sequence_band}")
+    return found
+
+
 _CHECKS = {
     MediaConfig: _media_problems,
     DataSetConfig: lambda n: _not_negative(n, "weight", "limit"),
@@ -436,10 +492,7 @@ _CHECKS = {
         *_positive(n, "ranks", "micro_batch_tokens", "timeout_s"),
         *_not_negative(n, "cpus", "gpus"),
     ],
-    GRPOConfig: lambda n: [
-        *_positive(n, "clip", "std_floor"),
-        *_not_negative(n, "kl_coef", "min_spread"),
-    ],
+    GRPOConfig: _grpo_problems,
     RuleTracesConfig: lambda n: [
         *_share(n, "on_target", "heldout"),
         *(

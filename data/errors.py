@@ -6,6 +6,7 @@ EmbedRLError
     TCoTError                    a text is not a T-CoT trace
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
   CheckpointError(RuntimeError)  a checkpoint is missing, incomplete or of another run
+  DivergedError(RuntimeError)    step after step was NaN or infinite
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
     ActorLost                    an actor died and its work could not be redone
@@ -39,6 +40,10 @@ class WeightSyncError(EmbedRLError, RuntimeError):
 
 class CheckpointError(EmbedRLError, RuntimeError):
     """A checkpoint is missing, incomplete, or belongs to another run."""
+
+
+class DivergedError(EmbedRLError, RuntimeError):
+    """Training gave NaN or infinite steps in a row; the message names where the keys are."""
 
 
 class ClusterError(EmbedRLError, RuntimeError):

@@ -268,8 +268,13 @@ class TrainSample:
     response_ids: np.ndarray
     """int64 [T], T >= 1: the tokens that carry loss."""
     advantage: float = 0.0
+    weight: float = 1.0
+    """Factor of its loss: the weight of its side."""
     logprobs: np.ndarray | None = None
     """float32 [T] behaviour log-probabilities, None for supervised samples."""
+    old_logprobs: np.ndarray | None = None
+    """float32 [T] by the learner's own model at the version that sampled; None: that version is
+    the one in training. Where the learner never computed them, `logprobs` stand in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,3 +313,6 @@ class StepReport:
 
     metrics: Mapping[str, float]
     seconds: float
+    broken: tuple[str, ...] = ()
+    """Empty if the step was applied. Else the keys of what made it NaN or infinite: the samples in
+    micro-batches with such a loss; all of the step where only the gradient was."""

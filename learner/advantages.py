@@ -1,29 +1,73 @@
-"""Rewards of sibling traces to advantages."""
+"""Rewards of sibling traces to advantages.
+
+Kinds, for the rewards r of the n siblings of one group (std: of the sample, n - 1):
+
+    group_norm     (r - mean) / max(std, floor)     GRPO; DeepSeekMath, Shao et al., 2024
+    mean_only      r - mean                         Dr. GRPO, Liu et al., 2025
+    leave_one_out  r - mean of the other siblings   RLOO, Ahmadian et al., 2024
+    batch_norm     (r - mean) / max(std of all r - mean of the step, floor)
+                                                    REINFORCE++ with baseline, Hu et al., 2025
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from data.errors import DataError
 
 
-def group_advantages(rewards: np.ndarray, *, std_floor: float) -> np.ndarray:
-    """Return ``(r - mean) / max(std, std_floor)`` for one group, float64 [n].
+def group_advantages(
+    groups: Sequence[np.ndarray], *, kind: str, std_floor: float
+) -> list[np.ndarray]:
+    """Return the advantages of a step's groups of rewards, float64 [n] each.
 
-    The standard deviation is the sample's (n - 1), as in GRPO; a group of one has none and gets
-    zero.
+    A group of one has no baseline and gets zero.
 
     Raises:
-        DataError: the group is empty or a reward is not finite.
+        DataError: a group is empty, a reward is not finite, or the kind is unknown.
     """
-    rewards = _checked(rewards)
-    if len(rewards) == 1:
-        return np.zeros(1)
-    return (rewards - rewards.mean()) / max(float(rewards.std(ddof=1)), std_floor)
+    rewards = [_checked(group) for group in groups]
+    centred = [group - group.mean() for group in rewards]
+    if kind == "mean_only":
+        return centred
+    if kind == "leave_one_out":
+        return [group * (len(group) / max(1, len(group) - 1)) for group in centred]
+    if kind == "group_norm":
+        return [
+            away / max(_std(group), std_floor) for away, group in zip(centred, rewards, strict=True)
+        ]
+    if kind == "batch_norm":
+        spread = _std(np.concatenate([np.zeros(0), *centred]))
+        return [away / max(spread, std_floor) for away in centred]
+    raise DataError(
+        f"advantage: expected group_norm, mean_only, leave_one_out or batch_norm, found '{kind}'"
+    )
 
 
 def has_spread(rewards: np.ndarray, *, min_spread: float) -> bool:
     """Return whether the rewards differ by at least ``min_spread``: else nothing can be learnt."""
     rewards = _checked(rewards)
     return bool(np.ptp(rewards) >= min_spread) and len(rewards) > 1
+
+
+def overlong_share(tokens: int, *, max_tokens: int, share: float) -> float:
+    """Return how far a trace is into the last ``share`` of the token limit, in [0, 1].
+
+    DAPO's soft overlong punishment is minus this (Yu et al., 2025, equation 13).
+
+    Raises:
+        DataError: there is no such last part.
+    """
+    if not (max_tokens > 0 and 0 < share <= 1):
+        raise DataError(
+            f"expected a token limit > 0 and a share in (0, 1], found {max_tokens} and {share}"
+        )
+    start = max_tokens * (1 - share)
+    return min(1.0, max(0.0, (tokens - start) / (max_tokens - start)))
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def _checked(rewards: np.ndarray) -> np.ndarray:

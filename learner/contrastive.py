@@ -4,13 +4,21 @@ Shape suffixes: B = pairs of all ranks, K = explicit hard negatives, D = dimensi
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 MASKED_LOGIT = -1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastiveObjective:
+    """Symmetric InfoNCE over the batch of all ranks."""
+
+    temperature: float
 
 
 def info_nce(
@@ -39,6 +47,37 @@ def info_nce(
     backward = torch.nn.functional.cross_entropy(similarity_BB.T, rows_B)
     first = torch.cat([similarity_BB, hard_BK], 1).argmax(1) == rows_B
     return (forward + backward) / 2, first.float().mean().detach()
+
+
+def batch_gradient(
+    local_ND: Tensor, keys: Sequence[str], owners: Sequence[int], *, temperature: float, rank: int
+) -> tuple[float, float, Tensor]:
+    """Return loss and accuracy of the whole batch, and the gradient of this rank's vectors.
+
+    ``local_ND`` holds queries, targets and hard negatives, in this order; ``owners`` are the
+    negatives' rows on this rank. Every rank must call this.
+    """
+    count = len(keys)
+    sides = [local_ND[:count], local_ND[count : 2 * count], local_ND[2 * count :]]
+    parts = [gather_rows(side) for side in sides]
+    key_parts = gather_rows(hash_keys(keys).to(local_ND.device))
+    before = sum(len(part) for part in key_parts[:rank])
+    owner_parts = gather_rows(
+        torch.tensor(owners, dtype=torch.int64, device=local_ND.device) + before
+    )
+    leaves = [torch.cat(part).requires_grad_() for part in parts]
+    loss, accuracy = info_nce(
+        *leaves,
+        keys_B=torch.cat(key_parts),
+        owners_K=torch.cat(owner_parts),
+        temperature=temperature,
+    )
+    loss.backward()
+    gradients = []
+    for leaf, part in zip(leaves, parts, strict=True):
+        offset = sum(len(rows) for rows in part[:rank])
+        gradients.append(leaf.grad[offset : offset + len(part[rank])])
+    return float(loss), float(accuracy), torch.cat(gradients)
 
 
 def hash_keys(keys: Iterable[str]) -> Tensor:

@@ -25,19 +25,27 @@ def token_logprobs(
     vocabulary: int,
     banned: Tensor | None = None,
     temperature: float = 1.0,
+    entropy_gradient: bool = False,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return each target's log-probability, the entropy there, and whether it is the likeliest.
 
-    All float32 [T]; only the log-probabilities carry gradient. ``head`` maps [C, D] to logits
-    [C, V]; it is called as a module so that partitioned weights (ZeRO-3) are fetched for it.
-    Beyond one chunk the logits are computed again in the backward pass instead of being kept.
+    All [T], float32 or wider; the log-probabilities carry gradient, and so does the entropy where
+    ``entropy_gradient`` asks for it, which keeps one more [C, V] tensor. ``head`` maps [C, D] to
+    logits [C, V]; it is called as a module so that partitioned weights (ZeRO-3) are fetched for
+    it. Beyond one chunk the logits are computed again in the backward pass instead of being kept.
     """
     count = hidden_TD.shape[0]
     size = max(1, chunk_logits // vocabulary)
 
     def score(hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _score(head(hidden_CD), targets_C, banned=banned, temperature=temperature)
+        return _score(
+            head(hidden_CD),
+            targets_C,
+            banned=banned,
+            temperature=temperature,
+            entropy_gradient=entropy_gradient,
+        )
 
     if count <= size:
         return score(hidden_TD, targets_T)
@@ -54,14 +62,20 @@ def token_logprobs(
 
 
 def _score(
-    logits_CV: Tensor, targets_C: Tensor, *, banned: Tensor | None, temperature: float
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    *,
+    banned: Tensor | None,
+    temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    logits_CV = logits_CV.float()
+    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     if banned is not None:
         logits_CV = logits_CV.index_fill(1, banned, BANNED_LOGIT)
     logprobs_CV = torch.log_softmax(logits_CV / temperature, dim=-1)
     logprobs_C = logprobs_CV.gather(1, targets_C[:, None])[:, 0]
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
+    with torch.no_grad():
         correct_C = (logprobs_CV.argmax(-1) == targets_C).float()
     return logprobs_C, entropy_C, correct_C

@@ -1,42 +1,188 @@
 """The RL objective as pure functions of per-token log-probabilities.
 
-Shape suffixes: T = response tokens of a micro-batch, laid end to end.
-Sums are returned, not means: the caller divides by the token count of the whole step, over all
-ranks and micro-batches, so that every token weighs the same wherever it was computed.
+Shape suffixes: T = response tokens of a micro-batch, laid end to end, trace after trace.
+
+Three policies have given each token a probability:
+
+    b    behaviour: the engine, at the version that sampled the token (stored with the trace)
+    old  the learner's own model at that version. For a trace of the version in training it is
+         this very pass without gradient, since a batch gets one optimiser step. For an older one
+         it is what `score_policy` stored; where nothing did, b stands in
+    now  the model in training
+
+so that now / b = now / old (off-policy: versions) x old / b (mismatch: engine against learner).
+
+Table of losses: the gain per token, with ratio = now / anchor and A the trace's advantage.
+
+    ratio=token           min(r A, clip(r) A), r = ratio of the token   PPO, Schulman et al., 2017
+    ratio=sequence        the same, r = exp(mean log ratio of trace)    GSPO, Zheng et al., 2025
+    ratio=clipped_weight  stop(clip(ratio)) A log now                   CISPO, MiniMax-M1, 2025
+
+    clip(r) in [1 - clip_low, 1 + clip_high]      clip higher: DAPO, Yu et al., 2025
+    tis_cap = 0: anchor b, so the clip bounds versions and mismatch together
+    tis_cap > 0: anchor old, gain x stop(min(old / b, tis_cap))         TIS, Yao et al., 2025; the
+                 split of the ratio: Hilton et al., 2021 (Batch size-invariance)
+    sequence_band > 0: traces with exp(mean log stop(now) / b) outside [1 / band, band] weigh 0:
+                 sequence masks of Liu et al., 2025 (When speed kills stability)
+    kl_in=loss: - kl_coef x k1 | k2 | k3 of (now, reference)            Schulman, 2020
+    entropy_coef: + entropy_coef x entropy
+
+The loss is - sum of weight x gain: sums, so that it does not matter which micro-batch or rank a
+token is in. The caller divides by `loss_total` of the whole step:
+
+    loss_mean=token              weight 1             total: tokens            DAPO
+    loss_mean=sequence           weight 1 / length    total: traces            GRPO, GSPO
+    loss_mean=sequence_constant  weight 1             total: traces x limit    Dr. GRPO, RLOO
 """
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from configs.schema import GRPOConfig
+from data.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTokens:
+    """What the objective reads of a micro-batch; float [T] each, only `now` and entropy learn.
+
+    Raises:
+        DataError: the tensors and the traces' lengths do not fit together.
+    """
+
+    now_T: Tensor
+    """Log-probabilities by the model in training."""
+    entropy_T: Tensor
+    behaviour_T: Tensor
+    old_T: Tensor
+    reference_T: Tensor | None
+    """By the frozen initial Reasoner; None where the loss has no KL."""
+    advantages_T: Tensor
+    weights_T: Tensor
+    lengths: Sequence[int]
+    """Tokens of each trace, in order."""
+
+    def __post_init__(self) -> None:
+        count = sum(self.lengths)
+        for name in ("now", "entropy", "behaviour", "old", "reference", "advantages", "weights"):
+            values = getattr(self, f"{name}_T")
+            if values is not None and values.shape != (count,):
+                raise DataError(
+                    f"{name}: expected one value for each of {count} tokens, found shape "
+                    f"{tuple(values.shape)}"
+                )
+        if count and min(self.lengths) < 1:
+            raise DataError(f"expected at least one token per trace, found {list(self.lengths)}")
+
 
 def policy_loss(
-    logprobs_T: Tensor,
-    behaviour_T: Tensor,
-    reference_T: Tensor,
-    advantages_T: Tensor,
-    *,
-    clip: float,
-    kl_coef: float,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the summed loss and the sums of its metrics (spec, section 1.3).
+    tokens: PolicyTokens, config: GRPOConfig
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """Return the summed loss, the sums of its metrics, and the largest values of others.
 
-    ``behaviour_T`` are the log-probabilities that the tokens were sampled with, ``reference_T``
-    those of the frozen initial Reasoner. Metrics: `kl` (k3) and `clip_fraction` (tokens whose
-    gradient the clip cuts off).
+    Sums over tokens: `kl`, `clip_fraction` (tokens that the clip changes), `masked_fraction`,
+    `entropy`, `off_policy_ratio`, `mismatch_ratio`. Largest: both ratios as `..._max`, and
+    `logprob_gap`, the absolute difference between old and behaviour.
+
+    Raises:
+        DataError: the loss needs a KL estimate and there is no reference.
     """
-    ratio_T = torch.exp(logprobs_T - behaviour_T)
-    free_T = ratio_T * advantages_T
-    clipped_T = ratio_T.clamp(1.0 - clip, 1.0 + clip) * advantages_T
-    kl_T = k3(logprobs_T, reference_T)
-    loss = (kl_coef * kl_T - torch.minimum(free_T, clipped_T)).sum()
-    sums = {
-        "kl": kl_T.detach().sum(),
-        "clip_fraction": (clipped_T < free_T).detach().float().sum(),
+    t = tokens
+    now_T, weights_T = t.now_T, t.weights_T
+    anchor_T = t.old_T if config.tis_cap else t.behaviour_T
+    gain_T, clipped_T = _gain(t, anchor_T, config)
+    if config.tis_cap:
+        gain_T = gain_T * torch.exp(t.old_T - t.behaviour_T).clamp(max=config.tis_cap)
+    sums = {"clip_fraction": clipped_T.sum(), "entropy": t.entropy_T.detach().sum()}
+    cost_T = -gain_T
+    if config.kl != "none" and config.kl_in == "loss":
+        if t.reference_T is None:
+            raise DataError(f"kl={config.kl} in the loss: expected reference log-probabilities")
+        kl_T = kl_estimate(now_T, t.reference_T, config.kl)
+        cost_T = config.kl_coef * kl_T + cost_T
+        sums["kl"] = kl_T.detach().sum()
+    if config.entropy_coef:
+        cost_T = cost_T - config.entropy_coef * t.entropy_T
+    if config.sequence_band:
+        drift_T = _trace_means(now_T.detach() - t.behaviour_T, t.lengths)
+        masked_T = drift_T.abs() > math.log(config.sequence_band)
+        weights_T = weights_T.masked_fill(masked_T, 0.0)
+        sums["masked_fraction"] = masked_T.sum()
+    off_policy_T = torch.exp(now_T.detach() - t.old_T)
+    mismatch_T = torch.exp(t.old_T - t.behaviour_T)
+    sums |= {"off_policy_ratio": off_policy_T.sum(), "mismatch_ratio": mismatch_T.sum()}
+    largest = {
+        "off_policy_ratio_max": _largest(off_policy_T),
+        "mismatch_ratio_max": _largest(mismatch_T),
+        "logprob_gap": _largest((t.old_T - t.behaviour_T).abs()),
     }
-    return loss, sums
+    return (weights_T * cost_T).sum(), sums, largest
 
 
-def k3(logprobs_T: Tensor, reference_T: Tensor) -> Tensor:
-    """Return the non-negative, low-variance estimate of KL(policy || reference) by token, [T]."""
-    gap_T = reference_T - logprobs_T
-    return torch.exp(gap_T) - gap_T - 1.0
+def _gain(t: PolicyTokens, anchor_T: Tensor, config: GRPOConfig) -> tuple[Tensor, Tensor]:
+    """Return each token's gain, and whether the clip changed it; both [T]."""
+    log_ratio_T = t.now_T - anchor_T
+    if config.ratio == "sequence":
+        log_ratio_T = _trace_means(log_ratio_T, t.lengths)
+    ratio_T = torch.exp(log_ratio_T)
+    clipped_T = ratio_T.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
+    if config.ratio == "clipped_weight":
+        return clipped_T.detach() * t.advantages_T * t.now_T, clipped_T != ratio_T
+    free_T, bounded_T = ratio_T * t.advantages_T, clipped_T * t.advantages_T
+    return torch.minimum(free_T, bounded_T), bounded_T < free_T
+
+
+def _trace_means(values_T: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the mean over its trace for every token, [T]."""
+    parts = values_T.split(list(lengths))
+    # The empty slice keeps the gradient's path where there are no traces.
+    return torch.cat([values_T[:0], *(part.mean().expand(len(part)) for part in parts)])
+
+
+def _largest(values_T: Tensor) -> Tensor:
+    return values_T.max() if len(values_T) else values_T.new_zeros(())
+
+
+def kl_estimate(now_T: Tensor, reference_T: Tensor, kind: str) -> Tensor:
+    """Return the estimate of KL(now || reference) by token, [T] (Schulman, 2020).
+
+    k1 is unbiased and may be negative, k2 has the right gradient in a loss, k3 is unbiased, never
+    negative and of low variance.
+
+    Raises:
+        DataError: the kind is unknown.
+    """
+    gap_T = reference_T - now_T
+    if kind == "k1":
+        return -gap_T
+    if kind == "k2":
+        return gap_T**2 / 2
+    if kind == "k3":
+        return torch.exp(gap_T) - gap_T - 1.0
+    raise DataError(f"kl: expected k1, k2 or k3, found '{kind}'")
+
+
+def token_weight(length: int, *, loss_mean: str) -> float:
+    """Return what each token of a trace of that length weighs in the sum."""
+    return 1.0 / length if loss_mean == "sequence" else 1.0
+
+
+def loss_total(*, tokens: int, traces: int, max_tokens: int, loss_mean: str) -> float:
+    """Return what a step's summed loss is divided by, from its tokens and traces on all ranks.
+
+    Raises:
+        DataError: there is nothing to divide by, or the mean is unknown.
+    """
+    totals = {"token": tokens, "sequence": traces, "sequence_constant": traces * max_tokens}
+    if loss_mean not in totals:
+        raise DataError(f"loss_mean: expected {', '.join(totals)}, found '{loss_mean}'")
+    if totals[loss_mean] < 1:
+        raise DataError(
+            f"expected tokens to train on, found {tokens} in {traces} traces with a limit of "
+            f"{max_tokens}"
+        )
+    return float(totals[loss_mean])

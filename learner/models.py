@@ -76,7 +76,12 @@ class TokenHead(nn.Module):
         self.net = net
 
     def forward(
-        self, batch: Batch, *, banned: Tensor | None = None, temperature: float = 1.0
+        self,
+        batch: Batch,
+        *,
+        banned: Tensor | None = None,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability, entropy and correctness of each response token, float32 [T]."""
         hidden = self.net.model(**batch.inputs, use_cache=False).last_hidden_state
@@ -87,6 +92,7 @@ class TokenHead(nn.Module):
             vocabulary=self.net.config.get_text_config().vocab_size,
             banned=banned,
             temperature=temperature,
+            entropy_gradient=entropy_gradient,
         )
 
 

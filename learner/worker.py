@@ -5,7 +5,8 @@ order. Metrics are reduced over the ranks, so each rank returns the same report.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
+from configs.schema import LearnerConfig, MediaConfig
 from data.chat import ChatEncoder
 from data.errors import ConfigError, DataError
 from data.model_folder import check_folder, load_processor
@@ -30,7 +31,7 @@ from learner.batching import (
     process_pictures,
     train_row,
 )
-from learner.contrastive import gather_rows, hash_keys, info_nce
+from learner.contrastive import ContrastiveObjective, batch_gradient
 from learner.export import export_folder
 from learner.losses import policy_loss
 from learner.models import (
@@ -40,30 +41,9 @@ from learner.models import (
     load_reference,
     vision_tokens,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyObjective:
-    """RL: policy gradient with clip and KL to a frozen reference."""
-
-    reference: str
-    """Folder of the frozen initial Reasoner."""
-    grpo: GRPOConfig
-    temperature: float = 1.0
-    """Of the sampling that made the traces."""
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisedObjective:
-    """Likelihood of written responses."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastiveObjective:
-    """Symmetric InfoNCE over the batch of all ranks."""
-
-    temperature: float
-
+from learner.policy import PolicyObjective, TokenScores, policy_tokens
+from learner.sft import SupervisedObjective, response_scores, supervised_loss
+from learner.steps import Tally, Term, accumulate
 
 Objective = PolicyObjective | SupervisedObjective | ContrastiveObjective
 
@@ -119,7 +99,7 @@ class LearnerWorker:
         self._encoder = ChatEncoder(processor, plan.media)
         objective = plan.objective
         self._reference: TokenHead | None = None
-        if isinstance(objective, PolicyObjective):
+        if isinstance(objective, PolicyObjective) and objective.grpo.kl != "none":
             self._reference = load_reference(objective.reference, plan.learner).to(self._device)
         with engine.partitioned_loading(plan.learner):
             net = load_model(plan.model, plan.learner)
@@ -135,54 +115,67 @@ class LearnerWorker:
         pictures: Pictures,
         *,
         total_tokens: int,
+        total_traces: int,
     ) -> StepReport:
         """Take one policy step on this rank's micro-batches.
 
-        ``total_tokens`` counts the response tokens of all ranks; all ranks bring equally many
+        The totals count response tokens and traces of all ranks; all ranks bring equally many
         micro-batches.
 
         Raises:
             DataError: a sample lacks behaviour log-probabilities or does not match its pictures.
         """
         start = time.perf_counter()
-        objective = self._plan.objective
-        if not isinstance(objective, PolicyObjective) or self._reference is None:
-            raise ConfigError(f"expected a policy objective, built with {objective}")
+        objective = self._policy()
         patches = self._patches(micro_batches, pictures)
-        sums = dict.fromkeys(("kl", "clip_fraction", "entropy", "loss"), 0.0)
-        gap = 0.0
         score = {"banned": self._banned, "temperature": objective.temperature}
-        for index, samples in enumerate(micro_batches):
+        bonus = objective.grpo.entropy_coef > 0
+
+        def term(samples: Sequence[TrainSample]) -> Term:
+            batch = self._collate([train_row(sample) for sample in samples], patches)
+            reference_T = self._reference_logprobs(batch) if objective.reference_in_loss else None
+            now_T, entropy_T, _ = self._engine.forward(batch, **score, entropy_gradient=bonus)
+            tokens = policy_tokens(
+                samples, now_T, entropy_T, reference_T, loss_mean=objective.grpo.loss_mean
+            )
+            return policy_loss(tokens, objective.grpo)
+
+        total = objective.total(tokens=total_tokens, traces=total_traces)
+        tally = accumulate(self._engine, micro_batches, term, scale=self.ranks / total)
+        outcome = self._engine.step()
+        sums, largest = self._sum(tally.sums), self._max(tally.largest)
+        means = {f"policy/{name}": value / total_tokens for name, value in sums.items()}
+        means["policy/loss"] = sums["loss"] / total
+        means["sync/logprob_max_abs_diff"] = largest.pop("logprob_gap")
+        means |= {f"policy/{name}": value for name, value in largest.items()}
+        means["train/tokens"] = float(total_tokens)
+        return _report("policy", start, outcome, means, broken=self._broken(tally, micro_batches))
+
+    def score_policy(
+        self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures
+    ) -> dict[str, TokenScores]:
+        """Return what the model in training, and the reference, give to this rank's traces.
+
+        By key. For KL in the reward, and for `old_logprobs` of traces that wait for a step after
+        the next: then it is called before the version changes.
+        """
+        objective = self._policy()
+        patches = self._patches(micro_batches, pictures)
+        score = {"banned": self._banned, "temperature": objective.temperature}
+        found: dict[str, TokenScores] = {}
+        for samples in micro_batches:
             batch = self._collate([train_row(sample) for sample in samples], patches)
             with torch.no_grad():
-                reference_T, _, _ = self._reference(batch, **score)
-            logprobs_T, entropy_T, _ = self._engine.forward(batch, **score)
-            behaviour_T = _per_token(samples, _behaviour, self._device)
-            loss, metrics = policy_loss(
-                logprobs_T,
-                behaviour_T,
-                reference_T,
-                _per_token(samples, _advantages, self._device),
-                clip=objective.grpo.clip,
-                kl_coef=objective.grpo.kl_coef,
-            )
-            self._engine.backward(
-                loss * (self.ranks / total_tokens), last=index == len(micro_batches) - 1
-            )
-            metrics |= {"entropy": entropy_T.sum(), "loss": loss.detach()}
-            for name, value in metrics.items():
-                sums[name] += float(value)
-            if samples:
-                gap = max(gap, float((logprobs_T.detach() - behaviour_T).abs().max()))
-        outcome = self._engine.step()
-        means = {f"policy/{k}": v / total_tokens for k, v in self._sum(sums).items()}
-        return _report(
-            "policy",
-            start,
-            outcome,
-            means
-            | {"sync/logprob_max_abs_diff": self._max(gap), "train/tokens": float(total_tokens)},
-        )
+                own_T, _, _ = self._engine.forward(batch, **score)
+            lengths = [len(sample.response_ids) for sample in samples]
+            own = [part.cpu().numpy() for part in own_T.split(lengths)]
+            reference: list[np.ndarray | None] = [None] * len(samples)
+            if self._reference is not None:
+                parts = self._reference_logprobs(batch).split(lengths)
+                reference = [part.cpu().numpy() for part in parts]
+            for sample, mine, initial in zip(samples, own, reference, strict=True):
+                found[sample.key] = TokenScores(mine, initial)
+        return found
 
     def train_supervised(
         self,
@@ -198,19 +191,19 @@ class LearnerWorker:
         """
         start = time.perf_counter()
         patches = self._patches(micro_batches, pictures)
-        sums = {"loss": 0.0, "token_accuracy": 0.0}
-        for index, samples in enumerate(micro_batches):
+
+        def term(samples: Sequence[TrainSample]) -> Term:
             batch = self._collate([train_row(sample) for sample in samples], patches)
             logprobs_T, _, correct_T = self._engine.forward(batch)
-            loss = -logprobs_T.sum()
-            self._engine.backward(
-                loss * (self.ranks / total_tokens), last=index == len(micro_batches) - 1
-            )
-            sums["loss"] += float(loss.detach())
-            sums["token_accuracy"] += float(correct_T.sum())
+            return supervised_loss(logprobs_T, correct_T)
+
+        tally = accumulate(self._engine, micro_batches, term, scale=self.ranks / total_tokens)
         outcome = self._engine.step()
-        means = {f"supervised/{k}": v / total_tokens for k, v in self._sum(sums).items()}
-        return _report("supervised", start, outcome, means | {"train/tokens": float(total_tokens)})
+        sums = self._sum(tally.sums)
+        means = {f"supervised/{name}": value / total_tokens for name, value in sums.items()}
+        means["train/tokens"] = float(total_tokens)
+        broken = self._broken(tally, micro_batches)
+        return _report("supervised", start, outcome, means, broken=broken)
 
     def evaluate_supervised(
         self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures
@@ -220,18 +213,12 @@ class LearnerWorker:
         Exact: every response token is the likeliest one after the true tokens before it.
         """
         patches = self._patches(micro_batches, pictures)
-        sums = dict.fromkeys(("loss", "token_accuracy", "exact", "tokens", "samples"), 0.0)
+        sums: Counter[str] = Counter(tokens=0.0)
         for samples in micro_batches:
             batch = self._collate([train_row(sample) for sample in samples], patches)
             with torch.no_grad():
                 logprobs_T, _, correct_T = self._engine.forward(batch)
-            wrong_B = torch.zeros(len(samples), device=self._device)
-            wrong_B.index_add_(0, batch.rows_T, 1.0 - correct_T)
-            sums["loss"] -= float(logprobs_T.sum())
-            sums["token_accuracy"] += float(correct_T.sum())
-            sums["exact"] += float((wrong_B == 0).sum())
-            sums["tokens"] += len(correct_T)
-            sums["samples"] += len(samples)
+            sums.update(response_scores(logprobs_T, correct_T, batch.rows_T, samples=len(samples)))
         total = self._sum(sums)
         if total["tokens"] == 0:
             raise DataError("expected at least one sample to evaluate, found none")
@@ -266,8 +253,9 @@ class LearnerWorker:
         local_ND = torch.empty(len(contents), made[0].shape[1], device=self._device)
         for index, vectors in zip(indices, made, strict=True):
             local_ND[index] = vectors.detach()
-        loss, accuracy, gradient_ND = self._contrast(
-            local_ND, [row.target_key for row in rows], owners, objective.temperature
+        keys = [row.target_key for row in rows]
+        loss, accuracy, gradient_ND = batch_gradient(
+            local_ND, keys, owners, temperature=objective.temperature, rank=self.rank
         )
         for turn, (index, batch) in enumerate(zip(indices, batches, strict=True)):
             vectors = made[turn] if keep_graph else self._engine.forward(batch)
@@ -276,39 +264,12 @@ class LearnerWorker:
             )
         outcome = self._engine.step()
         tokens = float(sum(int(batch.inputs["attention_mask"].sum()) for batch in batches))
-        metrics = {"contrast/loss": loss, "contrast/accuracy": accuracy}
-        return _report(
-            "contrast", start, outcome, metrics | {"train/tokens": self._sum({"n": tokens})["n"]}
-        )
-
-    def _contrast(
-        self, local_ND: Tensor, keys: list[str], owners: list[int], temperature: float
-    ) -> tuple[float, float, Tensor]:
-        """Return loss and accuracy of the whole batch, and the gradient of this rank's vectors.
-
-        ``local_ND`` holds queries, targets and hard negatives, in this order.
-        """
-        count = len(keys)
-        sides = [local_ND[:count], local_ND[count : 2 * count], local_ND[2 * count :]]
-        parts = [gather_rows(side) for side in sides]
-        key_parts = gather_rows(hash_keys(keys).to(self._device))
-        before = sum(len(part) for part in key_parts[: self.rank])
-        owner_parts = gather_rows(
-            torch.tensor(owners, dtype=torch.int64, device=self._device) + before
-        )
-        leaves = [torch.cat(part).requires_grad_() for part in parts]
-        loss, accuracy = info_nce(
-            *leaves,
-            keys_B=torch.cat(key_parts),
-            owners_K=torch.cat(owner_parts),
-            temperature=temperature,
-        )
-        loss.backward()
-        gradients = []
-        for leaf, part in zip(leaves, parts, strict=True):
-            offset = sum(len(rows) for rows in part[: self.rank])
-            gradients.append(leaf.grad[offset : offset + len(part[self.rank])])
-        return float(loss), float(accuracy), torch.cat(gradients)
+        metrics = {
+            "contrast/loss": loss,
+            "contrast/accuracy": accuracy,
+            "train/tokens": self._sum({"n": tokens})["n"],
+        }
+        return _report("contrast", start, outcome, metrics, broken=keys)
 
     def embed(self, requests: Sequence[EmbedRequest], pictures: Pictures) -> dict[str, np.ndarray]:
         """Return this rank's unit vectors by key, float32 [D]."""
@@ -358,10 +319,29 @@ class LearnerWorker:
         rows = [embed_row(request, pictures, self._encoder) for request in requests]
         budget = self._plan.learner.micro_batch_tokens
         [plan] = plan_micro_batches([len(r.ids) for r in rows], ranks=1, budget_tokens=budget)
-        plan += [[] for _ in range(int(self._max(len(plan))) - len(plan))]
+        plan += [[] for _ in range(int(self._max({"n": len(plan)})["n"]) - len(plan))]
         wanted = (picture for row in rows for picture in row.pictures)
         patches = process_pictures(wanted, pictures, self._encoder)
         return plan, [self._collate([rows[i] for i in index], patches) for index in plan]
+
+    def _policy(self) -> PolicyObjective:
+        objective = self._plan.objective
+        if not isinstance(objective, PolicyObjective):
+            raise ConfigError(f"expected a policy objective, built with {objective}")
+        return objective
+
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            logprobs_T, _, _ = self._reference(
+                batch, banned=self._banned, temperature=self._policy().temperature
+            )
+        return logprobs_T
+
+    def _broken(self, tally: Tally, micro_batches: Sequence[Sequence[TrainSample]]) -> list[str]:
+        """Return this rank's keys to name if the step was skipped; every rank must call this."""
+        if self._sum({"broken": len(tally.broken)})["broken"]:
+            return tally.broken
+        return [sample.key for samples in micro_batches for sample in samples]
 
     def _sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the values summed over all ranks."""
@@ -369,44 +349,32 @@ class LearnerWorker:
         dist.all_reduce(total)
         return dict(zip(values, total.tolist(), strict=True))
 
-    def _max(self, value: float) -> float:
-        """Return the largest value over all ranks."""
-        largest = torch.tensor([value], dtype=torch.float64, device=self._device)
+    def _max(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the largest of each value over all ranks."""
+        largest = torch.tensor(list(values.values()), dtype=torch.float64, device=self._device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return float(largest)
+        return dict(zip(values, largest.tolist(), strict=True))
 
 
 def _report(
-    area: str, start: float, outcome: engine.StepOutcome, metrics: Mapping[str, float]
+    area: str,
+    start: float,
+    outcome: engine.StepOutcome,
+    metrics: Mapping[str, float],
+    *,
+    broken: Sequence[str],
 ) -> StepReport:
-    """Return the report of a step with what every objective measures."""
+    """Return the report of a step with what every objective measures.
+
+    ``broken`` are the keys to name if the step was skipped.
+    """
     common = {
         f"{area}/grad_norm": outcome.grad_norm,
         f"{area}/lr": outcome.lr,
         f"{area}/skipped_steps": float(outcome.skipped),
     }
-    return StepReport(metrics={**metrics, **common}, seconds=time.perf_counter() - start)
-
-
-def _behaviour(sample: TrainSample) -> np.ndarray:
-    if sample.logprobs is None or len(sample.logprobs) != len(sample.response_ids):
-        found = None if sample.logprobs is None else len(sample.logprobs)
-        raise DataError(
-            f"{sample.key}: expected {len(sample.response_ids)} behaviour log-probabilities, one "
-            f"per response token, found {found}; sample with log-probabilities"
-        )
-    return sample.logprobs
-
-
-def _advantages(sample: TrainSample) -> np.ndarray:
-    return np.full(len(sample.response_ids), sample.advantage)
-
-
-def _per_token(
-    samples: Sequence[TrainSample],
-    values_of: Callable[[TrainSample], np.ndarray],
-    device: torch.device,
-) -> Tensor:
-    """Return the values of all samples' response tokens laid end to end, float32 [T]."""
-    values = [np.asarray(values_of(sample), dtype=np.float32) for sample in samples]
-    return torch.from_numpy(np.concatenate([*values, np.zeros(0, np.float32)])).to(device)
+    return StepReport(
+        metrics={**metrics, **common},
+        seconds=time.perf_counter() - start,
+        broken=tuple(broken) if outcome.skipped else (),
+    )

@@ -75,7 +75,7 @@ def main(config: RLConfig) -> int:
             total_steps=config.steps,
             seed=config.run.seed,
             grpo=config.grpo,
-            temperature=config.rollout.sampling.temperature,
+            sampling=config.rollout.sampling,
         )
         rollout.ready()
         reward.ready()

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cluster.learner_group import LearnerGroup
 from cluster.weights import WeightStore
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, OptimizerConfig
+from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, OptimizerConfig, SamplingConfig
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.export import restore
@@ -34,7 +34,7 @@ CONFIG = LearnerConfig(
     optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.01, grad_clip=1.0),
     timeout_s=60.0,
 )
-GRPO = GRPOConfig(clip=0.2, kl_coef=0.05)
+GRPO = GRPOConfig(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
 TEMPERATURE = 0.8
 CONTRAST_TEMPERATURE = 0.05
 STEPS = 3
@@ -140,7 +140,7 @@ def build_policy(group: LearnerGroup, tiny_folder: Path) -> None:
         total_steps=STEPS,
         seed=0,
         grpo=GRPO,
-        temperature=TEMPERATURE,
+        sampling=SamplingConfig(temperature=TEMPERATURE, max_tokens=16),
     )
 
 
@@ -214,7 +214,8 @@ def test_policy_training_follows_plain_adamw(group, zero_stage, tiny_folder, enc
             away = away.detach() + new.detach() - new  # gradient through the policy only
             ratio = torch.exp(new - old)
             gain = torch.minimum(
-                ratio * row.advantage, ratio.clamp(1 - GRPO.clip, 1 + GRPO.clip) * row.advantage
+                ratio * row.advantage,
+                ratio.clamp(1 - GRPO.clip_low, 1 + GRPO.clip_high) * row.advantage,
             )
             kl = torch.exp(away) - away - 1
             total = total + (GRPO.kl_coef * kl - gain).sum()
@@ -352,10 +353,15 @@ def test_a_step_with_a_broken_gradient_is_skipped(
     build_policy(group, tiny_folder)
     before = weights(group)
     broken = [dataclasses.replace(rows[0], advantage=float("nan")), *rows[1:]]
-    assert group.train_policy(broken, ref).metrics["policy/skipped_steps"] == 1.0
+    report = group.train_policy(broken, ref)
+    assert report.metrics["policy/skipped_steps"] == 1.0
+    assert rows[0].key in report.broken
+    assert len(report.broken) < len(rows)
     for name, tensor in weights(group).items():
         assert torch.equal(tensor, before[name])
-    metrics = group.train_policy(rows, ref).metrics
+    report = group.train_policy(rows, ref)
+    assert report.broken == ()
+    metrics = report.metrics
     assert metrics["policy/skipped_steps"] == 0.0
     assert np.isfinite(metrics["policy/loss"])
 

@@ -1,0 +1,65 @@
+"""One gradient from many micro-batches: what every objective on response tokens shares."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data.types import TrainSample
+
+Term = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+"""A micro-batch's summed loss, sums of its metrics, and largest values of others."""
+
+
+class Backward(Protocol):
+    """What takes the gradients; `learner.engine.TrainEngine` is one."""
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of ``loss``; ``last`` marks the step's last one."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one rank's micro-batches gave."""
+
+    sums: Counter[str] = field(default_factory=Counter)
+    """`loss` and the objective's own."""
+    largest: dict[str, float] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    """Keys of the samples in micro-batches whose loss was not finite."""
+
+
+def accumulate(
+    engine: Backward,
+    micro_batches: Sequence[Sequence[TrainSample]],
+    term: Callable[[Sequence[TrainSample]], Term],
+    *,
+    scale: float,
+) -> Tally:
+    """Add up ``scale`` times the gradients of all micro-batches, and what ``term`` measured.
+
+    A loss that is NaN or infinite makes the whole gradient NaN, so that the optimiser skips the
+    step on every rank, even where that loss has a finite gradient.
+    """
+    tally = Tally()
+    for index, samples in enumerate(micro_batches):
+        loss, sums, largest = term(samples)
+        values = [loss.detach(), *sums.values(), *largest.values()]
+        # One transfer from the device per micro-batch.
+        total, *rest = torch.stack([value.double() for value in values]).tolist()
+        finite = math.isfinite(total)
+        engine.backward(
+            loss * (scale if finite else math.nan), last=index == len(micro_batches) - 1
+        )
+        if not finite:
+            tally.broken += [sample.key for sample in samples]
+        tally.sums["loss"] += total
+        for name, value in zip(sums, rest[: len(sums)], strict=True):
+            tally.sums[name] += value
+        for name, value in zip(largest, rest[len(sums) :], strict=True):
+            tally.largest[name] = max(value, tally.largest.get(name, value))
+    return tally
