@@ -207,6 +207,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("learner.optimizer.lr=0", "learner.optimizer.lr: expected more than 0"),
         ("learner.gpus=-1", "learner.gpus: expected at least 0"),
         ("grpo.kl_coef=-0.1", "grpo.kl_coef: expected at least 0"),
+        ("grpo.clip_low=1.5", "grpo.clip_low: expected a share in [0, 1]"),
+        ("grpo.tis_cap=0.5", "grpo.tis_cap: expected 0 (off) or at least 1"),
+        ("grpo.sequence_band=1", "grpo.sequence_band: expected 0 (off) or more than 1"),
+        ("grpo.overlong_share=0", "grpo.overlong_share: expected more than 0"),
+        ("grpo={query_weight: 0, target_weight: 0}", "grpo.query_weight: with target_weight=0"),
         ("run.seed=-1", "run.seed: expected at least 0"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Group advantages."""
+"""Group advantages and what shapes the rewards before them."""
+
+import statistics
 
 import numpy as np
 import pytest
@@ -6,35 +8,77 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from learner.advantages import group_advantages, has_spread
+from learner.advantages import group_advantages, has_spread, overlong_share
 
+KINDS = ["group_norm", "mean_only", "leave_one_out", "batch_norm"]
 REWARDS = st.lists(st.floats(-2, 2), min_size=2, max_size=16).map(np.array)
+GROUPS = st.lists(REWARDS, min_size=1, max_size=4)
 
 
-def test_hand_worked_group():
-    advantages = group_advantages(np.array([1.0, 2.0, 3.0]), std_floor=1e-6)
-    np.testing.assert_allclose(advantages, [-1.0, 0.0, 1.0])
+def slow_reference(groups: list[list[float]], kind: str, std_floor: float) -> list[list[float]]:
+    """Return the advantages as the publications write them, one reward at a time."""
+    centred = [[r - statistics.fmean(group) for r in group] for group in groups]
+    whole = [value for group in centred for value in group]
+    found = []
+    for group, away in zip(groups, centred, strict=True):
+        if kind == "group_norm":
+            found.append([a / max(statistics.stdev(group), std_floor) for a in away])
+        elif kind == "batch_norm":
+            found.append([a / max(statistics.stdev(whole), std_floor) for a in away])
+        elif kind == "mean_only":
+            found.append(away)
+        else:
+            total = sum(group)
+            found.append([r - (total - r) / (len(group) - 1) for r in group])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("group_norm", [[-1.0, 0.0, 1.0], [-(0.5**0.5), 0.5**0.5]]),
+        ("mean_only", [[-1.0, 0.0, 1.0], [-2.0, 2.0]]),
+        ("leave_one_out", [[-1.5, 0.0, 1.5], [-4.0, 4.0]]),
+        ("batch_norm", [[-(0.4**0.5), 0.0, 0.4**0.5], [-(1.6**0.5), 1.6**0.5]]),
+    ],
+)
+def test_hand_worked_groups(kind, expected):
+    groups = [np.array([1.0, 2.0, 3.0]), np.array([0.0, 4.0])]
+    found = group_advantages(groups, kind=kind, std_floor=1e-6)
+    for values, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(GROUPS)
+def test_advantages_match_a_slow_reference(kind, groups):
+    found = group_advantages(groups, kind=kind, std_floor=0.05)
+    expected = slow_reference([group.tolist() for group in groups], kind, 0.05)
+    for values, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, atol=1e-9)
 
 
 def test_the_floor_bounds_what_noise_is_worth():
-    advantages = group_advantages(np.array([0.500, 0.501]), std_floor=0.05)
-    np.testing.assert_allclose(advantages, [-0.01, 0.01])
+    for kind in ("group_norm", "batch_norm"):
+        [advantages] = group_advantages([np.array([0.500, 0.501])], kind=kind, std_floor=0.05)
+        np.testing.assert_allclose(advantages, [-0.01, 0.01])
 
 
-@given(REWARDS)
-def test_advantages_sum_to_zero_and_keep_the_order(rewards):
-    advantages = group_advantages(rewards, std_floor=0.05)
-    assert abs(advantages.sum()) < 1e-9
-    assert (np.diff(advantages[np.argsort(rewards)]) >= 0).all()
+@pytest.mark.parametrize("kind", KINDS)
+@given(GROUPS)
+def test_advantages_sum_to_zero_and_keep_the_order(kind, groups):
+    found = group_advantages(groups, kind=kind, std_floor=0.05)
+    for advantages, rewards in zip(found, groups, strict=True):
+        assert abs(advantages.sum()) < 1e-9
+        assert (np.diff(advantages[np.argsort(rewards)]) >= 0).all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @given(REWARDS, st.floats(-1, 1))
-def test_shifting_all_rewards_changes_nothing(rewards, shift):
-    np.testing.assert_allclose(
-        group_advantages(rewards + shift, std_floor=0.05),
-        group_advantages(rewards, std_floor=0.05),
-        atol=1e-9,
-    )
+def test_shifting_all_rewards_changes_nothing(kind, rewards, shift):
+    shifted = group_advantages([rewards + shift], kind=kind, std_floor=0.05)
+    same = group_advantages([rewards], kind=kind, std_floor=0.05)
+    np.testing.assert_allclose(shifted[0], same[0], atol=1e-9)
 
 
 def test_spread():
@@ -43,11 +87,30 @@ def test_spread():
     assert not has_spread(np.array([0.7]), min_spread=0.0)
 
 
-def test_a_group_of_one_has_no_advantage():
-    assert group_advantages(np.array([0.7]), std_floor=1e-6).tolist() == [0.0]
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_of_one_has_no_advantage_and_no_groups_give_none(kind):
+    [advantages] = group_advantages([np.array([0.7])], kind=kind, std_floor=1e-6)
+    assert advantages.tolist() == [0.0]
+    assert group_advantages([], kind=kind, std_floor=1e-6) == []
 
 
 @pytest.mark.parametrize("rewards", [[], [0.1, float("nan")], [[0.1, 0.2]]])
 def test_rewards_that_are_no_group_are_refused(rewards):
     with pytest.raises(DataError, match="expected"):
-        group_advantages(np.array(rewards), std_floor=1e-6)
+        group_advantages([np.array(rewards)], kind="group_norm", std_floor=1e-6)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(DataError, match="found 'median'"):
+        group_advantages([np.array([0.1, 0.2])], kind="median", std_floor=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "share"), [(0, 0), (80, 0), (90, 0.5), (100, 1), (120, 1)])
+def test_the_overlong_penalty_rises_over_the_last_part(tokens, share):
+    assert overlong_share(tokens, max_tokens=100, share=0.2) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("max_tokens", "share"), [(0, 0.2), (100, 0.0), (100, 1.5)])
+def test_a_limit_without_a_last_part_is_refused(max_tokens, share):
+    with pytest.raises(DataError, match="token limit"):
+        overlong_share(10, max_tokens=max_tokens, share=share)

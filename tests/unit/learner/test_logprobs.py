@@ -59,3 +59,29 @@ def test_evaluation_needs_no_gradient():
         chunked = token_logprobs(hidden, targets, head, vocabulary=VOCABULARY, chunk_logits=22)
         plain = token_logprobs(hidden, targets, head, vocabulary=VOCABULARY)
     torch.testing.assert_close(chunked, plain)
+
+
+@pytest.mark.parametrize("chunk_logits", [1, 3 * VOCABULARY, 1 << 20])
+def test_entropy_carries_gradient_where_it_is_asked_for(chunk_logits):
+    head, hidden, targets = example(10)
+    settings = {"vocabulary": VOCABULARY, "banned": torch.tensor([0, 2]), "temperature": 0.7}
+    _, entropy, _ = token_logprobs(
+        hidden, targets, head, entropy_gradient=True, chunk_logits=chunk_logits, **settings
+    )
+    entropy.sum().backward()
+    found = hidden.grad.clone(), head.weight.grad.clone()
+    hidden.grad = head.weight.grad = None
+
+    plain = torch.log_softmax(head(hidden)[:, [1, *range(3, VOCABULARY)]] / 0.7, -1)
+    (-(plain.exp() * plain).sum()).backward()
+    torch.testing.assert_close(found, (hidden.grad, head.weight.grad))
+    _, without, _ = token_logprobs(hidden, targets, head, chunk_logits=chunk_logits, **settings)
+    assert not without.requires_grad
+
+
+def test_double_precision_is_kept():
+    head, hidden, targets = example(5)
+    logprobs, entropy, _ = token_logprobs(
+        hidden.double(), targets, head.double(), vocabulary=VOCABULARY
+    )
+    assert logprobs.dtype == entropy.dtype == torch.float64
