@@ -156,8 +156,8 @@ class LearnerWorker:
     ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to this rank's traces.
 
-        By key. For KL in the reward, and for `old_logprobs` of traces that wait for a step after
-        the next: then it is called before the version changes.
+        By key. For KL in the reward; and for `TrainSample.old_logprobs`, if it is called while
+        the version that sampled is still the one in training.
         """
         objective = self._policy()
         patches = self._patches(micro_batches, pictures)
