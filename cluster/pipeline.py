@@ -45,7 +45,8 @@ from data.types import (
     TrajectoryKey,
 )
 from evaluation.metrics import hit_at_1
-from learner.advantages import group_advantages, has_spread, overlong_share
+from learner.advantages import step_advantages
+from learner.policy import TokenScores, shaped_rewards
 from reward.score import score_round
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class Pipeline:
         with clock.phase("train"):
             contents = {request.key: request.content for request in requests}
             rewards, penalties = self._shaped_rewards(scored, contents, pictures)
-            advantages, skipped = self._advantages(rewards)
+            advantages, skipped = step_advantages(rewards, self.config.grpo)
             samples = self._samples(scored, advantages, contents)
             trained = self.learner.train_policy(samples, pictures)
         oldest = min((one.min_version for one in trajectories), default=self.version)
@@ -307,48 +308,19 @@ class Pipeline:
         pictures: Any,
     ) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
         """Return the rewards less the penalties for length and KL, and the penalties' metrics."""
-        grpo, limit = self.config.grpo, self.config.rollout.sampling.max_tokens
+        grpo = self.config.grpo
         rewards = {one.trajectory.key: one.parts.total for one in scored}
-        metrics: dict[str, float] = {}
-        lengths = {one.trajectory.key: len(one.trajectory.response_ids) for one in scored}
-        if grpo.overlong_penalty and scored:
-            over = {
-                key: overlong_share(length, max_tokens=limit, share=grpo.overlong_share)
-                for key, length in lengths.items()
-            }
-            for key, share in over.items():
-                rewards[key] -= grpo.overlong_penalty * share
-            metrics["reward/overlong"] = float(np.mean(list(over.values())))
+        scores: Mapping[str, TokenScores] = {}
         if grpo.kl != "none" and grpo.kl_in == "reward" and scored:
             samples = self._samples(scored, dict.fromkeys(rewards, 0.0), contents)
             scores = self.learner.score_policy(samples, pictures)
-            kl = {key: scores[str(key)].kl(grpo.kl) for key in rewards}
-            for key, value in kl.items():
-                rewards[key] -= grpo.kl_coef * value
-            metrics["policy/kl"] = sum(kl.values()) / sum(lengths.values())
-        return rewards, metrics
-
-    def _advantages(
-        self, rewards: Mapping[TrajectoryKey, float]
-    ) -> tuple[dict[TrajectoryKey, float], int]:
-        """Return advantages by key, and how many groups had no spread and are skipped."""
-        grpo = self.config.grpo
-        groups: dict[GroupKey, list[TrajectoryKey]] = {}
-        for key in rewards:
-            groups.setdefault(key.group, []).append(key)
-        made = {group: np.array([rewards[key] for key in keys]) for group, keys in groups.items()}
-        kept = {
-            group: values
-            for group, values in made.items()
-            if has_spread(values, min_spread=grpo.min_spread)
-        }
-        found = group_advantages(list(kept.values()), kind=grpo.advantage, std_floor=grpo.std_floor)
-        advantages = {
-            key: float(value)
-            for group, values in zip(kept, found, strict=True)
-            for key, value in zip(groups[group], values, strict=True)
-        }
-        return advantages, len(groups) - len(kept)
+        return shaped_rewards(
+            rewards,
+            {one.trajectory.key: len(one.trajectory.response_ids) for one in scored},
+            scores,
+            grpo=grpo,
+            max_tokens=self.config.rollout.sampling.max_tokens,
+        )
 
     def _samples(
         self,

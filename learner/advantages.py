@@ -9,11 +9,41 @@ Kinds, for the rewards r of the n siblings of one group (std: of the sample, n -
                                                     REINFORCE++ with baseline, Hu et al., 2025
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from configs.schema import GRPOConfig
 from data.errors import DataError
+from data.types import GroupKey, TrajectoryKey
+
+
+def step_advantages(
+    rewards: Mapping[TrajectoryKey, float], config: GRPOConfig
+) -> tuple[dict[TrajectoryKey, float], int]:
+    """Return advantages by trace, and how many groups had too little spread and are left out.
+
+    Raises:
+        DataError: a reward is not finite.
+    """
+    groups: dict[GroupKey, list[TrajectoryKey]] = {}
+    for key in rewards:
+        groups.setdefault(key.group, []).append(key)
+    values = [np.array([rewards[key] for key in keys]) for keys in groups.values()]
+    kept = [
+        (keys, some)
+        for keys, some in zip(groups.values(), values, strict=True)
+        if has_spread(some, min_spread=config.min_spread)
+    ]
+    found = group_advantages(
+        [some for _, some in kept], kind=config.advantage, std_floor=config.std_floor
+    )
+    advantages = {
+        key: float(value)
+        for (keys, _), some in zip(kept, found, strict=True)
+        for key, value in zip(keys, some, strict=True)
+    }
+    return advantages, len(groups) - len(kept)
 
 
 def group_advantages(

@@ -1,6 +1,6 @@
 """RL of the Reasoner: from sampled traces to what `learner.losses` reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from configs.schema import GRPOConfig
 from data.errors import DataError
-from data.types import TrainSample
+from data.types import TrainSample, TrajectoryKey
+from learner.advantages import overlong_share
 from learner.losses import PolicyTokens, kl_estimate, loss_total, token_weight
 
 
@@ -59,6 +60,33 @@ class TokenScores:
             raise DataError(f"kl={kind}: expected reference log-probabilities; set kl != none")
         own, reference = torch.from_numpy(self.own), torch.from_numpy(self.reference)
         return float(kl_estimate(own.double(), reference.double(), kind).sum())
+
+
+def shaped_rewards(
+    rewards: Mapping[TrajectoryKey, float],
+    lengths: Mapping[TrajectoryKey, int],
+    scores: Mapping[str, TokenScores],
+    *,
+    grpo: GRPOConfig,
+    max_tokens: int,
+) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
+    """Return the rewards less the penalties for length and KL, and the penalties' metrics.
+
+    ``scores`` are by the traces' keys as text; they are read where the KL is in the reward.
+    """
+    shaped, metrics = dict(rewards), dict[str, float]()
+    if grpo.overlong_penalty and rewards:
+        over = {
+            key: overlong_share(lengths[key], max_tokens=max_tokens, share=grpo.overlong_share)
+            for key in rewards
+        }
+        shaped = {key: shaped[key] - grpo.overlong_penalty * over[key] for key in shaped}
+        metrics["reward/overlong"] = float(np.mean(list(over.values())))
+    if grpo.kl != "none" and grpo.kl_in == "reward" and rewards:
+        kl = {key: scores[str(key)].kl(grpo.kl) for key in rewards}
+        shaped = {key: shaped[key] - grpo.kl_coef * kl[key] for key in shaped}
+        metrics["policy/kl"] = sum(kl.values()) / sum(lengths[key] for key in rewards)
+    return shaped, metrics
 
 
 def policy_tokens(

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.schema import GRPOConfig
 from data.errors import DataError
-from learner.advantages import group_advantages, has_spread, overlong_share
+from data.types import GroupKey, Side, TrajectoryKey
+from learner.advantages import group_advantages, has_spread, overlong_share, step_advantages
 
 KINDS = ["group_norm", "mean_only", "leave_one_out", "batch_norm"]
 REWARDS = st.lists(st.floats(-2, 2), min_size=2, max_size=16).map(np.array)
@@ -114,3 +116,16 @@ def test_the_overlong_penalty_rises_over_the_last_part(tokens, share):
 def test_a_limit_without_a_last_part_is_refused(max_tokens, share):
     with pytest.raises(DataError, match="token limit"):
         overlong_share(10, max_tokens=max_tokens, share=share)
+
+
+def test_a_step_has_advantages_by_trace_and_leaves_out_groups_without_spread():
+    keys = [
+        TrajectoryKey(GroupKey(serial, "p", Side.QUERY), sibling)
+        for sibling in range(2)  # siblings arrive mixed
+        for serial in range(3)
+    ]
+    rewards = dict(zip(keys, [0.0, 0.5, 1.0, 1.0, 0.5, 5.0], strict=True))
+    found, skipped = step_advantages(rewards, GRPOConfig(advantage="mean_only"))
+    assert skipped == 1
+    assert found == {keys[0]: -0.5, keys[3]: 0.5, keys[2]: -2.0, keys[5]: 2.0}
+    assert step_advantages({}, GRPOConfig()) == ({}, 0)
