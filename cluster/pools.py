@@ -115,6 +115,8 @@ class RewardPool(Pool):
                 model=str(Path(reward.model).absolute()),
                 engine=reward.engine,
                 media=media,
+                pooling=reward.pooling,
+                instruction=reward.instruction,
             )
         )
 

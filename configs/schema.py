@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MISSING = "???"
+Pooling = Literal["emb_token", "last", "cls", "mean"]
 MIN_VOCABULARY = 400
 """Bytes, special tokens and the trace grammar take about 290 of a tokenizer's entries."""
 
@@ -112,7 +113,16 @@ class RolloutConfig:
 @dataclass(frozen=True)
 class RewardConfig:
     model: str = MISSING
-    """Embedder folder (Hugging Face layout, with an `<emb>` token)."""
+    """Embedder folder (Hugging Face layout)."""
+    pooling: Pooling = "emb_token"
+    """Where the vector is read. `emb_token`: at the `<emb>` after the user's turn, as the job
+    `embedder` trains it. Other Embedders: `last` (Qwen3-VL-Embedding and other decoders), `cls`,
+    `mean` (BERT family), as the model was trained."""
+    instruction: str = ""
+    """Told to an Embedder with another pooling than `emb_token`, on both sides: the system message
+    of one that sees pictures (Qwen3-VL-Embedding: "Represent the user's input."), put as it is
+    before the text for a text-only one. Texts beyond engine.max_model_len are cut for the latter.
+    """
     pool: PoolConfig = field(default_factory=PoolConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     format_weight: float = 0.05
@@ -424,7 +434,14 @@ _CHECKS = {
     ],
     EvalConfig: lambda n: [*_positive(n, "samples"), *_not_negative(n, "every")],
     SamplingConfig: lambda n: _positive(n, "temperature", "max_tokens"),
-    RewardConfig: lambda n: _positive(n, "temperature"),
+    RewardConfig: lambda n: [
+        *_positive(n, "temperature"),
+        *(
+            ["instruction: an Embedder with pooling=emb_token reads none; empty it or set pooling"]
+            if n.instruction and n.pooling == "emb_token"
+            else []
+        ),
+    ],
     OptimizerConfig: lambda n: _positive(n, "lr", "eps", "grad_clip"),
     LearnerConfig: lambda n: [
         *_positive(n, "ranks", "micro_batch_tokens", "timeout_s"),

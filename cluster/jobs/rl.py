@@ -24,9 +24,11 @@ from cluster.stage import progress_bar
 from cluster.tracking import Tracker
 from cluster.weights import WeightStore
 from configs.schema import RLConfig
+from data.chat import load_encoder
 from data.datasets import PairFeed
 from data.errors import CheckpointError
-from data.records import load_sets
+from data.model_folder import check_reasoner_sees, warn_embedder_ignores
+from data.records import LoadedSet, load_sets
 from data.types import Pair
 from rollout.actor import StoreAddress
 
@@ -53,7 +55,11 @@ def main(config: RLConfig) -> int:
         return 0
     data = config.data
     train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
-    held_out = held_out_pairs(config)
+    held_out_sets = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+    check_reasoner_sees(config.reasoner, [*train, *held_out_sets])
+    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
+    warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])
+    held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     for loaded in train:
         for bad in loaded.bad_rows:
             log.warning("quarantined: %s", bad.reason)
@@ -161,16 +167,11 @@ def record(
     console.print(f"step {step}: " + " ".join(parts), highlight=False)
 
 
-def held_out_pairs(config: RLConfig) -> list[Pair]:
+def held_out_pairs(sets: list[LoadedSet], samples: int) -> list[Pair]:
     """Return the held-out pairs measured during the run, the same at every measurement."""
-    data = config.data
-    pairs = [
-        pair
-        for loaded in load_sets(data.eval, max_bad_rows=data.max_bad_rows)
-        for pair in loaded.pairs
-    ]
-    stride = max(1, len(pairs) // max(1, config.evaluation.samples))
-    return pairs[::stride][: config.evaluation.samples]
+    pairs = [pair for loaded in sets for pair in loaded.pairs]
+    stride = max(1, len(pairs) // max(1, samples))
+    return pairs[::stride][:samples]
 
 
 def checkpoint(folder: RunFolder, step: int, pipeline: Pipeline, learner: LearnerGroup) -> None:
