@@ -202,6 +202,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("learner.optimizer.lr=0", "learner.optimizer.lr: expected more than 0"),
         ("learner.gpus=-1", "learner.gpus: expected at least 0"),
         ("grpo.kl_coef=-0.1", "grpo.kl_coef: expected at least 0"),
+        (
+            "reward.instruction=x",
+            "reward.instruction: an Embedder with pooling=emb_token reads none",
+        ),
+        ("reward.pooling=max", "reward.pooling"),
         ("run.seed=-1", "run.seed: expected at least 0"),
     ],
 )
