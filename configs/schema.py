@@ -271,7 +271,8 @@ class RLConfig:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     reasoner: str = MISSING
-    """Folder of the warm-started Reasoner; also the KL reference."""
+    """Folder of the warm-started Reasoner, also the KL reference: of the Qwen-VL family or, where
+    the data sets hold no pictures, a causal language model with a chat template."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
