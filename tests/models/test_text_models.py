@@ -17,7 +17,7 @@ from configs.schema import EngineConfig, MediaConfig
 from data.types import EmbedRequest
 from reward.actor import EmbedderActor
 
-pytestmark = [pytest.mark.models, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.models, pytest.mark.timeout(3000)]
 REPOSITORY = Path(__file__).parents[2]
 STEPS, PAIRS, SIBLINGS = 10, 4, 4
 GAP = 1e-3
@@ -64,7 +64,7 @@ def settings(folder: Path, reasoner: Path, embedder: Path) -> dict[str, Any]:
             "cpus": 0.5,
             "zero_stage": 0,
             "bf16": False,
-            "micro_batch_tokens": 1024,
+            "micro_batch_tokens": 512,
             "optimizer": {"lr": 1e-6},
         },
         "steps": STEPS,
@@ -94,7 +94,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, smollm2_folder, minilm_
         },
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=2700,
     )
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return folder / "run"
