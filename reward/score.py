@@ -21,11 +21,9 @@ from data.types import (
     Side,
     Trajectory,
 )
-from reward.contrast import contrastive_rank
+from reward.contrast import SIMILARITY_DECIMALS, contrastive_rank
 
 TOP_RETRIEVED = 3
-SIMILARITY_DECIMALS = 9
-"""Equal traces must tie: a matrix product differs in its last bits from place to place."""
 
 
 def format_reward(text: str, item: Item, *, max_frames: int) -> float:
