@@ -1,15 +1,24 @@
-"""Rollout and reward pools: equal actors of one role, requests split among them, joined by key."""
+"""Rollout, reward and judge pools: equal actors of one role, requests split among them, joined by key."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from cluster.session import Role, actor_options, place, wait_for
-from configs.schema import MediaConfig, RewardConfig, RolloutConfig
-from data.types import DroppedTrajectory, EmbedRequest, GenerationRequest, Trajectory
+from configs.schema import JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
+from data.types import (
+    DroppedTrajectory,
+    EmbedRequest,
+    GenerationRequest,
+    Judgement,
+    JudgeQuestion,
+    Trajectory,
+)
 from reward.actor import EmbedderActor
+from reward.judge_actor import JudgeActor
 from rollout.actor import RolloutActor, StoreAddress, SyncReport
 
 
@@ -142,3 +151,33 @@ class RewardPool(Pool):
             vectors.update(some)
             failed.update(reasons)
         return vectors, failed
+
+
+class JudgePool(Pool):
+    """Frozen judge engines."""
+
+    def __init__(self, judge: JudgeConfig) -> None:
+        pool = judge.pool
+        super().__init__(Role("judge", pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s)
+        config = replace(judge, model=str(Path(judge.model).absolute()))
+        remote = ray.remote(JudgeActor)
+        self.start(lambda name, options: remote.options(**options).remote(name=name, config=config))
+
+    def ready(self) -> None:
+        """Wait until every engine has loaded its model."""
+        self.wait([actor.ready.remote() for actor in self.actors], "loading the judge")
+
+    def judge(
+        self, questions: Sequence[JudgeQuestion]
+    ) -> tuple[dict[str, Judgement], dict[str, str]]:
+        """Return verdicts by trace key, and the reason for each key that failed."""
+        refs = [
+            actor.judge.remote(list(questions[index :: len(self.actors)]))
+            for index, actor in enumerate(self.actors)
+        ]
+        judged: dict[str, Judgement] = {}
+        failed: dict[str, str] = {}
+        for some, reasons in self.wait(refs, "judging traces"):
+            judged.update(some)
+            failed.update(reasons)
+        return judged, failed

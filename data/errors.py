@@ -4,6 +4,7 @@ ConfigError(ValueError)          a setting is wrong; all problems are listed at 
 EmbedRLError
   DataError(ValueError)          a row, picture or trace cannot be used
     TCoTError                    a text is not a T-CoT trace
+  JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
   CheckpointError(RuntimeError)  a checkpoint is missing, incomplete or of another run
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
@@ -24,6 +25,10 @@ class DataError(EmbedRLError, ValueError):
 
 class TCoTError(DataError):
     """A text is not a T-CoT trace; the message names what is missing or wrong."""
+
+
+class JudgeError(EmbedRLError, RuntimeError):
+    """The judge's answer is no number of a candidate; the trace is dropped, never guessed for."""
 
 
 class WeightSyncError(EmbedRLError, RuntimeError):

@@ -120,7 +120,9 @@ def rank_embeddings(
         )
     longest = [float(np.vecdot(one, one).max(initial=0.0)) ** 0.5 for one in (rows_ND, columns_MD)]
     if not np.isfinite(longest).all():
-        raise DataError("embeddings must be finite; leave out the traces that could not be embedded")
+        raise DataError(
+            "embeddings must be finite; leave out the traces that could not be embedded"
+        )
     reach = longest[0] * longest[1]
     if rows_ND.shape[0] * columns_MD.shape[0] <= WHOLE:
         similarity = rows_ND.astype(np.float64) @ columns_MD.astype(np.float64).T

@@ -17,8 +17,9 @@ from rich.console import Console
 from cluster.entry import describe, run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
-from cluster.pools import RewardPool, RolloutPool
+from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
+from cluster.scoring import Scorer
 from cluster.session import Role, session
 from cluster.stage import progress_bar
 from cluster.tracking import Tracker
@@ -37,10 +38,11 @@ KEPT_CHECKPOINTS = 2
 
 def roles(config: RLConfig) -> list[Role]:
     """Return what the job asks Ray for."""
-    rollout, reward = config.rollout.pool, config.reward.pool
+    pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
+    if config.reward.judge.model:
+        pools["judge"] = config.reward.judge.pool
     return [
-        Role("rollout", rollout.actors, rollout.cpus, rollout.gpus),
-        Role("reward", reward.actors, reward.cpus, reward.gpus),
+        *(Role(name, pool.actors, pool.cpus, pool.gpus) for name, pool in pools.items()),
         learner_role(config.learner),
     ]
 
@@ -69,6 +71,7 @@ def main(config: RLConfig) -> int:
         )
         rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
         reward = RewardPool(config.reward, data.media)
+        judge = JudgePool(config.reward.judge) if config.reward.judge.model else None
         learner.build_policy(
             model=config.reasoner,
             media=data.media,
@@ -77,8 +80,9 @@ def main(config: RLConfig) -> int:
             grpo=config.grpo,
             temperature=config.rollout.sampling.temperature,
         )
-        rollout.ready()
-        reward.ready()
+        pools = [pool for pool in (rollout, reward, judge) if pool is not None]
+        for pool in pools:
+            pool.ready()
         pipeline = Pipeline(
             config,
             feed=PairFeed(
@@ -88,7 +92,9 @@ def main(config: RLConfig) -> int:
                 seed=config.run.seed,
             ),
             rollout=rollout,
-            reward=reward,
+            scorer=Scorer(
+                config.reward, embedder=reward, judge=judge, max_frames=data.media.max_frames
+            ),
             learner=learner,
             store=store,
         )
@@ -96,7 +102,7 @@ def main(config: RLConfig) -> int:
         pipeline.sync()
         train_loop(config, pipeline, learner, folder, tracker, held_out=held_out, done=done)
         learner.export(folder.path / "export")
-        for part in (rollout, reward, learner):
+        for part in (*pools, learner):
             part.close()
     folder.finish(steps=config.steps)
     tracker.close(ok=True)
@@ -174,12 +180,13 @@ def held_out_pairs(config: RLConfig) -> list[Pair]:
 
 
 def checkpoint(folder: RunFolder, step: int, pipeline: Pipeline, learner: LearnerGroup) -> None:
-    """Save learner and loop together; complete only once the folder has its final name."""
+    """Save learner, scorer and loop together; complete only once the folder has its final name."""
     final = folder.path / "checkpoints" / f"step-{step:06d}"
     part = final.with_name(final.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
     learner.save(part / "learner")
+    pipeline.scorer.save(part)
     (part / "loop.json").write_text(json.dumps({"step": step, **pipeline.state()}))
     part.rename(final)
     for old in complete_checkpoints(folder)[:-KEPT_CHECKPOINTS]:
@@ -211,6 +218,7 @@ def resume(folder: RunFolder, pipeline: Pipeline, learner: LearnerGroup) -> int:
         ) from error
     learner.load(newest / "learner")
     pipeline.restore(state)
+    pipeline.scorer.restore(newest)
     folder.keep_metrics_until(state["step"])
     log.info("resumed after step %d from %s", state["step"], newest)
     return int(state["step"])
