@@ -1,4 +1,4 @@
-"""Rollout, reward and judge pools: equal actors of one role, requests split among them, joined by key."""
+"""Rollout, reward and judge pools: equal actors of one role share requests, joined by key."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
