@@ -209,10 +209,9 @@ class _RowBlock:
             total += weights @ np.ones(stop - start, weights.dtype)
             weighted += np.vecdot(weights, logits)
         accuracy = self.best / count
-        # What is kept lies above positive number `best`; for the rank only the first one matters.
+        # Where a positive is left, all negatives as close as the first one have been kept.
         alive = self.best > 0
-        self.best = np.minimum(self.best, 1)
-        self.closer[alive] = self._settle()[alive]
+        self.closer[alive] = self._as_close(np.ones_like(self.best))[alive]
         mean_negative = np.divide(
             weighted * self.temperature, total, out=np.zeros(len(count)), where=total > 0
         )
@@ -221,7 +220,7 @@ class _RowBlock:
     def _compare(self, logits: np.ndarray, start: int) -> None:
         """Take a block's negatives into account that are as close as the positive in question."""
         alive = self.best > 0
-        bar = self._bar()
+        bar = self._bar(self.best)
         limit = (bar - self.close).astype(logits.dtype)[:, None]
         above = _flags(self.above, np.greater_equal, logits, limit)
         found = _count(above)
@@ -241,30 +240,36 @@ class _RowBlock:
             i = fresh[i]
             new = (i, j + start, logits[i, j].astype(np.float64), np.zeros(len(i), bool))
             self.kept = tuple(np.concatenate(pair) for pair in zip(self.kept, new, strict=True))
-            while True:
-                closer = self._settle()
-                # Positive number b is among the top P if at most P - b negatives are as close.
-                out = (closer > self.count - self.best) & (self.best > 0)
-                if not out.any():
-                    break
-                gone = out & (self.best == 1)
-                self.closer[gone] = closer[gone]
-                self.best[out] -= 1
+            self._lower_best()
 
-    def _settle(self) -> np.ndarray:
-        """Drop what is not as close as each row's bar, and return how many are left, [R]."""
-        i, j, value, exact = self.kept
-        stays = self.best[i] > 0
-        bar = self._bar()[i]
-        near = np.flatnonzero(stays & ~exact & (np.abs(value - bar) <= self.close))
-        value[near], exact[near] = self._exact(i[near], j[near]), True
-        stays &= value >= bar
+    def _lower_best(self) -> None:
+        """Find by bisection how many positives the kept negatives leave within the top."""
+        # Positive number b is among the top P if at most P - b negatives are as close.
+        high = self.best
+        low = np.where(self._as_close(high) <= self.count - high, high, 0)
+        while (wide := high - low > 1).any():
+            middle = (low + high) // 2
+            fits = self._as_close(middle) <= self.count - middle
+            low = np.where(wide & fits, middle, low)
+            high = np.where(wide & ~fits, middle, high)
+        gone = (self.best > 0) & (low == 0)
+        self.closer[gone] = self._as_close(low)[gone]
+        self.best = low
+        i, _, value, _ = self.kept
+        stays = (low[i] > 0) & (value >= self._bar(low)[i])
         self.kept = tuple(part[stays] for part in self.kept)
-        return np.bincount(self.kept[0], minlength=len(self.best))
 
-    def _bar(self) -> np.ndarray:
-        """Return the logit of positive number `best`, of the first one where none is left, [R]."""
-        return self.positives[self.first + np.maximum(self.best, 1) - 1]
+    def _as_close(self, number: np.ndarray) -> np.ndarray:
+        """Return how many kept negatives are as close as positive ``number`` [R] of their row."""
+        i, j, value, exact = self.kept
+        bar = self._bar(number)[i]
+        near = np.flatnonzero(~exact & (np.abs(value - bar) <= self.close))
+        value[near], exact[near] = self._exact(i[near], j[near]), True
+        return np.bincount(i[value >= bar], minlength=len(number))
+
+    def _bar(self, number: np.ndarray) -> np.ndarray:
+        """Return the logit of positive ``number`` of each row, of the first one for 0, [R]."""
+        return self.positives[self.first + np.maximum(number, 1) - 1]
 
     def _exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Return the logits of row i[n] and column j[n], from similarities in float64."""

@@ -232,3 +232,50 @@ def test_an_impossible_embedder_run_is_refused(refuse, override, words):
 def test_evaluation_needs_data(refuse):
     text = "{run: {dir: x}, warm_start: a, eg_rl: b, reward: {model: c}}"
     assert "data.eval: expected at least one" in refuse(text=text, cls=EvaluateConfig)
+
+
+PRESET = RL.replace(
+    "reward: {model: models/embedder}",
+    "reward: {preset: paper, model: models/embedder, process_weight: 0.7, judge: {model: j}}",
+)
+
+
+def test_a_preset_lies_under_the_keys_that_are_given(tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(PRESET)
+    reward = load(RLConfig, path).reward
+    assert (reward.accuracy, reward.outcome_weight, reward.process_weight) == ("all", 0.2, 0.7)
+    assert (reward.judge.positives, reward.judge.model) == ("all", "j")
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(load(RLConfig, path)))
+    assert load(RLConfig, resolved).reward == reward
+
+
+def test_an_override_chooses_the_preset_and_keys_still_win(tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(PRESET)
+    reward = load(RLConfig, path, ["reward.outcome_weight=0.3", "reward.preset=code"]).reward
+    assert (reward.accuracy, reward.outcome_weight, reward.judge.shuffle) == ("share", 0.3, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward.preset=mine", "expected one of ['', 'paper', 'code']"),
+        ("reward.preset=paper", "reward.judge.model: process_weight=0.8 needs a judge"),
+        ("reward.judge.model=j", "reward.process_weight: a judge that pays nothing"),
+        ("reward.length_weight=1", "reward.length_budget: length_weight needs it > 0"),
+        ("reward.bank={hard: 3, capacity: 2}", "reward.bank.hard: expected at most capacity=2"),
+        ("reward.false_negative_similarity=1.1", "expected a share in [0, 1], found 1.1"),
+        (
+            "reward={process_weight: 1, judge: {model: j, answer: score, positives: all}}",
+            "reward.judge.answer: a score is read from one digit, so at most 9",
+        ),
+    ],
+)
+def test_reward_settings_that_cannot_work_are_refused(refuse, override, words):
+    assert words in refuse(override)
+
+
+def test_a_preset_that_is_no_name_is_refused(refuse):
+    assert "reward.preset" in refuse("reward.preset=[paper]")

@@ -1,4 +1,4 @@
-"""Rewards: the spec's formula and both published variants by hand, joins by key, what is dropped."""
+"""Rewards: the formula and both published variants by hand, joins by key, what is dropped."""
 
 import math
 from dataclasses import replace
@@ -247,7 +247,12 @@ PLAIN_DEGREES = {
 # target/1 at 30: positives cos 30, cos 10; negatives cos 60, cos 30, which ties with the farther
 # positive: Acc 1/2, and m = 0.92542 - (2.71828 * 0.5 + 5.65223 * 0.86603) / 8.37051 = 0.17826.
 BY_HAND = [
-    ("code", True, 0.05 + 0.8 * 0.5 * 0.65354 + 0.2 * 0.65354, 0.05 + 0.2 * 0.17826 + 0.2 * 0.17826),
+    (
+        "code",
+        True,
+        0.05 + 0.8 * 0.5 * 0.65354 + 0.2 * 0.65354,
+        0.05 + 0.2 * 0.17826 + 0.2 * 0.17826,
+    ),
     ("code", False, 0.05 + 0.8 * 0.5 * 0.65354, 0.05 + 0.8 * 0.5 * 0.5 * 0.17826),
     ("paper", True, 0.05 + 0.2 * 0.65354 + 0.8, 0.05 + 0.8),
     ("paper", False, 0.05 + 0.2 * 0.65354, 0.05),
