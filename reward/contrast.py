@@ -81,8 +81,9 @@ def contrastive_rank(
     rank = 1 + (negatives >= positives[:, :1]).sum(axis=1)
 
     mean_positive = np.where(np.isfinite(positives), positives, 0.0).sum(axis=1) / count
-    has_negative = np.isfinite(negatives[:, 0])
-    peak = np.where(has_negative, negatives[:, 0], 0.0)
+    peak = negatives.max(axis=1, initial=-np.inf)
+    has_negative = np.isfinite(peak)
+    peak = np.where(has_negative, peak, 0.0)
     weights = np.exp((negatives - peak[:, None]) / temperature)
     weighted = (weights * np.where(np.isfinite(negatives), negatives, 0.0)).sum(axis=1)
     mean_negative = weighted / np.where(has_negative, weights.sum(axis=1), 1.0)

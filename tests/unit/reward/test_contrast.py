@@ -213,6 +213,12 @@ def test_without_negatives_nothing_is_subtracted():
     assert found.margin[0] == pytest.approx(0.4)
 
 
+def test_no_rows_give_no_ranks():
+    for columns in (0, 3):
+        none = np.zeros((0, columns))
+        assert contrastive_rank(none, none > 0, temperature=0.5).rank.tolist() == []
+
+
 def test_tiny_temperatures_take_the_hardest_negative():
     similarity = np.array([[0.9, 0.7, -0.3]])
     positive = np.array([[True, False, False]])
