@@ -78,7 +78,8 @@ def contrastive_rank(
     k = np.arange(1, positives.shape[1] + 1)
     rival = np.take_along_axis(negatives, np.maximum(count[:, None] - k, 0), axis=1)
     accuracy = ((rival < positives) & (k <= count[:, None])).sum(axis=1) / count
-    rank = 1 + (negatives >= positives[:, :1]).sum(axis=1)
+    best = positives.max(axis=1, initial=-np.inf)
+    rank = 1 + (negatives >= best[:, None]).sum(axis=1)
 
     mean_positive = np.where(np.isfinite(positives), positives, 0.0).sum(axis=1) / count
     peak = negatives.max(axis=1, initial=-np.inf)
