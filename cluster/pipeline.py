@@ -12,7 +12,7 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +25,16 @@ from cluster.pools import RolloutPool
 from cluster.scoring import Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.embed_inputs import embed_content
 from data.errors import WeightSyncError
 from data.media import load_pictures
-from data.prompts import reasoner_content, templates_version
+from data.prompts import reasoner_content, templates_version, uris_shown
 from data.types import (
     Content,
     DroppedTrajectory,
-    EmbedRequest,
     GenerationRequest,
     GroupKey,
     Pair,
+    Pictures,
     ScoredTrajectory,
     Side,
     TrainSample,
@@ -188,25 +187,14 @@ class Pipeline:
             )
             for end, pair in ends.items()
         ]
-        decoded, failed = load_pictures(
-            (uri for pair in pairs for side in Side for uri in pair.item(side).uris),
-            self.config.data.media,
-        )
+        decoded, failed = self._decoded(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
         pictures = ray.put(decoded)
         trajectories, lost = self.rollout.generate(requests, pictures)
         texts = {one.key: one.text for one in trajectories}
         inputs = [
-            EmbedRequest(
-                key=str(key),
-                content=embed_content(
-                    ends[end].item(end[1]),
-                    texts[key],
-                    max_frames=self.max_frames,
-                    evidence=self.config.reward.evidence,
-                ),
-            )
+            self.scorer.request(key, ends[end], texts[key])
             for end, key in keys.items()
             if key in texts
         ]
@@ -265,10 +253,7 @@ class Pipeline:
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
     ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
         """Decode the step's pictures once and put them into the object store."""
-        decoded, failed = load_pictures(
-            (uri for pair in pairs.values() for side in Side for uri in pair.item(side).uris),
-            self.config.data.media,
-        )
+        decoded, failed = self._decoded(pairs.values())
         kept, dropped = [], []
         for request in requests:
             group = request.key.group
@@ -279,6 +264,11 @@ class Pipeline:
             else:
                 kept.append(request)
         return ray.put(decoded), kept, dropped
+
+    def _decoded(self, pairs: Iterable[Pair]) -> tuple[Pictures, dict[str, str]]:
+        """Return the pictures that the pairs show, and the reason for each that failed."""
+        items = (pair.item(side) for pair in pairs for side in Side)
+        return load_pictures(uris_shown(items, self.max_frames), self.config.data.media)
 
     def _advantages(
         self, scored: Sequence[ScoredTrajectory]

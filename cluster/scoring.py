@@ -2,36 +2,40 @@
 
 traces -> [reward pool] -> embeddings -> ranks among the round's candidates
                                            |-> [judge pool] -> verdicts
-                                           '-> rewards
+                                           '-> rewards -> monitors
 """
 
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.pools import JudgePool, RewardPool
-from configs.schema import RewardConfig
+from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
-from data.errors import TCoTError
-from data.tcot import parse
+from data.prompts import pictures_of
+from data.tcot import faults
 from data.types import (
     DroppedTrajectory,
     EmbedRequest,
+    Evidence,
     Judgement,
     JudgeQuestion,
     Pair,
     ScoredTrajectory,
     Side,
     Trajectory,
+    TrajectoryKey,
 )
 from reward.bank import CandidateBank
 from reward.cache import EmbeddingCache
+from reward.counterfactuals import counterfactuals, score_probe
 from reward.judge import build_question
+from reward.monitors import WatchedRound, watch
 from reward.round import RankedTrajectory, rank_round
 from reward.score import score_round
 
@@ -60,10 +64,12 @@ class Scorer:
         embedder: RewardPool,
         judge: JudgePool | None,
         max_frames: int,
+        second: RewardPool | None = None,
     ) -> None:
         self.config = config
         self.embedder = embedder
         self.judge = judge
+        self.second = second
         self.max_frames = max_frames
         self.bank = CandidateBank(config.bank)
         self.cache = EmbeddingCache(CACHED_ITEMS)
@@ -82,9 +88,8 @@ class Scorer:
         if self.config.gain_weight > 0:
             plain, hits = self._embed_plain(pairs, pictures)
             metrics["reward/cache_hits"] = float(hits)
-        ranked, dropped = rank_round(
-            trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain
-        )
+        found = rank_round(trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain)
+        ranked = found.ranked
         judged: dict[str, Judgement] = {}
         if self.judge is not None:
             questions = self._questions(ranked, trajectories, pairs)
@@ -99,12 +104,28 @@ class Scorer:
         scored, lost = score_round(
             ranked, judged, pairs, reward=self.config, max_frames=self.max_frames
         )
+        metrics |= self.embedder.counters()
+        metrics |= self._watch(scored, vectors, pairs, pictures, plain)
+        for side, own in found.candidates.items():
+            self.bank.add(side, own)
         if ranked:
             metrics["candidates/size"] = _mean([one.candidates_size for one in ranked])
             metrics["mask/false_negatives"] = _mean([one.false_negatives for one in ranked])
         if judged:
             metrics["judge/right"] = _mean([one.share for one in judged.values()])
-        return Scores(scored=scored, dropped=dropped + lost, metrics=metrics)
+        return Scores(scored=scored, dropped=found.dropped + lost, metrics=metrics)
+
+    def request(self, key: TrajectoryKey, pair: Pair, trace: str) -> EmbedRequest:
+        """Return what the frozen Embedder reads of a trace of one side of a pair."""
+        return EmbedRequest(
+            key=str(key),
+            content=embed_content(
+                pair.item(key.group.side),
+                trace,
+                max_frames=self.max_frames,
+                evidence=Evidence(self.config.evidence),
+            ),
+        )
 
     def save(self, folder: Path) -> None:
         """Write what a resumed run must know; the cache only saves time and is not written."""
@@ -118,16 +139,7 @@ class Scorer:
         self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
     ) -> dict[str, np.ndarray]:
         requests = [
-            EmbedRequest(
-                key=str(one.key),
-                content=embed_content(
-                    pairs[one.key.group.serial].item(one.key.group.side),
-                    one.text,
-                    max_frames=self.max_frames,
-                    evidence=self.config.evidence,
-                ),
-            )
-            for one in trajectories
+            self.request(one.key, pairs[one.key.group.serial], one.text) for one in trajectories
         ]
         vectors, failed = self.embedder.embed(requests, pictures)
         _warn("not embedded", failed)
@@ -160,6 +172,58 @@ class Scorer:
             len(found) - len(missing),
         )
 
+    def _watch(
+        self,
+        scored: Sequence[ScoredTrajectory],
+        vectors: Mapping[str, np.ndarray],
+        pairs: Mapping[int, Pair],
+        pictures: Any,
+        plain: Mapping[tuple[int, Side], np.ndarray] | None,
+    ) -> dict[str, float]:
+        """Return the `hack/` metrics of a step's rewards, and log what rings.
+
+        A sample is scored again with its evidence removed and with another item's trace; the
+        judge, who reads only texts, is left out of that.
+        """
+        traces = [one.trajectory for one in scored]
+        unjudged = replace(self.config, process_weight=0.0)
+
+        def score(changed: Mapping[str, np.ndarray]) -> list[ScoredTrajectory]:
+            found = rank_round(traces, changed, pairs, self.bank, reward=unjudged, plain=plain)
+            return score_round(
+                found.ranked, {}, pairs, reward=unjudged, max_frames=self.max_frames
+            )[0]
+
+        planned = counterfactuals(
+            scored, pairs, max_frames=self.max_frames, evidence=Evidence(self.config.evidence)
+        )
+        embedded, failed = self.embedder.embed([one.request for one in planned], pictures)
+        _warn("not embedded", failed)
+        second: dict[str, float] = {}
+        if self.second is not None:
+            requests = [
+                self.request(one.key, pairs[one.key.group.serial], one.text) for one in traces
+            ]
+            other, failed = self.second.embed(requests, pictures)
+            _warn("not embedded by the second Embedder", failed)
+            alone = replace(unjudged, gain_weight=0.0)
+            found = rank_round(traces, other, pairs, CandidateBank(BankConfig()), reward=alone)
+            paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
+            second = {str(one.trajectory.key): one.parts.total for one in paid}
+        metrics, alarms = watch(
+            WatchedRound(
+                scored=scored,
+                pairs=pairs,
+                vectors=vectors,
+                items={} if plain is None else _by_group(traces, plain),
+                probe=score_probe(planned, vectors, embedded, score=score),
+                second=second,
+            )
+        )
+        for alarm in alarms:
+            log.warning("reward hacking: %s", alarm)
+        return metrics
+
     def _questions(
         self,
         ranked: Sequence[RankedTrajectory],
@@ -175,17 +239,21 @@ class Scorer:
 def _repairs(
     trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], max_frames: int
 ) -> dict[str, float]:
-    """Return `repair/<what was mended or dropped>`, counted over the step's traces."""
+    """Return `repair/<name>`: what the parser mended, dropped or refused in the step's traces."""
     counts: Counter[str] = Counter()
     for one in trajectories:
         item = pairs[one.key.group.serial].item(one.key.group.side)
-        try:
-            frames = min(len(item.uris), max_frames)
-            counts.update(parse(one.text, kind=item.kind, num_frames=frames).repairs)
-        except TCoTError:
-            counts["not a trace"] += 1
+        shown = len(pictures_of(item, max_frames))
+        counts.update(faults(one.text, kind=item.kind, num_frames=shown))
     # Trackers take no colon in a name.
     return {f"repair/{name.replace(':', '')}": float(count) for name, count in counts.items()}
+
+
+def _by_group(
+    traces: Sequence[Trajectory], plain: Mapping[tuple[int, Side], np.ndarray]
+) -> dict[str, np.ndarray]:
+    groups = {one.key.group for one in traces}
+    return {str(group): plain[group.serial, group.side] for group in groups}
 
 
 def _warn(what: str, failed: Mapping[str, str]) -> None:

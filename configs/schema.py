@@ -180,12 +180,16 @@ class RewardConfig:
     """Tokens of a trace that cost nothing."""
     gate_by_format: bool = False
     """Pay outcome, process and gain only to strictly valid traces."""
+    second_model: str = ""
+    """Another Embedder that pays nothing: how far it agrees is watched (`hack/agreement`). It runs
+    in a pool of its own with the settings of pool and engine. Empty = none."""
     bank: BankConfig = field(default_factory=BankConfig)
     false_negative_similarity: float = 1.0
     """Candidates closer than this to a gold candidate are no negatives; 1 = never. Copies of the
     gold item and candidates with its label are none in any case."""
-    evidence: bool = True
-    """Embed the crops and key frames that a trace points at, not only its text."""
+    evidence: Literal["none", "text", "text+evidence"] = "text+evidence"
+    """What goes to the Embedder beside the item: nothing, the trace's text, or the text and the
+    crops or key frames that it points at."""
 
 
 _PUBLISHED = {
@@ -451,6 +455,11 @@ def problems(config: object) -> list[str]:
             rollout.sampling.max_tokens < rollout.engine.max_model_len,
             f"rollout.sampling.max_tokens: {rollout.sampling.max_tokens} leaves no room for a "
             f"prompt in rollout.engine.max_model_len={rollout.engine.max_model_len}",
+        )
+        need(
+            config.reward.evidence != "none",
+            "reward.evidence: 'none' embeds no trace, so siblings earn the same; use 'text' or "
+            "'text+evidence'",
         )
         judge = config.reward.judge
         shown = judge.negatives + (config.siblings if judge.positives == "all" else 1)

@@ -1,4 +1,4 @@
-"""The error tree. Constructors take one message, so every error survives pickling between actors.
+"""The error tree. A message alone makes each, so every error survives pickling between actors.
 
 ConfigError(ValueError)          a setting is wrong; all problems are listed at once (configs/)
 EmbedRLError
@@ -24,7 +24,14 @@ class DataError(EmbedRLError, ValueError):
 
 
 class TCoTError(DataError):
-    """A text is not a T-CoT trace; the message names what is missing or wrong."""
+    """A text is not a T-CoT trace; the message names what is missing or wrong.
+
+    ``repairs`` holds the names of what was mended and dropped before it was refused, and last why.
+    """
+
+    def __init__(self, message: str, repairs: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.repairs = repairs
 
 
 class JudgeError(EmbedRLError, RuntimeError):

@@ -3,7 +3,7 @@
 Made by -> used by:
   Pair                records           -> everyone
   Picture, Content    prompts, inputs   -> rollout, reward, learner (what a model reads)
-  Cues, TCoT          tcot              -> embed_inputs, reward, evaluation
+  Cues, TCoT          cues, tcot        -> embed_inputs, reward, evaluation
   GenerationRequest   cluster           -> rollout
   Trajectory          rollout           -> reward, learner
   ScoredTrajectory    reward            -> learner, metrics, the trajectory files
@@ -34,6 +34,17 @@ class Side(StrEnum):
 
     QUERY = "query"
     TARGET = "target"
+
+
+class Evidence(StrEnum):
+    """How much of a trace the Embedder reads beside the item."""
+
+    NONE = "none"
+    """Nothing: the item alone."""
+    TEXT = "text"
+    """The trace's text."""
+    FULL = "text+evidence"
+    """The text, and the crops or key frames that it points at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,16 @@ class RankedTrajectory:
     """Candidates left out because they are right as well."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What became of a step's traces, and what later rounds may rank against."""
+
+    ranked: list[RankedTrajectory]
+    dropped: list[DroppedTrajectory]
+    candidates: Mapping[Side, list[Candidate]]
+    """The step's own, for the bank."""
+
+
 def rank_round(
     trajectories: Sequence[Trajectory],
     vectors: Mapping[str, np.ndarray],
@@ -50,8 +60,8 @@ def rank_round(
     *,
     reward: RewardConfig,
     plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
-) -> tuple[list[RankedTrajectory], list[DroppedTrajectory]]:
-    """Rank every trace of a step in both directions, and remember its candidates in the bank.
+) -> Round:
+    """Rank every trace of a step in both directions, among the step's and the bank's candidates.
 
     ``vectors`` holds unit embeddings [D] by trajectory key (as text), ``pairs`` the step's pairs by
     group serial, ``plain`` the embeddings of items without a trace (None: no gain is asked for).
@@ -80,9 +90,7 @@ def rank_round(
             some, lost = _rank_side(rows, step, columns, vectors, pairs, reward, plain)
             ranked += some
             dropped += lost
-    for side, own in sides.items():
-        bank.add(side, own)
-    return ranked, dropped
+    return Round(ranked=ranked, dropped=dropped, candidates=sides)
 
 
 def _usable(

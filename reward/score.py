@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from configs.schema import RewardConfig
-from data.errors import TCoTError
-from data.tcot import parse
+from data.tcot import faults
 from data.types import (
     DroppedTrajectory,
     Item,
@@ -18,11 +17,8 @@ from reward.round import RankedTrajectory
 
 def format_reward(text: str, item: Item, *, max_frames: int) -> float:
     """Return 1.0 for a strictly valid trace of that item, else 0.0."""
-    try:
-        frames = min(len(item.uris), max_frames)
-        return float(parse(text, kind=item.kind, num_frames=frames).valid)
-    except TCoTError:
-        return 0.0
+    frames = min(len(item.uris), max_frames)
+    return float(not faults(text, kind=item.kind, num_frames=frames))
 
 
 def length_penalty(tokens: int, *, budget: int) -> float:

@@ -10,10 +10,10 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig
 from data.chat import ChatEncoder, EncodedPrompt
+from data.cues import MAX_BOXES
 from data.engine_args import engine_arguments
 from data.errors import DataError
 from data.model_folder import load_processor
-from data.tcot import MAX_BOXES
 
 
 class VLLMEmbedder:
@@ -32,6 +32,11 @@ class VLLMEmbedder:
     async def start(self) -> None:
         """Load the model; blocks for seconds."""
         self._llm = AsyncLLM.from_engine_args(self._arguments)
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors of a started engine."""
+        return self._llm.model_config.embedding_size
 
     async def embed(self, key: str, prompt: EncodedPrompt) -> np.ndarray:
         """Return the unit vector, float32 [D], at the prompt's last token.

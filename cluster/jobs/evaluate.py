@@ -17,6 +17,7 @@ from cluster.session import Role, session
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.media import load_pictures
+from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
 from evaluation.report import print_table
@@ -49,7 +50,7 @@ def main(config: EvaluateConfig) -> int:
         for bad in one.bad_rows:
             console.print(f"quarantined: {bad.reason}", highlight=False)
     pairs = [pair for one in loaded for pair in one.pairs]
-    decoded, failed = load_pictures(uris_of(pairs), data.media)
+    decoded, failed = load_pictures(uris_of(pairs, data.media.max_frames), data.media)
     for reason in failed.values():
         console.print(f"left out: {reason}", highlight=False)
     tracker = Tracker(config, describe(config), job="evaluate", folder=folder.path)
@@ -122,10 +123,10 @@ def greedy_traces(
     return {one.key.group.pair_id: one.text for one in trajectories}
 
 
-def uris_of(pairs: list[Pair]) -> set[str]:
+def uris_of(pairs: list[Pair], max_frames: int) -> set[str]:
     """Return every picture that the pairs and their candidates show."""
-    items = [item for p in pairs for item in (p.query, p.target, *p.candidates)]
-    return {uri for item in items for uri in item.uris}
+    items = (item for p in pairs for item in (p.query, p.target, *p.candidates))
+    return uris_shown(items, max_frames)
 
 
 if __name__ == "__main__":

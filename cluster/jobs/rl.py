@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ KEPT_CHECKPOINTS = 2
 def roles(config: RLConfig) -> list[Role]:
     """Return what the job asks Ray for."""
     pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
+    if config.reward.second_model:
+        pools["second"] = config.reward.pool
     if config.reward.judge.model:
         pools["judge"] = config.reward.judge.pool
     return [
@@ -71,6 +74,10 @@ def main(config: RLConfig) -> int:
         )
         rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
         reward = RewardPool(config.reward, data.media)
+        second = None
+        if config.reward.second_model:
+            other = replace(config.reward, model=config.reward.second_model)
+            second = RewardPool(other, data.media, role="second")
         judge = JudgePool(config.reward.judge) if config.reward.judge.model else None
         learner.build_policy(
             model=config.reasoner,
@@ -80,7 +87,7 @@ def main(config: RLConfig) -> int:
             grpo=config.grpo,
             temperature=config.rollout.sampling.temperature,
         )
-        pools = [pool for pool in (rollout, reward, judge) if pool is not None]
+        pools = [pool for pool in (rollout, reward, second, judge) if pool is not None]
         for pool in pools:
             pool.ready()
         pipeline = Pipeline(
@@ -93,7 +100,11 @@ def main(config: RLConfig) -> int:
             ),
             rollout=rollout,
             scorer=Scorer(
-                config.reward, embedder=reward, judge=judge, max_frames=data.media.max_frames
+                config.reward,
+                embedder=reward,
+                judge=judge,
+                second=second,
+                max_frames=data.media.max_frames,
             ),
             learner=learner,
             store=store,

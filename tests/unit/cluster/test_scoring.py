@@ -33,6 +33,9 @@ class FakeEmbedder:
             vectors[request.key] = (vector / np.linalg.norm(vector)).astype(np.float32)
         return vectors, failed
 
+    def counters(self):
+        return {"pool/reward/failed": float(len(self.fails))}
+
 
 class FakeJudge:
     """Always names the first right candidate; answers in prose where told."""
@@ -60,8 +63,9 @@ def make_step(start=0, count=3):
     return traces, pairs
 
 
-def make_scorer(reward=REWARD, *, embedder=None, judge=None):
-    return Scorer(reward, embedder=embedder or FakeEmbedder(), judge=judge, max_frames=8)
+def make_scorer(reward=REWARD, *, embedder=None, judge=None, second=None):
+    embedder = embedder or FakeEmbedder()
+    return Scorer(reward, embedder=embedder, judge=judge, second=second, max_frames=8)
 
 
 def rewards(scores):
@@ -73,8 +77,11 @@ def test_every_trace_is_scored_once_and_the_round_is_measured():
     scores = make_scorer().score(traces, pairs, None)
     assert {str(one.trajectory.key) for one in scores.scored} == {str(one.key) for one in traces}
     assert scores.dropped == []
-    assert scores.metrics == {
-        "repair/not a trace": 12.0,
+    watched = {name for name in scores.metrics if name.startswith("hack/")}
+    assert {"hack/all_right", "hack/mean_cosine/query"} <= watched
+    assert {name: scores.metrics[name] for name in scores.metrics if name not in watched} == {
+        "repair/refused a part is missing": 12.0,
+        "pool/reward/failed": 0.0,
         "candidates/size": 6.0,
         "mask/false_negatives": 0.0,
     }
@@ -86,7 +93,7 @@ def test_repairs_are_counted_by_what_was_mended():
     traces[0], traces[1] = replace(traces[0], text=mended), replace(traces[1], text=mended)
     metrics = make_scorer().score(traces, pairs, None).metrics
     assert metrics["repair/keyword dropped repeated"] == 2.0
-    assert metrics["repair/not a trace"] == 10.0
+    assert metrics["repair/refused a part is missing"] == 10.0
 
 
 def test_a_trace_that_cannot_be_embedded_is_dropped():
@@ -138,3 +145,21 @@ def test_a_resumed_scorer_gives_the_same_rewards(restart, tmp_path):
             scorer.restore(tmp_path)
     assert rewards(found) == rewards(expected)
     assert found.metrics["candidates/size"] == 10.0
+
+
+def test_a_second_embedder_is_watched_and_pays_nothing():
+    traces, pairs = make_step()
+    alone = make_scorer().score(traces, pairs, None)
+    watched = make_scorer(second=FakeEmbedder()).score(traces, pairs, None)
+    assert "hack/agreement" not in alone.metrics
+    assert watched.metrics["hack/agreement"] == pytest.approx(1.0)
+    assert rewards(watched) == rewards(alone)
+
+
+def test_rewarded_traces_are_scored_again_with_another_items_trace():
+    traces, pairs = make_step()
+    embedder = FakeEmbedder()
+    scores = make_scorer(embedder=embedder).score(traces, pairs, None)
+    paid = {str(one.trajectory.key) for one in scores.scored if one.parts.outcome > 0}
+    again = {key.partition("#")[0] for key in embedder.asked if "#" in key}
+    assert again == paid

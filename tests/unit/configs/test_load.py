@@ -1,6 +1,7 @@
 """Settings: everything wrong is refused at start, all of it at once, with the key to change."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -11,10 +12,12 @@ from configs.schema import (
     EmbedderConfig,
     EvaluateConfig,
     ReportConfig,
+    RewardConfig,
     RLConfig,
     RuleTracesConfig,
     WarmStartConfig,
 )
+from data.types import Evidence
 
 FOLDER = Path(__file__).parents[3] / "configs"
 JOBS = {
@@ -116,6 +119,7 @@ def test_flat_settings_have_dotted_keys(good):
         ("learner=3", "learner: "),
         ("learner.zero_stage=4", "expected one of [0, 1, 2, 3]"),
         ("data.templates=long", "expected one of ['full', 'brief']"),
+        ("reward.evidence=true", "expected one of ['none', 'text', 'text+evidence']"),
         ("data.train=5", "data.train: "),
         ("data.train=[7]", "data.train: "),
         ("data.train[0].limit=5", "data.train.0.limit: a list is given whole"),
@@ -188,6 +192,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("siblings=1", "siblings: a group needs at least 2"),
         ("pairs=1", "pairs: a rank needs at least 2"),
         ("learner.bf16=true", "logprob_tolerance: bf16"),
+        ("reward.evidence=none", "reward.evidence: 'none' embeds no trace"),
         ("data.max_bad_rows=1.5", "data.max_bad_rows: expected a share"),
         ("data.media.crop_min_pixels=9999999", "data.media.crop_min_pixels: expected 0 <"),
         ("data.media.max_frames=0", "data.media.max_frames: expected more than 0"),
@@ -232,6 +237,10 @@ def test_an_impossible_embedder_run_is_refused(refuse, override, words):
 def test_evaluation_needs_data(refuse):
     text = "{run: {dir: x}, warm_start: a, eg_rl: b, reward: {model: c}}"
     assert "data.eval: expected at least one" in refuse(text=text, cls=EvaluateConfig)
+
+
+def test_the_ways_of_embedding_traces_are_those_of_the_type():
+    assert list(get_args(get_type_hints(RewardConfig)["evidence"])) == [str(e) for e in Evidence]
 
 
 PRESET = RL.replace(

@@ -28,6 +28,11 @@ def step(start, *, count=4, seed=0):
     return traces, pairs, vectors
 
 
+def remember(bank, found):
+    for side, own in found.candidates.items():
+        bank.add(side, own)
+
+
 def run(steps, *, shuffle=None, reward=REWARD):
     """Rank steps one after another with one bank; return the last one's results by key."""
     bank = CandidateBank(reward.bank)
@@ -36,9 +41,10 @@ def run(steps, *, shuffle=None, reward=REWARD):
             traces = [traces[i] for i in shuffle.permutation(len(traces))]
             names = [str(one.key) for one in traces]
             vectors = {names[i]: vectors[names[i]] for i in shuffle.permutation(len(names))}
-        ranked, dropped = rank_round(traces, vectors, pairs, bank, reward=reward)
-        assert dropped == []
-    return {str(one.trajectory.key): one for one in ranked}
+        found = rank_round(traces, vectors, pairs, bank, reward=reward)
+        remember(bank, found)
+        assert found.dropped == []
+    return {str(one.trajectory.key): one for one in found.ranked}
 
 
 STEPS = [step(start) for start in (0, 4, 8, 12)]
@@ -105,9 +111,10 @@ def test_an_item_remembered_from_an_earlier_step_is_no_negative_of_itself():
 def test_a_restart_between_steps_changes_no_reward(odd, tmp_path):
     bank = CandidateBank(REWARD.bank)
     for index, (traces, pairs, vectors) in enumerate(STEPS):
-        ranked, _ = rank_round(traces, vectors, pairs, bank, reward=REWARD)
+        found = rank_round(traces, vectors, pairs, bank, reward=REWARD)
+        remember(bank, found)
         if index == odd:
             bank.save(tmp_path / "bank.npz")
             bank = CandidateBank(REWARD.bank)
             bank.load(tmp_path / "bank.npz")
-    assert {str(one.trajectory.key): one for one in ranked} == run(STEPS)
+    assert {str(one.trajectory.key): one for one in found.ranked} == run(STEPS)

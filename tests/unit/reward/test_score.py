@@ -51,9 +51,9 @@ DEGREES = {
 def score(trajectories, vectors, pairs=PAIRS, *, reward=REWARD, judged=(), plain=None):
     """Rank and score a round without a bank; return what is scored and all that is dropped."""
     bank = CandidateBank(reward.bank)
-    ranked, dropped = rank_round(trajectories, vectors, pairs, bank, reward=reward, plain=plain)
-    scored, lost = score_round(ranked, dict(judged), pairs, reward=reward, max_frames=8)
-    return scored, dropped + lost
+    found = rank_round(trajectories, vectors, pairs, bank, reward=reward, plain=plain)
+    scored, lost = score_round(found.ranked, dict(judged), pairs, reward=reward, max_frames=8)
+    return scored, found.dropped + lost
 
 
 def by_key(scored):
@@ -297,7 +297,7 @@ def test_the_published_variants_show_all_positives_and_the_closest_other_pairs(
     reward = published(preset, tmp_path)
     bank = CandidateBank(reward.bank)
     vectors = angles(trajectories, degrees)
-    ranked, _ = rank_round(trajectories, vectors, pairs, bank, reward=reward)
+    ranked = rank_round(trajectories, vectors, pairs, bank, reward=reward).ranked
     traces = {str(one.key): one for one in trajectories}
     questions = {
         str(one.trajectory.key): build_question(one, traces, pairs, reward.judge) for one in ranked
