@@ -1,6 +1,6 @@
 """The EG-RL loop. One step: sample traces, embed and rank them, train, publish and pull weights.
 
-    pairs -> [rollout pool] -> trajectories -> [reward pool] -> rewards -> advantages
+    pairs -> [rollout pool] -> trajectories -> [scorer] -> rewards -> advantages
       ^                                                                      |
       +--- version v+1 <- [object store] <- weights <- [learner group] <-----+
 
@@ -12,7 +12,7 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,20 +21,20 @@ import numpy as np
 import ray
 
 from cluster.learner_group import LearnerGroup
-from cluster.pools import RewardPool, RolloutPool
+from cluster.pools import RolloutPool
+from cluster.scoring import Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.embed_inputs import embed_content
 from data.errors import WeightSyncError
 from data.media import load_pictures
-from data.prompts import reasoner_content, templates_version
+from data.prompts import reasoner_content, templates_version, uris_shown
 from data.types import (
     Content,
     DroppedTrajectory,
-    EmbedRequest,
     GenerationRequest,
     GroupKey,
     Pair,
+    Pictures,
     ScoredTrajectory,
     Side,
     TrainSample,
@@ -43,7 +43,6 @@ from data.types import (
 )
 from evaluation.metrics import hit_at_1
 from learner.advantages import group_advantages, has_spread
-from reward.score import score_round
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +92,14 @@ class Pipeline:
         *,
         feed: PairFeed,
         rollout: RolloutPool,
-        reward: RewardPool,
+        scorer: Scorer,
         learner: LearnerGroup,
         store: Any,
     ) -> None:
         self.config = config
         self.feed = feed
         self.rollout = rollout
-        self.reward = reward
+        self.scorer = scorer
         self.learner = learner
         self.store = store
         self.version = 0
@@ -120,10 +119,11 @@ class Pipeline:
             trajectories, lost = self.rollout.generate(requests, pictures)
             dropped += lost
         with clock.phase("reward"):
-            scored, lost = self._score(trajectories, pairs, pictures)
-            dropped += lost
+            scores = self.scorer.score(trajectories, pairs, pictures)
+            scored = scores.scored
+            dropped += scores.dropped
         with clock.phase("train"):
-            advantages, skipped = self._advantages(scored)
+            advantages, skipped, single = self._advantages(scored)
             samples = self._samples(scored, advantages, {r.key: r.content for r in requests})
             trained = self.learner.train_policy(samples, pictures)
         oldest = min((one.min_version for one in trajectories), default=self.version)
@@ -134,10 +134,12 @@ class Pipeline:
         metrics = {
             **trained.metrics,
             **synced,
+            **scores.metrics,
             **_reward_metrics(scored),
             **_rollout_metrics(trajectories, clock.phases["rollout"]),
             "staleness/max": float(staleness),
             "group/skipped": float(skipped),
+            "group/single": float(single),
             "group/count": float(len({one.trajectory.key.group for one in scored})),
             "policy/version": float(self.version),
         }
@@ -185,29 +187,18 @@ class Pipeline:
             )
             for end, pair in ends.items()
         ]
-        decoded, failed = load_pictures(
-            (uri for pair in pairs for side in Side for uri in pair.item(side).uris),
-            self.config.data.media,
-        )
+        decoded, failed = self._decoded(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
         pictures = ray.put(decoded)
         trajectories, lost = self.rollout.generate(requests, pictures)
         texts = {one.key: one.text for one in trajectories}
         inputs = [
-            EmbedRequest(
-                key=str(key),
-                content=embed_content(
-                    ends[end].item(end[1]),
-                    texts[key],
-                    max_frames=self.max_frames,
-                    evidence=self.config.reward.evidence,
-                ),
-            )
+            self.scorer.request(key, ends[end], texts[key])
             for end, key in keys.items()
             if key in texts
         ]
-        vectors, unembedded = self.reward.embed(inputs, pictures)
+        vectors, unembedded = self.scorer.embedder.embed(inputs, pictures)
         found: dict[Side, dict[str, np.ndarray]] = {side: {} for side in Side}
         for (content, side), key in keys.items():
             if str(key) in vectors:
@@ -262,10 +253,7 @@ class Pipeline:
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
     ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
         """Decode the step's pictures once and put them into the object store."""
-        decoded, failed = load_pictures(
-            (uri for pair in pairs.values() for side in Side for uri in pair.item(side).uris),
-            self.config.data.media,
-        )
+        decoded, failed = self._decoded(pairs.values())
         kept, dropped = [], []
         for request in requests:
             group = request.key.group
@@ -277,32 +265,18 @@ class Pipeline:
                 kept.append(request)
         return ray.put(decoded), kept, dropped
 
-    def _score(
-        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
-    ) -> tuple[list[ScoredTrajectory], list[DroppedTrajectory]]:
-        inputs = [
-            EmbedRequest(
-                key=str(one.key),
-                content=embed_content(
-                    pairs[one.key.group.serial].item(one.key.group.side),
-                    one.text,
-                    max_frames=self.max_frames,
-                    evidence=self.config.reward.evidence,
-                ),
-            )
-            for one in trajectories
-        ]
-        vectors, failed = self.reward.embed(inputs, pictures)
-        for key, reason in failed.items():
-            log.warning("%s: not embedded: %s", key, reason)
-        return score_round(
-            trajectories, vectors, pairs, reward=self.config.reward, max_frames=self.max_frames
-        )
+    def _decoded(self, pairs: Iterable[Pair]) -> tuple[Pictures, dict[str, str]]:
+        """Return the pictures that the pairs show, and the reason for each that failed."""
+        items = (pair.item(side) for pair in pairs for side in Side)
+        return load_pictures(uris_shown(items, self.max_frames), self.config.data.media)
 
     def _advantages(
         self, scored: Sequence[ScoredTrajectory]
-    ) -> tuple[dict[TrajectoryKey, float], int]:
-        """Return advantages by key, and how many groups had no spread and are skipped."""
+    ) -> tuple[dict[TrajectoryKey, float], int, int]:
+        """Return advantages by key, and how many groups are skipped: without spread, of one trace.
+
+        Groups of one, whose siblings were dropped, count in both.
+        """
         groups: dict[GroupKey, list[ScoredTrajectory]] = {}
         for one in scored:
             groups.setdefault(one.trajectory.key.group, []).append(one)
@@ -316,7 +290,8 @@ class Pipeline:
             values = group_advantages(rewards, std_floor=self.config.grpo.std_floor)
             for one, value in zip(members, values, strict=True):
                 advantages[one.trajectory.key] = float(value)
-        return advantages, skipped
+        single = sum(len(members) == 1 for members in groups.values())
+        return advantages, skipped, single
 
     def _samples(
         self,
@@ -371,6 +346,9 @@ class Pipeline:
             "reward/total": parts.total,
             "reward/format": parts.format,
             "reward/outcome": parts.outcome,
+            "reward/process": parts.process,
+            "reward/gain": parts.gain,
+            "reward/length": parts.length,
             "rank/accuracy": parts.accuracy,
             "rank/margin": parts.margin,
             "rank/gold": parts.rank,
@@ -378,6 +356,10 @@ class Pipeline:
             "min_version": trajectory.min_version,
             "max_version": trajectory.max_version,
             "retrieved": list(one.retrieved),
+            "candidates/id": one.candidates_id,
+            "candidates/size": one.candidates_size,
+            "judge/shown": list(one.judgement.shown) if one.judgement else [],
+            "judge/answer": one.judgement.answer if one.judgement else "",
             "dropped": None,
         }
 
@@ -394,6 +376,9 @@ def _reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
         "reward/total": _mean(scored, lambda one: one.parts.total),
         "reward/format": _mean(scored, lambda one: one.parts.format),
         "reward/outcome": _mean(scored, lambda one: one.parts.outcome),
+        "reward/process": _mean(scored, lambda one: one.parts.process),
+        "reward/gain": _mean(scored, lambda one: one.parts.gain),
+        "reward/length": _mean(scored, lambda one: one.parts.length),
         "rank/accuracy": _mean(scored, lambda one: one.parts.accuracy),
         "rank/margin": _mean(scored, lambda one: one.parts.margin),
         "rank/gold_mean": _mean(scored, lambda one: float(one.parts.rank)),

@@ -1,5 +1,6 @@
 """MLflow, written by the driver only: parameters, metrics per step, files."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -12,11 +13,14 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from mlflow.entities import Metric, Param
 
+log = logging.getLogger(__name__)
+
 PARAM_BYTES = 500
 FLUSH_S = 5.0
 """A write costs as much as a small training step, so steps share one."""
 BATCH_METRICS = 1000
 """MLflow takes no more in one call."""
+RUN_ID_FILE = "mlflow_run_id"
 
 
 class Tracker:
@@ -30,9 +34,7 @@ class Tracker:
         self._waiting: list[Metric] = []
         self._flushed = time.monotonic()
         home = runs_folder(folder)
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            mlflow.set_tracking_uri(f"sqlite:///{(home / 'mlflow.db').absolute()}")
-        self.client = mlflow.MlflowClient()
+        self.client = open_store(folder)
         experiment = self.client.get_experiment_by_name(config.run.experiment)
         experiment_id = (
             experiment.experiment_id
@@ -44,7 +46,7 @@ class Tracker:
                 else (home / "mlflow-artifacts").absolute().as_uri(),
             )
         )
-        kept = folder / "mlflow_run_id"
+        kept = folder / RUN_ID_FILE
         if kept.is_file():
             self.run_id = kept.read_text().strip()
             self.client.update_run(self.run_id, status="RUNNING")
@@ -81,6 +83,24 @@ class Tracker:
         """Write what is kept and end the run."""
         self.flush()
         self.client.set_terminated(self.run_id, status="FINISHED" if ok else "FAILED")
+
+
+def open_store(folder: Path) -> mlflow.MlflowClient:
+    """Return a client of MLFLOW_TRACKING_URI, else of the SQLite file beside the run folders."""
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(f"sqlite:///{(runs_folder(folder) / 'mlflow.db').absolute()}")
+    return mlflow.MlflowClient()
+
+
+def attach_files(folder: Path, files: Mapping[Path, str]) -> None:
+    """Attach files to the run that a job left in ``folder``: path -> place among its artifacts."""
+    kept = folder / RUN_ID_FILE
+    if not kept.is_file():
+        log.warning("%s: no MLflow run here, so nothing is attached to it", folder)
+        return
+    client = open_store(folder)
+    for path, place in files.items():
+        client.log_artifact(kept.read_text().strip(), str(path), place or None)
 
 
 def runs_folder(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """YAML + dotted overrides -> a frozen config object; everything wrong is reported at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from configs.errors import ConfigError
-from configs.schema import MISSING, problems
+from configs.schema import MISSING, PRESETS, problems
 
 T = TypeVar("T")
 _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
@@ -17,6 +17,8 @@ _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Return the settings in a YAML file, changed by ``section.key=value`` overrides.
+
+    `reward.preset` puts its values under both.
 
     Raises:
         ConfigError: unknown keys, wrong types, missing values, impossible combinations.
@@ -35,7 +37,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         except _REFUSALS as error:
             found.append(f"override '{text}': {error}")
     merged = OmegaConf.structured(cls)
-    for origin, tree in parts.items():
+    for origin, tree in {**_preset(parts.values()), **parts}.items():
         try:
             merged = OmegaConf.merge(merged, tree)
             continue
@@ -80,6 +82,16 @@ def to_flat(config: Any) -> dict[str, Any]:
         return flat
 
     return walk("", OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def _preset(parts: Iterable[Any]) -> dict[str, Any]:
+    """Return the layer of settings that the last `reward.preset` stands for, by its origin."""
+    name = ""
+    for tree in parts:
+        reward = tree.get("reward")
+        name = reward.get("preset", name) if isinstance(reward, dict) else name
+    known = isinstance(name, str) and name in PRESETS
+    return {f"reward.preset={name}": {"reward": PRESETS[name]}} if known else {}
 
 
 def _override(text: str) -> Any:

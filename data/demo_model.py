@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from data.chat import EMB_TOKEN, VISION_TOKENS
-from data.tcot import CUE_KEYS, TAGS
+from data.cues import CUE_KEYS
+from data.tcot import TAGS
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 MAX_VOCABULARY = 600

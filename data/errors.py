@@ -1,9 +1,10 @@
-"""The error tree. Constructors take one message, so every error survives pickling between actors.
+"""The error tree. A message alone makes each, so every error survives pickling between actors.
 
 ConfigError(ValueError)          a setting is wrong; all problems are listed at once (configs/)
 EmbedRLError
   DataError(ValueError)          a row, picture or trace cannot be used
     TCoTError                    a text is not a T-CoT trace
+  JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
   CheckpointError(RuntimeError)  a checkpoint is missing, incomplete or of another run
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
@@ -23,7 +24,18 @@ class DataError(EmbedRLError, ValueError):
 
 
 class TCoTError(DataError):
-    """A text is not a T-CoT trace; the message names what is missing or wrong."""
+    """A text is not a T-CoT trace; the message names what is missing or wrong.
+
+    ``repairs`` holds the names of what was mended and dropped before it was refused, and last why.
+    """
+
+    def __init__(self, message: str, repairs: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.repairs = repairs
+
+
+class JudgeError(EmbedRLError, RuntimeError):
+    """The judge's answer is no number of a candidate; the trace is dropped, never guessed for."""
 
 
 class WeightSyncError(EmbedRLError, RuntimeError):

@@ -1,47 +1,91 @@
 """What the Reasoner is asked: (kind, side, task) to prompt content, from template files.
 
-Templates are text files with `$text` where the item's own text goes. Their version is a hash of
-the whole set and is recorded with every trace.
+Templates are text files with `$text` where the item's own text goes, and `$answer` where the
+right answer is known. Their version is a hash of the whole set, recorded with every trace.
 """
 
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from string import Template
 
+from data.errors import DataError
 from data.media import sample_frames
 from data.types import Content, Item, Kind, Pair, Picture, Side
 
 
-def reasoner_content(pair: Pair, side: Side, *, templates: str, max_frames: int) -> Content:
+def reasoner_content(
+    pair: Pair, side: Side, *, templates: str, max_frames: int, answer: str = ""
+) -> Content:
     """Return the user turn that asks for a trace of one side of a pair: pictures, then text.
 
-    The other side never shows; only its kind chooses between the text templates.
+    The other side never shows, unless the caller gives it as ``answer``; only its kind chooses
+    between the text templates.
     """
-    item = pair.item(side)
-    seeks_video = side is Side.QUERY and pair.target.kind is Kind.VIDEO
     return item_content(
-        item, side, templates=templates, max_frames=max_frames, seeks_video=seeks_video
+        pair.item(side),
+        side,
+        templates=templates,
+        max_frames=max_frames,
+        seeks_video=side is Side.QUERY and pair.target.kind is Kind.VIDEO,
+        answer=answer,
     )
 
 
 def item_content(
-    item: Item, side: Side, *, templates: str, max_frames: int, seeks_video: bool = False
+    item: Item,
+    side: Side,
+    *,
+    templates: str,
+    max_frames: int,
+    seeks_video: bool = False,
+    answer: str = "",
 ) -> Content:
-    """Return the user turn that asks for a trace of one item."""
+    """Return the user turn that asks for a trace of one item (spec, section 2.2).
+
+    ``answer`` is what the right target says, for a teacher who may know it; empty: unknown.
+
+    Raises:
+        DataError: the set has no prompt for this; only queries of `full` can know the answer.
+    """
     name = f"{side}_{item.kind}"
     if item.kind is Kind.TEXT and seeks_video:
         name = "query_text_for_video"
-    text = load_templates(templates)[name].substitute(
-        text=item.text.strip(), frames=min(len(item.uris), max_frames)
+    if answer:
+        name += "_with_answer"
+    prompts = load_templates(templates)
+    if name not in prompts:
+        raise DataError(
+            f"expected a prompt '{name}' in the template set '{templates}', found none; use the "
+            "set 'full', and give the answer to queries only"
+        )
+    text = prompts[name].substitute(
+        text=item.text.strip(), frames=min(len(item.uris), max_frames), answer=answer.strip()
     )
     return (*pictures_of(item, max_frames), text)
+
+
+def filter_content(task: str, query_trace: str, target_trace: str) -> Content:
+    """Return the user turn that asks whether a pair is wrong (spec, section 1.1, step 3).
+
+    The answer is one word: Yes = clearly unrelated or contradictory, No = keep the pair.
+    """
+    text = load_templates("full")["filter"].substitute(
+        task=task.strip(), query_trace=query_trace.strip(), target_trace=target_trace.strip()
+    )
+    return (text,)
 
 
 def pictures_of(item: Item, max_frames: int) -> tuple[Picture, ...]:
     """Return the pictures that an item shows, frames sampled to the limit."""
     uris = sample_frames(item.uris, max_frames) if item.kind is Kind.VIDEO else item.uris
     return tuple(Picture(uri, item.kind) for uri in uris)
+
+
+def uris_shown(items: Iterable[Item], max_frames: int) -> set[str]:
+    """Return the files that the items show: frames beyond the limit are never decoded."""
+    return {picture.uri for item in items for picture in pictures_of(item, max_frames)}
 
 
 @cache
@@ -60,3 +104,10 @@ def templates_version(name: str) -> str:
     """Return `<set>-<hash>`: changes whenever any prompt of the set changes."""
     texts = sorted((key, template.template) for key, template in load_templates(name).items())
     return f"{name}-{hashlib.sha256(repr(texts).encode()).hexdigest()[:8]}"
+
+
+@cache
+def judge_template() -> Template:
+    """Return the judge's question, with `$trace`, `$candidates` and `$count` to fill in."""
+    file = resources.files("data") / "templates" / "judge.txt"
+    return Template(file.read_text(encoding="utf-8").strip("\n"))

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import DataSetConfig
+from data.cues import parse_evidence
 from data.errors import DataError
 from data.media import resolve
-from data.tcot import parse_evidence
+from data.tcot import MAX_CHARS
 from data.types import Cues, Item, Kind, Pair, Side
 
 BLANK_VIDEO = ["images/blank.jpg"]
@@ -174,7 +175,23 @@ class _RowReader:
             return ""
         if not isinstance(value, str):
             raise self.wrong(field, "text", value)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{self.where}, field '{field}': expected text, found half a character ({error})"
+            ) from error
         return value
+
+    def trace(self, field: str) -> str:
+        """Return a written trace; one of megabytes would not fit into any batch."""
+        text = self.text(field)
+        if len(text) > MAX_CHARS:
+            raise DataError(
+                f"{self.where}, field '{field}': expected at most {MAX_CHARS} characters, found "
+                f"{len(text)}"
+            )
+        return text
 
     def wrong(self, field: str, expected: str, value: Any) -> DataError:
         return DataError(
@@ -189,8 +206,19 @@ class _RowReader:
         return [one or "" for one in value]
 
     def paths(self, field: str, *, of: Row) -> list[str]:
-        """Return a list of picture paths; absent: none."""
-        return self.texts(field, of=of) if of.get(field) else []
+        """Return a list of picture paths; absent: none.
+
+        A list of none is refused: it says that there is a video, and one without frames.
+        """
+        if of.get(field) in (None, ""):
+            return []
+        paths = self.texts(field, of=of)
+        if not paths:
+            raise DataError(
+                f"{self.where}, field '{field}': expected paths, found an empty list; leave the "
+                "field out where there is no picture"
+            )
+        return paths
 
     def turns(self, of: Row) -> dict[str, str]:
         """Return the text of each speaker's last turn."""
@@ -233,8 +261,8 @@ class _RowReader:
             query=query,
             target=target,
             label=self.text("label"),
-            query_trace=self.text("query_cot"),
-            target_trace=self.text("pos_cot"),
+            query_trace=self.trace("query_cot"),
+            target_trace=self.trace("pos_cot"),
             query_evidence=self.evidence("qry_evidence", query),
             target_evidence=self.evidence("pos_evidence", target),
             **more,

@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image
 
 from configs.schema import MediaConfig
+from data.cues import MIN_BOX_SIDE, WHOLE_PICTURE
 from data.errors import DataError
 from data.media import load_pictures
 from data.prompts import pictures_of
 from data.records import BadRow, LoadedSet, Row
-from data.tcot import MIN_BOX_SIDE, WHOLE_PICTURE, parse, render
+from data.tcot import parse, render
 from data.types import Box, Cues, Kind, Pair, Picture, Side, TCoT
 
 BACKGROUND = "background"

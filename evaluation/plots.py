@@ -1,7 +1,8 @@
-"""Plots of the report as SVG data URIs: training curves, hit@1 by task, evidence by kind."""
+"""Plots of the report as SVG data URIs: training curves, sparklines, hit@1 by task and kind."""
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -33,6 +34,7 @@ _PHASES = {
     "time/train_s": ("train", "#c77700"),
     "time/sync_s": ("sync", "#8f5fbf"),
 }
+_ALARM = "#c0392b"
 _STEP_TIME = "time/step_s"
 _STYLE = {
     "font.family": "sans-serif",
@@ -102,7 +104,7 @@ def plot_tasks(tasks: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
 def plot_evidence(
     kinds: Mapping[str, Mapping[str, tuple[float, float]]], titles: Mapping[str, str]
 ) -> str:
-    """Return hit@1 with text only (hollow) and with evidence (filled), by kind of query.
+    """Return hit@1 with text only (hollow) and with evidence (filled), by kind of task.
 
     ``kinds`` is {kind: {reasoner: (text only, with evidence)}}.
     """
@@ -124,6 +126,28 @@ def plot_evidence(
             key[f"{title}, text only"] = _hollow(COLOURS.get(name, GREY))
             key[f"{title}, text + evidence"] = _dot(COLOURS.get(name, GREY))
         _key(axes, key)
+        return _uri(figure)
+
+
+def plot_sparkline(
+    points: Sequence[tuple[float, float]], *, limit: float, alarms: Sequence[float]
+) -> str:
+    """Return (step, value) points as a small line, the limit dashed where it is finite.
+
+    ``alarms`` are the steps at which the alarm rang.
+    """
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(2.6, 0.46), layout="constrained")
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, color=_SERIES[0], linewidth=1.2)
+        axes.plot(steps[-1], values[-1], "o", color=_SERIES[0], markersize=3)
+        rang = [(step, value) for step, value in points if step in alarms]
+        if rang:
+            axes.plot(*zip(*rang, strict=True), "o", color=_ALARM, markersize=3.5)
+        if math.isfinite(limit):
+            axes.axhline(limit, color=_ALARM, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.margins(x=0.04, y=0.18)
+        axes.set_axis_off()
         return _uri(figure)
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file with table, curves, tasks and a gallery of traces.
+"""The report: one HTML file with table, curves, monitors, tasks and a gallery of traces.
 
 Everything is inside the file: style, plots, pictures. Texts from data and models are escaped.
 """
@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation import gallery
+from evaluation.ablation import AblationRow, ablation
 from evaluation.cards import AFTER, BEFORE, REASONERS, build_card, choose
 from evaluation.metrics import MEASURES, Estimate
+from evaluation.monitor_rows import monitor_rows
 from evaluation.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
     NO_COT,
     OVERALL,
     TEXT_SUFFIX,
     Evaluation,
-    QueryResult,
     VariantResult,
 )
 from evaluation.summary import Runs
@@ -50,11 +51,24 @@ def title_of(variant: str) -> str:
     return f"{REASONERS.get(reasoner, reasoner)}, {what}"
 
 
-def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
+def draw_plots(runs: Runs) -> dict[str, str]:
+    """Return the report's plots by name, SVG as data URIs; empty where there is nothing to show."""
+    variants = {name: title_of(name) for name in runs.evaluation.overall()}
+    tasks = _by_task(runs.evaluation.results)
+    kinds = ablation(runs.evaluation)
+    return {
+        "curves": plot_curves(runs.records) if runs.records else "",
+        "tasks": plot_tasks(tasks, variants) if tasks else "",
+        "evidence": plot_evidence(_means(kinds), REASONERS) if kinds else "",
+    }
+
+
+def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int, seed: int) -> str:
     """Return the HTML of the report.
 
     Args:
         runs: what to show.
+        plots: what `draw_plots` made of them.
         title: heading of the page.
         cards: queries in the gallery at most.
         seed: draws them.
@@ -67,9 +81,7 @@ def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
         lstrip_blocks=True,
     )
     overall = runs.evaluation.overall()
-    variants = {name: title_of(name) for name in overall}
-    tasks = _by_task(runs.evaluation.results)
-    kinds = _by_kind(runs.evaluation.queries)
+    monitors = monitor_rows(runs.records)
     return environment.get_template("report.html.j2").render(
         title=title,
         rows=headline(overall),
@@ -81,9 +93,10 @@ def build_report(runs: Runs, *, title: str, cards: int, seed: int) -> str:
         stages=runs.stages,
         seconds=sum(stage.seconds for stage in runs.stages),
         biased_teacher=any(stage.job == DEMO_JOB for stage in runs.stages),
-        curves=plot_curves(runs.records) if runs.records else "",
-        tasks=plot_tasks(tasks, variants) if tasks else "",
-        evidence=plot_evidence(kinds, REASONERS) if kinds else "",
+        **plots,
+        monitors=monitors,
+        alarms=sum(len(row.alarms) for row in monitors),
+        kinds=ablation(runs.evaluation),
         cards=[build_card(pair) for pair in choose(runs.evaluation.queries, cards, seed)],
         trace_colour=gallery.TRACE_COLOUR,
     )
@@ -112,17 +125,16 @@ def headline(overall: Mapping[str, VariantResult]) -> list[Row]:
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:
-    """Print the headline table; it fits 80 columns."""
-    rows = headline(evaluation.overall())
+    """Print the headline table and the ablation of the evidence; they fit 80 columns."""
+    console.print(_headline_table(headline(evaluation.overall())))
+    kinds = ablation(evaluation)
+    if kinds:
+        console.print(_ablation_table(kinds))
+
+
+def _headline_table(rows: Sequence[Row]) -> Table:
     left_out = [f"{row.title}: left out {row.excluded}" for row in rows if row.excluded]
-    table = Table(
-        title="Held-out retrieval",
-        caption="\n".join(left_out) or None,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
+    table = _table("Held-out retrieval", caption="\n".join(left_out))
     table.add_column("variant", no_wrap=True)
     for name in ("hit@1", "95 %", "hit@5", "nDCG@5", "valid", "target", "n"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -131,18 +143,53 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         table.add_row(
             row.title,
             _number(first.mean if first else None),
-            f"{first.low:.2f}-{first.high:.2f}" if first else "-",
+            _interval(first),
             *(_number(found.mean if found else None) for found in others),
             _number(row.result.valid),
             _number(row.result.on_target),
             str(row.result.queries),
             style="bold" if row.best else "",
         )
-    console.print(table)
+    return table
+
+
+def _ablation_table(rows: Sequence[AblationRow]) -> Table:
+    table = _table("Held-out hit@1 by kind of task: what the evidence adds", caption="")
+    table.add_column("task", no_wrap=True)
+    table.add_column("Reasoner", no_wrap=True)
+    for name in ("text only", "95 %", "text + evidence", "95 %", "gain", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.kind,
+            row.title,
+            _number(row.text.mean),
+            _interval(row.text),
+            _number(row.evidence.mean),
+            _interval(row.evidence),
+            f"{row.gain:+.3f}",
+            str(row.queries),
+        )
+    return table
+
+
+def _table(title: str, *, caption: str) -> Table:
+    return Table(
+        title=title,
+        caption=caption or None,
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+        show_edge=False,
+    )
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(found: Estimate | None) -> str:
+    return "-" if found is None else f"{found.low:.2f}-{found.high:.2f}"
 
 
 def _by_task(results: Sequence[VariantResult]) -> dict[str, dict[str, Estimate]]:
@@ -154,24 +201,9 @@ def _by_task(results: Sequence[VariantResult]) -> dict[str, dict[str, Estimate]]
     return tasks
 
 
-def _by_kind(
-    queries: Sequence[QueryResult],
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """Return hit@1 as {kind of query: {reasoner: (text only, text + evidence)}}."""
-    hits: dict[str, dict[str, list[float]]] = {}
-    for query in queries:
-        if query.metrics is not None:
-            of_kind = hits.setdefault(query.query.kind, {})
-            of_kind.setdefault(query.variant, []).append(query.metrics["hit_at_1"])
-    means = {
-        kind: {variant: sum(found) / len(found) for variant, found in variants.items()}
-        for kind, variants in hits.items()
-    }
-    return {
-        kind: {
-            name: (found[name + TEXT_SUFFIX], found[name])
-            for name in REASONERS
-            if name in found and name + TEXT_SUFFIX in found
-        }
-        for kind, found in means.items()
-    }
+def _means(rows: Sequence[AblationRow]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Return hit@1 as {kind of task: {reasoner: (text only, text + evidence)}}."""
+    means: dict[str, dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        means.setdefault(row.kind, {})[row.reasoner] = (row.text.mean, row.evidence.mean)
+    return means

@@ -7,13 +7,13 @@ read twice is asked for once. What fails is left out with a reason, and counted.
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
-from data.types import Content, Cues, EmbedRequest, Item, Kind, Pair, Side
+from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
     MEASURES,
@@ -36,6 +36,8 @@ NO_COT = "no_cot"
 TEXT_SUFFIX = "_text"
 OVERALL = ""
 """Stands for all data sets together where a result names its data set."""
+ALL_KINDS = ""
+"""Stands for tasks of all kinds where a result names a kind."""
 SHOWN = 3
 """Retrieved candidates kept per query."""
 
@@ -55,8 +57,7 @@ class Variant:
     name: str
     reasoner: str = ""
     """Whose traces are used; empty: none."""
-    evidence: bool = False
-    """Whether crops and key frames go with the trace's text."""
+    evidence: Evidence = Evidence.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +115,8 @@ class VariantResult:
     """Share of query-side traces that are strictly valid; failed ones count as not valid."""
     on_target: float | None
     """Share whose evidence meets the truth, among queries whose truth is known."""
+    kind: str = ALL_KINDS
+    """Kind of task that it is limited to, over all data sets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +126,15 @@ class Evaluation:
 
     def overall(self) -> dict[str, VariantResult]:
         """Return the result over all data sets, by variant, in the order of the table."""
-        return {found.variant: found for found in self.results if found.source == OVERALL}
+        return self.of_kind(ALL_KINDS)
+
+    def of_kind(self, kind: str) -> dict[str, VariantResult]:
+        """Return the result over the tasks of one kind in all data sets, by variant."""
+        return {
+            found.variant: found
+            for found in self.results
+            if found.source == OVERALL and found.kind == kind
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +158,17 @@ def variants_of(reasoners: Iterable[str]) -> list[Variant]:
     """Return the variants in the order of the table: no trace, then text and evidence of each."""
     variants = [Variant(name=NO_COT)]
     for name in reasoners:
-        variants.append(Variant(name=name + TEXT_SUFFIX, reasoner=name))
-        variants.append(Variant(name=name, reasoner=name, evidence=True))
+        text = Variant(name=name + TEXT_SUFFIX, reasoner=name, evidence=Evidence.TEXT)
+        variants += [text, Variant(name=name, reasoner=name, evidence=Evidence.FULL)]
     return variants
+
+
+def task_kind(query: Item, target: Item) -> Kind:
+    """Return the kind of a task: video, page or image where either side is one, in this order."""
+    for kind in (Kind.VIDEO, Kind.PAGE, Kind.IMAGE):
+        if kind in (query.kind, target.kind):
+            return kind
+    return Kind.TEXT
 
 
 def evaluate(
@@ -181,6 +200,12 @@ def evaluate(
             kept = [pair for pair in pairs if source in (OVERALL, pair.source)]
             failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
             results.append(_sum_up(variant.name, source, rows, failed, settings))
+        for kind in dict.fromkeys(task_kind(pair.query, pair.target) for pair in pairs):
+            rows = [query for query in found if task_kind(query.query, query.target) is kind]
+            kept = [pair for pair in pairs if task_kind(pair.query, pair.target) is kind]
+            failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
+            result = _sum_up(variant.name, OVERALL, rows, failed, settings)
+            results.append(replace(result, kind=kind))
     return Evaluation(results=tuple(results), queries=tuple(queries))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.chat import ChatEncoder, TextEncoder
 from data.errors import DataError
 from data.media import fit
-from data.types import Picture, Pictures, TrainSample
+from data.types import EmbedRequest, Picture, Pictures, TrainSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,20 @@ def train_row(sample: TrainSample) -> Row:
         ids=np.concatenate([sample.prompt_ids, sample.response_ids]),
         pictures=tuple(part for part in sample.content if isinstance(part, Picture)),
         num_response=len(sample.response_ids),
+    )
+
+
+def embed_row(request: EmbedRequest, pictures: Pictures, encoder: ChatEncoder) -> Row:
+    """Return the row of an input to embed; its last token is where the Embedder pools.
+
+    Raises:
+        ConfigError: the model has no `<emb>` token.
+        DataError: a picture was not loaded.
+    """
+    return Row(
+        key=request.key,
+        ids=np.array(encoder.embed(request.content, pictures).expanded),
+        pictures=tuple(part for part in request.content if isinstance(part, Picture)),
     )
 
 

@@ -25,6 +25,7 @@ from learner.batching import (
     Patches,
     Row,
     collate,
+    embed_row,
     plan_micro_batches,
     process_pictures,
     train_row,
@@ -353,14 +354,7 @@ class LearnerWorker:
         self, requests: Sequence[EmbedRequest], pictures: Pictures
     ) -> tuple[list[list[int]], list[Batch]]:
         """Return micro-batches of the requests, as many as on every other rank."""
-        rows = [
-            Row(
-                key=request.key,
-                ids=np.array(self._encoder.embed(request.content, pictures).expanded),
-                pictures=tuple(part for part in request.content if isinstance(part, Picture)),
-            )
-            for request in requests
-        ]
+        rows = [embed_row(request, pictures, self._encoder) for request in requests]
         budget = self._plan.learner.micro_batch_tokens
         [plan] = plan_micro_batches([len(r.ids) for r in rows], ranks=1, budget_tokens=budget)
         plan += [[] for _ in range(int(self._max(len(plan))) - len(plan))]

@@ -8,7 +8,7 @@ import numpy as np
 from configs.schema import EngineConfig, MediaConfig, Pooling
 from data.engine_args import set_engine_environment
 from data.errors import DataError
-from data.types import Content, EmbedRequest, Pictures
+from data.types import EmbedRequest, Pictures
 
 log = logging.getLogger(__name__)
 
@@ -37,46 +37,38 @@ class EmbedderActor:
             model, engine, media, pooling=pooling, instruction=instruction
         )
 
-    async def ready(self) -> None:
-        """Start the engine; returns when it can serve."""
+    async def ready(self) -> int:
+        """Start the engine; return the width D of its vectors when it can serve."""
         await self._embedder.start()
+        return self._embedder.width
 
     async def embed(
         self, requests: list[EmbedRequest], pictures: Pictures
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Return unit vectors, float32 [D], by key, and the reason by key for those that failed.
-
-        Requests with equal content are embedded once.
-        """
-        keys: dict[Content, list[str]] = {}
-        for request in requests:
-            keys.setdefault(request.content, []).append(request.key)
+        """Return unit vectors, float32 [D], by key, and the reason by key for those that failed."""
         cut_before = self._cut
-        results = await asyncio.gather(
-            *(self._one(names[0], content, pictures) for content, names in keys.items())
-        )
+        results = await asyncio.gather(*(self._one(request, pictures) for request in requests))
         if self._cut > cut_before:
             log.warning(
                 "%s: %d inputs so far were cut to reward.engine.max_model_len", self.name, self._cut
             )
         vectors: dict[str, np.ndarray] = {}
         failed: dict[str, str] = {}
-        for names, result in zip(keys.values(), results, strict=True):
-            for name in names:
-                if isinstance(result, DataError):
-                    failed[name] = str(result)
-                else:
-                    vectors[name] = result
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, DataError):
+                failed[request.key] = str(result)
+            else:
+                vectors[request.key] = result
         return vectors, failed
 
     async def close(self) -> None:
         """Stop the engine."""
         self._embedder.close()
 
-    async def _one(self, key: str, content: Content, pictures: Pictures) -> np.ndarray | DataError:
+    async def _one(self, request: EmbedRequest, pictures: Pictures) -> np.ndarray | DataError:
         try:
-            prompt = self._embedder.encode(content, pictures)
+            prompt = self._embedder.encode(request.content, pictures)
             self._cut += prompt.cut > 0
-            return await self._embedder.embed(key, prompt)
+            return await self._embedder.embed(request.key, prompt)
         except DataError as error:
             return error

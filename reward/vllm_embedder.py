@@ -10,9 +10,9 @@ from vllm.v1.engine.exceptions import EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig, Pooling
 from data.chat import EncodedPrompt, load_encoder
+from data.cues import MAX_BOXES
 from data.engine_args import engine_arguments, pooling_type
 from data.errors import DataError
-from data.tcot import MAX_BOXES
 from data.types import Content, Pictures
 
 
@@ -48,6 +48,11 @@ class VLLMEmbedder:
     async def start(self) -> None:
         """Load the model; blocks for seconds."""
         self._llm = AsyncLLM.from_engine_args(self._arguments)
+
+    @property
+    def width(self) -> int:
+        """Width D of the vectors of a started engine."""
+        return self._llm.model_config.embedding_size
 
     def encode(self, content: Content, pictures: Pictures) -> EncodedPrompt:
         """Return what the Embedder reads of a content.

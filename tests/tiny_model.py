@@ -40,19 +40,24 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
-    """Write the folder that transformers and vLLM load, and return it."""
-    tokenizer = _tokenizer()
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
+def tiny_processor() -> Qwen3VLProcessor:
+    """Return the processor of the tiny model."""
     size = {"shortest_edge": 1024, "longest_edge": 16 << 20}
     vision = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     norm = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    processor = Qwen3VLProcessor(
+    return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision, **norm),
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(),
         video_processor=Qwen3VLVideoProcessor(**vision, **norm),
         chat_template=CHAT_TEMPLATE,
     )
+
+
+def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
+    """Write the folder that transformers and vLLM load, and return it."""
+    processor = tiny_processor()
+    tokenizer = processor.tokenizer
+    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -21,8 +21,9 @@ from data.datasets import PairFeed
 from data.embed_inputs import embed_content
 from data.media import load_pictures
 from data.model_folder import warn_embedder_ignores
+from data.prompts import uris_shown
 from data.records import load_sets
-from data.types import Content, ContrastPair, Pair, Pictures, Side
+from data.types import Content, ContrastPair, Evidence, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
 
 
@@ -110,17 +111,21 @@ def side_content(
     pair: Pair, side: Side, rng: np.random.Generator, config: EmbedderConfig
 ) -> Content:
     """Return one side's input, its trace or evidence dropped by chance (spec, section 1.2)."""
-    trace = "" if rng.random() < config.trace_dropout else pair.trace(side)
-    evidence = rng.random() >= config.evidence_dropout
+    bare, text_only = rng.random(2) < (config.trace_dropout, config.evidence_dropout)
+    evidence = Evidence.NONE if bare else Evidence.TEXT if text_only else Evidence.FULL
     return embed_content(
-        pair.item(side), trace, max_frames=config.data.media.max_frames, evidence=evidence
+        pair.item(side),
+        pair.trace(side),
+        max_frames=config.data.media.max_frames,
+        evidence=evidence,
     )
 
 
 def pictures_of_pairs(pairs: list[Pair], config: EmbedderConfig) -> Pictures:
     """Return the decoded pictures of the pairs; what cannot be decoded is reported."""
-    uris = [uri for pair in pairs for side in Side for uri in pair.item(side).uris]
-    pictures, failed = load_pictures(uris, config.data.media)
+    media = config.data.media
+    items = (pair.item(side) for pair in pairs for side in Side)
+    pictures, failed = load_pictures(uris_shown(items, media.max_frames), media)
     for reason in failed.values():
         print(f"quarantined: {reason}", file=sys.stderr)
     return pictures
@@ -131,14 +136,18 @@ def measure(
 ) -> dict[str, float]:
     """Return held-out hit@1 with the written traces, and without any."""
     found = {}
-    for name, traced in (("eval/hit_at_1", True), ("eval/hit_at_1_no_trace", False)):
+    for name, evidence in (
+        ("eval/hit_at_1", Evidence.FULL),
+        ("eval/hit_at_1_no_trace", Evidence.NONE),
+    ):
         vectors: dict[Side, dict[str, np.ndarray]] = {}
         for side in Side:
             contents = {
                 pair.item(side).key(): embed_content(
                     pair.item(side),
-                    pair.trace(side) if traced else "",
+                    pair.trace(side),
                     max_frames=config.data.media.max_frames,
+                    evidence=evidence,
                 )
                 for pair in pairs
             }

@@ -19,6 +19,7 @@ from configs.schema import EvaluateConfig
 from data.chat import load_encoder
 from data.media import load_pictures
 from data.model_folder import check_reasoner_sees, warn_embedder_ignores
+from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
 from evaluation.report import print_table
@@ -55,7 +56,7 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]
-    decoded, failed = load_pictures(uris_of(pairs), data.media)
+    decoded, failed = load_pictures(uris_of(pairs, data.media.max_frames), data.media)
     for reason in failed.values():
         console.print(f"left out: {reason}", highlight=False)
     tracker = Tracker(config, describe(config), job="evaluate", folder=folder.path)
@@ -128,10 +129,10 @@ def greedy_traces(
     return {one.key.group.pair_id: one.text for one in trajectories}
 
 
-def uris_of(pairs: list[Pair]) -> set[str]:
+def uris_of(pairs: list[Pair], max_frames: int) -> set[str]:
     """Return every picture that the pairs and their candidates show."""
-    items = [item for p in pairs for item in (p.query, p.target, *p.candidates)]
-    return {uri for item in items for uri in item.uris}
+    items = (item for p in pairs for item in (p.query, p.target, *p.candidates))
+    return uris_shown(items, max_frames)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""Job `report`: report.html, summary.json and the table from the runs of one experiment."""
+"""Job `report`: report.html, summary.json and the table from the runs of one experiment.
 
+All of it, the plots as files too, is attached to the MLflow run of `rl`.
+"""
+
+import base64
 import json
 import logging
 import sys
@@ -8,14 +12,16 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.entry import run_job
+from cluster.tracking import attach_files
 from configs.schema import ReportConfig
-from evaluation.report import build_report, print_table
+from evaluation.report import build_report, draw_plots, print_table
 from evaluation.summary import build_summary, load_runs
 
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"
+PLOTS = "plots"
 
 
 def main(config: ReportConfig) -> int:
@@ -29,10 +35,19 @@ def main(config: ReportConfig) -> int:
     )
     summary = json.dumps(build_summary(runs), indent=2, allow_nan=False)
     (folder / SUMMARY_FILE).write_text(summary + "\n", encoding="utf-8")
+    plots = draw_plots(runs)
     html = build_report(
-        runs, title=config.run.experiment, cards=config.gallery, seed=config.run.seed
+        runs, plots=plots, title=config.run.experiment, cards=config.gallery, seed=config.run.seed
     )
     (folder / REPORT_FILE).write_text(html, encoding="utf-8")
+    files = {folder / REPORT_FILE: "", folder / SUMMARY_FILE: ""}
+    (folder / PLOTS).mkdir(exist_ok=True)
+    for name, uri in plots.items():
+        if uri:
+            path = folder / PLOTS / f"{name}.svg"
+            path.write_bytes(base64.b64decode(uri.partition(",")[2]))
+            files[path] = PLOTS
+    attach_files(Path(config.rl), files)
     print_table(runs.evaluation, Console())
     log.info("wrote %s and %s", folder / REPORT_FILE, folder / SUMMARY_FILE)
     return 0

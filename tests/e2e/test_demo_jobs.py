@@ -183,7 +183,7 @@ def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> Non
     assert "batch: there 16, now 4" in refused.stderr
 
 
-def test_mlflow_holds_the_curves_of_every_training_job(home: Path) -> None:
+def test_mlflow_holds_the_curves_of_every_training_job_and_the_report(home: Path) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{home / 'runs/mlflow.db'}")
@@ -195,3 +195,6 @@ def test_mlflow_holds_the_curves_of_every_training_job(home: Path) -> None:
     rl = next(run for run in runs if run.info.run_name == "rl-rl")
     assert len(client.get_metric_history(rl.info.run_id, "reward/total")) == 3
     assert rl.info.status == "FINISHED"
+    held = {one.path for one in client.list_artifacts(rl.info.run_id)}
+    assert {"resolved.yaml", "report.html", "summary.json", "plots"} <= held
+    assert client.list_artifacts(rl.info.run_id, "plots")

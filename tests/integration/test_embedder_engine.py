@@ -1,9 +1,16 @@
-"""The real embedder actor against plain transformers."""
+"""The real embedder actor against plain transformers, and a pool of two of them."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import ray
 
+from cluster.pools import RewardPool
+from configs.schema import PoolConfig, RewardConfig
+from data.errors import ClusterError
 from data.types import Box, EmbedRequest, Kind, Picture
+from tests.integration.conftest import ENGINE, MEDIA
 from tests.integration.reference import embedding
 
 CROPS = (
@@ -42,12 +49,6 @@ def test_order_and_company_do_not_matter(embedder, requests, pictures) -> None:
         assert np.abs(alone[request.key] - together[request.key]).max() < 1e-5
 
 
-def test_equal_contents_under_two_keys_get_equal_vectors(embedder, requests, pictures) -> None:
-    twice = [EmbedRequest(key=name, content=requests[0].content) for name in ("one", "two")]
-    vectors, _ = embedder.embed(twice, pictures)
-    assert vectors["one"].tolist() == vectors["two"].tolist()
-
-
 def test_a_failing_item_is_reported_by_key_and_alone(embedder, requests, pictures) -> None:
     lost = EmbedRequest(key="lost", content=(Picture("nowhere", Kind.IMAGE), "red"))
     long = EmbedRequest(key="long", content=(" red" * 600,))
@@ -56,3 +57,53 @@ def test_a_failing_item_is_reported_by_key_and_alone(embedder, requests, picture
     assert set(failed) == {"lost", "long"}
     assert "nowhere" in failed["lost"]
     assert "512" in failed["long"]
+
+
+@pytest.fixture
+def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
+    reward = RewardConfig(
+        model=str(tiny_folder), pool=PoolConfig(actors=2, cpus=0.0), engine=ENGINE
+    )
+    pool = RewardPool(reward, MEDIA)
+    pool.ready()
+    yield pool
+    pool.close()
+
+
+# One test: starting two engines is slow.
+def test_a_pool_embeds_like_one_actor_until_its_last_actor_is_gone(
+    pool, embedder, requests, pictures
+) -> None:
+    shared = ray.put(pictures)
+    alone, _ = embedder.embed(requests, pictures)
+    twin = EmbedRequest(key="twin", content=requests[1].content)
+    lost = EmbedRequest(key="lost", content=(Picture("nowhere", Kind.IMAGE), "red"))
+    work = [lost, *requests, twin]
+
+    def check() -> None:
+        vectors, failed = pool.embed(work, shared)
+        assert list(vectors) == [one.key for one in work if one is not lost]
+        assert list(failed) == ["lost"]
+        assert "nowhere" in failed["lost"]
+        assert vectors["twin"].tolist() == vectors[requests[1].key].tolist()
+        for key, vector in alone.items():
+            assert np.abs(vectors[key] - vector).max() < 1e-5
+
+    check()
+    counters = pool.counters()
+    assert counters["pool/reward/retried"] == counters["pool/reward/failed"] == 1
+    assert 1 <= counters["pool/reward/in_flight_max"] < len(work)
+    assert set(pool.counters().values()) == {0.0}
+
+    ray.kill(pool.actors[0])
+    check()
+    assert pool.counters()["pool/reward/retried"] > 1
+
+    patience, pool.timeout_s = pool.timeout_s, 0.0
+    with pytest.raises(ClusterError, match="timeout_s=0"):
+        pool.embed(work, shared)
+    pool.timeout_s = patience
+
+    ray.kill(pool.actors[1])
+    with pytest.raises(ClusterError, match="no actor is left"):
+        pool.embed(work, shared)

@@ -1,6 +1,7 @@
 """Settings: everything wrong is refused at start, all of it at once, with the key to change."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -11,10 +12,12 @@ from configs.schema import (
     EmbedderConfig,
     EvaluateConfig,
     ReportConfig,
+    RewardConfig,
     RLConfig,
     RuleTracesConfig,
     WarmStartConfig,
 )
+from data.types import Evidence
 
 FOLDER = Path(__file__).parents[3] / "configs"
 JOBS = {
@@ -116,6 +119,7 @@ def test_flat_settings_have_dotted_keys(good):
         ("learner=3", "learner: "),
         ("learner.zero_stage=4", "expected one of [0, 1, 2, 3]"),
         ("data.templates=long", "expected one of ['full', 'brief']"),
+        ("reward.evidence=true", "expected one of ['none', 'text', 'text+evidence']"),
         ("data.train=5", "data.train: "),
         ("data.train=[7]", "data.train: "),
         ("data.train[0].limit=5", "data.train.0.limit: a list is given whole"),
@@ -188,6 +192,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("siblings=1", "siblings: a group needs at least 2"),
         ("pairs=1", "pairs: a rank needs at least 2"),
         ("learner.bf16=true", "logprob_tolerance: bf16"),
+        ("reward.evidence=none", "reward.evidence: 'none' embeds no trace"),
         ("data.max_bad_rows=1.5", "data.max_bad_rows: expected a share"),
         ("data.media.crop_min_pixels=9999999", "data.media.crop_min_pixels: expected 0 <"),
         ("data.media.max_frames=0", "data.media.max_frames: expected more than 0"),
@@ -237,3 +242,54 @@ def test_an_impossible_embedder_run_is_refused(refuse, override, words):
 def test_evaluation_needs_data(refuse):
     text = "{run: {dir: x}, warm_start: a, eg_rl: b, reward: {model: c}}"
     assert "data.eval: expected at least one" in refuse(text=text, cls=EvaluateConfig)
+
+
+def test_the_ways_of_embedding_traces_are_those_of_the_type():
+    assert list(get_args(get_type_hints(RewardConfig)["evidence"])) == [str(e) for e in Evidence]
+
+
+PRESET = RL.replace(
+    "reward: {model: models/embedder}",
+    "reward: {preset: paper, model: models/embedder, process_weight: 0.7, judge: {model: j}}",
+)
+
+
+def test_a_preset_lies_under_the_keys_that_are_given(tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(PRESET)
+    reward = load(RLConfig, path).reward
+    assert (reward.accuracy, reward.outcome_weight, reward.process_weight) == ("all", 0.2, 0.7)
+    assert (reward.judge.positives, reward.judge.model) == ("all", "j")
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(load(RLConfig, path)))
+    assert load(RLConfig, resolved).reward == reward
+
+
+def test_an_override_chooses_the_preset_and_keys_still_win(tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(PRESET)
+    reward = load(RLConfig, path, ["reward.outcome_weight=0.3", "reward.preset=code"]).reward
+    assert (reward.accuracy, reward.outcome_weight, reward.judge.shuffle) == ("share", 0.3, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward.preset=mine", "expected one of ['', 'paper', 'code']"),
+        ("reward.preset=paper", "reward.judge.model: process_weight=0.8 needs a judge"),
+        ("reward.judge.model=j", "reward.process_weight: a judge that pays nothing"),
+        ("reward.length_weight=1", "reward.length_budget: length_weight needs it > 0"),
+        ("reward.bank={hard: 3, capacity: 2}", "reward.bank.hard: expected at most capacity=2"),
+        ("reward.false_negative_similarity=1.1", "expected a share in [0, 1], found 1.1"),
+        (
+            "reward={process_weight: 1, judge: {model: j, answer: score, positives: all}}",
+            "reward.judge.answer: a score is read from one digit, so at most 9",
+        ),
+    ],
+)
+def test_reward_settings_that_cannot_work_are_refused(refuse, override, words):
+    assert words in refuse(override)
+
+
+def test_a_preset_that_is_no_name_is_refused(refuse):
+    assert "reward.preset" in refuse("reward.preset=[paper]")

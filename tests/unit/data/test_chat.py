@@ -117,6 +117,19 @@ def test_trace_tags_are_text_and_survive(encoder):
     assert encoder.tokenizer.decode(encoder.response_ids(text)[:-1]) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u202b\u05e9\u05dc\u05d5\u05dd\u202c abc",
+        "\U0001f469\u200d\U0001f680 \U0001f1e9\U0001f1ea",
+        "e\u0301",
+    ],
+)
+def test_right_to_left_text_and_emoji_survive_the_way_to_tokens_and_back(encoder, text):
+    assert encoder.tokenizer.decode(encoder.response_ids(text)[:-1]) == text
+    assert text in encoder.tokenizer.decode(encoder.embed((text,), {}).ids)
+
+
 def test_a_response_is_closed_by_the_end_of_turn(encoder):
     ids = encoder.response_ids("a star")
     assert ids[-1] == encoder.tokenizer.eos_token_id

@@ -1,9 +1,11 @@
 """What the Embedder reads: the order of item, thinking, evidence, rest and suffix."""
 
+import time
+
 import pytest
 
 from data.embed_inputs import SUFFIX, embed_content
-from data.types import Box, Item, Kind, Picture
+from data.types import Box, Evidence, Item, Kind, Picture
 from tests.builders import TRACES
 
 IMAGE = Item(text="what? ", kind=Kind.IMAGE, uris=("/a",))
@@ -15,6 +17,10 @@ REST = "<rethink>yes</rethink><answer>a dog</answer>"
 def test_an_item_alone_is_its_pictures_its_text_and_the_suffix():
     assert embed_content(IMAGE, None, max_frames=8) == (SHOWN, f"what?{SUFFIX}")
     assert embed_content(IMAGE, "", max_frames=8) == (SHOWN, f"what?{SUFFIX}")
+    assert embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=Evidence.NONE) == (
+        SHOWN,
+        f"what?{SUFFIX}",
+    )
     assert SUFFIX.strip() == "Summarize the above content in one word:"
 
 
@@ -58,7 +64,7 @@ def test_keywords_stay_text():
 
 def test_without_evidence_the_text_is_the_same_and_no_picture_is_added():
     whole = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8)
-    bare = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=False)
+    bare = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=Evidence.TEXT)
     assert bare[0] == SHOWN
     assert "".join(bare[1:]) == "".join(part for part in whole if isinstance(part, str))
 
@@ -68,6 +74,15 @@ def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
     assert shown == SHOWN
     assert "".join(texts) == f"what?\n{trace}{SUFFIX}"
+
+
+@pytest.mark.parametrize("piece", ["{", "<thinking>", "\u05e9\u05dc\u05d5\u05dd ", "\U0001f680"])
+def test_a_trace_of_megabytes_is_text_at_once_for_the_engine_to_refuse(piece):
+    trace = TRACES[Kind.IMAGE] + piece * (2 << 20)
+    started = time.monotonic()
+    shown, *texts = embed_content(IMAGE, trace, max_frames=8)
+    assert time.monotonic() - started < 1
+    assert (shown, "".join(texts)) == (SHOWN, f"what?\n{trace}{SUFFIX}")
 
 
 def test_a_repaired_trace_still_shows_its_evidence():

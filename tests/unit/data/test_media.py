@@ -1,7 +1,10 @@
 """Pictures: refused before decoding, sized within limits, cropped at borders."""
 
+import errno
+import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 from configs.schema import MediaConfig
 from data.errors import DataError
 from data.media import (
+    DECODE_THREADS,
     MIN_CROP_PIXELS,
     crop_pixels,
     fit,
@@ -74,6 +78,51 @@ def test_a_picture_with_too_many_pixels_is_refused_before_decoding(tmp_path, sid
     path.write_bytes(png_header(side, side))
     with pytest.raises(DataError, match=r"bomb\.png"):
         load_picture(str(path), MediaConfig(max_decode_pixels=1_000_000))
+
+
+def test_a_page_20000_pixels_wide_is_refused_before_decoding(tmp_path):
+    path = tmp_path / "page.png"
+    path.write_bytes(png_header(20_000, 4_000))
+    with pytest.raises(DataError, match=r"20000x4000 pixels, more than .*max_decode_pixels"):
+        load_picture(str(path), MediaConfig())
+
+
+@pytest.mark.parametrize("height", [1, 60, 1000])
+def test_a_page_20000_pixels_wide_within_the_limit_is_scaled_to_those_of_pages(tmp_path, height):
+    path = tmp_path / "page.png"
+    Image.new("L", (20_000, height), 255).save(path)
+    limits = MediaConfig()
+    pictures, failed = load_pictures([str(path)], limits)
+    assert not failed
+    image = fit(Picture(str(path), Kind.PAGE), pictures, limits, factor=32)
+    assert limits.page_min_pixels <= image.width * image.height <= limits.page_max_pixels
+    assert image.width % 32 == image.height % 32 == 0
+    assert image.width < 200 * image.height
+    crop = Picture(str(path), Kind.PAGE, Box(0.5, 0, 0.51, 1))
+    cut = fit(crop, pictures, limits, factor=32)
+    assert limits.crop_min_pixels <= cut.width * cut.height <= limits.crop_max_pixels
+
+
+def test_no_more_files_are_decoded_at_once_than_there_are_threads(tmp_path):
+    # A pipe blocks its reader until somebody writes: each open one is a file being read.
+    paths = [tmp_path / f"{index}.png" for index in range(DECODE_THREADS + 2)]
+    for path in paths:
+        os.mkfifo(path)
+    uris = [str(path) for path in paths]
+    with ThreadPoolExecutor(1) as outside:
+        loading = outside.submit(load_pictures, uris, LIMITS)
+        writers = [os.open(uri, os.O_WRONLY) for uri in uris[:DECODE_THREADS]]
+        waiting = uris[DECODE_THREADS:]
+        for uri in waiting:
+            with pytest.raises(OSError, match=str(uri)) as caught:
+                os.open(uri, os.O_WRONLY | os.O_NONBLOCK)
+            assert caught.value.errno == errno.ENXIO
+        for writer in writers:
+            os.close(writer)
+        for uri in waiting:
+            os.close(os.open(uri, os.O_WRONLY))
+        pictures, failed = loading.result()
+    assert (set(pictures), set(failed)) == (set(), set(uris))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::RuntimeWarning:PIL")

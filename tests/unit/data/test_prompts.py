@@ -4,39 +4,45 @@ import re
 
 import pytest
 
+from data.errors import DataError
 from data.prompts import (
+    filter_content,
     item_content,
     load_templates,
     pictures_of,
     reasoner_content,
     templates_version,
+    uris_shown,
 )
 from data.tcot import TAGS, parse
 from data.types import Item, Kind, Pair, Picture, Side
 
-NAMES = sorted(load_templates("full"))
+NAMES = sorted(set(load_templates("full")) - {"filter"})
+WITH_ANSWER = [name for name in NAMES if name.endswith("_with_answer")]
 EXAMPLE = re.compile(r"^<thinking>.*?</answer>$", re.MULTILINE | re.DOTALL)
 KINDS = {"image": Kind.IMAGE, "page": Kind.PAGE, "video": Kind.VIDEO}
 
 
 def kind_of(name):
-    return KINDS.get(name.split("_", 1)[1], Kind.TEXT)
+    return KINDS.get(name.split("_")[1], Kind.TEXT)
 
 
 def filled(name):
-    return load_templates("full")[name].substitute(text="THE ITEM", frames=8)
+    return load_templates("full")[name].substitute(text="THE ITEM", frames=8, answer="THE ANSWER")
 
 
-def test_both_sets_hold_the_same_templates():
-    assert sorted(load_templates("brief")) == NAMES
-    expected = {f"{side}_{kind}" for side in Side for kind in Kind} | {"query_text_for_video"}
-    assert set(NAMES) == expected
+def test_there_is_a_prompt_for_every_kind_and_side_and_for_queries_with_the_answer():
+    queries = {f"query_{kind}" for kind in Kind} | {"query_text_for_video"}
+    targets = {f"target_{kind}" for kind in Kind}
+    assert set(WITH_ANSWER) == {f"{name}_with_answer" for name in queries}
+    assert set(NAMES) == queries | targets | set(WITH_ANSWER)
+    assert set(load_templates("brief")) == queries | targets
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_worked_example_is_strictly_valid(name):
     examples = EXAMPLE.findall(filled(name))
-    assert len(examples) >= 1
+    assert len(examples) == 2
     for example in examples:
         assert parse(example, kind=kind_of(name), num_frames=8).valid, example
 
@@ -50,8 +56,32 @@ def test_a_template_speaks_of_no_other_tags_and_of_one_cue(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_ends_with_the_items_own_text(name):
-    assert filled(name).endswith("THE ITEM")
+def test_a_template_ends_with_the_items_own_text_and_the_answer_where_it_is_known(name):
+    end = "THE ITEM\nKnown answer: THE ANSWER" if name in WITH_ANSWER else "THE ITEM"
+    assert filled(name).endswith(end)
+    assert filled(name).count("THE ANSWER") == (name in WITH_ANSWER)
+
+
+@pytest.mark.parametrize("name", WITH_ANSWER)
+def test_with_the_answer_known_every_example_has_one_and_no_trace_may_tell(name):
+    text = filled(name)
+    assert text.count("\nKnown answer: ") == 3
+    assert "Never mention that an answer was given" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("query_text", ("A caption:", "News:", "A dialogue:", "A question:")),
+        ("query_image", ("A question:", "A class:", "An object to be found", "A search:")),
+        ("query_page", ("A question:", "A search:")),
+        ("query_video", ("A question:", "A class or an action:", "A description:", "A search:")),
+        ("query_text_for_video", ("a whole video", "one scene", "one action", "same order")),
+    ],
+)
+def test_the_tasks_of_a_query_are_told_with_and_without_the_answer(name, tasks):
+    for one in (name, f"{name}_with_answer"):
+        assert [task for task in tasks if task not in filled(one)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if kind_of(name) in KINDS.values()])
@@ -73,9 +103,7 @@ def test_a_text_that_seeks_a_video_has_its_own_template():
     video = Item(text="", kind=Kind.VIDEO, uris=("/a",))
     pair = Pair(pair_id="p", source="s", query=Item(text="a $5 bill"), target=video)
     (text,) = reasoner_content(pair, Side.QUERY, templates="full", max_frames=8)
-    assert text == load_templates("full")["query_text_for_video"].substitute(
-        text="a $5 bill", frames=0
-    )
+    assert text == load_templates("full")["query_text_for_video"].substitute(text="a $5 bill")
     assert text.endswith("a $5 bill")
 
 
@@ -86,6 +114,47 @@ def test_a_prompt_never_holds_the_other_side():
     for side, other in ((Side.QUERY, "TARGET TEXT"), (Side.TARGET, "QUERY TEXT")):
         (text,) = reasoner_content(pair, side, templates="full", max_frames=8)
         assert other not in text
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_answer_is_told_where_the_caller_gives_it(kind):
+    uris = () if kind is Kind.TEXT else ("/a",)
+    pair = Pair(
+        pair_id="p",
+        source="s",
+        query=Item(text="what?", kind=kind, uris=uris),
+        target=Item(text="a $5 bill"),
+    )
+    *_, without = reasoner_content(pair, Side.QUERY, templates="full", max_frames=8)
+    *shown, text = reasoner_content(
+        pair, Side.QUERY, templates="full", max_frames=8, answer=" a $5 bill "
+    )
+    assert [one.uri for one in shown] == list(uris)
+    assert text.endswith("Query: what?\nKnown answer: a $5 bill")
+    assert "$5" not in without
+
+
+def test_a_text_that_seeks_a_video_can_know_the_answer():
+    item = Item(text="a man jumps")
+    (text,) = item_content(
+        item, Side.QUERY, templates="full", max_frames=8, seeks_video=True, answer="a high jump"
+    )
+    assert text.endswith("Description: a man jumps\nKnown answer: a high jump")
+
+
+@pytest.mark.parametrize(("side", "templates"), [(Side.TARGET, "full"), (Side.QUERY, "brief")])
+def test_an_answer_that_no_prompt_takes_is_refused(side, templates):
+    with pytest.raises(DataError, match=f"'{side}_text_with_answer' in the template set"):
+        item_content(Item(text="a"), side, templates=templates, max_frames=8, answer="b")
+
+
+def test_the_filter_sees_task_and_traces_and_asks_for_one_word():
+    (text,) = filter_content("Find a $1 coin.", "<thinking>QUERY", "<thinking>TARGET")
+    assert all(part in text for part in ("Find a $1 coin.", "<thinking>QUERY", "<thinking>TARGET"))
+    assert "Say Yes if the item is clearly unrelated" in text
+    assert "clearly contradicts" in text
+    assert "if you are in doubt" in text
+    assert text.endswith("Answer with one word, Yes or No.")
 
 
 def test_pictures_come_first_and_frames_are_sampled_and_counted():
@@ -103,3 +172,9 @@ def test_an_image_is_shown_once_with_its_kind():
 def test_the_version_names_the_set_and_its_texts():
     assert re.fullmatch(r"full-[0-9a-f]{8}", templates_version("full"))
     assert templates_version("full")[5:] != templates_version("brief")[6:]
+
+
+def test_only_the_pictures_that_are_shown_are_named_for_decoding():
+    video = Item(text="", kind=Kind.VIDEO, uris=tuple(f"/{i}" for i in range(1000)))
+    image = Item(text="", kind=Kind.IMAGE, uris=("/image",))
+    assert uris_shown([video, image, Item(text="a")], 3) == {"/0", "/500", "/999", "/image"}

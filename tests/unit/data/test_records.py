@@ -78,6 +78,12 @@ def test_absent_columns_and_nulls_and_empty_texts_mean_nothing_is_there(read):
     assert pair.pair_id == "set-0"
 
 
+def test_right_to_left_and_emoji_texts_are_kept_as_they_are(read):
+    text = "\u202b\u05e9\u05dc\u05d5\u05dd\u202c \U0001f469\u200d\U0001f680"
+    (pair,) = read({**MMEB, "qry": text, "query_cot": text}).pairs
+    assert (pair.query.text, pair.query_trace) == (text, text)
+
+
 def test_pictures_of_page_sets_are_pages(read):
     (pair,) = read(MMEB, kind="page").pairs
     assert pair.query.kind is Kind.PAGE
@@ -105,6 +111,10 @@ def test_only_the_first_rows_are_used_where_a_limit_is_set(read):
         ({"id": {"a": 1}}, "id", "expected text or a whole number, found dict"),
         ({"id": True}, "id", "expected text or a whole number, found bool"),
         ({"query_cot": ["x"]}, "query_cot", "expected text, found list"),
+        ({"query_cot": "{" * (2 << 20)}, "query_cot", "at most 65536 characters, found 2097152"),
+        ({"pos_cot": "\u05d0" * (2 << 20)}, "pos_cot", "at most 65536 characters, found 2097152"),
+        ({"qry": "half an emoji \ud83d"}, "qry", "expected text, found half a character"),
+        ({"qry_image_path": "\ud83d.png"}, "qry_image_path", "found half a character"),
         ({"qry_evidence": {"bbox_2d": [0, 0, 1500, 500]}}, "qry_evidence", "outside the picture"),
         ({"qry_evidence": {"bbox_2d": [900, 900, 100, 100]}}, "qry_evidence", "corners swapped"),
         ({"qry_evidence": {"key_frames": [1]}}, "qry_evidence", "'bbox_2d' for image"),
@@ -164,7 +174,7 @@ def test_a_retrieval_query_is_the_description_and_its_target_the_frames(read):
 
 
 def test_a_text_side_without_an_answer_falls_back_to_its_question(read):
-    row = hound((turns("a man jumps", ""), []), (turns("watch", ""), VIDEO))
+    row = hound((turns("a man jumps", ""), BLANK), (turns("watch", ""), VIDEO))
     (pair,) = read(row, format="llavahound").pairs
     assert pair.query == Item(text="a man jumps")
 
@@ -182,6 +192,13 @@ def test_true_frames_are_counted_from_one(read):
     why = reason(read({**row, "qry_evidence": {"key_frames": [4]}}, format="llavahound"))
     assert "'qry_evidence'" in why
     assert "out of range" in why
+
+
+def test_a_video_of_zero_frames_is_refused_and_its_answer_not_taken_for_the_query(read):
+    row = hound((turns("<video>\nwhat?", "SECRET"), []), (turns("", "a"), BLANK))
+    assert "field 'video': expected paths, found an empty list" in reason(
+        read(row, format="llavahound")
+    )
 
 
 @pytest.mark.parametrize(

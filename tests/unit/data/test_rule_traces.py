@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from configs.schema import DataSetConfig, MediaConfig
+from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.records import BadRow, LoadedSet, load_set
 from data.rule_traces import (
@@ -27,7 +28,7 @@ from data.rule_traces import (
     still_frames,
     trace_pairs,
 )
-from data.tcot import MIN_BOX_SIDE, parse
+from data.tcot import parse
 from data.types import Box, Item, Kind, Pair, Side
 
 TASK = "Find the name of this sign."

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
@@ -102,13 +102,11 @@ def rows(draw: st.DrawFn) -> tuple[list[float], set[int]]:
 
 
 @given(rows())
-@settings(deadline=None)
 def test_agrees_with_the_slow_reference(case: tuple[list[float], set[int]]) -> None:
     assert one(*case) == pytest.approx(slow_reference(*case))
 
 
 @given(rows(), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_order_of_candidates_does_not_matter(case: tuple[list[float], set[int]], seed: int) -> None:
     similarity, relevant = case
     order = np.random.default_rng(seed).permutation(len(similarity))

@@ -1,5 +1,6 @@
 """The report from small run folders made here."""
 
+import io
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -8,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from cluster.jobs.report import main
 from configs.schema import ReportConfig, RunConfig
 from data.errors import DataError
+from data.monitor_table import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.cards import choose
-from evaluation.report import headline, title_of
+from evaluation.report import headline, print_table, title_of
 from evaluation.runner import Settings, evaluate
 from evaluation.store import save_evaluation
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
@@ -165,6 +168,48 @@ def test_table_holds_the_five_variants(config: ReportConfig) -> None:
     rows = headline(runs_of(config).evaluation.overall())
     assert len(rows) == 5
     assert any(row.best for row in rows)
+
+
+def test_ablation_of_the_evidence_is_shown_by_kind_of_task(config: ReportConfig) -> None:
+    text = page_of(config).text.partition("What the evidence adds")[2]
+    table = text.partition("queries\n")[2].split("Traces before and after")[0]
+    # The only page query has no picture to show; its Reasoner and Embedder are toys and answer.
+    lines = [line for line in table.splitlines() if line.startswith(("image", "video", "page"))]
+    assert lines == [f"{k}{r}" for k in ("image", "video", "page") for r in ("Warm start", "EG-RL")]
+
+
+def test_both_printed_tables_fit_80_columns(config: ReportConfig) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(runs_of(config).evaluation, console)
+    lines = console.export_text().splitlines()
+    assert any("what the evidence adds" in line for line in lines)
+    rows = [line.split() for line in lines if line.startswith(("image", "video", "page"))]
+    assert [(row[0], row[-1]) for row in rows] == [
+        *[("image", "2")] * 2,
+        *[("video", "1")] * 2,
+        *[("page", "1")] * 2,
+    ]
+    assert not [line for line in lines if "\u2026" in line]
+
+
+def test_monitors_are_shown_with_their_limits_and_alarms(config: ReportConfig) -> None:
+    lines = [
+        {"step": 1, "hack/all_wrong": 0.95, "alarm/all_wrong": 1.0, "hack/all_right": 0.25},
+        {"step": 2, "hack/all_wrong": 0.5, "hack/trace_worth": 0.75},
+    ]
+    (Path(config.rl) / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    page = page_of(config)
+    text = page.text.partition("Reward hacking monitors")[2].partition("hit@1 by task")[0]
+    assert "Alarms rang 1 time." in text
+    assert "1 of 2 steps: 1" in text
+    assert MONITORS["all_wrong"].advice in text
+    assert "above 0.1" in text
+    assert {"0.95", "0.50", "0.25", "0.75"} <= set(text.split())
+    assert len([uri for uri in page.images() if "svg+xml" in uri]) == 3 + 3
+
+
+def test_no_monitor_recorded_no_section(config: ReportConfig) -> None:
+    assert "Reward hacking" not in page_of(config).text
 
 
 def test_biased_teacher_is_told_of_only_where_the_demo_ran(config: ReportConfig) -> None:

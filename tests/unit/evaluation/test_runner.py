@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -11,12 +12,14 @@ from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.evidence import on_target
 from evaluation.runner import (
+    ALL_KINDS,
     NO_COT,
     OVERALL,
     Evaluation,
     QueryResult,
     Settings,
     evaluate,
+    task_kind,
     variants_of,
 )
 from evaluation.store import load_evaluation, save_evaluation
@@ -131,10 +134,43 @@ def test_only_the_right_evidence_finds_the_colour(learned: Evaluation) -> None:
 
 
 def test_each_data_set_has_its_own_result_and_all_together(learned: Evaluation) -> None:
-    sources = [result.source for result in learned.results if result.variant == "eg_rl"]
+    results = [result for result in learned.results if result.variant == "eg_rl"]
+    sources = [result.source for result in results if result.kind == ALL_KINDS]
     assert sources == [OVERALL, "color", "find"]
     assert learned.overall()["eg_rl"].queries == 12
     assert learned.overall()["warm_start"].metrics["hit_at_1"].mean == pytest.approx(0.5)
+
+
+def test_each_kind_of_task_has_its_own_result(learned: Evaluation) -> None:
+    kinds = {result.kind for result in learned.results} - {ALL_KINDS}
+    counted = {kind: learned.of_kind(kind)["eg_rl"].queries for kind in kinds}
+    of_pairs = Counter(
+        task_kind(query.query, query.target)
+        for query in learned.queries
+        if query.variant == "eg_rl"
+    )
+    assert counted == of_pairs
+    hits = [q.metrics["hit_at_1"] for q in learned.queries if q.variant == "warm_start"]
+    found = [learned.of_kind(kind)["warm_start"] for kind in kinds]
+    total = sum(one.metrics["hit_at_1"].mean * one.queries for one in found)
+    assert total == pytest.approx(sum(hits))
+
+
+@pytest.mark.parametrize(
+    ("query", "target", "expected"),
+    [
+        (Kind.TEXT, Kind.TEXT, Kind.TEXT),
+        (Kind.TEXT, Kind.IMAGE, Kind.IMAGE),
+        (Kind.IMAGE, Kind.PAGE, Kind.PAGE),
+        (Kind.PAGE, Kind.VIDEO, Kind.VIDEO),
+    ],
+)
+def test_the_kind_of_a_task_does_not_depend_on_the_side(
+    query: Kind, target: Kind, expected: Kind
+) -> None:
+    one, other = Item(text="", kind=query), Item(text="", kind=target)
+    assert task_kind(one, other) is expected
+    assert task_kind(other, one) is expected
 
 
 def test_valid_and_on_target_are_shares_of_query_traces(learned: Evaluation) -> None:

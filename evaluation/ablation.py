@@ -1,0 +1,54 @@
+"""What the evidence adds: each Reasoner's traces as text only against text + evidence, by kind."""
+
+from dataclasses import dataclass
+
+from data.types import Kind
+from evaluation.cards import REASONERS
+from evaluation.metrics import Estimate
+from evaluation.plots import COLOURS, GREY
+from evaluation.runner import TEXT_SUFFIX, Evaluation
+
+KINDS = (Kind.IMAGE, Kind.VIDEO, Kind.PAGE)
+"""Kinds of task with evidence to switch off; between texts the keywords are the text's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationRow:
+    """hit@1 of one Reasoner on the tasks of one kind; the same traces in both."""
+
+    kind: Kind
+    reasoner: str
+    title: str
+    colour: str
+    text: Estimate
+    evidence: Estimate
+    queries: int
+    """Ranked queries of the variant that ranked fewer."""
+
+    @property
+    def gain(self) -> float:
+        """Return what the evidence adds to hit@1."""
+        return self.evidence.mean - self.text.mean
+
+
+def ablation(evaluation: Evaluation) -> list[AblationRow]:
+    """Return the lines of the ablation by kind, then Reasoner; without those not ranked at all."""
+    rows = []
+    for kind in KINDS:
+        found = evaluation.of_kind(kind)
+        for name, title in REASONERS.items():
+            text, evidence = found.get(name + TEXT_SUFFIX), found.get(name)
+            if text is None or evidence is None or not (text.metrics and evidence.metrics):
+                continue
+            rows.append(
+                AblationRow(
+                    kind=kind,
+                    reasoner=name,
+                    title=title,
+                    colour=COLOURS.get(name, GREY),
+                    text=text.metrics["hit_at_1"],
+                    evidence=evidence.metrics["hit_at_1"],
+                    queries=min(text.queries, evidence.queries),
+                )
+            )
+    return rows

@@ -1,0 +1,153 @@
+"""What a round's traces would have earned otherwise: without evidence, with another item's trace.
+
+Plans what to embed and scores it against the same round; embedding is the caller's. In a step,
+between scoring and training:
+
+    planned = counterfactuals(scored, pairs, max_frames=..., evidence=...)
+    embedded, _ = pool.embed([one.request for one in planned], pictures)
+    probe = score_probe(planned, vectors, embedded, score=lambda vectors: ...)
+
+The round's own pictures suffice: another item's trace points at places in this item's pictures.
+"""
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from data.embed_inputs import embed_content
+from data.types import Content, EmbedRequest, Evidence, Pair, ScoredTrajectory, Side, TrajectoryKey
+
+SAMPLE = 32
+"""Traces a change is tried on. With 16 the draw alone makes evidence look worthless in every
+twentieth of the demo's rounds where it is worth least; with 32 that is rare."""
+
+
+class Change(StrEnum):
+    """What is different about the trace that the Embedder reads."""
+
+    WITHOUT_EVIDENCE = "without_evidence"
+    OTHER_TRACE = "other_trace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counterfactual:
+    """One changed input and the trace that it stands in for."""
+
+    key: TrajectoryKey
+    change: Change
+    request: EmbedRequest
+    """Its key names both, so that it collides with no input of the round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Rewards of one round by trajectory key; a trace that could not be re-scored is absent."""
+
+    as_is: Mapping[str, float]
+    changed: Mapping[Change, Mapping[str, float]]
+    """Every key in here is also in ``as_is``."""
+
+
+def counterfactuals(
+    scored: Sequence[ScoredTrajectory],
+    pairs: Mapping[int, Pair],
+    *,
+    max_frames: int,
+    evidence: Evidence = Evidence.FULL,
+) -> list[Counterfactual]:
+    """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
+
+    Drawn among traces with an outcome: what earns nothing loses nothing, and early in a run a
+    misleading crop is rightly worth less than none. The other trace is one of the same kind and
+    side whose item seeks another target. ``pairs`` is by group serial; ``evidence`` is how the
+    round itself was embedded.
+    """
+
+    def content(one: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
+        group = one.trajectory.key.group
+        item = pairs[group.serial].item(group.side)
+        return embed_content(item, text, max_frames=max_frames, evidence=evidence)
+
+    order = sorted(scored, key=lambda one: _draw(str(one.trajectory.key)))
+    planned: dict[Change, list[Counterfactual]] = {change: [] for change in Change}
+    for one in order:
+        if one.parts.outcome <= 0:
+            continue
+        text = one.trajectory.text
+        shown = content(one, text, evidence=evidence)
+        inputs = {}
+        bare = content(one, text, evidence=Evidence.TEXT)
+        if bare != shown:
+            inputs[Change.WITHOUT_EVIDENCE] = bare
+        other = _other(one, order, pairs)
+        if other is not None:
+            inputs[Change.OTHER_TRACE] = content(one, other.trajectory.text, evidence=evidence)
+        for change, found in inputs.items():
+            if len(planned[change]) < SAMPLE:
+                key = one.trajectory.key
+                request = EmbedRequest(key=f"{key}#{change}", content=found)
+                planned[change].append(Counterfactual(key=key, change=change, request=request))
+    return [one for some in planned.values() for one in some]
+
+
+def score_probe(
+    planned: Sequence[Counterfactual],
+    vectors: Mapping[str, np.ndarray],
+    embedded: Mapping[str, np.ndarray],
+    *,
+    score: Callable[[Mapping[str, np.ndarray]], Iterable[ScoredTrajectory]],
+) -> Probe:
+    """Return what the sampled traces earned, and would have earned, in the same round.
+
+    ``vectors`` are the round's unit embeddings [D] by trajectory key, ``embedded`` those of the
+    planned requests by request key; one that failed is left out. ``score`` scores the round with
+    the vectors that it is given and all else unchanged (same candidates, no judge: the judge
+    reads texts, which do not change here). It is called once as is, then once per change and
+    side, so that all traces of a side change at once while what they are ranked against stays.
+    """
+    as_is = _totals(score(vectors))
+    changed: dict[Change, dict[str, float]] = {change: {} for change in Change}
+    for change in Change:
+        for side in Side:
+            sample = {
+                str(one.key): embedded[one.request.key]
+                for one in planned
+                if one.change is change
+                and one.key.group.side is side
+                and one.request.key in embedded
+            }
+            if sample:
+                totals = _totals(score({**vectors, **sample}))
+                changed[change] |= {
+                    key: totals[key] for key in sample if key in totals and key in as_is
+                }
+    return Probe(as_is=as_is, changed=changed)
+
+
+def _other(
+    one: ScoredTrajectory, order: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair]
+) -> ScoredTrajectory | None:
+    """Return the trace drawn for that one among those of other items, if there is any."""
+    group = one.trajectory.key.group
+    own = pairs[group.serial]
+    item = own.item(group.side)
+    found = [
+        other
+        for other in order
+        if (there := other.trajectory.key.group).side is group.side
+        and (pair := pairs[there.serial]).item(group.side).kind is item.kind
+        and pair.item(group.side).key() != item.key()
+        and pair.target_key() != own.target_key()
+    ]
+    return found[_draw(str(one.trajectory.key)) % len(found)] if found else None
+
+
+def _draw(key: str) -> int:
+    return zlib.crc32(key.encode())
+
+
+def _totals(scored: Iterable[ScoredTrajectory]) -> dict[str, float]:
+    return {str(one.trajectory.key): one.parts.total for one in scored}

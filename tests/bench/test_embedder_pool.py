@@ -1,0 +1,105 @@
+"""Traces with crops through the Embedder pool, beside vLLM alone on inputs prepared before."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.pools import Pool, RewardPool
+from cluster.session import Role
+from configs.schema import EngineConfig, MediaConfig, PoolConfig, RewardConfig
+from data.embed_inputs import embed_content
+from data.types import EmbedRequest, Item, Kind, Picture
+from tests.bench.direct import DirectEmbedder
+from tests.bench.record import alternate, record
+from tests.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACES, SIBLINGS, SIDE = 256, 8, 128
+WORDS = ("color", "circle", "square", "triangle", "green", "blue", "yellow", "purple", "orange")
+ENGINE = EngineConfig(dtype="float32", max_model_len=1024, max_num_seqs=64, enforce_eager=True)
+MEDIA = MediaConfig(
+    image_min_pixels=32 * 32,
+    image_max_pixels=SIDE * SIDE,
+    crop_min_pixels=32 * 32,
+    crop_max_pixels=64 * 64,
+)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[tuple[RewardPool, Pool]]:
+    """Return the pool and vLLM alone: an actor each, one core each."""
+    model = str(write_tiny_model(tmp_path / "model"))
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=2,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
+    )
+    pool = RewardPool(RewardConfig(model=model, pool=PoolConfig(), engine=ENGINE), MEDIA)
+    direct = Pool(Role("direct", actors=1, cpus=1.0, gpus=0.0), timeout_s=600.0)
+    direct.start(
+        lambda name, options: (
+            ray.remote(DirectEmbedder)
+            .options(**options)
+            .remote(model=model, engine=ENGINE, media=MEDIA)
+        )
+    )
+    pool.ready()
+    direct.wait([direct.actors[0].ready.remote()], "loading the Embedder")
+    yield pool, direct
+    pool.close()
+    direct.close()
+    ray.shutdown()
+
+
+def step_of(rng: np.random.Generator) -> tuple[list[EmbedRequest], dict[str, np.ndarray]]:
+    """Return a step's traces, siblings on one picture, a crop or two each, and the pictures."""
+    pictures = {
+        f"picture-{index}": rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        for index in range(TRACES // SIBLINGS)
+    }
+    requests = []
+    for index in range(TRACES):
+        low = rng.integers(0, 500, (rng.integers(1, 3), 2))
+        boxes = np.hstack([low, low + rng.integers(100, 500, low.shape)]).tolist()
+        thinking, rethink = (" ".join(rng.choice(WORDS, size)) for size in rng.integers(5, 30, 2))
+        trace = (
+            f"<thinking>{thinking}{json.dumps({'bbox_2d': boxes})}</thinking>"
+            f"<rethink>{rethink}</rethink><answer>{WORDS[index % len(WORDS)]}</answer>"
+        )
+        item = Item(text="what color", kind=Kind.IMAGE, uris=(f"picture-{index // SIBLINGS}",))
+        requests.append(
+            EmbedRequest(key=str(index), content=embed_content(item, trace, max_frames=1))
+        )
+    assert all(
+        any(isinstance(part, Picture) and part.box for part in one.content) for one in requests
+    )
+    return requests, pictures
+
+
+@pytest.mark.timeout(1800)
+def test_embedding_traces_with_crops(both: tuple[RewardPool, Pool]) -> None:
+    pool, direct = both
+    rng = np.random.default_rng(0)
+    requests: list[EmbedRequest] = []
+    shared: list[ray.ObjectRef] = []
+
+    def prepare() -> None:
+        # New traces and pictures each turn: neither engine has them in a cache, both get the same.
+        requests[:], pictures = step_of(rng)
+        shared[:] = [ray.put(pictures)]
+        direct.wait([direct.actors[0].prepare.remote(requests, *shared)], "preparing")
+
+    def ours() -> None:
+        vectors, failed = pool.embed(requests, *shared)
+        assert len(vectors) == TRACES, failed
+
+    def against() -> None:
+        assert direct.wait([direct.actors[0].encode.remote()], "encoding") == [TRACES]
+
+    # 0.8 of the throughput.
+    record(f"embed {TRACES} traces / vLLM", *alternate(ours, against, prepare=prepare), target=1.25)

@@ -1,0 +1,214 @@
+"""Contrastive training, reward and evaluation give the Embedder the same tokens and pixels.
+
+What vLLM runs is stood in for by the model's own processor: vLLM expands and cuts pictures with it.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.jobs.embedder import batches
+from cluster.scoring import Scorer
+from configs.schema import (
+    DataConfig,
+    EmbedderConfig,
+    MediaConfig,
+    RewardConfig,
+    RunConfig,
+)
+from data.chat import EMB_TOKEN, ChatEncoder
+from data.datasets import PairFeed
+from data.media import load_pictures
+from data.prompts import reasoner_content, uris_shown
+from data.records import LoadedSet
+from data.types import (
+    EmbedRequest,
+    Evidence,
+    GroupKey,
+    Item,
+    Kind,
+    Pair,
+    Picture,
+    Side,
+    TrainSample,
+    TrajectoryKey,
+)
+from evaluation.runner import Settings, evaluate
+from learner.batching import VisionTokens, collate, embed_row, process_pictures, train_row
+from tests.builders import TRACES, write_picture
+from tests.tiny_model import tiny_processor
+
+MEDIA = MediaConfig(
+    image_min_pixels=32 * 32,
+    image_max_pixels=128 * 128,
+    page_min_pixels=32 * 32,
+    page_max_pixels=192 * 192,
+    frame_min_pixels=32 * 32,
+    frame_max_pixels=64 * 64,
+    crop_min_pixels=32 * 32,
+    crop_max_pixels=96 * 96,
+    max_frames=3,
+)
+DATA = DataConfig(templates="brief", media=MEDIA)
+CASES = [(kind, evidence) for kind in Kind for evidence in Evidence]
+EVERY_CASE = pytest.mark.parametrize(("kind", "evidence"), CASES, ids=lambda case: str(case))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return ChatEncoder(tiny_processor(), MEDIA)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Return a pair by kind of query, both sides with a trace; the video has more frames."""
+    root = tmp_path_factory.mktemp("pictures")
+    uris = {
+        Kind.TEXT: (),
+        Kind.IMAGE: (str(write_picture(root / "image.png", 210, 90)),),
+        Kind.PAGE: (str(write_picture(root / "page.png", 150, 220)),),
+        Kind.VIDEO: tuple(str(write_picture(root / f"{i}.png", 80 + i, 60)) for i in range(5)),
+    }
+    return {
+        kind: Pair(
+            pair_id=str(kind),
+            source="set",
+            query=Item(text=f" what color is the star {kind}? ", kind=kind, uris=uris[kind]),
+            target=Item(text="a red star"),
+            query_trace=TRACES[kind],
+            target_trace=TRACES[Kind.TEXT],
+        )
+        for kind in Kind
+    }
+
+
+def trained_on(pair, evidence):
+    """Return the contrastive row, and its pictures, as the job `embedder` makes them."""
+    config = EmbedderConfig(
+        run=RunConfig(dir="run"),
+        model="model",
+        data=DATA,
+        batch=1,
+        sub_batches=1,
+        trace_dropout=float(evidence is Evidence.NONE),
+        evidence_dropout=float(evidence is Evidence.TEXT),
+    )
+    loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
+    rows, pictures = next(batches(PairFeed([loaded], {"set": 1.0}, batch=1, seed=0), config))
+    return rows[0], pictures
+
+
+def rewarded(pair, evidence):
+    """Return the Embedder's requests of both sides, and the pictures, as the job `rl` does."""
+    reward = RewardConfig(model="model", evidence=str(evidence))
+    scorer = Scorer(reward, embedder=None, judge=None, max_frames=MEDIA.max_frames)
+    requests = {
+        side: scorer.request(
+            TrajectoryKey(GroupKey(0, pair.pair_id, side), 0), pair, pair.trace(side)
+        )
+        for side in Side
+    }
+    pictures, failed = load_pictures(uris_shown((pair.query, pair.target), MEDIA.max_frames), MEDIA)
+    assert not failed
+    return requests, pictures
+
+
+def encoded(pair):
+    """Return all contents that the evaluation embeds, over its three ways of embedding."""
+    asked = []
+
+    def reason(prompts):
+        first = pair.query.text.strip()
+        return {
+            key: pair.trace(Side.QUERY if content[-1] == first else Side.TARGET)
+            for key, content in prompts
+        }
+
+    def embed(requests):
+        asked.extend(request.content for request in requests)
+        return {request.key: np.ones(2) for request in requests}
+
+    settings = Settings(templates="brief", max_frames=MEDIA.max_frames, resamples=2, seed=0)
+    evaluate([pair], reasoners={"reasoner": reason}, embed=embed, settings=settings)
+    return asked
+
+
+def learner_batch(row, pictures, encoder):
+    """Return what the learner's forward takes."""
+    image, start, end, pad = encoder.tokenizer.convert_tokens_to_ids(
+        ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>"]
+    )
+    tokens = VisionTokens(
+        image=image, start=start, end=end, pad=pad, merge=encoder.merge, channels=3 * 2 * 16 * 16
+    )
+    patches = process_pictures(row.pictures, pictures, encoder)
+    return collate([row], patches, tokens).inputs
+
+
+def engine_inputs(prompt, text, encoder):
+    """Return what the model's own processor makes of the prompt that an engine is given."""
+    assert encoder.tokenizer.encode(text, add_special_tokens=False) == prompt.ids
+    made = encoder.processor(text=[text], images=prompt.images or None, return_tensors="pt")
+    assert made["input_ids"][0].tolist() == prompt.expanded
+    return made
+
+
+def assert_same(inputs, made, num_pictures):
+    length = made["input_ids"].shape[1]
+    assert inputs["input_ids"][0, :length].tolist() == made["input_ids"][0].tolist()
+    assert inputs["attention_mask"][0].sum() == length
+    if num_pictures:
+        assert inputs["image_grid_thw"].tolist() == made["image_grid_thw"].tolist()
+        assert torch.equal(inputs["pixel_values"], made["pixel_values"])
+
+
+@EVERY_CASE
+def test_training_and_reward_feed_the_same_tokens_and_pixels(pairs, encoder, kind, evidence):
+    row, trained_pictures = trained_on(pairs[kind], evidence)
+    requests, pictures = rewarded(pairs[kind], evidence)
+    assert trained_pictures.keys() == pictures.keys()
+    for side, content in ((Side.QUERY, row.query), (Side.TARGET, row.target)):
+        request = requests[side]
+        assert request.content == content
+        prompt = encoder.embed(request.content, pictures)
+        made = engine_inputs(prompt, encoder.text(request.content) + EMB_TOKEN, encoder)
+        trained = embed_row(EmbedRequest(key="row", content=content), trained_pictures, encoder)
+        inputs = learner_batch(trained, trained_pictures, encoder)
+        assert_same(inputs, made, len(prompt.images))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_evaluation_embeds_what_training_and_reward_do(pairs, kind):
+    asked = encoded(pairs[kind])
+    assert len(asked) == len(set(asked))
+    rows = [trained_on(pairs[kind], evidence)[0] for evidence in Evidence]
+    assert set(asked) == {content for row in rows for content in (row.query, row.target)}
+
+
+@EVERY_CASE
+def test_each_way_shows_the_pictures_that_it_says(pairs, kind, evidence):
+    row, _ = trained_on(pairs[kind], evidence)
+    shown = {Kind.TEXT: 0, Kind.VIDEO: 3}.get(kind, 1)
+    pointed = {Kind.TEXT: 0, Kind.VIDEO: 2}.get(kind, 1) if evidence is Evidence.FULL else 0
+    assert sum(isinstance(part, Picture) for part in row.query) == shown + pointed
+    text = "".join(part for part in row.query if isinstance(part, str))
+    assert (TRACES[kind] in text) == (evidence is not Evidence.NONE)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_reasoner_trains_on_the_prompt_that_its_engine_ran(pairs, encoder, kind):
+    content = reasoner_content(pairs[kind], Side.QUERY, templates="full", max_frames=3)
+    _, pictures = rewarded(pairs[kind], Evidence.FULL)
+    prompt = encoder.encode(content, pictures)
+    made = engine_inputs(prompt, encoder.text(content), encoder)
+    sample = TrainSample(
+        key="sample",
+        content=content,
+        prompt_ids=np.array(prompt.expanded),
+        response_ids=np.array(encoder.response_ids(TRACES[kind])),
+    )
+    inputs = learner_batch(train_row(sample), pictures, encoder)
+    length = len(prompt.expanded)
+    assert inputs["input_ids"][0, :length].tolist() == made["input_ids"][0].tolist()
+    if prompt.images:
+        assert torch.equal(inputs["pixel_values"], made["pixel_values"])
