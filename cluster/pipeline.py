@@ -1,6 +1,6 @@
 """The EG-RL loop. One step: sample traces, embed and rank them, train, publish and pull weights.
 
-    pairs -> [rollout pool] -> trajectories -> [reward pool] -> rewards -> advantages
+    pairs -> [rollout pool] -> trajectories -> [scorer] -> rewards -> advantages
       ^                                                                      |
       +--- version v+1 <- [object store] <- weights <- [learner group] <-----+
 
@@ -21,19 +21,16 @@ import numpy as np
 import ray
 
 from cluster.learner_group import LearnerGroup
-from cluster.pools import RewardPool, RolloutPool
+from cluster.pools import RolloutPool
+from cluster.scoring import Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.embed_inputs import embed_content
 from data.errors import WeightSyncError
 from data.media import load_pictures
-from data.prompts import pictures_of, reasoner_content, templates_version, uris_shown
-from data.tcot import faults
+from data.prompts import reasoner_content, templates_version, uris_shown
 from data.types import (
     Content,
     DroppedTrajectory,
-    EmbedRequest,
-    Evidence,
     GenerationRequest,
     GroupKey,
     Pair,
@@ -47,7 +44,6 @@ from data.types import (
 from evaluation.metrics import hit_at_1
 from learner.advantages import step_advantages
 from learner.policy import TokenScores, shaped_rewards
-from reward.score import score_round
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +93,14 @@ class Pipeline:
         *,
         feed: PairFeed,
         rollout: RolloutPool,
-        reward: RewardPool,
+        scorer: Scorer,
         learner: LearnerGroup,
         store: Any,
     ) -> None:
         self.config = config
         self.feed = feed
         self.rollout = rollout
-        self.reward = reward
+        self.scorer = scorer
         self.learner = learner
         self.store = store
         self.version = 0
@@ -124,8 +120,9 @@ class Pipeline:
             trajectories, lost = self.rollout.generate(requests, pictures)
             dropped += lost
         with clock.phase("reward"):
-            scored, lost = self._score(trajectories, pairs, pictures)
-            dropped += lost
+            scores = self.scorer.score(trajectories, pairs, pictures)
+            scored = scores.scored
+            dropped += scores.dropped
         with clock.phase("train"):
             contents = {request.key: request.content for request in requests}
             rewards, penalties = self._shaped_rewards(scored, contents, pictures)
@@ -141,12 +138,12 @@ class Pipeline:
             **trained.metrics,
             **penalties,
             **synced,
+            **scores.metrics,
             **_reward_metrics(scored),
-            **_fault_metrics(scored, pairs, self.max_frames),
             **_rollout_metrics(trajectories, clock.phases["rollout"]),
             "staleness/max": float(staleness),
             "group/skipped": float(skipped),
-            "group/count": float(len({one.trajectory.key.group for one in scored})),
+            **_group_metrics(scored),
             "policy/version": float(self.version),
         }
         reasons = Counter(one.reason for one in dropped)
@@ -199,11 +196,11 @@ class Pipeline:
         trajectories, lost = self.rollout.generate(requests, pictures)
         texts = {one.key: one.text for one in trajectories}
         inputs = [
-            self.embed_request(key, ends[end], texts[key])
+            self.scorer.request(key, ends[end], texts[key])
             for end, key in keys.items()
             if key in texts
         ]
-        vectors, unembedded = self.reward.embed(inputs, pictures)
+        vectors, unembedded = self.scorer.embedder.embed(inputs, pictures)
         found: dict[Side, dict[str, np.ndarray]] = {side: {} for side in Side}
         for (content, side), key in keys.items():
             if str(key) in vectors:
@@ -220,18 +217,6 @@ class Pipeline:
                 len(unembedded),
             )
         return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
-
-    def embed_request(self, key: TrajectoryKey, pair: Pair, trace: str) -> EmbedRequest:
-        """Return what the frozen Embedder reads of a trace of one side of a pair."""
-        return EmbedRequest(
-            key=str(key),
-            content=embed_content(
-                pair.item(key.group.side),
-                trace,
-                max_frames=self.max_frames,
-                evidence=Evidence(self.config.reward.evidence),
-            ),
-        )
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run must know besides the learner's checkpoint."""
@@ -286,20 +271,6 @@ class Pipeline:
         """Return the pictures that the pairs show, and the reason for each that failed."""
         items = (pair.item(side) for pair in pairs for side in Side)
         return load_pictures(uris_shown(items, self.max_frames), self.config.data.media)
-
-    def _score(
-        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
-    ) -> tuple[list[ScoredTrajectory], list[DroppedTrajectory]]:
-        inputs = [
-            self.embed_request(one.key, pairs[one.key.group.serial], one.text)
-            for one in trajectories
-        ]
-        vectors, failed = self.reward.embed(inputs, pictures)
-        for key, reason in failed.items():
-            log.warning("%s: not embedded: %s", key, reason)
-        return score_round(
-            trajectories, vectors, pairs, reward=self.config.reward, max_frames=self.max_frames
-        )
 
     def _shaped_rewards(
         self,
@@ -378,6 +349,9 @@ class Pipeline:
             "reward/total": parts.total,
             "reward/format": parts.format,
             "reward/outcome": parts.outcome,
+            "reward/process": parts.process,
+            "reward/gain": parts.gain,
+            "reward/length": parts.length,
             "rank/accuracy": parts.accuracy,
             "rank/margin": parts.margin,
             "rank/gold": parts.rank,
@@ -385,6 +359,10 @@ class Pipeline:
             "min_version": trajectory.min_version,
             "max_version": trajectory.max_version,
             "retrieved": list(one.retrieved),
+            "candidates/id": one.candidates_id,
+            "candidates/size": one.candidates_size,
+            "judge/shown": list(one.judgement.shown) if one.judgement else [],
+            "judge/answer": one.judgement.answer if one.judgement else "",
             "dropped": None,
         }
 
@@ -401,6 +379,9 @@ def _reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
         "reward/total": _mean(scored, lambda one: one.parts.total),
         "reward/format": _mean(scored, lambda one: one.parts.format),
         "reward/outcome": _mean(scored, lambda one: one.parts.outcome),
+        "reward/process": _mean(scored, lambda one: one.parts.process),
+        "reward/gain": _mean(scored, lambda one: one.parts.gain),
+        "reward/length": _mean(scored, lambda one: one.parts.length),
         "rank/accuracy": _mean(scored, lambda one: one.parts.accuracy),
         "rank/margin": _mean(scored, lambda one: one.parts.margin),
         "rank/gold_mean": _mean(scored, lambda one: float(one.parts.rank)),
@@ -412,17 +393,11 @@ def _reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     return metrics
 
 
-def _fault_metrics(
-    scored: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair], max_frames: int
-) -> dict[str, float]:
-    """Return how often each repair, drop or refusal of the parser occurred, by its name."""
-    counts: Counter[str] = Counter()
-    for one in scored:
-        group = one.trajectory.key.group
-        item = pairs[group.serial].item(group.side)
-        shown = len(pictures_of(item, max_frames))
-        counts.update(faults(one.trajectory.text, kind=item.kind, num_frames=shown))
-    return {f"trace/{name}": float(count) for name, count in counts.items()}
+def _group_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
+    """Return how many groups were scored, and of how many only one trace was left."""
+    sizes = Counter(one.trajectory.key.group for one in scored)
+    single = sum(size == 1 for size in sizes.values())
+    return {"group/count": float(len(sizes)), "group/single": float(single)}
 
 
 def _rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""Rollout and reward pools: equal actors of one role, requests split among them, joined by key."""
+"""Rollout, reward and judge pools: equal actors of one role share requests, joined by key."""
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.routing import CHUNKS_IN_FLIGHT, Chunk, Router, content_cost
 from cluster.session import Role, actor_options, place, wait_for
-from configs.schema import MediaConfig, RewardConfig, RolloutConfig
+from configs.schema import JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
 from data.errors import ClusterError
-from data.types import DroppedTrajectory, EmbedRequest, GenerationRequest, Trajectory
+from data.types import (
+    DroppedTrajectory,
+    EmbedRequest,
+    GenerationRequest,
+    Judgement,
+    JudgeQuestion,
+    Trajectory,
+)
 from reward.actor import EmbedderActor
+from reward.judge_actor import JudgeActor
 from rollout.actor import RolloutActor, StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)
@@ -112,11 +121,9 @@ class RolloutPool(Pool):
 class RewardPool(Pool):
     """Frozen Embedder engines."""
 
-    def __init__(self, reward: RewardConfig, media: MediaConfig) -> None:
+    def __init__(self, reward: RewardConfig, media: MediaConfig, *, role: str = "reward") -> None:
         pool = reward.pool
-        super().__init__(
-            Role("reward", pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s
-        )
+        super().__init__(Role(role, pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s)
         self.media = media
         # Two engine batches in flight: one runs, the next is at hand.
         self.max_items = max(1, 2 * reward.engine.max_num_seqs // CHUNKS_IN_FLIGHT)
@@ -129,6 +136,8 @@ class RewardPool(Pool):
                 model=str(Path(reward.model).absolute()),
                 engine=reward.engine,
                 media=media,
+                pooling=reward.pooling,
+                instruction=reward.instruction,
             )
         )
 
@@ -206,3 +215,33 @@ class RewardPool(Pool):
         counted = {f"pool/{self.role.name}/{name}": float(self.counts[name]) for name in names}
         self.counts.clear()
         return counted
+
+
+class JudgePool(Pool):
+    """Frozen judge engines."""
+
+    def __init__(self, judge: JudgeConfig) -> None:
+        pool = judge.pool
+        super().__init__(Role("judge", pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s)
+        config = replace(judge, model=str(Path(judge.model).absolute()))
+        remote = ray.remote(JudgeActor)
+        self.start(lambda name, options: remote.options(**options).remote(name=name, config=config))
+
+    def ready(self) -> None:
+        """Wait until every engine has loaded its model."""
+        self.wait([actor.ready.remote() for actor in self.actors], "loading the judge")
+
+    def judge(
+        self, questions: Sequence[JudgeQuestion]
+    ) -> tuple[dict[str, Judgement], dict[str, str]]:
+        """Return verdicts by trace key, and the reason for each key that failed."""
+        refs = [
+            actor.judge.remote(list(questions[index :: len(self.actors)]))
+            for index, actor in enumerate(self.actors)
+        ]
+        judged: dict[str, Judgement] = {}
+        failed: dict[str, str] = {}
+        for some, reasons in self.wait(refs, "judging traces"):
+            judged.update(some)
+            failed.update(reasons)
+        return judged, failed

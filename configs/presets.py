@@ -3,7 +3,43 @@
 from collections.abc import Mapping
 from typing import Any
 
+_PUBLISHED_REWARD: dict[str, Any] = {
+    "format_weight": 0.05,
+    "temperature": 0.5,
+    "judge": {"answer": "choice", "positives": "all", "negatives": 4},
+    "gain_weight": 0.0,
+    "length_weight": 0.0,
+    "gate_by_format": False,
+    "bank": {"recent": 0, "hard": 0},
+    "false_negative_similarity": 1.0,
+}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # Both need judge.model. They differ from the original where it guesses: a judge without a
+    # usable answer drops the trace (spec, section 1.3).
+    "reward": {
+        # Sup. B.2, Eq. 3 and 4: 0.05 F + 0.2 Acc m + 0.8 R; Acc asks for all n traces in the top
+        # n, R is 1 or 0, the candidates are shuffled.
+        "paper": {
+            **_PUBLISHED_REWARD,
+            "outcome_weight": 0.2,
+            "accuracy_weight": 1.0,
+            "accuracy": "all",
+            "process_weight": 0.8,
+            "process_pays": "one",
+            "judge": {**_PUBLISHED_REWARD["judge"], "shuffle": True},
+        },
+        # The published code: 0.05 F + 0.8 (0.5 Acc m) + 0.2 R; Acc is a share, R is m or 0, all n
+        # positives come first.
+        "code": {
+            **_PUBLISHED_REWARD,
+            "outcome_weight": 0.8,
+            "accuracy_weight": 0.5,
+            "accuracy": "share",
+            "process_weight": 0.2,
+            "process_pays": "margin",
+            "judge": {**_PUBLISHED_REWARD["judge"], "shuffle": False},
+        },
+    },
     "grpo": {
         # DeepSeekMath (Shao et al., 2024): mean over each trace, then over traces; k3 in the loss.
         "grpo": {
@@ -91,6 +127,6 @@ def with_presets(parts: Mapping[str, Any]) -> dict[str, Any]:
     for section, table in PRESETS.items():
         trees = [tree[section] for tree in parts.values() if isinstance(tree.get(section), dict)]
         names = [tree["preset"] for tree in trees if "preset" in tree]
-        if names and names[-1] in table:
+        if names and isinstance(names[-1], str) and names[-1] in table:
             layers[f"preset {section}.preset={names[-1]}"] = {section: table[names[-1]]}
     return {**layers, **parts}

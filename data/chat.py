@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from configs.schema import MediaConfig
+from configs.schema import MediaConfig, Pooling
+from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.media import fit
+from data.model_folder import load_processor, sees_pictures
 from data.types import Content, Picture, Pictures
 
 EMB_TOKEN = "<emb>"
@@ -34,75 +36,143 @@ class EncodedPrompt:
     expanded: list[int]
     """As many picture tokens as the vision tower emits, as transformers wants it."""
     images: list[Image.Image]
+    cut: int = 0
+    """Tokens that did not fit and are left out."""
 
 
-class ChatEncoder:
-    """Turns content into prompts for one model.
+def load_encoder(folder: str, limits: MediaConfig) -> "TextEncoder":
+    """Return the encoder of the folder's model: a `ChatEncoder` where it sees pictures.
+
+    Raises:
+        ConfigError: ``limits`` or the processor do not fit (`ChatEncoder`).
+        DataError: the folder is incomplete.
+    """
+    processor = load_processor(folder)
+    return ChatEncoder(processor, limits) if sees_pictures(folder) else TextEncoder(processor)
+
+
+class TextEncoder:
+    """Turns content into prompts for one model that reads text only.
 
     Args:
-        processor: the model folder's own Hugging Face processor.
-        limits: pixel limits; they must lie inside what the processor leaves unresized.
+        tokenizer: the model folder's own Hugging Face tokenizer.
     """
 
-    def __init__(self, processor: Any, limits: MediaConfig) -> None:
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.limits = limits
-        image_processor = processor.image_processor
-        self.merge = int(image_processor.merge_size)
-        self.factor = int(image_processor.patch_size) * self.merge
-        self.image_token = processor.image_token
-        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
-        added = self.tokenizer.added_tokens_decoder.values()
+    sees_pictures = False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.values()
         special = {EMB_TOKEN, *VISION_TOKENS, *(str(token) for token in added if token.special)}
         self._special = re.compile("|".join(map(re.escape, sorted(special))))
-        _check_limits(limits, image_processor.size)
 
     def encode(self, content: Content, pictures: Pictures, *, tail: str = "") -> EncodedPrompt:
         """Return the prompt of one user turn, open for the assistant, plus ``tail``.
 
         Raises:
-            DataError: a picture was not loaded, or the chat template does not show each once.
+            ConfigError: the model has no chat template.
+            DataError: a picture was not loaded, or the model cannot be shown each once.
         """
         text = self.text(content) + tail
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        images = [
-            fit(part, pictures, self.limits, factor=self.factor)
-            for part in content
-            if isinstance(part, Picture)
-        ]
-        return EncodedPrompt(ids=ids, expanded=self.expand(ids, images), images=images)
+        return self._prompt(
+            self.tokenizer.encode(text, add_special_tokens=False), content, pictures
+        )
 
-    def embed(self, content: Content, pictures: Pictures) -> EncodedPrompt:
-        """Return the prompt whose last token is `<emb>`: the Embedder pools there.
+    def embed(
+        self,
+        content: Content,
+        pictures: Pictures,
+        *,
+        pooling: Pooling = "emb_token",
+        instruction: str = "",
+        max_tokens: int | None = None,
+    ) -> EncodedPrompt:
+        """Return what the Embedder reads, in the form that it was trained on.
+
+        `emb_token`: the user's turn and after it `<emb>`, where the Embedder pools. Any other
+        pooling: the content without our own suffix, with the special tokens that the tokenizer
+        adds by itself. A model that sees pictures gets it as the user's turn after the instruction
+        as system message (as Qwen3-VL-Embedding's own code does), a text-only one as plain text
+        right after the instruction, without pictures, its end cut off beyond ``max_tokens``.
 
         Raises:
-            ConfigError: the model has no such token.
+            ConfigError: `emb_token` is asked for and the model has no such token.
             DataError: as `encode`.
         """
-        if EMB_TOKEN not in self.tokenizer.get_vocab():
+        content = self.shown(content)
+        if pooling == "emb_token":
+            self.check_pooling(pooling)
+            return self.encode(content, pictures, tail=EMB_TOKEN)
+        bare = tuple(p.removesuffix(SUFFIX) if isinstance(p, str) else p for p in content)
+        return self._embed_bare(bare, pictures, instruction, max_tokens)
+
+    def check_pooling(self, pooling: Pooling) -> None:
+        """Refuse to pool at a token that the model does not have.
+
+        Raises:
+            ConfigError: `emb_token` is asked for and the model has no such token.
+        """
+        if pooling == "emb_token" and EMB_TOKEN not in self.tokenizer.get_vocab():
             raise ConfigError(
                 f"{self.tokenizer.name_or_path}: the tokenizer has no {EMB_TOKEN} token, so this "
-                "is no Embedder; use a folder that the job `embedder` exported"
+                "is no Embedder of ours; use a folder that the job `embedder` exported, or set "
+                "reward.pooling to what the model was trained with (last, cls or mean)"
             )
-        return self.encode(content, pictures, tail=EMB_TOKEN)
 
-    def text(self, content: Content) -> str:
-        """Return the chat-rendered prompt, open for the assistant's answer."""
-        parts = [
-            {"type": "image"}
-            if isinstance(part, Picture)
-            else {"type": "text", "text": self._plain(part)}
-            for part in content
-        ]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
-        )
+    def shown(self, content: Content) -> Content:
+        """Return the parts of an Embedder's input that this model can read."""
+        return tuple(part for part in content if isinstance(part, str))
+
+    def text(self, content: Content, *, system: str = "") -> str:
+        """Return the chat-rendered prompt, open for the assistant's answer.
+
+        Raises:
+            ConfigError: the model has no chat template.
+            DataError: a text-only model would have to be shown a picture.
+        """
+        turns = [{"role": "system", "content": self._parts((system,))}] if system else []
+        turns.append({"role": "user", "content": self._parts(content)})
+        return self._render(turns)
 
     def response_ids(self, text: str) -> list[int]:
         """Return the tokens of an assistant turn, closed by the end-of-turn token."""
         ids = self.tokenizer.encode(self._plain(text), add_special_tokens=False)
         return [*ids, self.tokenizer.eos_token_id]
+
+    def banned_ids(self) -> list[int]:
+        """Return tokens that must never be sampled: pictures, padding, turn starts, `<emb>`."""
+        words = [*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>"]
+        vocabulary = self.tokenizer.get_vocab()
+        eos = self.tokenizer.eos_token_id
+        return sorted({vocabulary[word] for word in words if word in vocabulary} - {eos})
+
+    def _parts(self, content: Content) -> Any:
+        """Return a turn's content in the form that the chat template takes."""
+        unseen = [part.uri for part in content if isinstance(part, Picture)]
+        if unseen:
+            raise DataError(f"{unseen[0]}: a text-only model cannot be shown a picture")
+        return self._plain("".join(content))
+
+    def _render(self, turns: list[dict[str, Any]]) -> str:
+        if not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"{self.tokenizer.name_or_path}: expected a chat template, found none; use a model "
+                "trained to follow instructions, or put its chat_template.jinja into the folder"
+            )
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _embed_bare(
+        self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
+    ) -> EncodedPrompt:
+        text = instruction + self._plain("".join(content))
+        ids = self.tokenizer.encode(text)
+        kept = ids
+        if max_tokens is not None and len(ids) > max_tokens:
+            kept = self.tokenizer.encode(text, truncation=True, max_length=max_tokens)
+        return EncodedPrompt(ids=kept, expanded=kept, images=[], cut=len(ids) - len(kept))
+
+    def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
+        return EncodedPrompt(ids=ids, expanded=ids, images=[])
 
     def _plain(self, text: str) -> str:
         """Return text without spelled-out special tokens: data must not pose as pictures or turns.
@@ -110,6 +180,66 @@ class ChatEncoder:
         A blank stands in, so that what is left and right of it cannot join to another one.
         """
         return self._special.sub(" ", text)
+
+
+class ChatEncoder(TextEncoder):
+    """Turns content into prompts for one model of the Qwen-VL family.
+
+    Args:
+        processor: the model folder's own Hugging Face processor.
+        limits: pixel limits; they must lie inside what the processor leaves unresized.
+
+    Raises:
+        ConfigError: the limits do not, or the processor cuts pictures in another way.
+    """
+
+    sees_pictures = True
+
+    def __init__(self, processor: Any, limits: MediaConfig) -> None:
+        super().__init__(processor.tokenizer)
+        self.processor = processor
+        self.limits = limits
+        image_processor = processor.image_processor
+        if not hasattr(image_processor, "merge_size"):
+            raise ConfigError(
+                f"{self.tokenizer.name_or_path}: expected a picture processor of the Qwen-VL family"
+                f" (patch_size and merge_size), found {type(image_processor).__name__}; use a "
+                "Qwen-VL model, or a text-only one with data sets of texts"
+            )
+        self.merge = int(image_processor.merge_size)
+        self.factor = int(image_processor.patch_size) * self.merge
+        self.image_token = processor.image_token
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        _check_limits(limits, image_processor.size)
+
+    def shown(self, content: Content) -> Content:
+        """Return the parts of an Embedder's input that this model can read: all."""
+        return content
+
+    def _parts(self, content: Content) -> Any:
+        return [
+            {"type": "image"}
+            if isinstance(part, Picture)
+            else {"type": "text", "text": self._plain(part)}
+            for part in content
+        ]
+
+    def _render(self, turns: list[dict[str, Any]]) -> str:
+        return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    def _embed_bare(
+        self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
+    ) -> EncodedPrompt:
+        text = self.text(content, system=instruction)
+        return self._prompt(self.tokenizer.encode(text), content, pictures)
+
+    def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
+        images = [
+            fit(part, pictures, self.limits, factor=self.factor)
+            for part in content
+            if isinstance(part, Picture)
+        ]
+        return EncodedPrompt(ids=ids, expanded=self.expand(ids, images), images=images)
 
     def expand(self, ids: list[int], images: list[Image.Image]) -> list[int]:
         """Return ``ids`` with each picture token repeated once per merged vision patch.
@@ -135,13 +265,6 @@ class ChatEncoder:
             images=[np.asarray(image) for image in images], return_tensors="pt", do_resize=False
         )
         return {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
-
-    def banned_ids(self) -> list[int]:
-        """Return tokens that must never be sampled: pictures, padding, turn starts, `<emb>`."""
-        words = [*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>"]
-        vocabulary = self.tokenizer.get_vocab()
-        eos = self.tokenizer.eos_token_id
-        return sorted({vocabulary[word] for word in words if word in vocabulary} - {eos})
 
 
 def _check_limits(limits: MediaConfig, size: Any) -> None:

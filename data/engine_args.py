@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from configs.schema import EngineConfig
+from configs.schema import EngineConfig, Pooling
 
 PICTURE_CACHE_GB = 1.0
 """Processed pictures an engine keeps, so that siblings of a prompt share the work."""
@@ -25,8 +25,13 @@ def set_engine_environment(engine: EngineConfig) -> None:
 def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> dict[str, Any]:
     """Return vLLM's engine arguments for a model folder.
 
-    ``max_pictures``: pictures (files, frames and crops) in one prompt at most.
+    ``max_pictures``: pictures (files, frames and crops) in one prompt at most; 0: the model reads
+    text only.
     """
+    pictures = {
+        "limit_mm_per_prompt": {"image": max_pictures, "video": 0},
+        "mm_processor_cache_gb": PICTURE_CACHE_GB,
+    }
     return {
         "model": model,
         "dtype": engine.dtype,
@@ -37,10 +42,14 @@ def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> 
         "distributed_executor_backend": "mp" if engine.tensor_parallel > 1 else None,
         "enforce_eager": engine.enforce_eager,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
-        "limit_mm_per_prompt": {"image": max_pictures, "video": 0},
-        "mm_processor_cache_gb": PICTURE_CACHE_GB,
+        **(pictures if max_pictures else {}),
         # The model folder's own sampling defaults must not slip in.
         "generation_config": "vllm",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }
+
+
+def pooling_type(pooling: Pooling) -> str:
+    """Return vLLM's name of a pooling; `<emb>` is always the last token."""
+    return "LAST" if pooling == "emb_token" else pooling.upper()

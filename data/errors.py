@@ -4,6 +4,7 @@ ConfigError(ValueError)          a setting is wrong; all problems are listed at 
 EmbedRLError
   DataError(ValueError)          a row, picture or trace cannot be used
     TCoTError                    a text is not a T-CoT trace
+  JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
   CheckpointError(RuntimeError)  a checkpoint is missing, incomplete or of another run
   DivergedError(RuntimeError)    step after step was NaN or infinite
@@ -32,6 +33,10 @@ class TCoTError(DataError):
     def __init__(self, message: str, repairs: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.repairs = repairs
+
+
+class JudgeError(EmbedRLError, RuntimeError):
+    """The judge's answer is no number of a candidate; the trace is dropped, never guessed for."""
 
 
 class WeightSyncError(EmbedRLError, RuntimeError):

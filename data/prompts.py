@@ -104,3 +104,10 @@ def templates_version(name: str) -> str:
     """Return `<set>-<hash>`: changes whenever any prompt of the set changes."""
     texts = sorted((key, template.template) for key, template in load_templates(name).items())
     return f"{name}-{hashlib.sha256(repr(texts).encode()).hexdigest()[:8]}"
+
+
+@cache
+def judge_template() -> Template:
+    """Return the judge's question, with `$trace`, `$candidates` and `$count` to fill in."""
+    file = resources.files("data") / "templates" / "judge.txt"
+    return Template(file.read_text(encoding="utf-8").strip("\n"))

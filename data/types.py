@@ -7,6 +7,7 @@ Made by -> used by:
   GenerationRequest   cluster           -> rollout
   Trajectory          rollout           -> reward, learner
   ScoredTrajectory    reward            -> learner, metrics, the trajectory files
+  JudgeQuestion       reward            -> the judge's engine
   DroppedTrajectory   anyone            -> metrics
   TrainSample         cluster           -> learner
 Results are joined by key, never by position.
@@ -234,7 +235,25 @@ class RewardParts:
     """Mean positive similarity minus softmax-weighted negative similarity, in [-2, 2]."""
     rank: int
     """1-based rank of the best positive among the candidates."""
+    process: float
+    """What the judge's answer paid."""
+    gain: float
+    """Margin minus the margin of the same item embedded without a trace."""
+    length: float
+    """Tokens over the budget as a share of it, negative; 0 within the budget."""
     total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What the judge made of one trace."""
+
+    share: float
+    """1 or 0 for a right or wrong choice, or the probability that it puts on right ones."""
+    shown: tuple[str, ...]
+    """Keys of the candidate traces in the order shown: the recorded permutation."""
+    answer: str
+    """The judge's own words, or its probabilities."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,6 +264,23 @@ class ScoredTrajectory:
     parts: RewardParts
     retrieved: tuple[str, ...]
     """Keys of the nearest candidates, best first."""
+    candidates_id: str
+    """Hash of the keys of the round's candidates on that side; equal: ranked among the same."""
+    candidates_size: int
+    judgement: Judgement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeQuestion:
+    """Which of the numbered candidates fits one trace best?"""
+
+    key: str
+    """Key of the trace that is judged."""
+    prompt: str
+    shown: tuple[str, ...]
+    """Keys of the candidates, number 1 first."""
+    right: frozenset[int]
+    """Numbers of the trace's own other side."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.chat import ChatEncoder
+from data.chat import ChatEncoder, TextEncoder
 from data.errors import DataError
 from data.media import fit
 from data.types import EmbedRequest, Picture, Pictures, TrainSample
@@ -62,13 +62,19 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VisionTokens:
-    """What collation must know of the model's picture tokens."""
+class TextTokens:
+    """What collation must know of a text-only model's tokens."""
+
+    pad: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionTokens(TextTokens):
+    """What collation must know of the tokens of a model that sees pictures."""
 
     image: int
     start: int
     end: int
-    pad: int
     merge: int
     """Patches merged into one token, per side."""
     channels: int
@@ -163,15 +169,17 @@ def embed_row(request: EmbedRequest, pictures: Pictures, encoder: ChatEncoder) -
 
 
 def process_pictures(
-    wanted: Iterable[Picture], pictures: Pictures, encoder: ChatEncoder
+    wanted: Iterable[Picture], pictures: Pictures, encoder: TextEncoder
 ) -> dict[Picture, Patches]:
     """Return the patches of each distinct picture: siblings share theirs.
+
+    A text-only model has been shown none.
 
     Raises:
         DataError: a picture was not loaded.
     """
     distinct = list(dict.fromkeys(wanted))
-    if not distinct:
+    if not distinct or not isinstance(encoder, ChatEncoder):
         return {}
     pixels = encoder.pixels(
         [fit(picture, pictures, encoder.limits, factor=encoder.factor) for picture in distinct]
@@ -184,24 +192,29 @@ def process_pictures(
     }
 
 
-def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: VisionTokens) -> Batch:
-    """Return the rows padded on the right.
+def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: TextTokens) -> Batch:
+    """Return the rows padded on the right; ``tokens`` says whether the model sees pictures.
 
-    Every batch shows the vision tower at least one picture: without one, a filler row with a
-    blank picture is added. Ranks whose batches differ in what they run would otherwise reduce
-    other gradients than their neighbours (ZeRO 1, 2) or wait for ever (ZeRO 3).
+    Where it does, every batch shows the vision tower at least one picture: without one, a filler
+    row with a blank picture is added. Ranks whose batches differ in what they run would otherwise
+    reduce other gradients than their neighbours (ZeRO 1, 2) or wait for ever (ZeRO 3). For the
+    same reason a text-only model gets a filler row where there is no row at all.
 
     Raises:
         DataError: a row's picture tokens do not match its pictures.
     """
-    for row in rows:
-        _check_pictures(row, patches, tokens)
-    shown = [patches[picture] for row in rows for picture in row.pictures]
     ids = [row.ids for row in rows]
-    if not shown:
-        ids = [*ids, np.array([tokens.start, tokens.image, tokens.end])]
-        side = tokens.merge
-        shown = [Patches(torch.zeros(side * side, tokens.channels), (1, side, side))]
+    shown: list[Patches] = []
+    if isinstance(tokens, VisionTokens):
+        for row in rows:
+            _check_pictures(row, patches, tokens)
+        shown = [patches[picture] for row in rows for picture in row.pictures]
+        if not shown:
+            ids = [*ids, np.array([tokens.start, tokens.image, tokens.end])]
+            side = tokens.merge
+            shown = [Patches(torch.zeros(side * side, tokens.channels), (1, side, side))]
+    elif not ids:
+        ids = [np.array([tokens.pad])]
     length = max(len(row) for row in ids)
     input_ids = np.full((len(ids), length), tokens.pad, dtype=np.int64)
     attention = np.zeros((len(ids), length), dtype=np.int64)
@@ -211,14 +224,18 @@ def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: Vis
     columns = [np.arange(len(r.ids) - r.num_response, len(r.ids)) - 1 for r in rows]
     index_T = np.repeat(np.arange(len(rows)), [row.num_response for row in rows])
     columns_T = np.concatenate([*columns, np.zeros(0, dtype=np.int64)])
-    return Batch(
-        inputs={
-            "input_ids": torch.from_numpy(input_ids),
-            "attention_mask": torch.from_numpy(attention),
+    inputs = {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(attention),
+    }
+    if isinstance(tokens, VisionTokens):
+        inputs |= {
             "mm_token_type_ids": torch.from_numpy((input_ids == tokens.image).astype(np.int64)),
             "pixel_values": torch.cat([part.values for part in shown]),
             "image_grid_thw": torch.tensor([part.grid for part in shown]),
-        },
+        }
+    return Batch(
+        inputs=inputs,
         last_B=torch.tensor([len(row.ids) - 1 for row in rows], dtype=torch.long),
         rows_T=torch.from_numpy(index_T.astype(np.int64)),
         columns_T=torch.from_numpy(columns_T),

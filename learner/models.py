@@ -4,25 +4,35 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from configs.schema import LearnerConfig
 from data.errors import ConfigError
-from data.model_folder import check_folder
-from learner.batching import Batch, VisionTokens
+from data.model_folder import check_folder, sees_pictures
+from learner.batching import Batch, TextTokens, VisionTokens
 from learner.logprobs import token_logprobs
 
 VISION_TOWER = "visual."
 """Part of the names of Qwen-VL's vision parameters."""
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Settings under which the output layer's results are not the logits yet."""
 
 
 def load_model(folder: str, config: LearnerConfig) -> nn.Module:
-    """Return the model in the asked precision, ready for training."""
-    net = AutoModelForImageTextToText.from_pretrained(
+    """Return the model in the asked precision, ready for training.
+
+    Raises:
+        ConfigError: what is asked for does not fit the model, or its logits are not those of its
+            output layer.
+        DataError: the folder is incomplete.
+    """
+    kind = AutoModelForImageTextToText if sees_pictures(folder) else AutoModelForCausalLM
+    net = kind.from_pretrained(
         check_folder(folder),
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
         attn_implementation=config.attention,
     )
+    check_logits(net)
     if config.freeze_vision:
         freeze_vision(net)
     if config.gradient_checkpointing:
@@ -54,15 +64,35 @@ def freeze_vision(net: nn.Module) -> None:
         param.requires_grad_(False)
 
 
-def vision_tokens(net: nn.Module, processor: Any) -> VisionTokens:
-    """Return the model's picture tokens and patch shape."""
-    vision = net.config.vision_config
+def check_logits(net: nn.Module) -> None:
+    """Refuse a model that scales or caps its logits: `TokenHead` takes them from the output layer.
+
+    Raises:
+        ConfigError: it does; the setting in its config.json is named.
+    """
+    text = net.config.get_text_config()
+    found = [name for name in LOGIT_CHANGES if getattr(text, name, None) not in (None, 1, 1.0)]
+    if found:
+        raise ConfigError(
+            f"{type(net).__name__}: its config.json sets {', '.join(found)}, so its logits are not "
+            "those of its output layer, and the learner would train another model than vLLM "
+            "samples from; use a model without it"
+        )
+
+
+def model_tokens(net: nn.Module, tokenizer: Any) -> TextTokens:
+    """Return the model's padding and, where it sees pictures, their tokens and patch shape."""
+    # Padding is masked: where the tokenizer has none, any token will do.
+    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    vision = getattr(net.config, "vision_config", None)
+    if vision is None:
+        return TextTokens(pad=pad)
     channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return VisionTokens(
         image=net.config.image_token_id,
         start=net.config.vision_start_token_id,
         end=net.config.vision_end_token_id,
-        pad=processor.tokenizer.pad_token_id,
+        pad=pad,
         merge=vision.spatial_merge_size,
         channels=channels,
     )
@@ -84,11 +114,11 @@ class TokenHead(nn.Module):
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability, entropy and correctness of each response token, float32 [T]."""
-        hidden = self.net.model(**batch.inputs, use_cache=False).last_hidden_state
+        hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
         return token_logprobs(
             hidden[batch.rows_T, batch.columns_T],
             batch.targets_T,
-            self.net.lm_head,
+            self.net.get_output_embeddings(),
             vocabulary=self.net.config.get_text_config().vocab_size,
             banned=banned,
             temperature=temperature,
@@ -102,11 +132,12 @@ class EmbeddingHead(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        if net.lm_head.weight is not net.get_input_embeddings().weight:
-            net.lm_head.requires_grad_(False)  # unused here: weight decay would wear it down
+        output = net.get_output_embeddings()
+        if output.weight is not net.get_input_embeddings().weight:
+            output.requires_grad_(False)  # unused here: weight decay would wear it down
 
     def forward(self, batch: Batch) -> Tensor:
         """Return unit vectors, float32 [B, D]."""
-        hidden = self.net.model(**batch.inputs, use_cache=False).last_hidden_state
+        hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(batch.last_B), device=hidden.device)
         return nn.functional.normalize(hidden[rows, batch.last_B].float(), dim=-1)

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.schema import LearnerConfig, MediaConfig
-from data.chat import ChatEncoder
+from data.chat import load_encoder
 from data.errors import ConfigError, DataError
-from data.model_folder import check_folder, load_processor
+from data.model_folder import check_folder
 from data.types import ContrastPair, EmbedRequest, Picture, Pictures, StepReport, TrainSample
 from learner import engine
 from learner.batching import (
@@ -39,7 +39,7 @@ from learner.models import (
     TokenHead,
     load_model,
     load_reference,
-    vision_tokens,
+    model_tokens,
 )
 from learner.policy import PolicyObjective, TokenScores, policy_tokens
 from learner.sft import SupervisedObjective, response_scores, supervised_loss
@@ -95,15 +95,14 @@ class LearnerWorker:
         self._plan = plan
         torch.manual_seed(plan.seed + self.rank)
         self._device = engine.device()
-        processor = load_processor(plan.model)
-        self._encoder = ChatEncoder(processor, plan.media)
+        self._encoder = load_encoder(plan.model, plan.media)
         objective = plan.objective
         self._reference: TokenHead | None = None
         if isinstance(objective, PolicyObjective) and objective.grpo.kl != "none":
             self._reference = load_reference(objective.reference, plan.learner).to(self._device)
         with engine.partitioned_loading(plan.learner):
             net = load_model(plan.model, plan.learner)
-        self._tokens = vision_tokens(net, processor)
+        self._tokens = model_tokens(net, self._encoder.tokenizer)
         self._banned = torch.tensor(self._encoder.banned_ids(), device=self._device)
         contrastive = isinstance(objective, ContrastiveObjective)
         head = EmbeddingHead(net) if contrastive else TokenHead(net)

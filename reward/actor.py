@@ -1,26 +1,41 @@
 """EmbedderActor: a plain class around one Embedder; the cluster makes it a Ray actor."""
 
 import asyncio
+import logging
 
 import numpy as np
 
-from configs.schema import EngineConfig, MediaConfig
+from configs.schema import EngineConfig, MediaConfig, Pooling
 from data.engine_args import set_engine_environment
 from data.errors import DataError
 from data.types import EmbedRequest, Pictures
 
+log = logging.getLogger(__name__)
+
 
 class EmbedderActor:
-    """Embeds items with their traces and evidence."""
+    """Embeds items with their traces and evidence; settings as in RewardConfig."""
 
-    def __init__(self, *, name: str, model: str, engine: EngineConfig, media: MediaConfig) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        model: str,
+        engine: EngineConfig,
+        media: MediaConfig,
+        pooling: Pooling = "emb_token",
+        instruction: str = "",
+    ) -> None:
         self.name = name
+        self._cut = 0
         set_engine_environment(engine)
         # Here and not above: the driver imports this file to wrap the class and must not load
         # vLLM, and vLLM reads its environment when it is imported.
         from reward.vllm_embedder import VLLMEmbedder
 
-        self._embedder = VLLMEmbedder(model, engine, media)
+        self._embedder = VLLMEmbedder(
+            model, engine, media, pooling=pooling, instruction=instruction
+        )
 
     async def ready(self) -> int:
         """Start the engine; return the width D of its vectors when it can serve."""
@@ -31,7 +46,12 @@ class EmbedderActor:
         self, requests: list[EmbedRequest], pictures: Pictures
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Return unit vectors, float32 [D], by key, and the reason by key for those that failed."""
+        cut_before = self._cut
         results = await asyncio.gather(*(self._one(request, pictures) for request in requests))
+        if self._cut > cut_before:
+            log.warning(
+                "%s: %d inputs so far were cut to reward.engine.max_model_len", self.name, self._cut
+            )
         vectors: dict[str, np.ndarray] = {}
         failed: dict[str, str] = {}
         for request, result in zip(requests, results, strict=True):
@@ -47,7 +67,8 @@ class EmbedderActor:
 
     async def _one(self, request: EmbedRequest, pictures: Pictures) -> np.ndarray | DataError:
         try:
-            prompt = self._embedder.encoder.embed(request.content, pictures)
+            prompt = self._embedder.encode(request.content, pictures)
+            self._cut += prompt.cut > 0
             return await self._embedder.embed(request.key, prompt)
         except DataError as error:
             return error

@@ -1,4 +1,4 @@
-"""The Embedder on vLLM's pooling runner: the last token's hidden state, made a unit vector."""
+"""The Embedder on vLLM's pooling runner: pooled hidden states, made unit vectors."""
 
 import numpy as np
 from vllm import AsyncEngineArgs, PoolingParams
@@ -8,25 +8,41 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineGenerateError
 
-from configs.schema import EngineConfig, MediaConfig
-from data.chat import ChatEncoder, EncodedPrompt
+from configs.schema import EngineConfig, MediaConfig, Pooling
+from data.chat import EncodedPrompt, load_encoder
 from data.cues import MAX_BOXES
-from data.engine_args import engine_arguments
+from data.engine_args import engine_arguments, pooling_type
 from data.errors import DataError
-from data.model_folder import load_processor
+from data.types import Content, Pictures
 
 
 class VLLMEmbedder:
-    """vLLM's AsyncLLM for one frozen Embedder."""
+    """vLLM's AsyncLLM for one frozen Embedder; ``pooling`` and ``instruction`` as in RewardConfig.
 
-    def __init__(self, model: str, engine: EngineConfig, media: MediaConfig) -> None:
-        self.encoder = ChatEncoder(load_processor(model), media)
+    Raises:
+        ConfigError: the model has no `<emb>` token to pool at.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: EngineConfig,
+        media: MediaConfig,
+        *,
+        pooling: Pooling,
+        instruction: str,
+    ) -> None:
+        self.encoder = load_encoder(model, media)
+        self.encoder.check_pooling(pooling)
+        self._pooling: Pooling = pooling
+        self._instruction = instruction
+        self._max_tokens = engine.max_model_len
         # A picture with its crops, or a video's frames with the key frames among them again.
-        most = max(1 + MAX_BOXES, 2 * media.max_frames)
+        most = max(1 + MAX_BOXES, 2 * media.max_frames) if self.encoder.sees_pictures else 0
         self._arguments = AsyncEngineArgs(
             **engine_arguments(model, engine, max_pictures=most),
             runner="pooling",
-            pooler_config=PoolerConfig(pooling_type="LAST"),
+            pooler_config=PoolerConfig(pooling_type=pooling_type(pooling)),
         )
 
     async def start(self) -> None:
@@ -38,8 +54,22 @@ class VLLMEmbedder:
         """Width D of the vectors of a started engine."""
         return self._llm.model_config.embedding_size
 
+    def encode(self, content: Content, pictures: Pictures) -> EncodedPrompt:
+        """Return what the Embedder reads of a content.
+
+        Raises:
+            DataError: a picture was not loaded.
+        """
+        return self.encoder.embed(
+            content,
+            pictures,
+            pooling=self._pooling,
+            instruction=self._instruction,
+            max_tokens=self._max_tokens,
+        )
+
     async def embed(self, key: str, prompt: EncodedPrompt) -> np.ndarray:
-        """Return the unit vector, float32 [D], at the prompt's last token.
+        """Return the prompt's unit vector, float32 [D].
 
         Raises:
             DataError: vLLM refused the prompt, ran another one, or gave no finite vector.

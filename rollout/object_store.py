@@ -16,7 +16,8 @@ What the comparison proves, per checkpoint tensor, from what the engine computes
 - tensor parallelism: each rank checks that the whole tensor arrived intact, then that its slice is
   what it holds; together the ranks cover the tensor.
 Not proven: anything computed from weights outside parameters (there is nothing of the kind in
-Qwen-VL models), and that cached keys, values and picture features are new; they are dropped.
+Qwen-VL and Llama-like models), and that cached keys, values and picture features are new; they
+are dropped.
 """
 
 import logging
@@ -267,11 +268,13 @@ def _places(model: nn.Module, manifest: tuple[ParamSpec, ...], dtype: str) -> di
 
 def _place(model: nn.Module, spec: ParamSpec) -> Place:
     """Return where one checkpoint tensor lies."""
-    path = model.hf_to_vllm_mapper.map_name(spec.name)
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    # Renamed only: which part of a fused matrix a tensor is follows from its own name.
+    path = mapper.get_rename_mapper().map_name(spec.name) if mapper else spec.name
     module_path, _, leaf = path.rpartition(".")
     parent, _, last = module_path.rpartition(".")
     part: int | None = None
-    for fused, names in model.packed_modules_mapping.items():
+    for fused, names in getattr(model, "packed_modules_mapping", {}).items():
         if last in names and len(names) > 1:
             module_path, part = f"{parent}.{fused}", names.index(last)
     try:

@@ -23,10 +23,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
-from data.chat import ChatEncoder, EncodedPrompt
+from data.chat import EncodedPrompt, load_encoder
 from data.engine_args import engine_arguments
 from data.errors import DataError, WeightSyncError
-from data.model_folder import load_processor
 from data.types import GenerationRequest, Trajectory
 from rollout.object_store import WeightPuller, transfer_config
 from rollout.weight_sync import StoreAddress, SyncReport
@@ -51,11 +50,12 @@ class VLLMEngine:
         *,
         store: StoreAddress | None = None,
     ) -> None:
-        self.encoder = ChatEncoder(load_processor(model), media)
+        self.encoder = load_encoder(model, media)
         self._sampling = sampling
         self._store = store
         self._stale = ""
-        arguments = engine_arguments(model, engine, max_pictures=max(1, media.max_frames))
+        most = max(1, media.max_frames) if self.encoder.sees_pictures else 0
+        arguments = engine_arguments(model, engine, max_pictures=most)
         if current_platform.is_cpu():
             arguments |= _unsplit_prompts(engine)
         if store is not None:

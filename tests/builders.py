@@ -8,7 +8,17 @@ import numpy as np
 from PIL import Image
 
 from configs.schema import DataSetConfig
-from data.types import GroupKey, Item, Kind, Pair, Side, Trajectory, TrajectoryKey
+from data.types import (
+    GroupKey,
+    Item,
+    Kind,
+    Pair,
+    RewardParts,
+    ScoredTrajectory,
+    Side,
+    Trajectory,
+    TrajectoryKey,
+)
 
 TRACES = {
     Kind.TEXT: '<thinking>a dog{"text_keywords": ["dog"]}</thinking>'
@@ -48,6 +58,29 @@ def make_trajectory(
         finish="stop",
         min_version=0,
         max_version=0,
+    )
+
+
+def make_scored(trajectory: Trajectory, **parts: float) -> ScoredTrajectory:
+    """Return a trace that was ranked first and paid for it, unless ``parts`` say otherwise."""
+    settings = {
+        "format": 1.0,
+        "outcome": 0.3,
+        "accuracy": 1.0,
+        "margin": 0.3,
+        "rank": 1,
+        "process": 0.0,
+        "gain": 0.0,
+        "length": 0.0,
+        "total": 0.35,
+        **parts,
+    }
+    return ScoredTrajectory(
+        trajectory=trajectory,
+        parts=RewardParts(**settings),
+        retrieved=(),
+        candidates_id="round",
+        candidates_size=2,
     )
 
 

@@ -16,9 +16,11 @@ from cluster.session import Role, session
 from cluster.stage import train_stage
 from cluster.tracking import Tracker
 from configs.schema import EmbedderConfig
+from data.chat import load_encoder
 from data.datasets import PairFeed
 from data.embed_inputs import embed_content
 from data.media import load_pictures
+from data.model_folder import warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, ContrastPair, Evidence, Pair, Pictures, Side
@@ -37,7 +39,9 @@ def main(config: EmbedderConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     data = config.data
+    load_encoder(config.model, data.media).check_pooling("emb_token")
     train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
+    warn_embedder_ignores(config.model, train)
     held_out = [
         pair
         for loaded in load_sets(data.eval, max_bad_rows=data.max_bad_rows)

@@ -16,7 +16,9 @@ from cluster.run_folder import RunFolder
 from cluster.session import Role, session
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
+from data.chat import load_encoder
 from data.media import load_pictures
+from data.model_folder import check_reasoner_sees, warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
@@ -49,6 +51,10 @@ def main(config: EvaluateConfig) -> int:
     for one in loaded:
         for bad in one.bad_rows:
             console.print(f"quarantined: {bad.reason}", highlight=False)
+    for reasoner in (config.warm_start, config.eg_rl):
+        check_reasoner_sees(reasoner, loaded)
+    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
+    warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]
     decoded, failed = load_pictures(uris_of(pairs, data.media.max_frames), data.media)
     for reason in failed.values():

@@ -8,6 +8,7 @@ import logging
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ from rich.console import Console
 from cluster.entry import describe, run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
-from cluster.pools import RewardPool, RolloutPool
+from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
+from cluster.scoring import Scorer
 from cluster.session import Role, session
 from cluster.stage import progress_bar
 from cluster.tracking import Tracker
 from cluster.weights import WeightStore
 from configs.schema import RLConfig
+from data.chat import load_encoder
 from data.datasets import PairFeed
 from data.errors import CheckpointError
-from data.records import load_sets
+from data.model_folder import check_reasoner_sees, warn_embedder_ignores
+from data.records import LoadedSet, load_sets
 from data.types import Pair
 from rollout.actor import StoreAddress
 
@@ -37,10 +41,13 @@ KEPT_CHECKPOINTS = 2
 
 def roles(config: RLConfig) -> list[Role]:
     """Return what the job asks Ray for."""
-    rollout, reward = config.rollout.pool, config.reward.pool
+    pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
+    if config.reward.second_model:
+        pools["second"] = config.reward.pool
+    if config.reward.judge.model:
+        pools["judge"] = config.reward.judge.pool
     return [
-        Role("rollout", rollout.actors, rollout.cpus, rollout.gpus),
-        Role("reward", reward.actors, reward.cpus, reward.gpus),
+        *(Role(name, pool.actors, pool.cpus, pool.gpus) for name, pool in pools.items()),
         learner_role(config.learner),
     ]
 
@@ -53,7 +60,11 @@ def main(config: RLConfig) -> int:
         return 0
     data = config.data
     train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
-    held_out = held_out_pairs(config)
+    held_out_sets = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+    check_reasoner_sees(config.reasoner, [*train, *held_out_sets])
+    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
+    warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])
+    held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     for loaded in train:
         for bad in loaded.bad_rows:
             log.warning("quarantined: %s", bad.reason)
@@ -69,6 +80,11 @@ def main(config: RLConfig) -> int:
         )
         rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
         reward = RewardPool(config.reward, data.media)
+        second = None
+        if config.reward.second_model:
+            other = replace(config.reward, model=config.reward.second_model)
+            second = RewardPool(other, data.media, role="second")
+        judge = JudgePool(config.reward.judge) if config.reward.judge.model else None
         learner.build_policy(
             model=config.reasoner,
             media=data.media,
@@ -77,8 +93,9 @@ def main(config: RLConfig) -> int:
             grpo=config.grpo,
             sampling=config.rollout.sampling,
         )
-        rollout.ready()
-        reward.ready()
+        pools = [pool for pool in (rollout, reward, second, judge) if pool is not None]
+        for pool in pools:
+            pool.ready()
         pipeline = Pipeline(
             config,
             feed=PairFeed(
@@ -88,7 +105,13 @@ def main(config: RLConfig) -> int:
                 seed=config.run.seed,
             ),
             rollout=rollout,
-            reward=reward,
+            scorer=Scorer(
+                config.reward,
+                embedder=reward,
+                judge=judge,
+                second=second,
+                max_frames=data.media.max_frames,
+            ),
             learner=learner,
             store=store,
         )
@@ -96,7 +119,7 @@ def main(config: RLConfig) -> int:
         pipeline.sync()
         train_loop(config, pipeline, learner, folder, tracker, held_out=held_out, done=done)
         learner.export(folder.path / "export")
-        for part in (rollout, reward, learner):
+        for part in (*pools, learner):
             part.close()
     folder.finish(steps=config.steps)
     tracker.close(ok=True)
@@ -161,25 +184,21 @@ def record(
     console.print(f"step {step}: " + " ".join(parts), highlight=False)
 
 
-def held_out_pairs(config: RLConfig) -> list[Pair]:
+def held_out_pairs(sets: list[LoadedSet], samples: int) -> list[Pair]:
     """Return the held-out pairs measured during the run, the same at every measurement."""
-    data = config.data
-    pairs = [
-        pair
-        for loaded in load_sets(data.eval, max_bad_rows=data.max_bad_rows)
-        for pair in loaded.pairs
-    ]
-    stride = max(1, len(pairs) // max(1, config.evaluation.samples))
-    return pairs[::stride][: config.evaluation.samples]
+    pairs = [pair for loaded in sets for pair in loaded.pairs]
+    stride = max(1, len(pairs) // max(1, samples))
+    return pairs[::stride][:samples]
 
 
 def checkpoint(folder: RunFolder, step: int, pipeline: Pipeline, learner: LearnerGroup) -> None:
-    """Save learner and loop together; complete only once the folder has its final name."""
+    """Save learner, scorer and loop together; complete only once the folder has its final name."""
     final = folder.path / "checkpoints" / f"step-{step:06d}"
     part = final.with_name(final.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(final, ignore_errors=True)
     learner.save(part / "learner")
+    pipeline.scorer.save(part)
     (part / "loop.json").write_text(json.dumps({"step": step, **pipeline.state()}))
     part.rename(final)
     for old in complete_checkpoints(folder)[:-KEPT_CHECKPOINTS]:
@@ -211,6 +230,7 @@ def resume(folder: RunFolder, pipeline: Pipeline, learner: LearnerGroup) -> int:
         ) from error
     learner.load(newest / "learner")
     pipeline.restore(state)
+    pipeline.scorer.restore(newest)
     folder.keep_metrics_until(state["step"])
     log.info("resumed after step %d from %s", state["step"], newest)
     return int(state["step"])

@@ -16,10 +16,10 @@ from cluster.session import Role, session
 from cluster.stage import train_stage
 from cluster.tracking import Tracker
 from configs.schema import WarmStartConfig
-from data.chat import ChatEncoder
+from data.chat import TextEncoder, load_encoder
 from data.datasets import supervised_rows
 from data.media import load_pictures
-from data.model_folder import load_processor
+from data.model_folder import check_reasoner_sees
 from data.records import load_sets
 from data.types import Content, Picture, Pictures, TrainSample
 
@@ -40,7 +40,7 @@ def main(config: WarmStartConfig) -> int:
         return 0
     rows = {split: load_rows(config, split) for split in ("train", "eval")}
     tracker = Tracker(config, describe(config), job="warm_start", folder=folder.path)
-    encoder = ChatEncoder(load_processor(config.model), config.data.media)
+    encoder = load_encoder(config.model, config.data.media)
     with session(roles(config), namespace=str(folder.path.absolute())):
         group = LearnerGroup(config.learner)
         group.build_supervised(
@@ -74,9 +74,9 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
     sets = config.data.train if split == "train" else config.data.eval
     rng = np.random.default_rng(config.run.seed)
     rows: list[Row] = []
-    for settings, loaded in zip(
-        sets, load_sets(sets, max_bad_rows=config.data.max_bad_rows), strict=True
-    ):
+    all_loaded = load_sets(sets, max_bad_rows=config.data.max_bad_rows)
+    check_reasoner_sees(config.model, all_loaded)
+    for settings, loaded in zip(sets, all_loaded, strict=True):
         for bad in loaded.bad_rows:
             print(f"quarantined: {bad.reason}", file=sys.stderr)
         found = list(
@@ -92,7 +92,7 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
 
 
 def batches(
-    rows: list[Row], encoder: ChatEncoder, config: WarmStartConfig
+    rows: list[Row], encoder: TextEncoder, config: WarmStartConfig
 ) -> Iterator[tuple[list[TrainSample], Pictures]]:
     """Yield shuffled batches without end, epoch after epoch."""
     size = min(config.batch, len(rows))
@@ -106,7 +106,7 @@ def batches(
 
 
 def encode(
-    rows: list[Row], encoder: ChatEncoder, config: WarmStartConfig
+    rows: list[Row], encoder: TextEncoder, config: WarmStartConfig
 ) -> tuple[list[TrainSample], Pictures]:
     """Return the rows as training samples, and their decoded pictures.
 

@@ -16,7 +16,7 @@ class DirectEmbedder:
         # vLLM reads its environment when it is imported.
         from reward.vllm_embedder import VLLMEmbedder
 
-        self._embedder = VLLMEmbedder(model, engine, media)
+        self._embedder = VLLMEmbedder(model, engine, media, pooling="emb_token", instruction="")
 
     async def ready(self) -> None:
         """Start the engine."""
@@ -26,7 +26,7 @@ class DirectEmbedder:
         """Make token ids and sized pictures of the requests."""
         self._inputs: list[tuple[str, dict[str, Any]]] = []
         for request in requests:
-            prompt = self._embedder.encoder.embed(request.content, pictures)
+            prompt = self._embedder.encode(request.content, pictures)
             inputs = {
                 "prompt_token_ids": prompt.ids,
                 "multi_modal_data": {"image": prompt.images},

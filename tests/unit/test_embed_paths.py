@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from cluster.jobs.embedder import batches
-from cluster.pipeline import Pipeline
+from cluster.scoring import Scorer
 from configs.schema import (
     DataConfig,
     EmbedderConfig,
     MediaConfig,
     RewardConfig,
-    RLConfig,
     RunConfig,
 )
 from data.chat import EMB_TOKEN, ChatEncoder
@@ -102,10 +101,9 @@ def trained_on(pair, evidence):
 def rewarded(pair, evidence):
     """Return the Embedder's requests of both sides, and the pictures, as the job `rl` does."""
     reward = RewardConfig(model="model", evidence=str(evidence))
-    config = RLConfig(run=RunConfig(dir="run"), data=DATA, reasoner="model", reward=reward)
-    pipeline = Pipeline(config, feed=None, rollout=None, reward=None, learner=None, store=None)
+    scorer = Scorer(reward, embedder=None, judge=None, max_frames=MEDIA.max_frames)
     requests = {
-        side: pipeline.embed_request(
+        side: scorer.request(
             TrajectoryKey(GroupKey(0, pair.pair_id, side), 0), pair, pair.trace(side)
         )
         for side in Side

@@ -212,6 +212,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("grpo.sequence_band=1", "grpo.sequence_band: expected 0 (off) or more than 1"),
         ("grpo.overlong_share=0", "grpo.overlong_share: expected more than 0"),
         ("grpo={query_weight: 0, target_weight: 0}", "grpo.query_weight: with target_weight=0"),
+        (
+            "reward.instruction=x",
+            "reward.instruction: an Embedder with pooling=emb_token reads none",
+        ),
+        ("reward.pooling=max", "reward.pooling"),
         ("run.seed=-1", "run.seed: expected at least 0"),
     ],
 )
@@ -246,3 +251,50 @@ def test_evaluation_needs_data(refuse):
 
 def test_the_ways_of_embedding_traces_are_those_of_the_type():
     assert list(get_args(get_type_hints(RewardConfig)["evidence"])) == [str(e) for e in Evidence]
+
+
+PRESET = RL.replace(
+    "reward: {model: models/embedder}",
+    "reward: {preset: paper, model: models/embedder, process_weight: 0.7, judge: {model: j}}",
+)
+
+
+def test_a_preset_lies_under_the_keys_that_are_given(tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(PRESET)
+    reward = load(RLConfig, path).reward
+    assert (reward.accuracy, reward.outcome_weight, reward.process_weight) == ("all", 0.2, 0.7)
+    assert (reward.judge.positives, reward.judge.model) == ("all", "j")
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(load(RLConfig, path)))
+    assert load(RLConfig, resolved).reward == reward
+
+
+def test_an_override_chooses_the_preset_and_keys_still_win(tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(PRESET)
+    reward = load(RLConfig, path, ["reward.outcome_weight=0.3", "reward.preset=code"]).reward
+    assert (reward.accuracy, reward.outcome_weight, reward.judge.shuffle) == ("share", 0.3, False)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward.preset=mine", "expected one of ['', 'paper', 'code']"),
+        ("reward.preset=paper", "reward.judge.model: process_weight=0.8 needs a judge"),
+        ("reward.judge.model=j", "reward.process_weight: a judge that pays nothing"),
+        ("reward.length_weight=1", "reward.length_budget: length_weight needs it > 0"),
+        ("reward.bank={hard: 3, capacity: 2}", "reward.bank.hard: expected at most capacity=2"),
+        ("reward.false_negative_similarity=1.1", "expected a share in [0, 1], found 1.1"),
+        (
+            "reward={process_weight: 1, judge: {model: j, answer: score, positives: all}}",
+            "reward.judge.answer: a score is read from one digit, so at most 9",
+        ),
+    ],
+)
+def test_reward_settings_that_cannot_work_are_refused(refuse, override, words):
+    assert words in refuse(override)
+
+
+def test_a_preset_that_is_no_name_is_refused(refuse):
+    assert "reward.preset" in refuse("reward.preset=[paper]")

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from configs.schema import MediaConfig
-from data.chat import EMB_TOKEN, ChatEncoder
-from data.demo_model import build_processor, train_tokenizer
+from data.chat import EMB_TOKEN, ChatEncoder, TextEncoder, load_encoder
+from data.demo_model import CHAT_TEMPLATE, build_processor, train_tokenizer, write_tiny_model
+from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.types import Box, Kind, Picture
 
@@ -158,3 +159,116 @@ def test_limits_that_the_processor_would_overrule_are_refused(processor, change)
     (name,) = change
     with pytest.raises(ConfigError, match=rf"\[1024, 1048576\].*data\.media\.{name}"):
         ChatEncoder(processor, replace(LIMITS, **change))
+
+
+WORDS = ["about", ":", "a", "red", "star", "blue", "circle", "[CLS]", "[SEP]", "[PAD]", "[UNK]"]
+
+
+@pytest.fixture
+def bert():
+    """A text-only encoder whose tokenizer frames every text as BERT's does."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    frame = [("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))]
+    words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=frame)
+    names = {f"{name.lower()}_token": f"[{name}]" for name in ("CLS", "SEP", "PAD", "UNK")}
+    return TextEncoder(PreTrainedTokenizerFast(tokenizer_object=words, **names))
+
+
+@pytest.fixture
+def text_only(processor):
+    """A text-only encoder with a chat template and an `<emb>` token."""
+    tokenizer = train_tokenizer(["what color is the red circle left of the star"])
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return TextEncoder(tokenizer)
+
+
+def words_of(encoder, prompt):
+    assert prompt.ids == prompt.expanded
+    assert prompt.images == []
+    return encoder.tokenizer.convert_ids_to_tokens(prompt.ids)
+
+
+def test_a_text_only_model_is_asked_in_its_own_chat_template(text_only):
+    prompt = text_only.encode(("what color", " is it"), {})
+    asked = "<|im_start|>user\nwhat color is it<|im_end|>\n<|im_start|>assistant\n"
+    assert text_only.tokenizer.decode(prompt.ids) == asked
+    assert (prompt.expanded, prompt.images) == (prompt.ids, [])
+
+
+def test_a_text_only_reasoner_is_never_asked_about_a_picture(text_only):
+    with pytest.raises(DataError, match="wide: a text-only model cannot be shown a picture"):
+        text_only.encode((WIDE, "what color"), PICTURES)
+
+
+def test_a_reasoner_without_chat_template_is_refused(bert):
+    with pytest.raises(ConfigError, match="expected a chat template, found none"):
+        bert.encode(("red star",), {})
+
+
+def test_a_text_only_embedder_reads_the_text_around_pictures_and_evidence(bert, text_only):
+    content = (WIDE, "a red ", CROP, "star" + SUFFIX)
+    texts = ("a red ", "star" + SUFFIX)
+    for encoder, pooling in ((bert, "mean"), (text_only, "emb_token")):
+        seen = encoder.embed(content, PICTURES, pooling=pooling)
+        assert seen == encoder.embed(texts, {}, pooling=pooling)
+
+
+def test_a_bert_reads_the_instruction_and_the_text_in_its_own_frame(bert):
+    prompt = bert.embed(("a red star" + SUFFIX,), {}, pooling="cls", instruction="about: ")
+    assert words_of(bert, prompt) == ["[CLS]", "about", ":", "a", "red", "star", "[SEP]"]
+
+
+def test_what_does_not_fit_is_cut_at_the_end_inside_the_frame_and_counted(bert):
+    prompt = bert.embed(("a red star a blue circle",), {}, pooling="mean", max_tokens=5)
+    assert words_of(bert, prompt) == ["[CLS]", "a", "red", "star", "[SEP]"]
+    assert prompt.cut == 3
+    assert bert.embed(("a red star",), {}, pooling="mean", max_tokens=5).cut == 0
+
+
+def test_spelled_out_frames_in_data_stay_out(bert):
+    prompt = bert.embed(("red [SEP] star [PAD]",), {}, pooling="mean")
+    assert words_of(bert, prompt) == ["[CLS]", "red", "star", "[SEP]"]
+
+
+def test_an_embedder_with_pictures_reads_instruction_turn_and_its_tokenizers_last_token():
+    """The input of Qwen3-VL-Embedding: its tokenizer appends the padding token, pooled there."""
+    tokenizer = train_tokenizer(["what color is the red circle left of the star"])
+    last = ("<|endoftext|>", tokenizer.pad_token_id)
+    appended = processors.TemplateProcessing("$A <|endoftext|>", special_tokens=[last])
+    tokenizer.backend_tokenizer.post_processor = appended
+    encoder = ChatEncoder(build_processor(tokenizer), LIMITS)
+    content = (WIDE, "what color" + SUFFIX)
+    prompt = encoder.embed(content, PICTURES, pooling="last", instruction="Represent this.")
+    assert encoder.tokenizer.decode(prompt.ids) == (
+        "<|im_start|>system\nRepresent this.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>what color<|im_end|>\n"
+        "<|im_start|>assistant\n<|endoftext|>"
+    )
+    assert prompt.expanded.count(encoder.image_token_id) == sum(patches(prompt.images))
+    assert encoder.embed(content, PICTURES).ids[-1] != tokenizer.pad_token_id
+
+
+def test_only_emb_token_pooling_needs_the_token(bert):
+    bert.check_pooling("mean")
+    with pytest.raises(ConfigError, match=r"no <emb> token.*reward\.pooling"):
+        bert.check_pooling("emb_token")
+
+
+def test_a_picture_processor_of_another_family_is_refused(processor):
+    class Other:
+        tokenizer = processor.tokenizer
+        image_processor = object()
+
+    with pytest.raises(ConfigError, match="expected a picture processor of the Qwen-VL family"):
+        ChatEncoder(Other(), LIMITS)
+
+
+def test_the_models_configuration_chooses_the_encoder(tmp_path, text_only):
+    write_tiny_model(tmp_path / "vision", ["what color"], seed=0)
+    text = tmp_path / "text"
+    text_only.tokenizer.save_pretrained(text)
+    (text / "config.json").write_text('{"model_type": "llama"}')
+    (text / "model.safetensors").touch()
+    assert type(load_encoder(str(tmp_path / "vision"), LIMITS)) is ChatEncoder
+    assert type(load_encoder(str(text), LIMITS)) is TextEncoder

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.types import Kind, Picture, TrainSample
-from learner.batching import Patches, Row, VisionTokens, collate, plan_micro_batches, train_row
+from learner.batching import (
+    Patches,
+    Row,
+    TextTokens,
+    VisionTokens,
+    collate,
+    plan_micro_batches,
+    train_row,
+)
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 IMAGE, START, END, PAD = 5, 3, 4, 0
@@ -97,6 +105,24 @@ def test_a_batch_without_pictures_gets_a_filler_row(count):
     assert batch.inputs["input_ids"][-1, :3].tolist() == [START, IMAGE, END]
     assert batch.inputs["pixel_values"].shape == (4, 6)
     assert len(batch.targets_T) == count == len(batch.last_B)
+
+
+def test_a_text_only_batch_holds_tokens_alone():
+    rows = [
+        Row(key="x", ids=np.array([IMAGE, 7, 8]), pictures=(PICTURE,), num_response=1),
+        Row(key="y", ids=np.array([7, 8]), pictures=(), num_response=1),
+    ]
+    batch = collate(rows, {}, TextTokens(pad=PAD))
+    assert set(batch.inputs) == {"input_ids", "attention_mask"}
+    assert batch.inputs["input_ids"].tolist() == [[IMAGE, 7, 8], [7, 8, PAD]]
+    assert batch.targets_T.tolist() == [8, 8]
+
+
+def test_an_empty_text_only_batch_still_has_a_row_to_run():
+    batch = collate([], {}, TextTokens(pad=PAD))
+    assert batch.inputs["input_ids"].tolist() == [[PAD]]
+    assert batch.inputs["attention_mask"].tolist() == [[1]]
+    assert len(batch.targets_T) == len(batch.last_B) == 0
 
 
 def test_picture_tokens_must_match_the_pictures():

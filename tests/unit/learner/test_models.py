@@ -1,11 +1,82 @@
-"""Model folders that cannot be trained are refused with what is missing."""
+"""Models from folders: what cannot be trained is refused, and text-only ones train as they are."""
 
+import numpy as np
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from configs.schema import LearnerConfig
 from data.errors import ConfigError, DataError
 from data.model_folder import check_folder
-from learner.models import freeze_vision
+from learner.batching import Row, TextTokens, collate
+from learner.models import TokenHead, freeze_vision, load_model, model_tokens
+
+SMALL = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "tie_word_embeddings": True,
+}
+FLOAT32 = LearnerConfig(bf16=False)
+
+
+@pytest.fixture
+def text_folder(tmp_path):
+    """Write a small random model of that configuration, without picture processor."""
+
+    def write(net):
+        net.save_pretrained(tmp_path)
+        (tmp_path / "tokenizer_config.json").touch()
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.fixture
+def llama(text_folder):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return text_folder(LlamaForCausalLM(LlamaConfig(**SMALL)))
+
+
+class NoPadding:
+    """A tokenizer as Llama 3's."""
+
+    pad_token_id = None
+
+
+def test_a_text_only_model_is_scored_like_its_own_forward_pass(llama):
+    net = load_model(llama, FLOAT32).eval()
+    assert isinstance(net, LlamaForCausalLM)
+    tokens = model_tokens(net, NoPadding())
+    assert tokens == TextTokens(pad=0)
+    rows = [
+        Row(key="x", ids=np.array([1, 5, 9, 3, 7]), pictures=(), num_response=3),
+        Row(key="y", ids=np.array([2, 4, 6]), pictures=(), num_response=1),
+    ]
+    with torch.no_grad():
+        logprobs_T, _, _ = TokenHead(net)(collate(rows, {}, tokens))
+        expected = []
+        for row in rows:
+            scores = net(torch.from_numpy(row.ids)[None]).logits[0].log_softmax(-1)
+            first = len(row.ids) - row.num_response
+            expected += [scores[i - 1, row.ids[i]] for i in range(first, len(row.ids))]
+    torch.testing.assert_close(logprobs_T, torch.stack(expected), atol=1e-6, rtol=1e-5)
+
+
+def test_a_text_only_model_has_no_vision_tower_to_freeze(llama):
+    with pytest.raises(ConfigError, match=r"learner\.freeze_vision.*set it to false"):
+        load_model(llama, LearnerConfig(bf16=False, freeze_vision=True))
+
+
+def test_a_model_that_caps_its_logits_is_refused(text_folder):
+    folder = text_folder(Gemma2ForCausalLM(Gemma2Config(**SMALL)))
+    with pytest.raises(ConfigError, match="sets final_logit_softcapping"):
+        load_model(folder, FLOAT32)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
-from configs.schema import RewardConfig
+from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
-from data.types import Evidence, Item, Kind, Picture, RewardParts, ScoredTrajectory, Side
+from data.types import Evidence, Item, Kind, Picture, Side
+from reward.bank import CandidateBank
 from reward.counterfactuals import SAMPLE, Change, counterfactuals, score_probe
+from reward.round import rank_round
 from reward.score import score_round
-from tests.builders import TRACES, make_pair, make_trajectory
+from tests.builders import TRACES, make_pair, make_scored, make_trajectory
 
 REWARD = RewardConfig(model="m")
+BANK = CandidateBank(BankConfig())
 
 
 def picture_pair(serial, **changes):
@@ -19,9 +22,7 @@ def picture_pair(serial, **changes):
 
 
 def scored_trace(serial, side, sibling=0, *, outcome=0.3, text=TRACES[Kind.IMAGE]):
-    parts = RewardParts(format=1.0, outcome=outcome, accuracy=1.0, margin=0.1, rank=1, total=0.35)
-    trajectory = make_trajectory(serial, side, sibling, text=text)
-    return ScoredTrajectory(trajectory=trajectory, parts=parts, retrieved=())
+    return make_scored(make_trajectory(serial, side, sibling, text=text), outcome=outcome)
 
 
 def plan(scored, pairs, **changes):
@@ -115,7 +116,8 @@ def test_rewards_equal_those_of_the_round_with_that_one_embedding_changed(lost):
         vectors[str(one.key)] = found / np.linalg.norm(found)
 
     def score(given):
-        return score_round(trajectories, given, pairs, reward=REWARD, max_frames=4)[0]
+        ranked = rank_round(trajectories, given, pairs, BANK, reward=REWARD).ranked
+        return score_round(ranked, {}, pairs, reward=REWARD, max_frames=4)[0]
 
     planned = counterfactuals(score(vectors), pairs, max_frames=4)
     embedded = {one.request.key: vector() for one in planned}

@@ -15,8 +15,6 @@ from data.types import (
     Cues,
     Item,
     Kind,
-    RewardParts,
-    ScoredTrajectory,
     Side,
     TCoT,
 )
@@ -30,7 +28,7 @@ from reward.monitors import (
     watch,
     words_of,
 )
-from tests.builders import TRACES, make_pair, make_trajectory
+from tests.builders import TRACES, make_pair, make_scored, make_trajectory
 
 PAIRS, SIBLINGS, SIZE = 12, 8, 32
 KEYWORDS = ("dog",)
@@ -93,15 +91,9 @@ def honest_round(seed=0):
                 one = replace(one, response_ids=np.zeros(int(rng.integers(20, 60)), dtype=int))
                 accuracy = float(rng.integers(0, 5)) / 4
                 outcome = accuracy * float(rng.uniform(0.1, 0.5))
-                parts = RewardParts(
-                    format=1.0,
-                    outcome=outcome,
-                    accuracy=accuracy,
-                    margin=0.3,
-                    rank=1,
-                    total=0.05 + outcome,
+                scored.append(
+                    make_scored(one, outcome=outcome, accuracy=accuracy, total=0.05 + outcome)
                 )
-                scored.append(ScoredTrajectory(trajectory=one, parts=parts, retrieved=()))
                 vectors[str(one.key)] = unit(content + 0.5 * rng.normal(size=SIZE))
             items[str(one.key.group)] = unit(content + 2 + rng.normal(size=SIZE))
     rewards = {str(one.trajectory.key): one.parts.total for one in scored}

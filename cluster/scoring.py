@@ -1,0 +1,265 @@
+"""One step's scoring: embed its traces, rank them, ask the judge, and pay.
+
+traces -> [reward pool] -> embeddings -> ranks among the round's candidates
+                                           |-> [judge pool] -> verdicts
+                                           '-> rewards -> monitors
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.pools import JudgePool, RewardPool
+from configs.schema import BankConfig, RewardConfig
+from data.embed_inputs import embed_content
+from data.prompts import pictures_of
+from data.tcot import faults
+from data.types import (
+    DroppedTrajectory,
+    EmbedRequest,
+    Evidence,
+    Judgement,
+    JudgeQuestion,
+    Pair,
+    ScoredTrajectory,
+    Side,
+    Trajectory,
+    TrajectoryKey,
+)
+from reward.bank import CandidateBank
+from reward.cache import EmbeddingCache
+from reward.counterfactuals import counterfactuals, score_probe
+from reward.judge import build_question
+from reward.monitors import WatchedRound, watch
+from reward.round import RankedTrajectory, rank_round
+from reward.score import score_round
+
+log = logging.getLogger(__name__)
+CACHED_ITEMS = 1 << 14
+"""Embeddings without trace that are kept: 134 MB at 2,048 dimensions."""
+BANK_FILE = "bank.npz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What became of a step's traces."""
+
+    scored: list[ScoredTrajectory]
+    dropped: list[DroppedTrajectory]
+    metrics: dict[str, float]
+
+
+class Scorer:
+    """Scores the traces of one step after another; owns the bank and the cache."""
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        *,
+        embedder: RewardPool,
+        judge: JudgePool | None,
+        max_frames: int,
+        second: RewardPool | None = None,
+    ) -> None:
+        self.config = config
+        self.embedder = embedder
+        self.judge = judge
+        self.second = second
+        self.max_frames = max_frames
+        self.bank = CandidateBank(config.bank)
+        self.cache = EmbeddingCache(CACHED_ITEMS)
+
+    def score(
+        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
+    ) -> Scores:
+        """Return the rewards of a step's traces, joined by key; what fails is dropped.
+
+        ``pairs`` holds the step's pairs by group serial, ``pictures`` is a reference to their
+        decoded files.
+        """
+        metrics = _repairs(trajectories, pairs, self.max_frames)
+        vectors = self._embed(trajectories, pairs, pictures)
+        plain = None
+        if self.config.gain_weight > 0:
+            plain, hits = self._embed_plain(pairs, pictures)
+            metrics["reward/cache_hits"] = float(hits)
+        found = rank_round(trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain)
+        ranked = found.ranked
+        judged: dict[str, Judgement] = {}
+        if self.judge is not None:
+            questions = self._questions(ranked, trajectories, pairs)
+            judged, failed = self.judge.judge(list(questions.values()))
+            failed |= {
+                str(one.trajectory.key): "no other pair's trace to show beside its own"
+                for one in ranked
+                if str(one.trajectory.key) not in questions
+            }
+            _warn("not judged", failed)
+            metrics["judge/failed"] = float(len(failed))
+        scored, lost = score_round(
+            ranked, judged, pairs, reward=self.config, max_frames=self.max_frames
+        )
+        metrics |= self.embedder.counters()
+        metrics |= self._watch(scored, vectors, pairs, pictures, plain)
+        for side, own in found.candidates.items():
+            self.bank.add(side, own)
+        if ranked:
+            metrics["candidates/size"] = _mean([one.candidates_size for one in ranked])
+            metrics["mask/false_negatives"] = _mean([one.false_negatives for one in ranked])
+        if judged:
+            metrics["judge/right"] = _mean([one.share for one in judged.values()])
+        return Scores(scored=scored, dropped=found.dropped + lost, metrics=metrics)
+
+    def request(self, key: TrajectoryKey, pair: Pair, trace: str) -> EmbedRequest:
+        """Return what the frozen Embedder reads of a trace of one side of a pair."""
+        return EmbedRequest(
+            key=str(key),
+            content=embed_content(
+                pair.item(key.group.side),
+                trace,
+                max_frames=self.max_frames,
+                evidence=Evidence(self.config.evidence),
+            ),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write what a resumed run must know; the cache only saves time and is not written."""
+        self.bank.save(folder / BANK_FILE)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote."""
+        self.bank.load(folder / BANK_FILE)
+
+    def _embed(
+        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
+    ) -> dict[str, np.ndarray]:
+        requests = [
+            self.request(one.key, pairs[one.key.group.serial], one.text) for one in trajectories
+        ]
+        vectors, failed = self.embedder.embed(requests, pictures)
+        _warn("not embedded", failed)
+        return vectors
+
+    def _embed_plain(
+        self, pairs: Mapping[int, Pair], pictures: Any
+    ) -> tuple[dict[tuple[int, Side], np.ndarray], int]:
+        """Return the items' embeddings without trace, and how many were in the cache."""
+        contents = {
+            (serial, side): embed_content(pair.item(side), None, max_frames=self.max_frames)
+            for serial, pair in pairs.items()
+            for side in Side
+        }
+        found = {content: self.cache.get(content) for content in contents.values()}
+        missing = [content for content, vector in found.items() if vector is None]
+        requests = [
+            EmbedRequest(key=f"plain/{index}", content=content)
+            for index, content in enumerate(missing)
+        ]
+        vectors, failed = self.embedder.embed(requests, pictures)
+        _warn("not embedded", failed)
+        for request in requests:
+            if request.key in vectors:
+                found[request.content] = vectors[request.key]
+                self.cache.put(request.content, vectors[request.key])
+        plain = {end: found[content] for end, content in contents.items()}
+        return (
+            {end: vector for end, vector in plain.items() if vector is not None},
+            len(found) - len(missing),
+        )
+
+    def _watch(
+        self,
+        scored: Sequence[ScoredTrajectory],
+        vectors: Mapping[str, np.ndarray],
+        pairs: Mapping[int, Pair],
+        pictures: Any,
+        plain: Mapping[tuple[int, Side], np.ndarray] | None,
+    ) -> dict[str, float]:
+        """Return the `hack/` metrics of a step's rewards, and log what rings.
+
+        A sample is scored again with its evidence removed and with another item's trace; the
+        judge, who reads only texts, is left out of that.
+        """
+        traces = [one.trajectory for one in scored]
+        unjudged = replace(self.config, process_weight=0.0)
+
+        def score(changed: Mapping[str, np.ndarray]) -> list[ScoredTrajectory]:
+            found = rank_round(traces, changed, pairs, self.bank, reward=unjudged, plain=plain)
+            return score_round(
+                found.ranked, {}, pairs, reward=unjudged, max_frames=self.max_frames
+            )[0]
+
+        planned = counterfactuals(
+            scored, pairs, max_frames=self.max_frames, evidence=Evidence(self.config.evidence)
+        )
+        embedded, failed = self.embedder.embed([one.request for one in planned], pictures)
+        _warn("not embedded", failed)
+        second: dict[str, float] = {}
+        if self.second is not None:
+            requests = [
+                self.request(one.key, pairs[one.key.group.serial], one.text) for one in traces
+            ]
+            other, failed = self.second.embed(requests, pictures)
+            _warn("not embedded by the second Embedder", failed)
+            alone = replace(unjudged, gain_weight=0.0)
+            found = rank_round(traces, other, pairs, CandidateBank(BankConfig()), reward=alone)
+            paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
+            second = {str(one.trajectory.key): one.parts.total for one in paid}
+        metrics, alarms = watch(
+            WatchedRound(
+                scored=scored,
+                pairs=pairs,
+                vectors=vectors,
+                items={} if plain is None else _by_group(traces, plain),
+                probe=score_probe(planned, vectors, embedded, score=score),
+                second=second,
+            )
+        )
+        for alarm in alarms:
+            log.warning("reward hacking: %s", alarm)
+        return metrics
+
+    def _questions(
+        self,
+        ranked: Sequence[RankedTrajectory],
+        trajectories: Sequence[Trajectory],
+        pairs: Mapping[int, Pair],
+    ) -> dict[str, JudgeQuestion]:
+        """Return what the judge is asked, by trace key, where there is something to choose."""
+        traces = {str(one.key): one for one in trajectories}
+        asked = (build_question(one, traces, pairs, self.config.judge) for one in ranked)
+        return {question.key: question for question in asked if question is not None}
+
+
+def _repairs(
+    trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], max_frames: int
+) -> dict[str, float]:
+    """Return `repair/<name>`: what the parser mended, dropped or refused in the step's traces."""
+    counts: Counter[str] = Counter()
+    for one in trajectories:
+        item = pairs[one.key.group.serial].item(one.key.group.side)
+        shown = len(pictures_of(item, max_frames))
+        counts.update(faults(one.text, kind=item.kind, num_frames=shown))
+    # Trackers take no colon in a name.
+    return {f"repair/{name.replace(':', '')}": float(count) for name, count in counts.items()}
+
+
+def _by_group(
+    traces: Sequence[Trajectory], plain: Mapping[tuple[int, Side], np.ndarray]
+) -> dict[str, np.ndarray]:
+    groups = {one.key.group for one in traces}
+    return {str(group): plain[group.serial, group.side] for group in groups}
+
+
+def _warn(what: str, failed: Mapping[str, str]) -> None:
+    for key, reason in failed.items():
+        log.warning("%s: %s: %s", key, what, reason)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,81 @@
+"""Candidates of earlier steps: the Embedder is frozen, so their embeddings stay true."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import BankConfig
+from data.types import Side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What a trace of the other side is ranked among."""
+
+    key: str
+    """Key of the trace that was embedded."""
+    content: str
+    """`Item.key` of its item."""
+    target: str
+    """`Pair.target_key`: candidates with an equal one are right for each other."""
+    vector: np.ndarray
+    """float32 [D], of length 1."""
+
+
+class CandidateBank:
+    """Remembers one trace per item and side, oldest first; all choices are deterministic.
+
+    Of an item's siblings the first by key is remembered: any other rule would pick by reward.
+    """
+
+    def __init__(self, config: BankConfig) -> None:
+        self._config = config
+        self._kept: dict[Side, dict[str, Candidate]] = {side: {} for side in Side}
+
+    def draw(self, side: Side, golds: np.ndarray) -> list[Candidate]:
+        """Return the recent candidates of a side, and the older ones closest to any gold.
+
+        ``golds`` is [G, D]: the round's own candidates of that side.
+        """
+        kept = list(self._kept[side].values())
+        split = max(len(kept) - self._config.recent, 0)
+        older, recent = kept[:split], kept[split:]
+        if not older or not self._config.hard:
+            return recent
+        vectors = np.stack([one.vector for one in older]).astype(np.float64)
+        closeness = (vectors @ golds.astype(np.float64).T).max(axis=1).round(9)
+        order = sorted(range(len(older)), key=lambda index: (-closeness[index], older[index].key))
+        return [*recent, *(older[index] for index in order[: self._config.hard])]
+
+    def add(self, side: Side, candidates: Sequence[Candidate]) -> None:
+        """Remember the first candidate of each item; an item met again moves to the end."""
+        kept = self._kept[side]
+        fresh: dict[str, Candidate] = {}
+        for one in sorted(candidates, key=lambda one: one.key):
+            fresh.setdefault(one.content, one)
+        for content, one in fresh.items():
+            kept.pop(content, None)
+            kept[content] = one
+        excess = len(kept) - self._config.recent - self._config.capacity
+        for content in list(kept)[: max(excess, 0)]:
+            del kept[content]
+
+    def save(self, path: Path) -> None:
+        """Write everything remembered to an .npz file."""
+        rows = [(side, one) for side, kept in self._kept.items() for one in kept.values()]
+        words = [(str(side), one.key, one.content, one.target) for side, one in rows]
+        vectors = np.stack([one.vector for _, one in rows]) if rows else np.zeros((0, 0))
+        np.savez(path, words=np.array(words, dtype=str).reshape(-1, 4), vectors=vectors)
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote."""
+        self._kept = {side: {} for side in Side}
+        with np.load(path, allow_pickle=False) as file:
+            for (side, key, content, target), vector in zip(
+                file["words"].tolist(), file["vectors"], strict=True
+            ):
+                self._kept[Side(side)][content] = Candidate(
+                    key=key, content=content, target=target, vector=vector
+                )

@@ -1,0 +1,165 @@
+"""The scorer: what is asked of both pools, what is cached, counted, dropped and saved."""
+
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.scoring import Scorer
+from configs.schema import BankConfig, JudgeConfig, RewardConfig
+from data.types import Judgement, Kind, Side
+from tests.builders import TRACES, make_pair, make_trajectory
+
+REWARD = RewardConfig(model="m")
+
+
+class FakeEmbedder:
+    """Gives each content a random unit vector of its own; fails where told."""
+
+    def __init__(self, *, fails=()):
+        self.asked = []
+        self.fails = fails
+
+    def embed(self, requests, pictures):
+        self.asked += [request.key for request in requests]
+        vectors, failed = {}, {}
+        for request in requests:
+            if request.key in self.fails:
+                failed[request.key] = "told to fail"
+                continue
+            rng = np.random.default_rng(zlib.crc32(repr(request.content).encode()))
+            vector = rng.normal(size=8)
+            vectors[request.key] = (vector / np.linalg.norm(vector)).astype(np.float32)
+        return vectors, failed
+
+    def counters(self):
+        return {"pool/reward/failed": float(len(self.fails))}
+
+
+class FakeJudge:
+    """Always names the first right candidate; answers in prose where told."""
+
+    def __init__(self, *, prose=()):
+        self.prose = prose
+
+    def judge(self, questions):
+        judged = {
+            one.key: Judgement(share=1.0, shown=one.shown, answer=str(min(one.right)))
+            for one in questions
+            if one.key not in self.prose
+        }
+        return judged, {one.key: "prose" for one in questions if one.key not in judged}
+
+
+def make_step(start=0, count=3):
+    pairs = {serial: make_pair(f"p{serial}") for serial in range(start, start + count)}
+    traces = [
+        make_trajectory(serial, side, one, text=f"trace {serial} {side} {one}")
+        for serial in pairs
+        for side in Side
+        for one in (0, 1)
+    ]
+    return traces, pairs
+
+
+def make_scorer(reward=REWARD, *, embedder=None, judge=None, second=None):
+    embedder = embedder or FakeEmbedder()
+    return Scorer(reward, embedder=embedder, judge=judge, second=second, max_frames=8)
+
+
+def rewards(scores):
+    return {str(one.trajectory.key): (one.parts, one.candidates_id) for one in scores.scored}
+
+
+def test_every_trace_is_scored_once_and_the_round_is_measured():
+    traces, pairs = make_step()
+    scores = make_scorer().score(traces, pairs, None)
+    assert {str(one.trajectory.key) for one in scores.scored} == {str(one.key) for one in traces}
+    assert scores.dropped == []
+    watched = {name for name in scores.metrics if name.startswith("hack/")}
+    assert {"hack/all_right", "hack/mean_cosine/query"} <= watched
+    assert {name: scores.metrics[name] for name in scores.metrics if name not in watched} == {
+        "repair/refused a part is missing": 12.0,
+        "pool/reward/failed": 0.0,
+        "candidates/size": 6.0,
+        "mask/false_negatives": 0.0,
+    }
+
+
+def test_repairs_are_counted_by_what_was_mended():
+    traces, pairs = make_step()
+    mended = TRACES[Kind.TEXT].replace('["dog"]', '["dog", "dog"]')
+    traces[0], traces[1] = replace(traces[0], text=mended), replace(traces[1], text=mended)
+    metrics = make_scorer().score(traces, pairs, None).metrics
+    assert metrics["repair/keyword dropped repeated"] == 2.0
+    assert metrics["repair/refused a part is missing"] == 10.0
+
+
+def test_a_trace_that_cannot_be_embedded_is_dropped():
+    traces, pairs = make_step()
+    lost = str(traces[0].key)
+    scores = make_scorer(embedder=FakeEmbedder(fails={lost})).score(traces, pairs, None)
+    assert [(str(one.key), one.reason) for one in scores.dropped] == [(lost, "embedding_failed")]
+    assert len(scores.scored) == 11
+
+
+def test_the_judges_failures_are_dropped_and_counted():
+    traces, pairs = make_step()
+    lost = str(traces[3].key)
+    reward = replace(REWARD, process_weight=0.5, judge=JudgeConfig(model="j"))
+    scores = make_scorer(reward, judge=FakeJudge(prose={lost})).score(traces, pairs, None)
+    assert [(str(one.key), one.reason) for one in scores.dropped] == [(lost, "judge_failed")]
+    assert scores.metrics["judge/failed"] == 1.0
+    assert scores.metrics["judge/right"] == 1.0
+    for one in scores.scored:
+        assert one.parts.process == 1.0
+        assert len(one.judgement.shown) == 3
+
+
+def test_items_are_embedded_without_trace_once():
+    embedder = FakeEmbedder()
+    scorer = make_scorer(replace(REWARD, gain_weight=1.0), embedder=embedder)
+    traces, pairs = make_step()
+    first = scorer.score(traces, pairs, None)
+    assert first.metrics["reward/cache_hits"] == 0.0
+    assert len([key for key in embedder.asked if key.startswith("plain/")]) == 6
+    assert any(one.parts.gain != 0 for one in first.scored)
+    embedder.asked.clear()
+    again = scorer.score(traces, pairs, None)
+    assert again.metrics["reward/cache_hits"] == 6.0
+    assert not [key for key in embedder.asked if key.startswith("plain/")]
+    assert rewards(again) == rewards(first)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_resumed_scorer_gives_the_same_rewards(restart, tmp_path):
+    reward = replace(REWARD, bank=BankConfig(recent=2, hard=2, capacity=4))
+    scorer, straight = make_scorer(reward), make_scorer(reward)
+    for start in (0, 3, 6):
+        expected = straight.score(*make_step(start), None)
+        found = scorer.score(*make_step(start), None)
+        if restart:
+            scorer.save(tmp_path)
+            scorer = make_scorer(reward)
+            scorer.restore(tmp_path)
+    assert rewards(found) == rewards(expected)
+    assert found.metrics["candidates/size"] == 10.0
+
+
+def test_a_second_embedder_is_watched_and_pays_nothing():
+    traces, pairs = make_step()
+    alone = make_scorer().score(traces, pairs, None)
+    watched = make_scorer(second=FakeEmbedder()).score(traces, pairs, None)
+    assert "hack/agreement" not in alone.metrics
+    assert watched.metrics["hack/agreement"] == pytest.approx(1.0)
+    assert rewards(watched) == rewards(alone)
+
+
+def test_rewarded_traces_are_scored_again_with_another_items_trace():
+    traces, pairs = make_step()
+    embedder = FakeEmbedder()
+    scores = make_scorer(embedder=embedder).score(traces, pairs, None)
+    paid = {str(one.trajectory.key) for one in scores.scored if one.parts.outcome > 0}
+    again = {key.partition("#")[0] for key in embedder.asked if "#" in key}
+    assert again == paid

@@ -1,0 +1,25 @@
+"""What vLLM is asked for: poolings by its names, pictures only where the model sees them."""
+
+from typing import get_args
+
+import pytest
+
+from configs.schema import EngineConfig, Pooling
+from data.engine_args import engine_arguments, pooling_type
+
+
+@pytest.mark.parametrize(
+    ("pooling", "theirs"),
+    [("emb_token", "LAST"), ("last", "LAST"), ("cls", "CLS"), ("mean", "MEAN")],
+)
+def test_poolings_have_vllms_names(pooling, theirs):
+    assert pooling in get_args(Pooling)
+    assert pooling_type(pooling) == theirs
+
+
+def test_a_text_only_engine_is_told_nothing_of_pictures():
+    seeing = engine_arguments("m", EngineConfig(), max_pictures=3)
+    blind = engine_arguments("m", EngineConfig(), max_pictures=0)
+    assert seeing["limit_mm_per_prompt"] == {"image": 3, "video": 0}
+    assert set(seeing) - set(blind) == {"limit_mm_per_prompt", "mm_processor_cache_gb"}
+    assert {name: seeing[name] for name in blind} == blind

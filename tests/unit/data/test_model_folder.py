@@ -1,0 +1,84 @@
+"""Text-only models: what their folder needs, and what is said of pictures they cannot see."""
+
+import json
+import logging
+
+import pytest
+
+from data.errors import ConfigError, DataError
+from data.model_folder import (
+    check_folder,
+    check_reasoner_sees,
+    sees_pictures,
+    warn_embedder_ignores,
+)
+from data.records import LoadedSet
+from data.types import Item, Kind
+from tests.builders import make_pair
+
+SHOWN = Item(text="", kind=Kind.IMAGE, uris=("/a.png",))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write a complete folder of a model with that configuration."""
+
+    def write(**config):
+        for name in ("tokenizer_config.json", "model.safetensors"):
+            (tmp_path / name).touch()
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return write
+
+
+def loaded(name, *pairs):
+    return LoadedSet(name=name, pairs=pairs, bad_rows=())
+
+
+@pytest.fixture
+def sets():
+    return [loaded("words", make_pair()), loaded("photos", make_pair(), make_pair(target=SHOWN))]
+
+
+def test_a_text_only_model_needs_no_picture_processor(folder):
+    assert check_folder(folder(model_type="llama")).is_dir()
+
+
+def test_a_model_with_a_vision_tower_does(folder):
+    with pytest.raises(DataError, match=r"missing preprocessor_config\.json or "):
+        check_folder(folder(model_type="qwen3_vl", vision_config={}))
+
+
+def test_a_configuration_that_is_not_json_is_refused(folder, tmp_path):
+    path = folder()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json: malformed JSON"):
+        sees_pictures(path)
+
+
+def test_a_text_only_reasoner_is_refused_with_the_set_that_holds_pictures(folder, sets):
+    with pytest.raises(ConfigError, match="cannot see the pictures of photos; use"):
+        check_reasoner_sees(folder(model_type="llama"), sets)
+    check_reasoner_sees(folder(model_type="llama"), sets[:1])
+    check_reasoner_sees(folder(model_type="qwen3_vl", vision_config={}), sets)
+
+
+def test_pictures_among_a_rows_own_candidates_count(folder):
+    rows = loaded("choices", make_pair(candidates=(Item(text="a"), SHOWN)))
+    with pytest.raises(ConfigError, match="choices"):
+        check_reasoner_sees(folder(model_type="llama"), [rows])
+
+
+def test_a_text_only_embedder_says_once_that_pictures_are_ignored(folder, sets, caplog):
+    with caplog.at_level(logging.WARNING):
+        warn_embedder_ignores(folder(model_type="bert"), sets)
+    (line,) = caplog.messages
+    assert "the pictures and evidence of photos are ignored" in line
+
+
+def test_nothing_is_said_where_nothing_is_ignored(folder, sets, caplog):
+    with caplog.at_level(logging.WARNING):
+        warn_embedder_ignores(folder(model_type="bert"), sets[:1])
+        warn_embedder_ignores(folder(model_type="qwen3_vl", vision_config={}), sets)
+    assert caplog.messages == []
