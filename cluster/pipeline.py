@@ -55,6 +55,8 @@ class StepResult:
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
     """One per trajectory, dropped ones included."""
+    broken: tuple[str, ...] = ()
+    """Trajectories of a step that was skipped, its loss or gradient being NaN or infinite."""
 
 
 class PhaseClock:
@@ -153,7 +155,7 @@ class Pipeline:
             *(self._row(one, pairs, contents, advantages) for one in scored),
             *({"key": str(d.key), "dropped": f"{d.reason}: {d.detail}"} for d in dropped),
         ]
-        return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows)
+        return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows, broken=trained.broken)
 
     def sync(self) -> dict[str, float]:
         """Publish the learner's weights as the next version and have every engine load them.

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml
 
+BROKEN_FILE = "broken_steps.txt"
+"""Keys of the samples behind three skipped steps in a row."""
+
 
 def project_root() -> Path:
     """Return the folder that relative paths in settings start from.

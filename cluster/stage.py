@@ -9,10 +9,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.run_folder import RunFolder
+from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.tracking import Tracker
 from configs.schema import EvalConfig, StopConfig
 from data.types import StepReport
+from learner.streak import BrokenStreak
 
 Batch = TypeVar("Batch")
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def train_stage(
     Returns the last measured metrics with `steps` and, where a metric is watched, `reached`.
     """
     console = Console()
+    streak = BrokenStreak(folder.path / BROKEN_FILE)
     measured: dict[str, float] = {}
     reached = False
     step = 0
@@ -90,6 +92,7 @@ def train_stage(
             metrics["time/step_s"] = time.perf_counter() - started
             folder.log_metrics(step, metrics)
             tracker.log(step, metrics)
+            streak.record(report.broken)
             bar.advance(task)
             if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
                 shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)

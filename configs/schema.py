@@ -276,12 +276,6 @@ class GRPOConfig:
     and engine; 0 = the mismatch stays in the clipped ratio."""
     sequence_band: float = 0.0
     """Traces whose mean ratio leaves [1 / band, band] are masked; 0 = off."""
-    refill_rounds: int = 0
-    """Rounds of more pairs where groups without spread leave a step short (DAPO); 0 = off."""
-    buffer_groups: int = 0
-    """Recent groups kept to fill up a step that is short; 0 = off."""
-    buffer_versions: int = 4
-    """Versions after which a kept group is too old."""
 
 
 @dataclass(frozen=True)
@@ -537,7 +531,7 @@ def _grpo_problems(node: GRPOConfig) -> list[str]:
         *_not_negative(
             node,
             *("min_spread", "overlong_penalty", "kl_coef", "entropy_coef", "query_weight"),
-            *("target_weight", "refill_rounds", "buffer_groups", "buffer_versions"),
+            "target_weight",
         ),
     ]
     if not node.query_weight + node.target_weight > 0:

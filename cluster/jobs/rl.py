@@ -19,7 +19,7 @@ from cluster.entry import describe, run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
-from cluster.run_folder import RunFolder
+from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.scoring import Scorer
 from cluster.session import Role, session
 from cluster.stage import progress_bar
@@ -32,6 +32,7 @@ from data.errors import CheckpointError
 from data.model_folder import check_reasoner_sees, warn_embedder_ignores
 from data.records import LoadedSet, load_sets
 from data.types import Pair
+from learner.streak import BrokenStreak
 from rollout.actor import StoreAddress
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ def train_loop(
 ) -> None:
     """Run the steps that are left; log, measure and checkpoint."""
     console = Console()
+    streak = BrokenStreak(folder.path / BROKEN_FILE)
     every = config.evaluation.every
     if every and not done:
         record(folder, tracker, 0, pipeline.held_out(held_out), console)
@@ -153,6 +155,7 @@ def train_loop(
                 metrics["time/step_s"] += metrics["time/eval_s"]
             folder.write_trajectories(step, result.rows)
             record(folder, tracker, step, metrics, console)
+            streak.record(result.broken)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 checkpoint(folder, step, pipeline, learner)
             bar.advance(task)
