@@ -183,14 +183,13 @@ def _rank_side(
         gain = found.margin - bare.margin
     keys = [one.key for one in columns]
     declared = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    rival = valid & ~positive
+    rival[:, len(step) :] = False
     ranked = []
     for index, one in enumerate(rows):
-        order = np.argsort(-similarity[index], kind="stable")
-        rivals = [int(j) for j in order if j < len(step) and valid[index, j]]
-        closest: dict[int, str] = {}
-        for j in rivals:
-            if not positive[index, j]:
-                closest.setdefault(int(column_serials[j]), keys[j])
+        rivals = order[index][rival[index, order[index]]]
+        _, closest = np.unique(column_serials[rivals], return_index=True)
         ranked.append(
             RankedTrajectory(
                 trajectory=one,
@@ -199,8 +198,8 @@ def _rank_side(
                 rank=int(found.rank[index]),
                 gain=float(gain[index]),
                 positives=tuple(keys[j] for j in np.flatnonzero(positive[index])),
-                negatives=tuple(closest.values()),
-                retrieved=tuple(keys[int(j)] for j in order[:TOP_RETRIEVED]),
+                negatives=tuple(keys[j] for j in rivals[np.sort(closest)]),
+                retrieved=tuple(keys[j] for j in order[index, :TOP_RETRIEVED]),
                 candidates_id=declared,
                 candidates_size=len(columns),
                 false_negatives=int((~valid[index]).sum()),
