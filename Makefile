@@ -1,5 +1,5 @@
 # `make` prints the targets. Each sets up what it needs: .venv is built once and again only when
-# setup.cfg, constraints.txt or the torchvision mend change.
+# setup.cfg, pyproject.toml, constraints.txt or the torchvision mend change.
 
 SEED   ?= 0
 JOB    ?= rl
@@ -37,6 +37,8 @@ help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
+	@[ -L runs/demo ] || [ ! -e runs/demo ] || \
+	  { echo "runs/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
 	@mkdir -p runs/demo-seed$(SEED) && ln -sfn demo-seed$(SEED) runs/demo
 	@for stage in $(DEMO); do \
 	  echo "== $${stage##*:}"; \

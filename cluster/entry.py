@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.errors import ConfigError
-from configs.load import load, to_flat, to_yaml
-from data.errors import ClusterError, DataError
+from configs.load import load, to_yaml
+from data.errors import DataError, EmbedRLError
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def run_job(
     except (ConfigError, DataError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    except ClusterError as error:
+    except EmbedRLError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
 
@@ -67,8 +67,3 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
         size = f"{Path(one.path).stat().st_size} bytes" if Path(one.path).is_file() else "not there"
         print(f"{one.name}: {one.path} ({one.format}, {one.kind}, weight {one.weight:g}, {size})")
     return 0
-
-
-def describe(config: Any) -> dict[str, Any]:
-    """Return the settings as run parameters."""
-    return to_flat(config)

@@ -154,7 +154,11 @@ class LearnerGroup:
         return scores
 
     def train_supervised(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
-        """Take one supervised step."""
+        """Take one supervised step; without samples nothing is changed, and that is reported."""
+        if not samples:
+            return StepReport(
+                metrics={"train/tokens": 0.0, "supervised/skipped_steps": 1.0}, seconds=0.0
+            )
         tokens = _response_tokens(samples)
         return self._step(
             [

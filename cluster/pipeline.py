@@ -23,11 +23,12 @@ import ray
 from cluster.learner_group import LearnerGroup
 from cluster.pools import RolloutPool
 from cluster.scoring import Scorer
+from cluster.trajectory_rows import trajectory_rows
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.errors import WeightSyncError
 from data.media import load_pictures
-from data.prompts import reasoner_content, templates_version, uris_shown
+from data.prompts import reasoner_content, uris_shown
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -46,6 +47,8 @@ from learner.advantages import step_advantages
 from learner.policy import TokenScores, shaped_rewards
 
 log = logging.getLogger(__name__)
+SHOWN_REASONS = 3
+"""Failures spelled out in one line of the log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +115,7 @@ class Pipeline:
     def step(self) -> StepResult:
         """Train on one batch of pairs; both sides are reasoned about, n traces each."""
         clock = PhaseClock()
+        version = self.version
         dropped: list[DroppedTrajectory] = []
         with clock.phase("data"):
             pairs = self._next_pairs()
@@ -131,11 +135,10 @@ class Pipeline:
             advantages, skipped = step_advantages(rewards, self.config.grpo)
             samples = self._samples(scored, advantages, contents)
             trained = self.learner.train_policy(samples, pictures)
-        oldest = min((one.min_version for one in trajectories), default=self.version)
-        staleness = self.version - oldest
+        oldest = min((one.min_version for one in trajectories), default=version)
+        staleness = version - oldest
         with clock.phase("sync"):
             synced = self.sync()
-        self._check_parity(trained.metrics)
         metrics = {
             **trained.metrics,
             **penalties,
@@ -146,15 +149,20 @@ class Pipeline:
             "staleness/max": float(staleness),
             "group/skipped": float(skipped),
             **_group_metrics(scored),
-            "policy/version": float(self.version),
+            "version": float(version),
         }
         reasons = Counter(one.reason for one in dropped)
         metrics |= {f"dropped/{reason}": float(count) for reason, count in reasons.items()}
         metrics["dropped/total"] = float(len(dropped))
-        rows = [
-            *(self._row(one, pairs, contents, advantages) for one in scored),
-            *({"key": str(d.key), "dropped": f"{d.reason}: {d.detail}"} for d in dropped),
-        ]
+        rows = trajectory_rows(
+            trajectories,
+            scored,
+            dropped,
+            pairs=pairs,
+            contents=contents,
+            advantages=advantages,
+            templates=self.config.data.templates,
+        )
         return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows, broken=trained.broken)
 
     def sync(self) -> dict[str, float]:
@@ -211,12 +219,15 @@ class Pipeline:
             pair for pair in pairs if all(pair.item(side).key() in found[side] for side in Side)
         ]
         if len(kept) < len(pairs):
+            reasons = [f"{one.key}: {one.reason}: {one.detail}" for one in lost]
+            reasons += [f"{key}: not embedded: {reason}" for key, reason in unembedded.items()]
             log.warning(
-                "held-out: %d of %d pairs left out (%d traces, %d embeddings failed)",
+                "held-out: %d of %d pairs left out (%d traces, %d embeddings failed): %s",
                 len(pairs) - len(kept),
                 len(pairs),
                 len(lost),
                 len(unembedded),
+                "; ".join(reasons[:SHOWN_REASONS]),
             )
         return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
 
@@ -317,56 +328,23 @@ class Pipeline:
             if one.trajectory.key in advantages
         ]
 
-    def _check_parity(self, metrics: Mapping[str, float]) -> None:
-        gap = metrics.get("sync/logprob_max_abs_diff", 0.0)
-        if not gap <= self.config.logprob_tolerance:
+    def check_parity(self, result: StepResult) -> None:
+        """Refuse a step whose traces the engines did not sample from the learner's weights.
+
+        Apart from `step`, so that what the step did is on disk before the run stops.
+
+        Raises:
+            WeightSyncError: their log-probabilities of the same tokens differ too much.
+        """
+        gap = result.metrics.get("sync/logprob_max_abs_diff", 0.0)
+        # A broken step says nothing about the engines: the learner's own values are not finite.
+        if not result.broken and not gap <= self.config.logprob_tolerance:
             raise WeightSyncError(
-                f"version {self.version - 1}: engine and learner log-probabilities of the same "
-                f"tokens differ by {gap:.3g}, more than logprob_tolerance="
+                f"version {result.metrics['version']:.0f}: engine and learner log-probabilities of "
+                f"the same tokens differ by {gap:.3g}, more than logprob_tolerance="
                 f"{self.config.logprob_tolerance:g}; the engine did not sample from the learner's "
                 "weights"
             )
-
-    def _row(
-        self,
-        one: ScoredTrajectory,
-        pairs: Mapping[int, Pair],
-        contents: Mapping[TrajectoryKey, Content],
-        advantages: Mapping[TrajectoryKey, float],
-    ) -> dict[str, Any]:
-        trajectory, parts = one.trajectory, one.parts
-        group = trajectory.key.group
-        content = contents[trajectory.key]
-        return {
-            "key": str(trajectory.key),
-            "pair": group.pair_id,
-            "side": str(group.side),
-            "source": pairs[group.serial].source,
-            "prompt": "\n".join(part for part in content if isinstance(part, str)),
-            "pictures": [part.uri for part in content if not isinstance(part, str)],
-            "templates": templates_version(self.config.data.templates),
-            "text": trajectory.text,
-            "tokens": len(trajectory.response_ids),
-            "finish": trajectory.finish,
-            "reward/total": parts.total,
-            "reward/format": parts.format,
-            "reward/outcome": parts.outcome,
-            "reward/process": parts.process,
-            "reward/gain": parts.gain,
-            "reward/length": parts.length,
-            "rank/accuracy": parts.accuracy,
-            "rank/margin": parts.margin,
-            "rank/gold": parts.rank,
-            "advantage": advantages.get(trajectory.key),
-            "min_version": trajectory.min_version,
-            "max_version": trajectory.max_version,
-            "retrieved": list(one.retrieved),
-            "candidates/id": one.candidates_id,
-            "candidates/size": one.candidates_size,
-            "judge/shown": list(one.judgement.shown) if one.judgement else [],
-            "judge/answer": one.judgement.answer if one.judgement else "",
-            "dropped": None,
-        }
 
 
 def _mean(scored: Sequence[ScoredTrajectory], read: Callable[[ScoredTrajectory], float]) -> float:

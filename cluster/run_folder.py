@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.trajectory_rows import SCHEMA
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml
 
@@ -89,7 +90,10 @@ class RunFolder:
         """Write `trajectories/step-NNNNNN.parquet`."""
         folder = self.path / "trajectories"
         folder.mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"step-{step:06d}.parquet")
+        path = folder / f"step-{step:06d}.parquet"
+        part = path.with_name(path.name + ".part")
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), part)
+        part.replace(path)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file into the folder."""

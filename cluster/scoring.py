@@ -104,8 +104,9 @@ class Scorer:
         scored, lost = score_round(
             ranked, judged, pairs, reward=self.config, max_frames=self.max_frames
         )
-        metrics |= self.embedder.counters()
         metrics |= self._watch(scored, vectors, pairs, pictures, plain)
+        for pool in (self.embedder, self.second):
+            metrics |= pool.counters() if pool is not None else {}
         for side, own in found.candidates.items():
             self.bank.add(side, own)
         if ranked:

@@ -72,6 +72,7 @@ def train_stage(
     Returns the last measured metrics with `steps` and, where a metric is watched, `reached`.
     """
     console = Console()
+    folder.keep_metrics_until(-1)  # a stage that was cut off starts over
     streak = BrokenStreak(folder.path / BROKEN_FILE)
     measured: dict[str, float] = {}
     reached = False

@@ -13,6 +13,8 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from mlflow.entities import Metric, Param
 
+from configs.load import to_flat
+
 log = logging.getLogger(__name__)
 
 PARAM_BYTES = 500
@@ -26,7 +28,7 @@ RUN_ID_FILE = "mlflow_run_id"
 class Tracker:
     """One MLflow run; the same run id goes on when a job resumes."""
 
-    def __init__(self, config: Any, params: Mapping[str, Any], *, job: str, folder: Path) -> None:
+    def __init__(self, config: Any, *, job: str, folder: Path) -> None:
         """Open the run whose id is kept in the run folder, or create one.
 
         The store is MLFLOW_TRACKING_URI, else SQLite at `mlflow.db` beside the run folders.
@@ -56,7 +58,9 @@ class Tracker:
             kept.write_text(self.run_id)
             self.client.log_batch(
                 self.run_id,
-                params=[Param(key, str(value)[:PARAM_BYTES]) for key, value in params.items()],
+                params=[
+                    Param(key, str(value)[:PARAM_BYTES]) for key, value in to_flat(config).items()
+                ],
             )
             self.client.log_artifact(self.run_id, str(folder / "resolved.yaml"))
 
@@ -79,10 +83,13 @@ class Tracker:
         """Attach a file."""
         self.client.log_artifact(self.run_id, str(path))
 
-    def close(self, *, ok: bool) -> None:
-        """Write what is kept and end the run."""
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is kept and end the run: finished, or failed if there is an error."""
         self.flush()
-        self.client.set_terminated(self.run_id, status="FINISHED" if ok else "FAILED")
+        self.client.set_terminated(self.run_id, status="FAILED" if kind else "FINISHED")
 
 
 def open_store(folder: Path) -> mlflow.MlflowClient:

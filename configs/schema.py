@@ -192,7 +192,7 @@ class RewardConfig:
     """Pay outcome, process and gain only to strictly valid traces."""
     second_model: str = ""
     """Another Embedder that pays nothing: how far it agrees is watched (`hack/agreement`). It runs
-    in a pool of its own with the settings of pool and engine. Empty = none."""
+    in a pool of its own, with the same pool, engine, pooling and instruction. Empty = none."""
     bank: BankConfig = field(default_factory=BankConfig)
     false_negative_similarity: float = 1.0
     """Candidates closer than this to a gold candidate are no negatives; 1 = never. Copies of the
@@ -472,6 +472,12 @@ def problems(config: object) -> list[str]:
             f"reward.judge.answer: a score is read from one digit, so at most {MAX_SCORED} "
             f"candidates can be shown, found {shown}; set positives=one or fewer negatives",
         )
+        need(
+            rollout.engine.dtype == ("bfloat16" if config.learner.bf16 else "float32"),
+            f"rollout.engine.dtype: engines hold the learner's own bits, so learner.bf16="
+            f"{str(config.learner.bf16).lower()} needs "
+            f"{'bfloat16' if config.learner.bf16 else 'float32'}, found {rollout.engine.dtype}",
+        )
         need(config.siblings >= 2, f"siblings: a group needs at least 2, found {config.siblings}")
         need(config.pairs >= 2, f"pairs: a rank needs at least 2 pairs, found {config.pairs}")
         need(
@@ -534,6 +540,8 @@ def _grpo_problems(node: GRPOConfig) -> list[str]:
             "target_weight",
         ),
     ]
+    if node.kl == "k1" and node.kl_in == "loss":
+        found.append("kl: k1 in the loss pulls nowhere on average; use k2 or k3, or kl_in=reward")
     if not node.query_weight + node.target_weight > 0:
         found.append("query_weight: with target_weight=0 it must be more than 0, found 0")
     if node.tis_cap != 0 and not node.tis_cap >= 1:
@@ -546,7 +554,11 @@ def _grpo_problems(node: GRPOConfig) -> list[str]:
 def _reward_problems(node: RewardConfig) -> list[str]:
     found = [
         *_positive(node, "temperature"),
-        *_not_negative(node, "process_weight", "gain_weight", "length_weight", "length_budget"),
+        *_not_negative(
+            node,
+            *("format_weight", "outcome_weight", "accuracy_weight", "process_weight"),
+            *("gain_weight", "length_weight", "length_budget"),
+        ),
         *_share(node, "false_negative_similarity"),
     ]
     if node.instruction and node.pooling == "emb_token":
@@ -596,6 +608,11 @@ _CHECKS = {
     RewardConfig: _reward_problems,
     OptimizerConfig: lambda n: _positive(n, "lr", "eps", "grad_clip"),
     LearnerConfig: lambda n: [
+        *(
+            ["zero_stage: 0 loses small updates in bf16; set it to 1 or more, or bf16=false"]
+            if n.bf16 and n.zero_stage == 0
+            else []
+        ),
         *_positive(n, "ranks", "micro_batch_tokens", "timeout_s"),
         *_not_negative(n, "cpus", "gpus"),
     ],

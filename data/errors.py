@@ -10,7 +10,7 @@ EmbedRLError
   DivergedError(RuntimeError)    step after step was NaN or infinite
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
-    ActorLost                    an actor died and its work could not be redone
+    ActorLost                    an actor died and took its work with it
 """
 
 from configs.errors import ConfigError as ConfigError
@@ -60,4 +60,4 @@ class NotEnoughResources(ClusterError):
 
 
 class ActorLost(ClusterError):
-    """An actor died and its work could not be redone within the retry budget."""
+    """An actor died and took its work with it."""

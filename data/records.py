@@ -7,6 +7,7 @@ the same label are right for each other), `query_cot`, `pos_cot`, `qry_evidence`
 """
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from data.errors import DataError
 from data.media import resolve
 from data.tcot import MAX_CHARS
 from data.types import Cues, Item, Kind, Pair, Side
+
+log = logging.getLogger(__name__)
 
 BLANK_VIDEO = ["images/blank.jpg"]
 _FIELDS = {
@@ -80,7 +83,7 @@ def load_set(config: DataSetConfig) -> LoadedSet:
 
 
 def load_sets(configs: list[DataSetConfig], *, max_bad_rows: float) -> list[LoadedSet]:
-    """Read several data sets.
+    """Read several data sets; rows that are set aside are logged with their reasons.
 
     Raises:
         DataError: a file is unreadable, a set is empty, or more than ``max_bad_rows`` of its
@@ -94,6 +97,8 @@ def load_sets(configs: list[DataSetConfig], *, max_bad_rows: float) -> list[Load
         except DataError as error:
             problems.append(str(error))
             continue
+        for bad in one.bad_rows:
+            log.warning("quarantined: %s", bad.reason)
         total = len(one.pairs) + len(one.bad_rows)
         if not total:
             problems.append(f"data set '{one.name}': {config.path} holds no row")

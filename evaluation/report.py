@@ -124,6 +124,15 @@ def headline(overall: Mapping[str, VariantResult]) -> list[Row]:
     return rows
 
 
+def headline_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Return the means of the headline table as `<variant>/<metric>`."""
+    return {
+        f"{name}/{metric}": found.mean
+        for name, result in evaluation.overall().items()
+        for metric, found in result.metrics.items()
+    }
+
+
 def print_table(evaluation: Evaluation, console: Console) -> None:
     """Print the headline table and the ablation of the evidence; they fit 80 columns."""
     console.print(_headline_table(headline(evaluation.overall())))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from configs.schema import LearnerConfig, OptimizerConfig
-from data.errors import CheckpointError, ConfigError
+from data.errors import CheckpointError
 
 STATE_TAG = "state"
 SHAPE_FILE = "learner.json"
@@ -109,17 +109,9 @@ class TrainEngine:
     Args:
         module: a head around the model, whose parameters lie under `net.`.
         steps: planned steps, for the learning-rate schedule.
-
-    Raises:
-        ConfigError: the combination of precision and ZeRO stage loses updates.
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, *, steps: int) -> None:
-        if config.bf16 and config.zero_stage == 0:
-            raise ConfigError(
-                "learner.zero_stage=0 with learner.bf16=true is less accurate than the other "
-                "stages; set learner.zero_stage to 1 or more, or learner.bf16 to false"
-            )
         self._config = config
         self._planned_steps = steps
         self.steps = 0

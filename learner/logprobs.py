@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 BANNED_LOGIT = -1e9
-"""The engine bans tokens with a logit bias of -100: both make the probability zero in float32."""
+"""The engine bans tokens with a bias of -inf; here a finite one, whose gradient is no NaN."""
 CHUNK_LOGITS = 1 << 26
 """Logits held at a time (256 MiB in float32)."""
 

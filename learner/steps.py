@@ -29,6 +29,7 @@ class Tally:
     sums: Counter[str] = field(default_factory=Counter)
     """`loss` and the objective's own."""
     largest: dict[str, float] = field(default_factory=dict)
+    """Infinite where a value was NaN."""
     broken: list[str] = field(default_factory=list)
     """Keys of the samples in micro-batches whose loss was not finite."""
 
@@ -61,5 +62,7 @@ def accumulate(
         for name, value in zip(sums, rest[: len(sums)], strict=True):
             tally.sums[name] += value
         for name, value in zip(largest, rest[len(sums) :], strict=True):
+            # NaN is larger than nothing and smaller than nothing: it would come and go.
+            value = math.inf if math.isnan(value) else value
             tally.largest[name] = max(value, tally.largest.get(name, value))
     return tally

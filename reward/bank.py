@@ -1,5 +1,6 @@
 """Candidates of earlier steps: the Embedder is frozen, so their embeddings stay true."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,17 +66,16 @@ class CandidateBank:
     def save(self, path: Path) -> None:
         """Write everything remembered to an .npz file."""
         rows = [(side, one) for side, kept in self._kept.items() for one in kept.values()]
-        words = [(str(side), one.key, one.content, one.target) for side, one in rows]
+        words = json.dumps([(str(side), one.key, one.content, one.target) for side, one in rows])
         vectors = np.stack([one.vector for _, one in rows]) if rows else np.zeros((0, 0))
-        np.savez(path, words=np.array(words, dtype=str).reshape(-1, 4), vectors=vectors)
+        np.savez(path, words=np.frombuffer(words.encode(), dtype=np.uint8), vectors=vectors)
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
         self._kept = {side: {} for side in Side}
         with np.load(path, allow_pickle=False) as file:
-            for (side, key, content, target), vector in zip(
-                file["words"].tolist(), file["vectors"], strict=True
-            ):
+            words = json.loads(file["words"].tobytes())
+            for (side, key, content, target), vector in zip(words, file["vectors"], strict=True):
                 self._kept[Side(side)][content] = Candidate(
                     key=key, content=content, target=target, vector=vector
                 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import ray
 
-from cluster.entry import describe, run_job
+from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
@@ -49,17 +49,14 @@ def main(config: EmbedderConfig) -> int:
     ]
     order = np.random.default_rng(config.run.seed).permutation(len(held_out))
     held_out = [held_out[int(i)] for i in order[: config.evaluation.samples]]
-    for loaded in train:
-        for bad in loaded.bad_rows:
-            print(f"quarantined: {bad.reason}", file=sys.stderr)
-    tracker = Tracker(config, describe(config), job="embedder", folder=folder.path)
+    tracker = Tracker(config, job="embedder", folder=folder.path)
     feed = PairFeed(
         train,
         {one.name: one.weight for one in data.train},
         batch=config.batch // config.sub_batches,
         seed=config.run.seed,
     )
-    with session(roles(config), namespace=str(folder.path.absolute())):
+    with tracker, session(roles(config), namespace=str(folder.path.absolute())):
         group = LearnerGroup(config.learner)
         group.build_contrastive(
             model=config.model,
@@ -68,7 +65,7 @@ def main(config: EmbedderConfig) -> int:
             seed=config.run.seed,
             temperature=config.temperature,
         )
-        pictures = pictures_of_pairs(held_out, config)
+        held_out, pictures = with_pictures(held_out, config)
         pictures_ref = ray.put(pictures)
         facts = train_stage(
             folder.path.name,
@@ -84,7 +81,6 @@ def main(config: EmbedderConfig) -> int:
         group.export(folder.path / "export")
         group.close()
     folder.finish(**facts)
-    tracker.close(ok=True)
     return 0
 
 
@@ -95,7 +91,9 @@ def batches(
     while True:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
         pairs = [pair for _ in range(config.sub_batches) for pair in feed.next()]
-        pictures = pictures_of_pairs(pairs, config)
+        pairs, pictures = with_pictures(pairs, config)
+        if len(pairs) < max(2, config.learner.ranks):
+            continue  # nothing to contrast, or a rank without rows
         rows = [
             ContrastPair(
                 query=side_content(pair, Side.QUERY, rng, config),
@@ -121,14 +119,15 @@ def side_content(
     )
 
 
-def pictures_of_pairs(pairs: list[Pair], config: EmbedderConfig) -> Pictures:
-    """Return the decoded pictures of the pairs; what cannot be decoded is reported."""
-    media = config.data.media
-    items = (pair.item(side) for pair in pairs for side in Side)
-    pictures, failed = load_pictures(uris_shown(items, media.max_frames), media)
+def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair], Pictures]:
+    """Return the pairs whose pictures can be decoded, and these; what cannot be is reported."""
+    most = config.data.media.max_frames
+    shown = [uris_shown((pair.query, pair.target), most) for pair in pairs]
+    pictures, failed = load_pictures(set().union(*shown), config.data.media)
     for reason in failed.values():
         print(f"quarantined: {reason}", file=sys.stderr)
-    return pictures
+    kept = [pair for pair, uris in zip(pairs, shown, strict=True) if not uris & failed.keys()]
+    return kept, pictures
 
 
 def measure(

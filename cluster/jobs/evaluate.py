@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from rich.console import Console
 
-from cluster.entry import describe, run_job
+from cluster.entry import run_job
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
@@ -22,7 +22,7 @@ from data.model_folder import check_reasoner_sees, warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
-from evaluation.report import print_table
+from evaluation.report import headline_metrics, print_table
 from evaluation.runner import Reason, Settings, evaluate
 from evaluation.store import save_evaluation
 
@@ -48,9 +48,6 @@ def main(config: EvaluateConfig) -> int:
     console = Console()
     data = config.data
     loaded = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
-    for one in loaded:
-        for bad in one.bad_rows:
-            console.print(f"quarantined: {bad.reason}", highlight=False)
     for reasoner in (config.warm_start, config.eg_rl):
         check_reasoner_sees(reasoner, loaded)
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
@@ -59,8 +56,8 @@ def main(config: EvaluateConfig) -> int:
     decoded, failed = load_pictures(uris_of(pairs, data.media.max_frames), data.media)
     for reason in failed.values():
         console.print(f"left out: {reason}", highlight=False)
-    tracker = Tracker(config, describe(config), job="evaluate", folder=folder.path)
-    with session(roles(config), namespace=str(folder.path.absolute())):
+    tracker = Tracker(config, job="evaluate", folder=folder.path)
+    with tracker, session(roles(config), namespace=str(folder.path.absolute())):
         pictures = ray.put(decoded)
         embedder: list[RewardPool] = []
 
@@ -76,7 +73,10 @@ def main(config: EvaluateConfig) -> int:
                 console.print("embedding ...")
                 embedder.append(RewardPool(config.reward, data.media))
                 embedder[0].ready()
-            return embedder[0].embed(requests, pictures)[0]
+            vectors, unembedded = embedder[0].embed(requests, pictures)
+            for key, reason in unembedded.items():
+                console.print(f"not embedded: {key}: {reason}", highlight=False)
+            return vectors
 
         result = evaluate(
             pairs,
@@ -94,11 +94,11 @@ def main(config: EvaluateConfig) -> int:
         )
         for pool in embedder:
             pool.close()
+        tracker.log(0, headline_metrics(result))
     save_evaluation(result, folder.path)
     print_table(result, console)
     tracker.log_file(folder.path / "evaluation.json")
     folder.finish(queries=len(pairs))
-    tracker.close(ok=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from cluster.entry import describe, run_job
+from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
@@ -29,7 +29,7 @@ from configs.schema import RLConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed
 from data.errors import CheckpointError
-from data.model_folder import check_reasoner_sees, warn_embedder_ignores
+from data.model_folder import check_folder, check_reasoner_sees, warn_embedder_ignores
 from data.records import LoadedSet, load_sets
 from data.types import Pair
 from learner.streak import BrokenStreak
@@ -65,13 +65,14 @@ def main(config: RLConfig) -> int:
     check_reasoner_sees(config.reasoner, [*train, *held_out_sets])
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])
+    if config.reward.second_model:
+        load_encoder(config.reward.second_model, data.media).check_pooling(config.reward.pooling)
+    if config.reward.judge.model:
+        check_folder(config.reward.judge.model)
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
-    for loaded in train:
-        for bad in loaded.bad_rows:
-            log.warning("quarantined: %s", bad.reason)
-    tracker = Tracker(config, describe(config), job="rl", folder=folder.path)
+    tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
-    with session(roles(config), namespace=namespace):
+    with tracker, session(roles(config), namespace=namespace):
         store = ray.remote(WeightStore).options(name=STORE, num_cpus=0).remote()
         learner = LearnerGroup(config.learner)
         address = StoreAddress(
@@ -123,7 +124,6 @@ def main(config: RLConfig) -> int:
         for part in (*pools, learner):
             part.close()
     folder.finish(steps=config.steps)
-    tracker.close(ok=True)
     return 0
 
 
@@ -156,6 +156,7 @@ def train_loop(
             folder.write_trajectories(step, result.rows)
             record(folder, tracker, step, metrics, console)
             streak.record(result.broken)
+            pipeline.check_parity(result)
             if step % config.checkpoint_every == 0 or step == config.steps:
                 checkpoint(folder, step, pipeline, learner)
             bar.advance(task)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import ray
 
-from cluster.entry import describe, run_job
+from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
@@ -18,6 +18,7 @@ from cluster.tracking import Tracker
 from configs.schema import WarmStartConfig
 from data.chat import TextEncoder, load_encoder
 from data.datasets import supervised_rows
+from data.errors import DataError
 from data.media import load_pictures
 from data.model_folder import check_reasoner_sees
 from data.records import load_sets
@@ -39,9 +40,9 @@ def main(config: WarmStartConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     rows = {split: load_rows(config, split) for split in ("train", "eval")}
-    tracker = Tracker(config, describe(config), job="warm_start", folder=folder.path)
+    tracker = Tracker(config, job="warm_start", folder=folder.path)
     encoder = load_encoder(config.model, config.data.media)
-    with session(roles(config), namespace=str(folder.path.absolute())):
+    with tracker, session(roles(config), namespace=str(folder.path.absolute())):
         group = LearnerGroup(config.learner)
         group.build_supervised(
             model=config.model,
@@ -65,7 +66,6 @@ def main(config: WarmStartConfig) -> int:
         group.export(folder.path / "export")
         group.close()
     folder.finish(**facts)
-    tracker.close(ok=True)
     return 0
 
 
@@ -77,14 +77,18 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
     all_loaded = load_sets(sets, max_bad_rows=config.data.max_bad_rows)
     check_reasoner_sees(config.model, all_loaded)
     for settings, loaded in zip(sets, all_loaded, strict=True):
-        for bad in loaded.bad_rows:
-            print(f"quarantined: {bad.reason}", file=sys.stderr)
         found = list(
             supervised_rows(loaded, data=config.data, caption=settings.format == "caption")
         )
         whole, part = divmod(settings.weight if split == "train" else 1.0, 1.0)
         some = rng.permutation(len(found))[: round(part * len(found))]
         rows += found * int(whole) + [found[int(i)] for i in some]
+    if not rows and (split == "train" or config.evaluation.every):
+        names = ", ".join(one.name for one in sets) or "none"
+        raise DataError(
+            f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
+            f"caption sets), found none in: {names}"
+        )
     if split == "eval":
         order = rng.permutation(len(rows))
         rows = [rows[int(i)] for i in order[: config.evaluation.samples]]

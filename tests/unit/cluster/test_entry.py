@@ -9,7 +9,7 @@ from cluster.entry import run_job
 from cluster.session import Role
 from configs.errors import ConfigError
 from configs.schema import WarmStartConfig
-from data.errors import ActorLost, DataError
+from data.errors import ActorLost, CheckpointError, DataError, DivergedError, WeightSyncError
 
 TEXT = """
 run: {dir: runs/x}
@@ -62,7 +62,14 @@ def test_wrong_settings_end_with_two_before_the_job_starts(path, capsys):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ConfigError("why"), 2), (DataError("why"), 2), (ActorLost("why"), 1)],
+    [
+        (ConfigError("why"), 2),
+        (DataError("why"), 2),
+        (ActorLost("why"), 1),
+        (WeightSyncError("why"), 1),
+        (CheckpointError("why"), 1),
+        (DivergedError("why"), 1),
+    ],
 )
 def test_expected_failures_end_with_a_message_and_their_code(path, capsys, error, code):
     def main(config):

@@ -88,10 +88,15 @@ def test_a_run_without_metrics_has_nothing_to_drop(folder):
     assert not folder.metrics_path.exists()
 
 
-def test_trajectories_are_one_file_a_step(folder):
+def test_trajectories_are_one_file_a_step_and_read_as_one_data_set(folder):
     folder.write_trajectories(7, [{"key": "k", "tokens": 3}])
-    rows = pq.read_table(folder.path / "trajectories" / "step-000007.parquet").to_pylist()
-    assert rows == [{"key": "k", "tokens": 3}]
+    folder.write_trajectories(8, [{"key": "d", "dropped": "bad_picture"}])
+    assert len(list((folder.path / "trajectories").iterdir())) == 2
+    rows = pq.read_table(folder.path / "trajectories").to_pylist()
+    assert [(one["key"], one["tokens"], one["dropped"]) for one in rows] == [
+        ("k", 3, None),
+        ("d", None, "bad_picture"),
+    ]
 
 
 def test_a_finished_run_says_so_and_how_long_it_took(folder, config):

@@ -36,6 +36,7 @@ RL = """
 run: {dir: runs/x}
 reasoner: models/reasoner
 reward: {model: models/embedder}
+rollout: {engine: {dtype: float32}}
 learner: {bf16: false}
 data:
   train:
@@ -192,6 +193,10 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("siblings=1", "siblings: a group needs at least 2"),
         ("pairs=1", "pairs: a rank needs at least 2"),
         ("learner.bf16=true", "logprob_tolerance: bf16"),
+        ("rollout.engine.dtype=float16", "rollout.engine.dtype: engines hold the learner's own"),
+        ("learner={bf16: true, zero_stage: 0}", "learner.zero_stage: 0 loses small updates"),
+        ("grpo={kl: k1, kl_in: loss}", "grpo.kl: k1 in the loss pulls nowhere"),
+        ("reward.outcome_weight=-1", "reward.outcome_weight: expected at least 0"),
         ("reward.evidence=none", "reward.evidence: 'none' embeds no trace"),
         ("data.max_bad_rows=1.5", "data.max_bad_rows: expected a share"),
         ("data.media.crop_min_pixels=9999999", "data.media.crop_min_pixels: expected 0 <"),

@@ -13,6 +13,7 @@ RL = """
 run: {dir: runs/x}
 reasoner: models/reasoner
 reward: {model: models/embedder}
+rollout: {engine: {dtype: float32}}
 learner: {bf16: false}
 data:
   train:

@@ -66,3 +66,15 @@ def test_a_nan_loss_names_its_samples():
     )
     assert tally.broken == ["a"]
     assert np.isnan(tally.sums["loss"])
+
+
+def test_a_largest_value_that_is_no_number_stays_visible():
+    weight = torch.tensor(1.0, requires_grad=True)
+    tops = iter([torch.tensor(float("nan")), torch.tensor(1.0)])
+    tally = accumulate(
+        PlainEngine(),
+        [samples("a"), samples("b")],
+        lambda some: (weight * 1.0, {}, {"gap": next(tops)}),
+        scale=1.0,
+    )
+    assert tally.largest == {"gap": float("inf")}

@@ -263,6 +263,7 @@ def published(preset, folder):
     file = folder / "rl.yaml"
     file.write_text(
         f"run: {{dir: r}}\nreasoner: m\ndata: {{train: [{{name: a, path: a, root: r}}]}}\n"
+        "rollout: {engine: {dtype: float32}}\n"
         f"learner: {{bf16: false}}\nreward: {{preset: {preset}, model: m, judge: {{model: j}}}}\n"
     )
     return load(RLConfig, file).reward

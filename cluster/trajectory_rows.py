@@ -1,0 +1,113 @@
+"""The rows of `trajectories/step-NNNNNN.parquet`: every trace of a step, dropped ones too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from data.prompts import templates_version
+from data.types import (
+    Content,
+    DroppedTrajectory,
+    Pair,
+    ScoredTrajectory,
+    Trajectory,
+    TrajectoryKey,
+)
+
+_REWARD_COLUMNS = (
+    "reward/total",
+    "reward/format",
+    "reward/outcome",
+    "reward/process",
+    "reward/gain",
+    "reward/length",
+    "rank/accuracy",
+    "rank/margin",
+)
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "pair", "side", "source", "prompt")),
+        ("pictures", pa.list_(pa.string())),
+        *((name, pa.string()) for name in ("templates", "text", "finish")),
+        *((name, pa.int64()) for name in ("tokens", "min_version", "max_version")),
+        *((name, pa.float64()) for name in _REWARD_COLUMNS),
+        ("rank/gold", pa.int64()),
+        ("advantage", pa.float64()),
+        ("retrieved", pa.list_(pa.string())),
+        ("candidates/id", pa.string()),
+        ("candidates/size", pa.int64()),
+        ("judge/shown", pa.list_(pa.string())),
+        ("judge/answer", pa.string()),
+        ("dropped", pa.string()),
+    ]
+)
+"""Fixed, so that all steps read as one data set; what a trace does not have is null."""
+
+
+def trajectory_rows(
+    trajectories: Sequence[Trajectory],
+    scored: Sequence[ScoredTrajectory],
+    dropped: Sequence[DroppedTrajectory],
+    *,
+    pairs: Mapping[int, Pair],
+    contents: Mapping[TrajectoryKey, Content],
+    advantages: Mapping[TrajectoryKey, float],
+    templates: str,
+) -> list[dict[str, Any]]:
+    """Return one row per trace that was asked for; keys as in SCHEMA."""
+    sampled = {one.key: one for one in trajectories}
+    version = templates_version(templates)
+
+    def start(key: TrajectoryKey) -> dict[str, Any]:
+        group = key.group
+        row: dict[str, Any] = {
+            "key": str(key),
+            "pair": group.pair_id,
+            "side": str(group.side),
+            "source": pairs[group.serial].source,
+            "templates": version,
+        }
+        if key in contents:
+            row["prompt"] = "\n".join(part for part in contents[key] if isinstance(part, str))
+            row["pictures"] = [part.uri for part in contents[key] if not isinstance(part, str)]
+        if key in sampled:
+            trace = sampled[key]
+            row |= {
+                "text": trace.text,
+                "tokens": len(trace.response_ids),
+                "finish": trace.finish,
+                "min_version": trace.min_version,
+                "max_version": trace.max_version,
+            }
+        return row
+
+    rows = [
+        {**start(one.trajectory.key), **_paid(one), "advantage": advantages.get(one.trajectory.key)}
+        for one in scored
+    ]
+    rows += [
+        {**start(one.key), "dropped": f"{one.reason}: {one.detail}" if one.detail else one.reason}
+        for one in dropped
+    ]
+    return rows
+
+
+def _paid(one: ScoredTrajectory) -> dict[str, Any]:
+    parts = one.parts
+    return {
+        "reward/total": parts.total,
+        "reward/format": parts.format,
+        "reward/outcome": parts.outcome,
+        "reward/process": parts.process,
+        "reward/gain": parts.gain,
+        "reward/length": parts.length,
+        "rank/accuracy": parts.accuracy,
+        "rank/margin": parts.margin,
+        "rank/gold": parts.rank,
+        "retrieved": list(one.retrieved),
+        "candidates/id": one.candidates_id,
+        "candidates/size": one.candidates_size,
+        "judge/shown": list(one.judgement.shown) if one.judgement else None,
+        "judge/answer": one.judgement.answer if one.judgement else None,
+    }
