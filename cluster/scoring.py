@@ -7,7 +7,7 @@ traces -> [reward pool] -> embeddings -> ranks among the round's candidates
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,12 @@ class Scorer:
         traces = [one.trajectory for one in scored]
         unjudged = replace(self.config, process_weight=0.0)
 
-        def score(changed: Mapping[str, np.ndarray]) -> list[ScoredTrajectory]:
-            found = rank_round(traces, changed, pairs, self.bank, reward=unjudged, plain=plain)
+        def score(
+            changed: Mapping[str, np.ndarray], only: Collection[str]
+        ) -> list[ScoredTrajectory]:
+            found = rank_round(
+                traces, changed, pairs, self.bank, reward=unjudged, plain=plain, only=only
+            )
             return score_round(
                 found.ranked, {}, pairs, reward=unjudged, max_frames=self.max_frames
             )[0]

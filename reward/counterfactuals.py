@@ -5,13 +5,13 @@ between scoring and training:
 
     planned = counterfactuals(scored, pairs, max_frames=..., evidence=...)
     embedded, _ = pool.embed([one.request for one in planned], pictures)
-    probe = score_probe(planned, vectors, embedded, score=lambda vectors: ...)
+    probe = score_probe(planned, vectors, embedded, score=lambda vectors, keys: ...)
 
 The round's own pictures suffice: another item's trace points at places in this item's pictures.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -98,17 +98,18 @@ def score_probe(
     vectors: Mapping[str, np.ndarray],
     embedded: Mapping[str, np.ndarray],
     *,
-    score: Callable[[Mapping[str, np.ndarray]], Iterable[ScoredTrajectory]],
+    score: Callable[[Mapping[str, np.ndarray], Collection[str]], Iterable[ScoredTrajectory]],
 ) -> Probe:
     """Return what the sampled traces earned, and would have earned, in the same round.
 
     ``vectors`` are the round's unit embeddings [D] by trajectory key, ``embedded`` those of the
-    planned requests by request key; one that failed is left out. ``score`` scores the round with
-    the vectors that it is given and all else unchanged (same candidates, no judge: the judge
-    reads texts, which do not change here). It is called once as is, then once per change and
-    side, so that all traces of a side change at once while what they are ranked against stays.
+    planned requests by request key; one that failed is left out. ``score`` scores, in the round
+    with the vectors that it is given, the traces of the keys that it is given, all else unchanged
+    (same candidates, no judge: the judge reads texts, which do not change here). It is called once
+    as is, then once per change and side, so that all traces of a side change at once while what
+    they are ranked against stays.
     """
-    as_is = _totals(score(vectors))
+    as_is = _totals(score(vectors, {str(one.key) for one in planned}))
     changed: dict[Change, dict[str, float]] = {change: {} for change in Change}
     for change in Change:
         for side in Side:
@@ -120,7 +121,7 @@ def score_probe(
                 and one.request.key in embedded
             }
             if sample:
-                totals = _totals(score({**vectors, **sample}))
+                totals = _totals(score({**vectors, **sample}, sample.keys()))
                 changed[change] |= {
                     key: totals[key] for key in sample if key in totals and key in as_is
                 }

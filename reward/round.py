@@ -7,7 +7,7 @@ on the order in which embeddings arrive or on how many actors computed them.
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +60,13 @@ def rank_round(
     *,
     reward: RewardConfig,
     plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
+    only: Collection[str] | None = None,
 ) -> Round:
     """Rank every trace of a step in both directions, among the step's and the bank's candidates.
 
     ``vectors`` holds unit embeddings [D] by trajectory key (as text), ``pairs`` the step's pairs by
     group serial, ``plain`` the embeddings of items without a trace (None: no gain is asked for).
+    With ``only``, just the traces of these keys are ranked; the candidates are all the same.
 
     What cannot be ranked is dropped with a reason: `embedding_failed` (missing, not finite, or of
     another width than most), `no_positive` (nothing of the other side is left) and `no_negative`
@@ -79,7 +81,11 @@ def rank_round(
     }
     ranked: list[RankedTrajectory] = []
     for side, other in ((Side.QUERY, Side.TARGET), (Side.TARGET, Side.QUERY)):
-        rows = [one for one in usable if one.key.group.side is side]
+        rows = [
+            one
+            for one in usable
+            if one.key.group.side is side and (only is None or str(one.key) in only)
+        ]
         step = [one for one in usable if one.key.group.side is other]
         answered = {one.key.group.serial for one in step}
         lonely = [one for one in rows if one.key.group.serial not in answered]

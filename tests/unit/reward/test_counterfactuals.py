@@ -115,8 +115,8 @@ def test_rewards_equal_those_of_the_round_with_that_one_embedding_changed(lost):
         found = base[one.key.group.serial] + 0.3 * vector()
         vectors[str(one.key)] = found / np.linalg.norm(found)
 
-    def score(given):
-        ranked = rank_round(trajectories, given, pairs, BANK, reward=REWARD).ranked
+    def score(given, only=None):
+        ranked = rank_round(trajectories, given, pairs, BANK, reward=REWARD, only=only).ranked
         return score_round(ranked, {}, pairs, reward=REWARD, max_frames=4)[0]
 
     planned = counterfactuals(score(vectors), pairs, max_frames=4)
