@@ -263,6 +263,7 @@ class _RowReader:
         return Pair(
             pair_id=self.pair_id(),
             source=self.config.name,
+            row=self.index,
             query=query,
             target=target,
             label=self.text("label"),
@@ -281,12 +282,6 @@ class _RowReader:
             return parse_evidence(value, kind=item.kind, num_frames=len(item.uris))
         except DataError as error:
             raise DataError(f"{self.where}, field '{field}': {error}") from error
-
-
-def pair_id_of(row: Row, name: str, index: int) -> str:
-    """Return the identity of row ``index`` of the data set ``name``: the row's own id, if any."""
-    given = row.get("id", "")
-    return str(given) if given != "" else f"{name}-{index}"
 
 
 def clean(text: str) -> str:
@@ -364,6 +359,7 @@ def _read_caption(reader: _RowReader) -> Pair:
     return Pair(
         pair_id=reader.pair_id(),
         source=reader.config.name,
+        row=reader.index,
         query=query,
         target=Item(text=""),
         query_trace=turns["gpt"],

@@ -124,6 +124,8 @@ class Pair:
     """Name of the data set."""
     query: Item
     target: Item
+    row: int = 0
+    """Number of its row in the data set's file, from 0."""
     label: str = ""
     """Targets with the same label are right for each other; empty: the target's content decides."""
     query_trace: str = ""

@@ -28,13 +28,14 @@ from evaluation.store import save_evaluation
 
 
 def roles(config: EvaluateConfig) -> list[Role]:
-    """Return what the job asks Ray for; the pools run one after the other."""
-    rollout, reward = config.rollout.pool, config.reward.pool
+    """Return what the job asks Ray for: pools that run one after the other, the larger counts."""
+    pools = (config.rollout.pool, config.reward.pool)
     return [
-        max(
-            Role("rollout", rollout.actors, rollout.cpus, rollout.gpus),
-            Role("reward", reward.actors, reward.cpus, reward.gpus),
-            key=lambda role: (role.actors * role.gpus, role.actors * role.cpus),
+        Role(
+            "rollout, then reward",
+            1,
+            cpus=max(pool.actors * pool.cpus for pool in pools),
+            gpus=max(pool.actors * pool.gpus for pool in pools),
         )
     ]
 

@@ -17,7 +17,7 @@ from data.demo_model import write_tiny_model
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
 from data.prompts import load_templates
-from data.records import BadRow, LoadedSet, Row, load_sets, pair_id_of, read_rows
+from data.records import BadRow, LoadedSet, Row, load_sets, read_rows
 from data.rule_traces import RuleTeacher, TracedPair, captions_of, is_held_out, trace_pairs
 from data.types import Side
 
@@ -116,9 +116,7 @@ def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
 def write_set(one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set[str]) -> list[Row]:
     """Write one set's files and return its training captions."""
     name, root = one.settings.name, one.settings.root
-    rows: dict[str, Row] = {}
-    for index, row in enumerate(read_rows(Path(one.settings.path))):
-        rows.setdefault(pair_id_of(row, name, index), row)
+    rows = read_rows(Path(one.settings.path))
     captions = captions_of(one.train, teacher, root=root, seen=captioned)
     files = {
         f"train/filtered_{name}.json": traced_rows(one.train, rows, biased=False),
@@ -136,13 +134,13 @@ def write_set(one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set
     return captions
 
 
-def traced_rows(traced: Iterable[TracedPair], rows: dict[str, Row], *, biased: bool) -> list[Row]:
+def traced_rows(traced: Iterable[TracedPair], rows: list[Row], *, biased: bool) -> list[Row]:
     """Return the rows with their ids and traces."""
     found = []
     for one in traced:
         traces = one.biased if biased else one.by_rule
         columns = {COLUMNS[side]: text for side, text in traces.items()}
-        found.append(rows[one.pair.pair_id] | {"id": one.pair.pair_id} | columns)
+        found.append(rows[one.pair.row] | {"id": one.pair.pair_id} | columns)
     return found
 
 

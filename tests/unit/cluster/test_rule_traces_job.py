@@ -89,6 +89,26 @@ def test_rows_keep_their_columns_and_ids(config):
         assert row.keys() - originals[row["id"]].keys() == {"query_cot", "pos_cot"}
 
 
+def test_traces_go_to_the_row_that_became_the_pair(config):
+    path = Path(config.data.train[0].path)
+    rows = read_rows(path)
+    # The first row of an id is refused, the second stands; another row has no id at all.
+    rows[0] |= {"id": "twice", "pos_text": ""}
+    rows[1] |= {"id": "twice"}
+    rows[2] |= {"id": None}
+    path.write_text(json.dumps(rows))
+    assert main(config) == 0
+    run = Path(config.run.dir)
+    written = [
+        row
+        for folder in ("train/filtered_names.json", "heldout/names.json")
+        for row in read_rows(run / folder)
+    ]
+    by_id = {row["id"]: row["pos_text"] for row in written}
+    assert by_id["twice"] == "sign 1"
+    assert by_id["names-2"] == "sign 2"
+
+
 def test_a_second_run_in_the_same_folder_does_nothing(config, capsys):
     main(config)
     assert main(config) == 0
