@@ -19,12 +19,16 @@ from configs.schema import EmbedderConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed
 from data.embed_inputs import embed_content
+from data.errors import DataError
 from data.media import load_pictures
 from data.model_folder import warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, ContrastPair, Evidence, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
+
+MAX_POOR_DRAWS = 20
+"""Batches in a row without usable pairs: more is no bad luck."""
 
 
 def roles(config: EmbedderConfig) -> list[Role]:
@@ -87,13 +91,20 @@ def main(config: EmbedderConfig) -> int:
 def batches(
     feed: PairFeed, config: EmbedderConfig
 ) -> Iterator[tuple[list[ContrastPair], Pictures]]:
-    """Yield contrastive batches: each side with its trace and evidence, or with less by chance."""
-    while True:
+    """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
+
+    Raises:
+        DataError: draw after draw, too few pairs have readable pictures to give every rank one.
+    """
+    poor = 0
+    while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
-        pairs = [pair for _ in range(config.sub_batches) for pair in feed.next()]
-        pairs, pictures = with_pictures(pairs, config)
-        if len(pairs) < max(2, config.learner.ranks):
-            continue  # nothing to contrast, or a rank without rows
+        drawn = [pair for _ in range(config.sub_batches) for pair in feed.next()]
+        pairs, pictures = with_pictures(drawn, config)
+        if len(pairs) < config.learner.ranks:
+            poor += 1
+            continue
+        poor = 0
         rows = [
             ContrastPair(
                 query=side_content(pair, Side.QUERY, rng, config),
@@ -103,6 +114,10 @@ def batches(
             for pair in pairs
         ]
         yield rows, pictures
+    raise DataError(
+        f"data.train: {MAX_POOR_DRAWS} batches in a row had fewer than learner.ranks="
+        f"{config.learner.ranks} pairs with readable pictures; the reasons are logged above"
+    )
 
 
 def side_content(

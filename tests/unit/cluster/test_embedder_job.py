@@ -1,7 +1,12 @@
 """The Embedder's batches: pairs whose pictures are broken never reach the ranks."""
 
-from cluster.jobs.embedder import with_pictures
+import pytest
+
+from cluster.jobs.embedder import batches, with_pictures
 from configs.schema import EmbedderConfig, RunConfig
+from data.datasets import PairFeed
+from data.errors import DataError
+from data.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
 
@@ -20,3 +25,13 @@ def test_a_pair_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, 
     assert [pair.pair_id for pair in kept] == ["a", "c", "text"]
     assert set(pictures) == {str(good)}
     assert "bad.png: not a readable picture" in capsys.readouterr().err
+
+
+def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    pair = make_pair("a", query=Item(text="q", kind=Kind.IMAGE, uris=(str(bad),)))
+    loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
+    feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
+    with pytest.raises(DataError, match="20 batches in a row had fewer than learner"):
+        next(batches(feed, CONFIG))
