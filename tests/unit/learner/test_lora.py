@@ -114,7 +114,8 @@ def test_without_its_adapters_the_model_is_the_initial_one(llama):
 def test_only_adapters_train(llama):
     add_adapters(llama, LoRAConfig(rank=2, modules=["*.q_proj", "model.layers.1.mlp.*"]))
     trained = {name for name, param in llama.named_parameters() if param.requires_grad}
-    assert trained and all(".lora_" in name for name in trained)
+    assert trained
+    assert all(".lora_" in name for name in trained)
     assert adapted(llama) == {
         "model.layers.0.self_attn.q_proj.weight",
         "model.layers.1.self_attn.q_proj.weight",
