@@ -128,8 +128,8 @@ class TrainEngine:
             betas=(o.beta1, o.beta2),
             eps=o.eps,
             weight_decay=o.weight_decay,
-            # On the host one loop over memory instead of one per operation.
-            fused=config.offload != "none",
+            # On the host: one loop over memory, not one per operation. Elsewhere torch chooses.
+            fused=True if config.offload != "none" else None,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_ds_config(config)
