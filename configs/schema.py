@@ -216,6 +216,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """Adapters that are trained instead of the weights; all that leaves the learner is merged."""
+
+    rank: int = 0
+    """0 = off: the weights themselves are trained."""
+    alpha: int = 32
+    """What the adapters add is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that training drops."""
+    modules: list[str] = field(default_factory=lambda: ["*_proj"])
+    """Linear layers that get adapters, by shell patterns of their whole names; none of the vision
+    tower's."""
+    vision_modules: list[str] = field(default_factory=list)
+    """The same for the vision tower's (`*visual.*`): ["*"] = all of them."""
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     """The DeepSpeed learner group."""
 
@@ -225,9 +242,14 @@ class LearnerConfig:
     zero_stage: Literal[0, 1, 2, 3] = 2
     bf16: bool = True
     """bf16 weights with fp32 master copies; false trains in fp32."""
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """`auto`: flash_attention_2 for bf16 on a GPU where flash_attn can be imported, else sdpa."""
     gradient_checkpointing: bool = False
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """Kept in host memory: the optimiser's state and its step (ZeRO-1 and up), or also the
+    parameters (ZeRO-3)."""
     freeze_vision: bool = False
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     micro_batch_tokens: int = 16384
     """Tokens of one forward pass at most, padding included (a longer sequence goes alone)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -478,6 +500,11 @@ def problems(config: object) -> list[str]:
             f"{str(config.learner.bf16).lower()} needs "
             f"{'bfloat16' if config.learner.bf16 else 'float32'}, found {rollout.engine.dtype}",
         )
+        need(
+            config.learner.lora.dropout == 0,
+            "learner.lora.dropout: log-probabilities must be those of the engine, which drops "
+            f"nothing, found {config.learner.lora.dropout:g}; set it to 0",
+        )
         need(config.siblings >= 2, f"siblings: a group needs at least 2, found {config.siblings}")
         need(config.pairs >= 2, f"pairs: a rank needs at least 2 pairs, found {config.pairs}")
         need(
@@ -527,6 +554,38 @@ def _media_problems(node: MediaConfig) -> list[str]:
         least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
         if not 0 < least <= most:
             found.append(f"{name}_min_pixels: expected 0 < {least} <= {name}_max_pixels={most}")
+    return found
+
+
+def _lora_problems(node: LoRAConfig) -> list[str]:
+    found = [*_not_negative(node, "rank"), *_positive(node, "alpha")]
+    if not 0 <= node.dropout < 1:
+        found.append(f"dropout: expected a share in [0, 1), found {node.dropout}")
+    if node.rank and not (node.modules or node.vision_modules):
+        found.append("modules: adapters need layers; name some, or set rank=0")
+    if node.vision_modules and not node.rank:
+        found.append("rank: 0 adds no adapters; raise it or set vision_modules=[]")
+    return found
+
+
+def _learner_problems(node: LearnerConfig) -> list[str]:
+    found = [
+        *_positive(node, "ranks", "micro_batch_tokens", "timeout_s"),
+        *_not_negative(node, "cpus", "gpus"),
+    ]
+    if node.bf16 and node.zero_stage == 0:
+        found.append(
+            "zero_stage: 0 loses small updates in bf16; set it to 1 or more, or bf16=false"
+        )
+    if node.offload == "optimizer" and node.zero_stage == 0:
+        found.append("offload: 'optimizer' needs zero_stage of at least 1, found 0")
+    if node.offload == "parameters" and node.zero_stage != 3:
+        found.append(f"offload: 'parameters' needs zero_stage=3, found {node.zero_stage}")
+    if node.freeze_vision and node.lora.vision_modules:
+        found.append(
+            "lora.vision_modules: adapters would change the tower that freeze_vision=true keeps; "
+            "empty it or set freeze_vision=false"
+        )
     return found
 
 
@@ -607,15 +666,8 @@ _CHECKS = {
     JudgeConfig: lambda n: _positive(n, "negatives"),
     RewardConfig: _reward_problems,
     OptimizerConfig: lambda n: _positive(n, "lr", "eps", "grad_clip"),
-    LearnerConfig: lambda n: [
-        *(
-            ["zero_stage: 0 loses small updates in bf16; set it to 1 or more, or bf16=false"]
-            if n.bf16 and n.zero_stage == 0
-            else []
-        ),
-        *_positive(n, "ranks", "micro_batch_tokens", "timeout_s"),
-        *_not_negative(n, "cpus", "gpus"),
-    ],
+    LoRAConfig: _lora_problems,
+    LearnerConfig: _learner_problems,
     GRPOConfig: _grpo_problems,
     RuleTracesConfig: lambda n: [
         *_share(n, "on_target", "heldout"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
@@ -22,6 +23,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from configs.schema import LearnerConfig, OptimizerConfig
 from data.errors import CheckpointError
+from learner.lora import stored_weights
 
 STATE_TAG = "state"
 SHAPE_FILE = "learner.json"
@@ -109,11 +111,13 @@ class TrainEngine:
     Args:
         module: a head around the model, whose parameters lie under `net.`.
         steps: planned steps, for the learning-rate schedule.
+        seed: of dropout, which also differs by rank and step.
     """
 
-    def __init__(self, module: nn.Module, config: LearnerConfig, *, steps: int) -> None:
+    def __init__(self, module: nn.Module, config: LearnerConfig, *, steps: int, seed: int) -> None:
         self._config = config
         self._planned_steps = steps
+        self._seed = seed
         self.steps = 0
         """Optimiser steps tried so far, skipped ones included."""
         self._trained = [p for p in module.parameters() if p.requires_grad]
@@ -124,14 +128,32 @@ class TrainEngine:
             betas=(o.beta1, o.beta2),
             eps=o.eps,
             weight_decay=o.weight_decay,
+            # On the host: one loop over memory, not one per operation. Elsewhere torch chooses.
+            fused=True if config.offload != "none" else None,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_ds_config(config)
         )
+        self.seed_dropout()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module; with gradient, each call must be followed by its `backward`."""
         return self._engine(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Let forward passes inside keep nothing for gradients and drop nothing."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
+
+    def seed_dropout(self, turn: int = 0) -> None:
+        """Make the passes from here drop what they drop in every run, at this step and turn."""
+        parts = [self._seed, dist.get_rank(), self.steps, turn]
+        torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``, which is averaged over the ranks.
@@ -156,6 +178,7 @@ class TrainEngine:
         else:
             self._engine.step()
             norm = float(self._engine.get_global_grad_norm())
+        self.seed_dropout()
         return StepOutcome(grad_norm=norm, lr=lr, skipped=not math.isfinite(norm))
 
     def _whole_grad_norm(self) -> float:
@@ -166,19 +189,17 @@ class TrainEngine:
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (checkpoint name, whole tensor on the CPU) in order; every rank must iterate.
 
-        The tied output layer is left out: loaders tie it again. Tensors share memory with the
-        model where they are whole already: use them before the next step. Other ranks than 0
-        get the same names, and under ZeRO-3 empty tensors.
+        Adapters are merged into the weights they change. The tied output layer is left out:
+        loaders tie it again. Tensors share memory with the model where they are whole already:
+        use them before the next step. Other ranks than 0 get the same names and empty tensors.
         """
         partitioned = self._config.zero_stage == 3
-        for name, param in self._engine.module.named_parameters():
-            name = name.removeprefix("net.")
-            if not partitioned:
-                yield name, param.detach().cpu()
-                continue
-            with deepspeed.zero.GatheredParameters([param]):
-                whole = param.detach().to("cpu", copy=True) if dist.get_rank() == 0 else None
-            yield name, torch.empty(0, dtype=param.dtype) if whole is None else whole
+        for weight in stored_weights(self.net):
+            whole = torch.empty(0, dtype=weight.parts[0].dtype)
+            with deepspeed.zero.GatheredParameters(list(weight.parts), enabled=partitioned):
+                if dist.get_rank() == 0:
+                    whole = weight.merged().to("cpu", copy=partitioned)
+            yield weight.name, whole
 
     def save(self, folder: Path) -> None:
         """Write parameters, optimiser and step count; complete or not there at all."""
@@ -210,6 +231,7 @@ class TrainEngine:
             )
         _, client_state = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
         self.steps = int(client_state["steps"])
+        self.seed_dropout()
 
     def _shape(self) -> dict[str, Any]:
         """Return what must agree between writing and reading a checkpoint."""
@@ -234,12 +256,18 @@ def _ds_config(config: LearnerConfig) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optimizer.grad_clip,
         "steps_per_print": 10**9,
         "zero_optimization": zero,
+        # DeepSpeed's own CPU optimiser is compiled on first use; torch's fused one is there.
+        "zero_force_ds_cpu_optimizer": False,
     }
     if config.bf16:
         # Without the check, bf16 steps are applied even when their gradient is not finite.

@@ -1,10 +1,12 @@
 """Reasoner and Embedder from their folders, and the two heads that training puts on them."""
 
+import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.utils import is_flash_attn_2_available
 
 from configs.schema import LearnerConfig
 from data.errors import ConfigError
@@ -30,7 +32,7 @@ def load_model(folder: str, config: LearnerConfig) -> nn.Module:
     net = kind.from_pretrained(
         check_folder(folder),
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
-        attn_implementation=config.attention,
+        attn_implementation=choose_attention(config),
     )
     check_logits(net)
     if config.freeze_vision:
@@ -45,6 +47,19 @@ def load_model(folder: str, config: LearnerConfig) -> nn.Module:
 def load_reference(folder: str, config: LearnerConfig) -> nn.Module:
     """Return a frozen copy of the model, whole on every rank."""
     return TokenHead(load_model(folder, config)).requires_grad_(False).eval()
+
+
+def choose_attention(config: LearnerConfig) -> str:
+    """Return the attention implementation that is asked for, or the best that works here."""
+    if config.attention != "auto":
+        return config.attention
+    if not (config.bf16 and config.gpus and is_flash_attn_2_available()):
+        return "sdpa"
+    try:
+        importlib.import_module("flash_attn")
+    except ImportError:  # built for another torch
+        return "sdpa"
+    return "flash_attention_2"
 
 
 def freeze_vision(net: nn.Module) -> None:

@@ -6,9 +6,10 @@ order. Metrics are reduced over the ranks, so each rank returns the same report.
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from learner.batching import (
 )
 from learner.contrastive import ContrastiveObjective, batch_gradient
 from learner.export import export_folder
+from learner.lora import adapters_off, add_adapters
 from learner.losses import policy_loss
 from learner.models import (
     EmbeddingHead,
@@ -93,20 +95,27 @@ class LearnerWorker:
     def build(self, plan: LearnerPlan) -> None:
         """Load the model and make it trainable for the plan's objective."""
         self._plan = plan
-        torch.manual_seed(plan.seed + self.rank)
+        torch.manual_seed(plan.seed)
         self._device = engine.device()
         self._encoder = load_encoder(plan.model, plan.media)
         objective = plan.objective
-        self._reference: TokenHead | None = None
+        adapted = plan.learner.lora.rank > 0
+        self._reference: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
         if isinstance(objective, PolicyObjective) and objective.grpo.kl != "none":
-            self._reference = load_reference(objective.reference, plan.learner).to(self._device)
+            self._reference = (
+                self._without_adapters
+                if adapted
+                else load_reference(objective.reference, plan.learner).to(self._device)
+            )
         with engine.partitioned_loading(plan.learner):
             net = load_model(plan.model, plan.learner)
+        if adapted:
+            add_adapters(net, plan.learner.lora)
         self._tokens = model_tokens(net, self._encoder.tokenizer)
         self._banned = torch.tensor(self._encoder.banned_ids(), device=self._device)
         contrastive = isinstance(objective, ContrastiveObjective)
         head = EmbeddingHead(net) if contrastive else TokenHead(net)
-        self._engine = engine.TrainEngine(head, plan.learner, steps=plan.steps)
+        self._engine = engine.TrainEngine(head, plan.learner, steps=plan.steps, seed=plan.seed)
 
     def train_policy(
         self,
@@ -164,7 +173,7 @@ class LearnerWorker:
         found: dict[str, TokenScores] = {}
         for samples in micro_batches:
             batch = self._collate([train_row(sample) for sample in samples], patches)
-            with torch.no_grad():
+            with self._engine.measuring():
                 own_T, _, _ = self._engine.forward(batch, **score)
             lengths = [len(sample.response_ids) for sample in samples]
             own = [part.cpu().numpy() for part in own_T.split(lengths)]
@@ -215,7 +224,7 @@ class LearnerWorker:
         sums: Counter[str] = Counter(tokens=0.0)
         for samples in micro_batches:
             batch = self._collate([train_row(sample) for sample in samples], patches)
-            with torch.no_grad():
+            with self._engine.measuring():
                 logprobs_T, _, correct_T = self._engine.forward(batch)
             sums.update(response_scores(logprobs_T, correct_T, batch.rows_T, samples=len(samples)))
         total = self._sum(sums)
@@ -248,7 +257,7 @@ class LearnerWorker:
         indices, batches = self._embed_batches(requests, pictures)
         keep_graph = len(batches) == 1
         with torch.set_grad_enabled(keep_graph):
-            made = [self._engine.forward(batch) for batch in batches]
+            made = [self._embed_turn(turn, batch) for turn, batch in enumerate(batches)]
         local_ND = torch.empty(len(contents), made[0].shape[1], device=self._device)
         for index, vectors in zip(indices, made, strict=True):
             local_ND[index] = vectors.detach()
@@ -257,7 +266,7 @@ class LearnerWorker:
             local_ND, keys, owners, temperature=objective.temperature, rank=self.rank
         )
         for turn, (index, batch) in enumerate(zip(indices, batches, strict=True)):
-            vectors = made[turn] if keep_graph else self._engine.forward(batch)
+            vectors = made[turn] if keep_graph else self._embed_turn(turn, batch)
             self._engine.backward(
                 (vectors * gradient_ND[index]).sum() * self.ranks, last=turn == len(batches) - 1
             )
@@ -275,7 +284,7 @@ class LearnerWorker:
         indices, batches = self._embed_batches(requests, pictures)
         vectors: dict[str, np.ndarray] = {}
         for index, batch in zip(indices, batches, strict=True):
-            with torch.no_grad():
+            with self._engine.measuring():
                 rows = self._engine.forward(batch).cpu().numpy()
             vectors.update((requests[i].key, row) for i, row in zip(index, rows, strict=True))
         return vectors
@@ -323,11 +332,21 @@ class LearnerWorker:
         patches = process_pictures(wanted, pictures, self._encoder)
         return plan, [self._collate([rows[i] for i in index], patches) for index in plan]
 
+    def _embed_turn(self, turn: int, batch: Batch) -> Tensor:
+        """Return unit vectors; a second pass of the same turn drops the same."""
+        self._engine.seed_dropout(turn)
+        return self._engine.forward(batch)
+
     def _policy(self) -> PolicyObjective:
         objective = self._plan.objective
         if not isinstance(objective, PolicyObjective):
             raise ConfigError(f"expected a policy objective, built with {objective}")
         return objective
+
+    def _without_adapters(self, batch: Batch, **score: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the initial Reasoner gives: the model in training less its adapters."""
+        with adapters_off(self._engine.net):
+            return self._engine.forward(batch, **score)
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         with torch.no_grad():

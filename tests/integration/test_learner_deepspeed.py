@@ -12,10 +12,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cluster.learner_group import LearnerGroup
 from cluster.weights import WeightStore
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, OptimizerConfig, SamplingConfig
+from configs.schema import (
+    GRPOConfig,
+    LearnerConfig,
+    LoRAConfig,
+    MediaConfig,
+    OptimizerConfig,
+    SamplingConfig,
+)
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.export import restore
+from learner.lora import add_adapters, stored_weights
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -34,6 +42,7 @@ CONFIG = LearnerConfig(
     optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.01, grad_clip=1.0),
     timeout_s=60.0,
 )
+LORA = LoRAConfig(rank=4, alpha=8, vision_modules=["*.qkv"])
 GRPO = GRPOConfig(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
 TEMPERATURE = 0.8
 CONTRAST_TEMPERATURE = 0.05
@@ -96,13 +105,23 @@ def samples(encoder: ChatEncoder, pictures: dict[str, np.ndarray]) -> list[Train
 class Plain:
     """The model in plain PyTorch, each sequence alone and unpadded."""
 
-    def __init__(self, tiny_folder: Path, encoder: ChatEncoder, pictures: dict[str, np.ndarray]):
+    def __init__(
+        self,
+        tiny_folder: Path,
+        encoder: ChatEncoder,
+        pictures: dict[str, np.ndarray],
+        lora: LoRAConfig | None = None,
+    ):
         torch.set_num_threads(1)
         self.encoder, self.pictures = encoder, pictures
         self.net = AutoModelForImageTextToText.from_pretrained(
             tiny_folder, dtype=torch.float32, attn_implementation="eager"
         )
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.01)
+        if lora is not None:
+            torch.manual_seed(0)
+            add_adapters(self.net, lora)
+        trained = [param for param in self.net.parameters() if param.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.01)
 
     def hidden(self, content: Content, ids: list[int]) -> torch.Tensor:
         images = self.encoder.encode(content, self.pictures).images
@@ -164,10 +183,8 @@ def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.fixture(scope="module")
-def plain_supervised(tiny_folder, encoder, pictures):
-    """Loss and gradient norm of each step."""
-    plain, rows = Plain(tiny_folder, encoder, pictures), samples(encoder, pictures)
+def supervised_steps(plain: Plain, rows: list[TrainSample]) -> list[tuple[float, float]]:
+    """Return loss and gradient norm of each step."""
     tokens = sum(len(row.response_ids) for row in rows)
     found = []
     for _ in range(STEPS):
@@ -176,11 +193,19 @@ def plain_supervised(tiny_folder, encoder, pictures):
     return found
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.fixture(scope="module")
+def plain_supervised(tiny_folder, encoder, pictures):
+    return supervised_steps(Plain(tiny_folder, encoder, pictures), samples(encoder, pictures))
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "offload"),
+    [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")],
+)
 def test_supervised_training_follows_plain_adamw(
-    group, zero_stage, plain_supervised, tiny_folder, encoder, pictures
+    group, zero_stage, offload, plain_supervised, tiny_folder, encoder, pictures
 ):
-    configure(group, zero_stage=zero_stage)
+    configure(group, zero_stage=zero_stage, offload=offload)
     build_supervised(group, tiny_folder)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
     for loss, norm in plain_supervised:
@@ -189,6 +214,53 @@ def test_supervised_training_follows_plain_adamw(
         assert metrics["supervised/grad_norm"] == pytest.approx(norm, rel=1e-3)
     measured = group.evaluate_supervised(rows, ref)
     assert measured["eval/loss"] < plain_supervised[-1][0]
+
+
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, "none"), (3, "parameters")])
+@TWO_RANKS
+def test_adapters_alone_train_and_leave_the_learner_merged(
+    group, zero_stage, offload, tiny_folder, encoder, pictures, tmp_path
+):
+    configure(group, zero_stage=zero_stage, offload=offload, lora=LORA)
+    build_supervised(group, tiny_folder)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    plain = Plain(tiny_folder, encoder, pictures, LORA)
+    for loss, norm in supervised_steps(plain, rows):
+        metrics = group.train_supervised(rows, ref).metrics
+        assert metrics["supervised/loss"] == pytest.approx(loss, abs=1e-5)
+        assert metrics["supervised/grad_norm"] == pytest.approx(norm, rel=1e-3)
+    initial, found = load_file(tiny_folder / "model.safetensors"), weights(group)
+    assert found.keys() == initial.keys()
+    for weight in stored_weights(plain.net):
+        trained = len(weight.parts) > 1
+        assert torch.equal(found[weight.name], initial[weight.name]) != trained
+        torch.testing.assert_close(found[weight.name], weight.merged(), atol=1e-4, rtol=0)
+    measured = group.evaluate_supervised(rows, ref)["eval/loss"]
+    group.export(tmp_path / "export")
+    exported = Plain(tmp_path / "export", encoder, pictures)
+    with torch.no_grad():
+        total = sum(exported.picked(exported.logits(row), row).sum() for row in rows)
+    tokens = sum(len(row.response_ids) for row in rows)
+    assert -total.item() / tokens == pytest.approx(measured, abs=1e-5)
+    for name, tensor in weights(group).items():
+        assert torch.equal(tensor, found[name])
+        assert torch.equal(exported.net.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+@TWO_RANKS
+def test_the_reference_of_adapters_is_the_initial_model(
+    group, zero_stage, tiny_folder, encoder, pictures
+):
+    configure(group, zero_stage=zero_stage, lora=LORA)
+    build_policy(group, tiny_folder)
+    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    initial = group.score_policy(rows, ref)
+    first, second = (group.train_policy(rows, ref).metrics["policy/kl"] for _ in range(2))
+    assert first == 0.0 < second
+    for key, scores in group.score_policy(rows, ref).items():
+        np.testing.assert_array_equal(scores.reference, initial[key].own)
+        assert np.abs(scores.own - initial[key].own).max() > 1e-4
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
@@ -300,10 +372,24 @@ def test_published_weights_are_the_models_bits(group, zero_stage, tiny_folder):
         assert torch.equal(found[name], tensor)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+DROPPING = dataclasses.replace(LORA, dropout=0.3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1},
+        {"zero_stage": 2},
+        {"zero_stage": 3},
+        {"zero_stage": 2, "lora": DROPPING},
+        {"zero_stage": 3, "lora": DROPPING, "offload": "parameters"},
+    ],
+    ids=["0", "1", "2", "3", "lora-2", "lora-offload-3"],
+)
 @TWO_RANKS
-def test_resume_is_bit_identical(group, zero_stage, tiny_folder, encoder, pictures, tmp_path):
-    configure(group, zero_stage=zero_stage)
+def test_resume_is_bit_identical(group, changes, tiny_folder, encoder, pictures, tmp_path):
+    configure(group, **changes)
     rows, ref = samples(encoder, pictures), ray.put(pictures)
     build_supervised(group, tiny_folder)
     group.train_supervised(rows, ref)
@@ -366,9 +452,14 @@ def test_a_step_with_a_broken_gradient_is_skipped(
     assert np.isfinite(metrics["policy/loss"])
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
 @TWO_RANKS
-def test_bf16_trains_with_checkpointing_and_frozen_vision(group, tiny_folder, encoder, pictures):
-    configure(group, zero_stage=2, bf16=True, gradient_checkpointing=True, freeze_vision=True)
+def test_bf16_trains_with_checkpointing_and_frozen_vision(
+    group, zero_stage, tiny_folder, encoder, pictures
+):
+    configure(
+        group, zero_stage=zero_stage, bf16=True, gradient_checkpointing=True, freeze_vision=True
+    )
     rows, ref = samples(encoder, pictures), ray.put(pictures)
     build_supervised(group, tiny_folder)
     before = weights(group)
@@ -379,3 +470,23 @@ def test_bf16_trains_with_checkpointing_and_frozen_vision(group, tiny_folder, en
     for name, tensor in after.items():
         if "visual." in name:
             assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+@TWO_RANKS
+def test_adapters_train_in_bf16_with_checkpointing(
+    group, zero_stage, tiny_folder, encoder, pictures
+):
+    settings = {"bf16": True, "gradient_checkpointing": True, "lora": LORA}
+    optimizer = dataclasses.replace(CONFIG.optimizer, lr=1e-2)
+    configure(group, zero_stage=zero_stage, optimizer=optimizer, **settings)
+    build_contrastive(group, tiny_folder)
+    before, ref = weights(group), ray.put(pictures)
+    losses = [
+        group.train_contrastive(contrast_rows(), ref).metrics["contrast/loss"] for _ in range(STEPS)
+    ]
+    assert losses[-1] < losses[0]
+    after = weights(group)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert any(name.endswith("attn.qkv.weight") for name in changed)
+    assert any(name.endswith("self_attn.q_proj.weight") for name in changed)

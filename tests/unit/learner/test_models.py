@@ -9,7 +9,7 @@ from configs.schema import LearnerConfig
 from data.errors import ConfigError, DataError
 from data.model_folder import check_folder
 from learner.batching import Row, TextTokens, collate
-from learner.models import TokenHead, freeze_vision, load_model, model_tokens
+from learner.models import TokenHead, choose_attention, freeze_vision, load_model, model_tokens
 
 SMALL = {
     "vocab_size": 32,
@@ -66,6 +66,19 @@ def test_a_text_only_model_is_scored_like_its_own_forward_pass(llama):
             first = len(row.ids) - row.num_response
             expected += [scores[i - 1, row.ids[i]] for i in range(first, len(row.ids))]
     torch.testing.assert_close(logprobs_T, torch.stack(expected), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({"bf16": False, "gpus": 1}, "sdpa"),  # flash attention has no float32
+        ({"bf16": True, "gpus": 0}, "sdpa"),
+        ({"attention": "eager"}, "eager"),
+        ({"attention": "flash_attention_2"}, "flash_attention_2"),
+    ],
+)
+def test_attention_is_what_is_asked_for_or_works_everywhere(settings, chosen):
+    assert choose_attention(LearnerConfig(**settings)) == chosen
 
 
 def test_a_text_only_model_has_no_vision_tower_to_freeze(llama):
