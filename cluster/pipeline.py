@@ -241,18 +241,22 @@ class Pipeline:
         """Return what a resumed run must know besides what `save` writes."""
         return {"version": self.version, "serial": self.serial, "feed": self.feed.state()}
 
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stored state; the next `sync` gives the engines the weights."""
+        self.version = state["version"]
+        self.serial = state["serial"]
+        self.feed.restore(state["feed"])
+
     def save(self, folder: Path) -> None:
         """Write the learner's checkpoint and the scorer's memory."""
         self.learner.save(folder / LEARNER_FOLDER)
         self.scorer.save(folder)
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; the next `sync` gives the engines the weights."""
+        """Go on from what `save` wrote, and from the state that belongs to it."""
         self.learner.load(folder / LEARNER_FOLDER)
         self.scorer.restore(folder)
-        self.version = state["version"]
-        self.serial = state["serial"]
-        self.feed.restore(state["feed"])
+        self.restore(state)
 
     def _next_pairs(self) -> dict[int, Pair]:
         """Return the next batch by the serial numbers that identify its groups."""

@@ -94,7 +94,7 @@ def main(config: RLConfig) -> int:
             pool.ready()
 
         def attempt(restarts: Restarts) -> None:
-            ray.get(store.clear.remote())
+            ray.get(store.clear.remote(), timeout=config.learner.timeout_s)
             pipeline = Pipeline(
                 config,
                 feed=PairFeed(
