@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -170,16 +169,15 @@ def test_checkpoint_and_export_are_complete(home: Path) -> None:
         assert (folder / "export" / name).is_file(), name
 
 
-def kill_once_written(job: subprocess.Popen, path: Path, name: str) -> None:
-    """Send SIGKILL to one process of the job with that name, as soon as the file exists."""
+def wait_until_written(job: subprocess.Popen, path: Path) -> list[psutil.Process]:
+    """Wait for a file of a running job; return the processes that the job has started."""
     deadline = time.monotonic() + 300
     while not path.exists():
         assert job.poll() is None, f"the job ended before it wrote {path}"
         assert time.monotonic() < deadline, f"{path} was not written in 300 s"
         time.sleep(0.1)
-    processes = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-    named = [one for one in processes if name in " ".join(one.cmdline())]
-    named[0].send_signal(signal.SIGKILL)
+    started = {one.pid for one in psutil.Process(job.pid).children(recursive=True)}
+    return [one for one in psutil.process_iter(["cmdline"]) if one.pid in started]
 
 
 def traces(folder: Path, step: int) -> list[tuple[str, str]]:
@@ -195,10 +193,13 @@ def test_rl_that_loses_a_rank_and_then_its_driver_ends_as_if_it_had_not(home: Pa
         cwd=REPOSITORY,
         env={**os.environ, "EMBED_RL_ROOT": str(home), "OMP_NUM_THREADS": "1"},
     )
-    kill_once_written(job, killed / "checkpoints/step-000001", "ray::LearnerRank")
-    started = psutil.Process(job.pid).children(recursive=True)
-    kill_once_written(job, killed / "checkpoints/step-000002", "cluster.jobs.rl")
-    job.wait(60)
+    try:
+        started = wait_until_written(job, killed / "checkpoints/step-000001")
+        next(one for one in started if "LearnerRank" in "".join(one.info["cmdline"] or ())).kill()
+        started = wait_until_written(job, killed / "checkpoints/step-000002")
+    finally:
+        job.kill()
+        job.wait(60)
     for one in psutil.wait_procs(started, timeout=30)[1]:
         one.kill()  # a lost driver's Ray goes by itself, in its own time
     run(sys.executable, *command, home=home)
