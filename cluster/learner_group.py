@@ -1,7 +1,7 @@
 """The learner group: DeepSpeed ranks as Ray actors, one step at a time, weights into the store.
 
-A fixed group: when a rank is lost or fails, the others cannot go on, so all are stopped and the
-job continues from its last checkpoint with a new group.
+A fixed group: when a rank is lost or fails, the others cannot go on, so all are stopped. The group
+keeps its place and can be started again; the job then continues from its last checkpoint.
 """
 
 import time
@@ -14,7 +14,7 @@ import ray
 
 from cluster.session import Role, actor_options, place, wait_for
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig
-from data.errors import ClusterError, EmbedRLError
+from data.errors import ClusterError, EmbedRLError, LearnerLost
 from data.types import (
     Content,
     ContrastPair,
@@ -32,6 +32,8 @@ from learner.worker import LearnerPlan, LearnerWorker, Objective
 
 START_TIMEOUT_S = 300.0
 """Longest wait for the ranks to find each other."""
+STOP_TIMEOUT_S = 60.0
+"""Longest wait for stopped ranks to be gone."""
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -69,7 +71,9 @@ class LearnerRank(LearnerWorker):
 class LearnerGroup:
     """The ranks, started and joined; build it for one objective, then train.
 
-    Pictures are given as a reference to a dict from uri to uint8 [H, W, 3].
+    Pictures are given as a reference to a dict from uri to uint8 [H, W, 3]. Any call raises
+    LearnerLost where a rank died, failed or did not answer in time, and an EmbedRLError that a rank
+    itself raised; the ranks are stopped then.
 
     Raises:
         ClusterError: the ranks got no place, or did not find each other in time.
@@ -77,21 +81,25 @@ class LearnerGroup:
 
     def __init__(self, config: LearnerConfig) -> None:
         self.config = config
-        role = learner_role(config)
-        self._group = place(role)
+        self._group = place(learner_role(config))
         self._ranks: list[Any] = []
-        remote = ray.remote(LearnerRank)
-        for index in range(config.ranks):
-            options = actor_options(role, self._group, index)
-            if not config.gpus:
-                options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] = "cpu"
-            self._ranks.append(remote.options(**options).remote(index, config.ranks))
-        first = self._ranks[0]
-        limit = min(START_TIMEOUT_S, config.timeout_s)
-        [address] = self._all([first.address.remote()], "starting rank 0", limit)
-        [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
-        joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
-        self._all(joins, f"meeting at {address}:{port}", limit)
+        self._plan: LearnerPlan | None = None
+        self._start()
+
+    @property
+    def running(self) -> bool:
+        """Whether the ranks are there: not closed, and without a failure so far."""
+        return bool(self._ranks)
+
+    def restart(self) -> None:
+        """Start new ranks in the place of stopped ones, and build what the last ones had built."""
+        self._start()
+        if self._plan is not None:
+            self._build(self._plan)
+
+    def check(self) -> None:
+        """Return if all ranks answer."""
+        self._all([rank.address.remote() for rank in self._ranks], "answering")
 
     def build_policy(
         self,
@@ -110,20 +118,20 @@ class LearnerGroup:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
         )
-        self._build(objective, model, media, total_steps, seed)
+        self._build(self._planned(objective, model, media, total_steps, seed))
 
     def build_supervised(
         self, *, model: str, media: MediaConfig, total_steps: int, seed: int
     ) -> None:
         """Load a Reasoner for supervised training."""
-        self._build(SupervisedObjective(), model, media, total_steps, seed)
+        self._build(self._planned(SupervisedObjective(), model, media, total_steps, seed))
 
     def build_contrastive(
         self, *, model: str, media: MediaConfig, total_steps: int, seed: int, temperature: float
     ) -> None:
         """Load an Embedder for contrastive training."""
         objective = ContrastiveObjective(temperature=temperature)
-        self._build(objective, model, media, total_steps, seed)
+        self._build(self._planned(objective, model, media, total_steps, seed))
 
     def train_policy(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
         """Take one policy step; without samples nothing is changed, and that is reported."""
@@ -222,20 +230,37 @@ class LearnerGroup:
 
     def close(self) -> None:
         """Stop the ranks and give their bundles back."""
-        for rank in self._ranks:
-            ray.kill(rank)
-        self._ranks = []
+        self._stop()
         ray.util.remove_placement_group(self._group)
 
-    def _build(
-        self,
-        objective: Objective,
-        model: str,
-        media: MediaConfig,
-        steps: int,
-        seed: int,
-    ) -> None:
-        plan = LearnerPlan(
+    def _start(self) -> None:
+        config = self.config
+        role = learner_role(config)
+        remote = ray.remote(LearnerRank)
+        for index in range(config.ranks):
+            options = actor_options(role, self._group, index)
+            if not config.gpus:
+                options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] = "cpu"
+            self._ranks.append(remote.options(**options).remote(index, config.ranks))
+        first = self._ranks[0]
+        limit = min(START_TIMEOUT_S, config.timeout_s)
+        [address] = self._all([first.address.remote()], "starting rank 0", limit)
+        [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
+        joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
+        self._all(joins, f"meeting at {address}:{port}", limit)
+
+    def _stop(self) -> None:
+        """Kill the ranks and wait until they are gone: new ones take over their names."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        gone = [rank.address.remote() for rank in self._ranks]  # fails once the rank is dead
+        ray.wait(gone, num_returns=len(gone), timeout=STOP_TIMEOUT_S)
+        self._ranks = []
+
+    def _planned(
+        self, objective: Objective, model: str, media: MediaConfig, steps: int, seed: int
+    ) -> LearnerPlan:
+        return LearnerPlan(
             model=_absolute(model),
             objective=objective,
             learner=self.config,
@@ -243,7 +268,10 @@ class LearnerGroup:
             steps=steps,
             seed=seed,
         )
-        self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {model}")
+
+    def _build(self, plan: LearnerPlan) -> None:
+        self._plan = plan
+        self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {plan.model}")
 
     def _shares(self, samples: Sequence[TrainSample]) -> list[list[list[TrainSample]]]:
         """Return the samples by [rank][micro-batch]."""
@@ -268,15 +296,18 @@ class LearnerGroup:
         """Return what each rank answers; a failure of one stops the whole group."""
         if not self._ranks:
             raise ClusterError(
-                f"learner: {what}: the group was stopped, by `close` or after a failure; start a "
-                "new one from the last checkpoint"
+                f"learner: {what}: the group was stopped, by `close` or after a failure; restart "
+                "it and load the last checkpoint"
             )
         names = [f"learner rank {index}" for index in range(len(refs))]
         limit = self.config.timeout_s if timeout_s is None else timeout_s
         try:
             return wait_for(refs, names, timeout_s=limit, what=what)
+        except ClusterError as error:
+            self._stop()
+            raise LearnerLost(str(error)) from error
         except EmbedRLError:
-            self.close()
+            self._stop()
             raise
 
 

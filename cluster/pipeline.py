@@ -15,18 +15,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from cluster.checkpoints import LEARNER_FOLDER
 from cluster.learner_group import LearnerGroup
 from cluster.pools import RolloutPool
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.errors import WeightSyncError
+from data.errors import EmbedRLError, WeightSyncError
 from data.media import load_pictures
 from data.prompts import reasoner_content, uris_shown
 from data.types import (
@@ -108,7 +110,7 @@ class Pipeline:
         self.scorer = scorer
         self.learner = learner
         self.store = store
-        self.version = 0
+        self.version = 1
         self.serial = 0
         self.max_frames = config.data.media.max_frames
 
@@ -137,6 +139,7 @@ class Pipeline:
             trained = self.learner.train_policy(samples, pictures)
         oldest = min((one.min_version for one in trajectories), default=version)
         staleness = version - oldest
+        self.version += 1
         with clock.phase("sync"):
             synced = self.sync()
         metrics = {
@@ -166,14 +169,17 @@ class Pipeline:
         return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows, broken=trained.broken)
 
     def sync(self) -> dict[str, float]:
-        """Publish the learner's weights as the next version and have every engine load them.
+        """Publish the learner's weights as the current version and have every engine load them.
 
         Raises:
             WeightSyncError: an engine holds something else than what was sent.
         """
-        self.version += 1
         self.learner.publish(self.version, self.store)
-        reports = self.rollout.pull_weights(self.version)
+        try:
+            reports = self.rollout.pull_weights(self.version)
+        except EmbedRLError:
+            self.learner.check()  # the buckets vanish with the rank that put them
+            raise
         wrong = {report.mismatched for report in reports if report.mismatched}
         if wrong:
             raise WeightSyncError(
@@ -232,7 +238,7 @@ class Pipeline:
         return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run must know besides the learner's checkpoint."""
+        """Return what a resumed run must know besides what `save` writes."""
         return {"version": self.version, "serial": self.serial, "feed": self.feed.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -240,6 +246,17 @@ class Pipeline:
         self.version = state["version"]
         self.serial = state["serial"]
         self.feed.restore(state["feed"])
+
+    def save(self, folder: Path) -> None:
+        """Write the learner's checkpoint and the scorer's memory."""
+        self.learner.save(folder / LEARNER_FOLDER)
+        self.scorer.save(folder)
+
+    def load(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Go on from what `save` wrote, and from the state that belongs to it."""
+        self.learner.load(folder / LEARNER_FOLDER)
+        self.scorer.restore(folder)
+        self.restore(state)
 
     def _next_pairs(self) -> dict[int, Pair]:
         """Return the next batch by the serial numbers that identify its groups."""

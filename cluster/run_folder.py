@@ -17,6 +17,8 @@ from configs.load import to_flat, to_yaml
 
 BROKEN_FILE = "broken_steps.txt"
 """Keys of the samples behind three skipped steps in a row."""
+PLACEMENT = {"ranks", "actors", "cpus", "gpus", "timeout_s"}
+"""Settings that say where a run computes and not what: they may change when it is resumed."""
 
 
 def project_root() -> Path:
@@ -58,14 +60,19 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         resolved = self.path / "resolved.yaml"
         text = to_yaml(config)
-        if resolved.is_file() and resolved.read_text() != text:
-            changed = _changed_keys(resolved.read_text(), config)
+        changed = _changed_keys(resolved.read_text(), config) if resolved.is_file() else []
+        if changed:
             raise ConfigError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose "
                 "another run.dir, or delete the folder to start over"
             )
         write_atomically(resolved, text)
         self.metrics_path = self.path / "metrics.jsonl"
+
+    @property
+    def seconds(self) -> float:
+        """Age of the run; what was lost with a killed process is not counted."""
+        return round(time.time() - self.started, 1)
 
     @property
     def finished(self) -> bool:
@@ -77,14 +84,17 @@ class RunFolder:
         with self.metrics_path.open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
-    def keep_metrics_until(self, step: int) -> None:
-        """Drop the metrics of later steps: a resumed run measures them again."""
+    def keep_until(self, step: int) -> None:
+        """Drop the metrics and trajectories of later steps: a resumed run makes them again."""
         if self.metrics_path.is_file():
             lines = self.metrics_path.read_text().splitlines(keepends=True)
             # A killed run may leave half a line at the end.
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] <= step]
             write_atomically(self.metrics_path, "".join(kept))
+        for path in (self.path / "trajectories").glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
 
     def write_trajectories(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `trajectories/step-NNNNNN.parquet`."""
@@ -103,8 +113,7 @@ class RunFolder:
 
     def finish(self, **facts: Any) -> None:
         """Mark the job as done, with how long it took."""
-        seconds = round(time.time() - self.started, 1)
-        self.write_json("stage.json", {"job": self.job, "seconds": seconds, **facts})
+        self.write_json("stage.json", {"job": self.job, "seconds": self.seconds, **facts})
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -123,5 +132,5 @@ def _changed_keys(old_yaml: str, config: Any) -> list[str]:
     return [
         f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
         for key in keys
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and key.rpartition(".")[2] not in PLACEMENT
     ][:8]

@@ -1,14 +1,20 @@
-"""The loop that supervised and contrastive training share: prefetch, step, measure, stop, log."""
+"""The loop that supervised and contrastive training share: prefetch, step, measure, stop, log,
+checkpoint, go on.
+"""
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
+from cluster.recovery import Restartable, Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.tracking import Tracker
 from configs.schema import EvalConfig, StopConfig
@@ -16,6 +22,8 @@ from data.types import StepReport
 from learner.streak import BrokenStreak
 
 Batch = TypeVar("Batch")
+State = Mapping[str, Any]
+"""What a source of batches must know to go on after one of them; kept as JSON."""
 log = logging.getLogger(__name__)
 LINE_EVERY = 25
 SHOWN = {
@@ -42,7 +50,20 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+class StageLearner(Restartable, Protocol):
+    """What a stage trains; `cluster.learner_group.LearnerGroup` is one."""
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint."""
+
+    def load(self, folder: Path) -> int:
+        """Continue from a checkpoint; return how many steps it had taken."""
+
+    def export(self, folder: Path) -> None:
+        """Write the model as a Hugging Face folder."""
+
+
+def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
     """Yield the batches, building the next one while the current one is trained on."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, batches)
@@ -56,63 +77,82 @@ def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def train_stage(
-    name: str,
+    learner: StageLearner,
     *,
-    batches: Iterator[Batch],
+    batches: Callable[[State | None], Iterator[tuple[Batch, State]]],
     train: Callable[[Batch], StepReport],
     measure: Callable[[], dict[str, float]],
     steps: int,
+    checkpoint_every: int,
     evaluation: EvalConfig,
     stop: StopConfig,
     folder: RunFolder,
     tracker: Tracker,
 ) -> dict[str, float]:
-    """Train until the watched metric is reached or the steps are used up.
+    """Train until the watched metric is reached or the steps are used up, and export.
+
+    Goes on from the last checkpoint, also after losing the learner. ``batches`` yields batches from
+    a state on (None: the start), each with the state after it.
 
     Returns the last measured metrics with `steps` and, where a metric is watched, `reached`.
     """
+    name = folder.path.name
     console = Console()
-    folder.keep_metrics_until(-1)  # a stage that was cut off starts over
-    streak = BrokenStreak(folder.path / BROKEN_FILE)
-    measured: dict[str, float] = {}
-    reached = False
-    step = 0
-    feed = prefetched(batches)
-    with progress_bar(console) as bar:
-        task = bar.add_task(name, total=steps)
-        for step in range(1, steps + 1):
-            started = time.perf_counter()
-            report = train(next(feed))
-            metrics = dict(report.metrics)
-            trained = time.perf_counter()
-            if evaluation.every and (step % evaluation.every == 0 or step == steps):
-                measured = measure()
-                metrics |= measured
-            metrics["time/train_s"] = trained - started
-            metrics["time/eval_s"] = time.perf_counter() - trained
-            metrics["time/step_s"] = time.perf_counter() - started
-            folder.log_metrics(step, metrics)
-            tracker.log(step, metrics)
-            streak.record(report.broken)
-            bar.advance(task)
-            if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
-                shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)
-                console.print(f"{name} step {step}: {shown}", highlight=False)
-            reached = bool(stop.metric) and measured.get(stop.metric, float("-inf")) >= (
-                stop.at_least
-            )
-            if reached and step >= stop.min_steps:
-                break
-    if stop.metric and not reached:
-        log.warning(
-            "%s: %s is %s after %d steps, below stop.at_least=%g; later stages start weaker",
-            name,
-            stop.metric,
-            measured.get(stop.metric, "not measured"),
-            step,
-            stop.at_least,
-        )
-    facts = {**measured, "steps": float(step)}
+    checkpoints = Checkpoints(folder)
+
+    def reached(measured: Mapping[str, float]) -> bool:
+        return bool(stop.metric) and measured.get(stop.metric, float("-inf")) >= stop.at_least
+
+    def attempt(restarts: Restarts) -> dict[str, float]:
+        last = checkpoints.resume()
+        step, state, measured = 0, None, {}
+        if last:
+            learner.load(last.path / LEARNER_FOLDER)
+            step, state, measured = last.step, last.state["batches"], last.state["measured"]
+        streak = BrokenStreak(folder.path / BROKEN_FILE)
+        with closing(prefetched(batches(state))) as feed, progress_bar(console) as bar:
+            task = bar.add_task(name, total=steps, completed=step)
+            while step < steps and not (reached(measured) and step >= stop.min_steps):
+                step += 1
+                started = time.perf_counter()
+                batch, state = next(feed)
+                report = train(batch)
+                metrics = {**report.metrics, "learner/restarts": float(restarts.count)}
+                trained = time.perf_counter()
+                if evaluation.every and (step % evaluation.every == 0 or step == steps):
+                    measured = measure()
+                    metrics |= measured
+                metrics["time/train_s"] = trained - started
+                metrics["time/eval_s"] = time.perf_counter() - trained
+                metrics["time/step_s"] = time.perf_counter() - started
+                folder.log_metrics(step, metrics)
+                tracker.log(step, metrics)
+                streak.record(report.broken)
+                if step % checkpoint_every == 0 or step == steps:
+                    checkpoints.save(
+                        step,
+                        lambda path: learner.save(path / LEARNER_FOLDER),
+                        state={"batches": state, "measured": measured},
+                        metrics=metrics,
+                    )
+                restarts.completed(step)
+                bar.advance(task)
+                if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
+                    shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)
+                    console.print(f"{name} step {step}: {shown}", highlight=False)
+        learner.export(folder.path / "export")
+        return {**measured, "steps": float(step)}
+
+    facts = keep_training(learner, attempt)
     if stop.metric:
-        facts["reached"] = float(reached)
+        facts["reached"] = float(reached(facts))
+        if not reached(facts):
+            log.warning(
+                "%s: %s is %s after %d steps, below stop.at_least=%g; later stages start weaker",
+                name,
+                stop.metric,
+                facts.get(stop.metric, "not measured"),
+                facts["steps"],
+                stop.at_least,
+            )
     return facts

@@ -35,6 +35,10 @@ class WeightStore:
         for old in sorted(self._versions)[:-KEPT_VERSIONS]:
             del self._versions[old]
 
+    def clear(self) -> None:
+        """Forget all versions: a learner that starts again publishes from its checkpoint's on."""
+        self._versions.clear()
+
     def get(self, version: int) -> tuple[tuple[ParamSpec, ...], list[Any]]:
         """Return the manifest and the buckets' references of a version.
 

@@ -356,6 +356,7 @@ class WarmStartConfig:
     steps: int = 1000
     batch: int = 32
     """Sequences per step over all ranks."""
+    checkpoint_every: int = 200
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     stop: StopConfig = field(default_factory=StopConfig)
 
@@ -378,6 +379,7 @@ class EmbedderConfig:
     """Share of items embedded without their trace, so that no-trace input stays in distribution."""
     evidence_dropout: float = 0.1
     """Share of the remaining items embedded with the trace's text only."""
+    checkpoint_every: int = 200
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     stop: StopConfig = field(default_factory=StopConfig)
 
@@ -401,6 +403,7 @@ class RLConfig:
     siblings: int = 8
     """Traces sampled per prompt: the group size n."""
     checkpoint_every: int = 50
+    """The newest two checkpoints are kept, and the best by held-out hit@1 (`evaluation.every`)."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     logprob_tolerance: float = 1e-3
     """Largest allowed difference between engine and learner log-probabilities; beyond it the run
@@ -689,9 +692,9 @@ _CHECKS = {
             if not re.fullmatch(r"[\w.-]+", one.name)
         ),
     ],
-    WarmStartConfig: lambda n: _positive(n, "steps", "batch"),
+    WarmStartConfig: lambda n: _positive(n, "steps", "batch", "checkpoint_every"),
     EmbedderConfig: lambda n: [
-        *_positive(n, "steps", "batch", "sub_batches", "temperature"),
+        *_positive(n, "steps", "batch", "sub_batches", "temperature", "checkpoint_every"),
         *_share(n, "trace_dropout", "evidence_dropout"),
     ],
     RLConfig: lambda n: _positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),

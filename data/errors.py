@@ -11,6 +11,7 @@ EmbedRLError
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
     ActorLost                    an actor died and took its work with it
+    LearnerLost                  the learner group was stopped because a rank died or hung
 """
 
 from configs.errors import ConfigError as ConfigError
@@ -61,3 +62,7 @@ class NotEnoughResources(ClusterError):
 
 class ActorLost(ClusterError):
     """An actor died and took its work with it."""
+
+
+class LearnerLost(ClusterError):
+    """A rank died, hung or failed, so the whole group was stopped; it can be started again."""

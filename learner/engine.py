@@ -7,6 +7,8 @@ import contextlib
 import json
 import math
 import os
+import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.checkpoint import ds_to_universal
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -215,21 +218,29 @@ class TrainEngine:
         dist.barrier()
 
     def load(self, folder: Path) -> None:
-        """Continue bit-identically from a checkpoint.
+        """Continue from a checkpoint; bit-identically on as many ranks as wrote it.
+
+        DeepSpeed's files are pickles: load only what a run of one's own has written.
 
         Raises:
-            CheckpointError: none is there, or it is of another model or group.
+            CheckpointError: none is there, or it is of another model or ZeRO stage.
         """
         path = folder / SHAPE_FILE
         if not path.is_file():
             raise CheckpointError(f"{folder}: expected a complete checkpoint with {SHAPE_FILE}")
         found, expected = json.loads(path.read_text(encoding="utf-8")), self._shape()
-        other = [f"{k}={found.get(k)} (now {v})" for k, v in expected.items() if found.get(k) != v]
+        changed = {k for k, v in expected.items() if found.get(k) != v}
+        other = [f"{k}={found.get(k)} (now {expected[k]})" for k in sorted(changed - {"ranks"})]
         if other:
             raise CheckpointError(
                 f"{folder}: written with {', '.join(other)}; resume with the same settings"
             )
-        _, client_state = self._engine.load_checkpoint(str(folder), tag=STATE_TAG)
+        # Without ZeRO every rank holds, and one has written, the whole state.
+        reshape = bool(changed) and self._config.zero_stage > 0
+        with _universal(folder) if reshape else contextlib.nullcontext(folder) as readable:
+            # A key of DeepSpeed's settings, but of one load here and not of the engine.
+            self._engine._config.load_universal_checkpoint = reshape
+            _, client_state = self._engine.load_checkpoint(str(readable), tag=STATE_TAG)
         self.steps = int(client_state["steps"])
         self.seed_dropout()
 
@@ -246,6 +257,38 @@ class TrainEngine:
     def net(self) -> nn.Module:
         """The model inside the head."""
         return self._engine.module.net
+
+
+@contextlib.contextmanager
+def _universal(folder: Path) -> Iterator[Path]:
+    """Convert a checkpoint to DeepSpeed's universal form, which any number of ranks can load.
+
+    It lies beside the checkpoint while this is open, and needs twice its space. All ranks call.
+    """
+    universal = folder.with_name(f"{folder.name}.universal")
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal, ignore_errors=True)
+        arguments = Namespace(
+            input_folder=str(folder / STATE_TAG),
+            output_folder=str(universal / STATE_TAG),
+            num_extract_workers=1,
+            num_merge_workers=1,
+            keep_temp_folder=False,
+            strict=True,
+            inject_missing_state=True,
+        )
+        # It prints its progress, file by file.
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            ds_to_universal.main(arguments)
+    dist.barrier()
+    yield universal
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal)
 
 
 def _numel(param: Tensor) -> int:

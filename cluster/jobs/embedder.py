@@ -13,7 +13,7 @@ from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
-from cluster.stage import train_stage
+from cluster.stage import State, train_stage
 from cluster.tracking import Tracker
 from configs.schema import EmbedderConfig
 from data.chat import load_encoder
@@ -29,6 +29,7 @@ from evaluation.metrics import hit_at_1
 
 MAX_POOR_DRAWS = 20
 """Batches in a row without usable pairs: more is no bad luck."""
+Batch = tuple[list[ContrastPair], Pictures]
 
 
 def roles(config: EmbedderConfig) -> list[Role]:
@@ -37,7 +38,7 @@ def roles(config: EmbedderConfig) -> list[Role]:
 
 
 def main(config: EmbedderConfig) -> int:
-    """Train, stop on held-out hit@1, export."""
+    """Train, stop on held-out hit@1, export; go on from the last checkpoint."""
     folder = RunFolder(config, job="embedder")
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
@@ -54,12 +55,18 @@ def main(config: EmbedderConfig) -> int:
     order = np.random.default_rng(config.run.seed).permutation(len(held_out))
     held_out = [held_out[int(i)] for i in order[: config.evaluation.samples]]
     tracker = Tracker(config, job="embedder", folder=folder.path)
-    feed = PairFeed(
-        train,
-        {one.name: one.weight for one in data.train},
-        batch=config.batch // config.sub_batches,
-        seed=config.run.seed,
-    )
+
+    def batches_from(state: State | None) -> Iterator[tuple[Batch, State]]:
+        feed = PairFeed(
+            train,
+            {one.name: one.weight for one in data.train},
+            batch=config.batch // config.sub_batches,
+            seed=config.run.seed,
+        )
+        if state is not None:
+            feed.restore(state)
+        return batches(feed, config)
+
     with tracker, session(roles(config), namespace=str(folder.path.absolute())):
         group = LearnerGroup(config.learner)
         group.build_contrastive(
@@ -72,26 +79,26 @@ def main(config: EmbedderConfig) -> int:
         held_out, pictures = with_pictures(held_out, config)
         pictures_ref = ray.put(pictures)
         facts = train_stage(
-            folder.path.name,
-            batches=batches(feed, config),
+            group,
+            batches=batches_from,
             train=lambda batch: group.train_contrastive(batch[0], ray.put(batch[1])),
             measure=lambda: measure(group, held_out, pictures_ref, config),
             steps=config.steps,
+            checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
             stop=config.stop,
             folder=folder,
             tracker=tracker,
         )
-        group.export(folder.path / "export")
         group.close()
     folder.finish(**facts)
     return 0
 
 
-def batches(
-    feed: PairFeed, config: EmbedderConfig
-) -> Iterator[tuple[list[ContrastPair], Pictures]]:
+def batches(feed: PairFeed, config: EmbedderConfig) -> Iterator[tuple[Batch, State]]:
     """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
+
+    With each comes the feed's position after it.
 
     Raises:
         DataError: draw after draw, too few pairs have readable pictures to give every rank one.
@@ -113,7 +120,7 @@ def batches(
             )
             for pair in pairs
         ]
-        yield rows, pictures
+        yield (rows, pictures), feed.state()
     raise DataError(
         f"data.train: {MAX_POOR_DRAWS} batches in a row had fewer than learner.ranks="
         f"{config.learner.ranks} pairs with readable pictures; the reasons are logged above"

@@ -3,22 +3,19 @@
 Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/demo/rl.yaml
 """
 
-import json
-import logging
-import shutil
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import ray
 from rich.console import Console
 
+from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
+from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.scoring import Scorer
 from cluster.session import Role, session
@@ -28,16 +25,13 @@ from cluster.weights import WeightStore
 from configs.schema import RLConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed
-from data.errors import CheckpointError
 from data.model_folder import check_folder, check_reasoner_sees, warn_embedder_ignores
 from data.records import LoadedSet, load_sets
 from data.types import Pair
 from learner.streak import BrokenStreak
 from rollout.actor import StoreAddress
 
-log = logging.getLogger(__name__)
 STORE = "weights"
-KEPT_CHECKPOINTS = 2
 
 
 def roles(config: RLConfig) -> list[Role]:
@@ -54,7 +48,7 @@ def roles(config: RLConfig) -> list[Role]:
 
 
 def main(config: RLConfig) -> int:
-    """Run all steps, resuming from the last checkpoint of the same settings, and export."""
+    """Run all steps and export; go on from the last checkpoint, also after losing the learner."""
     folder = RunFolder(config, job="rl")
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
@@ -98,29 +92,32 @@ def main(config: RLConfig) -> int:
         pools = [pool for pool in (rollout, reward, second, judge) if pool is not None]
         for pool in pools:
             pool.ready()
-        pipeline = Pipeline(
-            config,
-            feed=PairFeed(
-                train,
-                {one.name: one.weight for one in data.train},
-                batch=config.pairs,
-                seed=config.run.seed,
-            ),
-            rollout=rollout,
-            scorer=Scorer(
-                config.reward,
-                embedder=reward,
-                judge=judge,
-                second=second,
-                max_frames=data.media.max_frames,
-            ),
-            learner=learner,
-            store=store,
-        )
-        done = resume(folder, pipeline, learner)
-        pipeline.sync()
-        train_loop(config, pipeline, learner, folder, tracker, held_out=held_out, done=done)
-        learner.export(folder.path / "export")
+
+        def attempt(restarts: Restarts) -> None:
+            ray.get(store.clear.remote(), timeout=config.learner.timeout_s)
+            pipeline = Pipeline(
+                config,
+                feed=PairFeed(
+                    train,
+                    {one.name: one.weight for one in data.train},
+                    batch=config.pairs,
+                    seed=config.run.seed,
+                ),
+                rollout=rollout,
+                scorer=Scorer(
+                    config.reward,
+                    embedder=reward,
+                    judge=judge,
+                    second=second,
+                    max_frames=data.media.max_frames,
+                ),
+                learner=learner,
+                store=store,
+            )
+            train_loop(config, pipeline, folder, tracker, held_out=held_out, restarts=restarts)
+            learner.export(folder.path / "export")
+
+        keep_training(learner, attempt)
         for part in (*pools, learner):
             part.close()
     folder.finish(steps=config.steps)
@@ -130,14 +127,19 @@ def main(config: RLConfig) -> int:
 def train_loop(
     config: RLConfig,
     pipeline: Pipeline,
-    learner: LearnerGroup,
     folder: RunFolder,
     tracker: Tracker,
     *,
     held_out: list[Pair],
-    done: int,
+    restarts: Restarts,
 ) -> None:
-    """Run the steps that are left; log, measure and checkpoint."""
+    """Run the steps that the last checkpoint leaves; log, measure and checkpoint."""
+    checkpoints = Checkpoints(folder)
+    last = checkpoints.resume()
+    if last:
+        pipeline.load(last.path, last.state)
+    done = last.step if last else 0
+    pipeline.sync()
     console = Console()
     streak = BrokenStreak(folder.path / BROKEN_FILE)
     every = config.evaluation.every
@@ -147,7 +149,7 @@ def train_loop(
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
             result = pipeline.step()
-            metrics = result.metrics
+            metrics = result.metrics | {"learner/restarts": float(restarts.count)}
             if every and (step % every == 0 or step == config.steps):
                 began = time.perf_counter()
                 metrics |= pipeline.held_out(held_out)
@@ -158,7 +160,8 @@ def train_loop(
             streak.record(result.broken)
             pipeline.check_parity(result)
             if step % config.checkpoint_every == 0 or step == config.steps:
-                checkpoint(folder, step, pipeline, learner)
+                checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
+            restarts.completed(step)
             bar.advance(task)
 
 
@@ -193,51 +196,6 @@ def held_out_pairs(sets: list[LoadedSet], samples: int) -> list[Pair]:
     pairs = [pair for loaded in sets for pair in loaded.pairs]
     stride = max(1, len(pairs) // max(1, samples))
     return pairs[::stride][:samples]
-
-
-def checkpoint(folder: RunFolder, step: int, pipeline: Pipeline, learner: LearnerGroup) -> None:
-    """Save learner, scorer and loop together; complete only once the folder has its final name."""
-    final = folder.path / "checkpoints" / f"step-{step:06d}"
-    part = final.with_name(final.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.rmtree(final, ignore_errors=True)
-    learner.save(part / "learner")
-    pipeline.scorer.save(part)
-    (part / "loop.json").write_text(json.dumps({"step": step, **pipeline.state()}))
-    part.rename(final)
-    for old in complete_checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old)
-
-
-def complete_checkpoints(folder: RunFolder) -> list[Path]:
-    """Return the finished checkpoints, oldest first."""
-    found = (folder.path / "checkpoints").glob("step-[0-9]*")
-    return sorted(path for path in found if path.suffix != ".part")
-
-
-def resume(folder: RunFolder, pipeline: Pipeline, learner: LearnerGroup) -> int:
-    """Load the newest checkpoint, if any, and return the steps done.
-
-    Raises:
-        CheckpointError: the newest checkpoint cannot be read.
-    """
-    found = complete_checkpoints(folder)
-    if not found:
-        folder.keep_metrics_until(-1)
-        return 0
-    newest = found[-1]
-    try:
-        state: dict[str, Any] = json.loads((newest / "loop.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{newest}: unreadable ({error}); delete this folder to go back to the one before"
-        ) from error
-    learner.load(newest / "learner")
-    pipeline.restore(state)
-    pipeline.scorer.restore(newest)
-    folder.keep_metrics_until(state["step"])
-    log.info("resumed after step %d from %s", state["step"], newest)
-    return int(state["step"])
 
 
 if __name__ == "__main__":

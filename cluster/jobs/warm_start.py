@@ -5,6 +5,7 @@ Example: python -m cluster.jobs.warm_start configs/demo/warm_start.yaml learner.
 
 import sys
 from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import ray
@@ -13,7 +14,7 @@ from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
-from cluster.stage import train_stage
+from cluster.stage import State, train_stage
 from cluster.tracking import Tracker
 from configs.schema import WarmStartConfig
 from data.chat import TextEncoder, load_encoder
@@ -26,6 +27,7 @@ from data.types import Content, Picture, Pictures, TrainSample
 
 Row = tuple[str, Content, str]
 """Key, prompt, response."""
+Batch = tuple[list[TrainSample], Pictures]
 
 
 def roles(config: WarmStartConfig) -> list[Role]:
@@ -34,7 +36,7 @@ def roles(config: WarmStartConfig) -> list[Role]:
 
 
 def main(config: WarmStartConfig) -> int:
-    """Train, stop on what the stage must reach, export."""
+    """Train, stop on what the stage must reach, export; go on from the last checkpoint."""
     folder = RunFolder(config, job="warm_start")
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
@@ -53,17 +55,17 @@ def main(config: WarmStartConfig) -> int:
         held_out, pictures = encode(rows["eval"], encoder, config)
         held_out_ref = ray.put(pictures)
         facts = train_stage(
-            folder.path.name,
-            batches=batches(rows["train"], encoder, config),
+            group,
+            batches=lambda state: batches(rows["train"], encoder, config, state),
             train=lambda batch: group.train_supervised(batch[0], ray.put(batch[1])),
             measure=lambda: group.evaluate_supervised(held_out, held_out_ref),
             steps=config.steps,
+            checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
             stop=config.stop,
             folder=folder,
             tracker=tracker,
         )
-        group.export(folder.path / "export")
         group.close()
     folder.finish(**facts)
     return 0
@@ -96,17 +98,18 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
 
 
 def batches(
-    rows: list[Row], encoder: TextEncoder, config: WarmStartConfig
-) -> Iterator[tuple[list[TrainSample], Pictures]]:
-    """Yield shuffled batches without end, epoch after epoch."""
+    rows: list[Row], encoder: TextEncoder, config: WarmStartConfig, state: State | None = None
+) -> Iterator[tuple[Batch, State]]:
+    """Yield shuffled batches without end, epoch after epoch, from a state on.
+
+    With each comes the state after it: how many batches have been drawn.
+    """
     size = min(config.batch, len(rows))
-    epoch = 0
-    while True:
+    for drawn in count(state["batches"] if state else 0):
+        epoch, index = divmod(drawn, len(rows) // size)
         order = np.random.default_rng([config.run.seed, epoch]).permutation(len(rows))
-        for start in range(0, len(rows) - size + 1, size):
-            chosen = [rows[int(i)] for i in order[start : start + size]]
-            yield encode(chosen, encoder, config)
-        epoch += 1
+        chosen = [rows[int(i)] for i in order[index * size : (index + 1) * size]]
+        yield encode(chosen, encoder, config), {"batches": drawn + 1}
 
 
 def encode(

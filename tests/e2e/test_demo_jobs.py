@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -166,6 +167,52 @@ def test_checkpoint_and_export_are_complete(home: Path) -> None:
     assert not list((folder / "checkpoints").glob("*.part"))
     for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
         assert (folder / "export" / name).is_file(), name
+
+
+def wait_until_written(job: subprocess.Popen, path: Path) -> list[psutil.Process]:
+    """Wait for a file of a running job; return the processes that the job has started."""
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert job.poll() is None, f"the job ended before it wrote {path}"
+        assert time.monotonic() < deadline, f"{path} was not written in 300 s"
+        time.sleep(0.1)
+    started = {one.pid for one in psutil.Process(job.pid).children(recursive=True)}
+    return [one for one in psutil.process_iter(["cmdline"]) if one.pid in started]
+
+
+def traces(folder: Path, step: int) -> list[tuple[str, str]]:
+    rows = pq.read_table(folder / f"trajectories/step-{step:06d}.parquet").to_pylist()
+    return sorted((row["key"], row["text"]) for row in rows)
+
+
+def test_rl_that_loses_a_rank_and_then_its_driver_ends_as_if_it_had_not(home: Path) -> None:
+    command = [*job_command("rl rl"), "run.dir=runs/demo/killed", "checkpoint_every=1"]
+    straight, killed = home / "runs/demo/rl", home / "runs/demo/killed"
+    job = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env={**os.environ, "EMBED_RL_ROOT": str(home), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        started = wait_until_written(job, killed / "checkpoints/step-000001")
+        next(one for one in started if "LearnerRank" in "".join(one.info["cmdline"] or ())).kill()
+        started = wait_until_written(job, killed / "checkpoints/step-000002")
+    finally:
+        job.kill()
+        job.wait(60)
+    for one in psutil.wait_procs(started, timeout=30)[1]:
+        one.kill()  # a lost driver's Ray goes by itself, in its own time
+    run(sys.executable, *command, home=home)
+    found, expected = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (killed, straight)
+    )
+    assert [one["step"] for one in found] == [0, 1, 2, 3]
+    assert [one["learner/restarts"] for one in found[1:]] == [0.0, 1.0, 0.0]
+    for step in (1, 2, 3):
+        assert traces(killed, step) == traces(straight, step)
+        for name in ("version", "reward/total", "policy/kl", "policy/grad_norm"):
+            assert math.isclose(found[step][name], expected[step][name], rel_tol=1e-3, abs_tol=1e-6)
 
 
 def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> None:

@@ -94,7 +94,8 @@ def trained_on(pair, evidence):
         evidence_dropout=float(evidence is Evidence.TEXT),
     )
     loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
-    rows, pictures = next(batches(PairFeed([loaded], {"set": 1.0}, batch=1, seed=0), config))
+    feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
+    (rows, pictures), _ = next(batches(feed, config))
     return rows[0], pictures
 
 

@@ -1,5 +1,7 @@
 """The Embedder's batches: pairs whose pictures are broken never reach the ranks."""
 
+from itertools import islice
+
 import pytest
 
 from cluster.jobs.embedder import batches, with_pictures
@@ -35,3 +37,19 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
     with pytest.raises(DataError, match="20 batches in a row had fewer than learner"):
         next(batches(feed, CONFIG))
+
+
+def test_batches_go_on_where_a_checkpoint_stopped():
+    sets = [
+        LoadedSet(name=name, pairs=tuple(make_pair(f"{name}{i}") for i in range(5)), bad_rows=())
+        for name in ("x", "y")
+    ]
+
+    def feed():
+        return PairFeed(sets, {"x": 1.0, "y": 2.0}, batch=2, seed=0)
+
+    straight = list(islice(batches(feed(), CONFIG), 9))
+    _, state = straight[3]
+    resumed = feed()
+    resumed.restore(state)
+    assert list(islice(batches(resumed, CONFIG), 5)) == straight[4:]

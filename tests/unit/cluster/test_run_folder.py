@@ -10,7 +10,7 @@ import pytest
 from cluster.run_folder import RunFolder, project_root, write_atomically
 from configs.errors import ConfigError
 from configs.load import load
-from configs.schema import DemoDataConfig, RunConfig
+from configs.schema import DemoDataConfig, RunConfig, WarmStartConfig
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_other_settings_are_refused_with_the_keys_that_changed(folder, config):
     assert load(DemoDataConfig, folder.path / "resolved.yaml") == config
 
 
+def test_a_run_may_go_on_elsewhere(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m")
+    RunFolder(config, job="warm_start")
+    learner = replace(config.learner, ranks=4, gpus=1.0, timeout_s=60.0)
+    RunFolder(replace(config, learner=learner), job="warm_start")
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage: there 2, now 3"):
+        RunFolder(replace(config, learner=replace(learner, zero_stage=3)), job="warm_start")
+
+
 def test_settings_of_an_older_release_are_refused_too(folder, config):
     path = folder.path / "resolved.yaml"
     path.write_text(path.read_text() + "gone: 1\n")
@@ -69,7 +78,7 @@ def steps(folder):
 def test_a_resumed_run_drops_the_metrics_behind_its_checkpoint(folder):
     for step in range(6):
         folder.log_metrics(step, {})
-    folder.keep_metrics_until(3)
+    folder.keep_until(3)
     assert steps(folder) == [0, 1, 2, 3]
     folder.log_metrics(4, {})
     assert steps(folder) == [0, 1, 2, 3, 4]
@@ -79,12 +88,12 @@ def test_half_a_line_of_a_killed_run_is_dropped(folder):
     folder.log_metrics(1, {"a": 1.0})
     with folder.metrics_path.open("a") as file:
         file.write('{"step": 2, "a": 0.')
-    folder.keep_metrics_until(5)
+    folder.keep_until(5)
     assert steps(folder) == [1]
 
 
 def test_a_run_without_metrics_has_nothing_to_drop(folder):
-    folder.keep_metrics_until(3)
+    folder.keep_until(3)
     assert not folder.metrics_path.exists()
 
 

@@ -1,13 +1,15 @@
 """A stage of supervised or contrastive training, over steps that are given."""
 
-from itertools import repeat
+import json
+from itertools import count
 
 import pytest
 
+from cluster.recovery import MAX_RESTARTS
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.stage import train_stage
 from configs.schema import DemoDataConfig, EvalConfig, RunConfig, StopConfig
-from data.errors import DivergedError
+from data.errors import ClusterError, DivergedError, LearnerLost
 from data.types import StepReport
 
 
@@ -18,31 +20,74 @@ class Sink:
         pass
 
 
-def run_stage(folder, reports, measured=0.0, **stop):
-    """Train over the reports given; return the facts and the steps taken."""
-    taken = []
+class Learner:
+    """Learns by heart the batches that it is given, and is lost where the test says so."""
 
-    def train(batch):
-        taken.append(batch)
-        return reports[len(taken) - 1]
+    def __init__(self, lost_at=(), reports=None):
+        self.known: list[int] = []
+        self.running = True
+        self.lost_at = list(lost_at)
+        self.reports = reports
+        self.taken = 0
 
-    config = DemoDataConfig(run=RunConfig(dir=str(folder)))
-    facts = train_stage(
-        "stage",
-        batches=repeat("batch"),
-        train=train,
-        measure=lambda: {"eval/score": measured},
-        steps=len(reports),
-        evaluation=EvalConfig(every=1),
-        stop=StopConfig(metric="eval/score", **stop),
-        folder=RunFolder(config, job="demo_data"),
-        tracker=Sink(),
-    )
-    return facts, len(taken)
+    def train(self, batch):
+        if self.lost_at and batch == self.lost_at[0]:
+            del self.lost_at[0]
+            self.running = False
+            raise LearnerLost("learner rank 1 died")
+        self.known.append(batch)
+        self.taken += 1
+        return self.reports[self.taken - 1] if self.reports else GOOD
+
+    def restart(self):
+        self.known = []
+        self.running = True
+
+    def save(self, folder):
+        folder.write_text(json.dumps(self.known))
+
+    def load(self, folder):
+        self.known = json.loads(folder.read_text())
+        return len(self.known)
+
+    def export(self, folder):
+        folder.write_text(json.dumps(self.known))
 
 
 GOOD = StepReport(metrics={}, seconds=0.0)
 BROKEN = StepReport(metrics={}, seconds=0.0, broken=("a", "b"))
+
+
+def run_folder(folder):
+    return RunFolder(DemoDataConfig(run=RunConfig(dir=str(folder))), job="demo_data")
+
+
+def train(learner, folder, steps, measured=0.0, **stop):
+    """Train on the batches 0, 1, 2, ... with a checkpoint every second step."""
+    return train_stage(
+        learner,
+        batches=lambda state: ((n, {"next": n + 1}) for n in count(state["next"] if state else 0)),
+        train=learner.train,
+        measure=lambda: {"eval/score": measured},
+        steps=steps,
+        checkpoint_every=2,
+        evaluation=EvalConfig(every=1),
+        stop=StopConfig(metric="eval/score", **stop),
+        folder=run_folder(folder),
+        tracker=Sink(),
+    )
+
+
+def run_stage(folder, reports, measured=0.0, **stop):
+    """Train over the reports given; return the facts and the steps taken."""
+    learner = Learner(reports=reports)
+    facts = train(learner, folder, len(reports), measured, **stop)
+    return facts, learner.taken
+
+
+def logged(folder, key):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)[key] for line in lines]
 
 
 def test_a_stage_ends_on_what_it_must_reach_but_not_before_its_least_steps(tmp_path):
@@ -65,3 +110,40 @@ def test_three_broken_steps_in_a_row_end_the_stage_and_name_the_samples(tmp_path
 def test_two_broken_steps_do_not(tmp_path):
     _, taken = run_stage(tmp_path, [BROKEN, BROKEN, GOOD, BROKEN, BROKEN, GOOD])
     assert taken == 6
+
+
+@pytest.mark.parametrize("lost_at", [[0], [4], [5, 5, 5], [1, 3, 4, 5]])
+def test_a_stage_that_loses_its_learner_ends_as_if_it_had_not(tmp_path, lost_at):
+    learner = Learner(lost_at)
+    facts = train(learner, tmp_path, steps=7)
+    assert learner.known == list(range(7))
+    assert json.loads((tmp_path / "export").read_text()) == list(range(7))
+    assert facts["steps"] == 7.0
+    assert logged(tmp_path, "step") == list(range(1, 8))
+    assert logged(tmp_path, "learner/restarts")[-1] == len(lost_at)
+
+
+def test_a_stage_gives_up_where_restarts_do_not_help(tmp_path):
+    learner = Learner([5] * 9)
+    with pytest.raises(ClusterError, match="without a step beyond step 5: learner rank 1 died"):
+        train(learner, tmp_path, steps=7)
+    assert len(learner.lost_at) == 9 - MAX_RESTARTS - 1
+
+
+def test_a_stage_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
+    with pytest.raises(ClusterError):
+        train(Learner([5] * 9), tmp_path, steps=7)
+    learner = Learner()
+    train(learner, tmp_path, steps=7)
+    assert learner.taken == 3
+    assert learner.known == list(range(7))
+    assert logged(tmp_path, "step") == list(range(1, 8))
+
+
+def test_a_stage_that_had_reached_its_end_only_exports(tmp_path):
+    train(Learner(), tmp_path, steps=6, measured=0.8, at_least=0.7, min_steps=4)
+    (tmp_path / "export").unlink()
+    learner = Learner()
+    facts = train(learner, tmp_path, steps=6, measured=0.8, at_least=0.7, min_steps=4)
+    assert (learner.taken, facts["steps"], facts["reached"]) == (0, 4.0, 1.0)
+    assert json.loads((tmp_path / "export").read_text()) == [0, 1, 2, 3]

@@ -27,6 +27,14 @@ def test_refuses_a_version_that_does_not_increase(version: int) -> None:
         store.publish(version, MANIFEST, [])
 
 
+def test_a_cleared_store_takes_older_versions_again() -> None:
+    store = WeightStore()
+    store.publish(3, MANIFEST, [])
+    store.clear()
+    store.publish(2, MANIFEST, [])
+    assert store.latest() == 2
+
+
 def test_an_empty_store_says_so() -> None:
     with pytest.raises(WeightSyncError, match="holds nothing"):
         WeightStore().get(0)

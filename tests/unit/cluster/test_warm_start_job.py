@@ -1,0 +1,46 @@
+"""The warm start's batches: every row once an epoch, in an order that can be gone on with."""
+
+from dataclasses import dataclass
+from itertools import islice
+
+import pytest
+
+from cluster.jobs.warm_start import batches
+from configs.schema import RunConfig, WarmStartConfig
+
+CONFIG = WarmStartConfig(run=RunConfig(dir="run"), model="m", batch=3)
+ROWS = [(f"row{i}", ("prompt",), "response") for i in range(10)]
+
+
+@dataclass
+class Encoded:
+    expanded: list[int]
+
+
+class Encoder:
+    """Encodes every text as the same tokens."""
+
+    def encode(self, content, pictures):
+        return Encoded([1, 2])
+
+    def response_ids(self, text):
+        return [3]
+
+
+def keys(some):
+    return [[sample.key for sample in samples] for (samples, _), _ in some]
+
+
+def test_an_epoch_holds_every_row_at_most_once_and_the_next_is_in_another_order():
+    drawn = [key for batch in keys(islice(batches(ROWS, Encoder(), CONFIG), 6)) for key in batch]
+    first, second = drawn[:9], drawn[9:]
+    assert len(set(first)) == len(set(second)) == 9
+    assert first != second
+
+
+@pytest.mark.parametrize("done", [1, 3, 4])
+def test_batches_go_on_where_a_checkpoint_stopped(done):
+    straight = list(islice(batches(ROWS, Encoder(), CONFIG), 7))
+    _, state = straight[done - 1]
+    resumed = islice(batches(ROWS, Encoder(), CONFIG, state), 7 - done)
+    assert keys(resumed) == keys(straight[done:])
