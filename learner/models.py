@@ -142,7 +142,7 @@ class TokenHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """A model that embeds rows: the last token's hidden state, normalised in float32."""
+    """A model that embeds rows: the last token's hidden state, normalised."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -152,7 +152,9 @@ class EmbeddingHead(nn.Module):
             output.requires_grad_(False)  # unused here: weight decay would wear it down
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return unit vectors, float32 [B, D]."""
+        """Return unit vectors, float32 or wider [B, D]."""
         hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(batch.last_B), device=hidden.device)
-        return nn.functional.normalize(hidden[rows, batch.last_B].float(), dim=-1)
+        last_BD = hidden[rows, batch.last_B]
+        wide = torch.promote_types(last_BD.dtype, torch.float32)
+        return nn.functional.normalize(last_BD.to(wide), dim=-1)

@@ -1,6 +1,8 @@
-"""A tiny random Qwen3-VL folder (about 1M parameters) for tests of real engines."""
+"""A random Qwen3-VL folder, tiny (about 1M parameters) unless sizes are given, for real engines."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -55,6 +57,20 @@ def tiny_processor() -> Qwen3VLProcessor:
 
 def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
     """Write the folder that transformers and vLLM load, and return it."""
+    return write_model(path, {}, {}, seed=seed, tied=tied)
+
+
+def write_model(
+    path: Path,
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Path:
+    """Write a folder whose language model and vision tower have other sizes; made on ``device``."""
     processor = tiny_processor()
     tokenizer = processor.tokenizer
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
@@ -77,6 +93,7 @@ def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
             "tie_word_embeddings": tied,
+            **text,
         },
         vision_config={
             "depth": 2,
@@ -89,6 +106,7 @@ def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
             "out_hidden_size": 128,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0],
+            **vision,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -96,9 +114,9 @@ def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tied,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config)
+        model = Qwen3VLForConditionalGeneration(config).to(dtype)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.save_pretrained(path)

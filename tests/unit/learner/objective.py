@@ -1,24 +1,28 @@
-"""A random ragged batch of traces by a two-layer model, and the RL objective in plain loops."""
+"""Random ragged traces by a two-layer model, and RL from reward to loss in plain loops."""
 
 import math
-from dataclasses import dataclass, replace
+import statistics
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from configs.schema import GRPOConfig
-from data.types import TrainSample
-from learner.advantages import group_advantages
+from data.types import GroupKey, Side, TrainSample, TrajectoryKey
+from learner.advantages import step_advantages
 from learner.logprobs import token_logprobs
 from learner.losses import policy_loss
-from learner.policy import PolicyObjective, policy_tokens
+from learner.policy import PolicyObjective, TokenScores, policy_tokens, shaped_rewards
 from learner.steps import Tally, Term, accumulate
 
 VOCABULARY, WIDTH, MAX_TOKENS, TEMPERATURE = 7, 3, 12, 0.8
 BANNED = torch.tensor([0])
-GROUPS = (("query", 3), ("target", 4), ("query", 2))
-"""Side and siblings of each group."""
+SIDES = (Side.QUERY, Side.TARGET, Side.QUERY, Side.TARGET)
+"""Of the groups; the second one's rewards are all equal."""
+
+Scored = tuple[list[float], list[float]]
+"""Log-probabilities and entropies of one trace's tokens."""
 
 
 class TwoLayers(nn.Module):
@@ -48,13 +52,14 @@ class PlainEngine:
 
 @dataclass(frozen=True)
 class Trace:
-    """One trace with all that the objective reads, as the pipeline would hand it over."""
+    """One sampled trace, before it has an advantage."""
 
-    sample: TrainSample
+    key: TrajectoryKey
     inputs: Tensor
+    ids: np.ndarray
     reward: float
-    side: str
-    group: int
+    behaviour: np.ndarray
+    old: np.ndarray | None
 
 
 class Example:
@@ -66,45 +71,62 @@ class Example:
         with torch.no_grad():
             for param in self.reference.parameters():
                 param.add_(0.3 * torch.randn_like(param))
-        self.traces = self._traces(np.random.default_rng(seed), noise)
+        self.traces = self._draw(np.random.default_rng(seed), noise)
         self.initial = self.numbers(self.reference)
         self.objective = PolicyObjective(
             reference="", grpo=config, max_tokens=MAX_TOKENS, temperature=TEMPERATURE
         )
+        self.samples, self.skipped = self._samples()
+        self.wanted = slow_advantages(self.traces, self.numbers(self.model), self.initial, config)
 
-    def _traces(self, rng: np.random.Generator, noise: float) -> list[Trace]:
+    def _draw(self, rng: np.random.Generator, noise: float) -> list[Trace]:
         traces: list[Trace] = []
-        for group, (side, siblings) in enumerate(GROUPS):
-            rewards = rng.normal(size=siblings)
-            [advantages] = group_advantages([rewards], kind="group_norm", std_floor=0.05)
-            for index in range(siblings):
+        for serial, side in enumerate(SIDES):
+            group = GroupKey(serial, f"p{serial}", side)
+            for sibling in range(int(rng.integers(2, 5))):
                 length = int(rng.integers(1, MAX_TOKENS + 1))
                 inputs = torch.from_numpy(rng.normal(size=(length, WIDTH)))
                 ids = rng.integers(1, VOCABULARY, length)
-                with torch.no_grad():
-                    now = self.score(self.model, inputs, ids)[0].numpy()
-                logprobs = now + noise * rng.normal(size=length)
-                old = logprobs + noise * rng.normal(size=length) if index % 2 else None
-                sample = TrainSample(
-                    key=f"{group}/{index}",
-                    content=(),
-                    prompt_ids=np.array([1]),
-                    response_ids=ids,
-                    advantage=float(advantages[index]),
-                    weight=self.config.query_weight
-                    if side == "query"
-                    else self.config.target_weight,
-                    logprobs=logprobs,
-                    old_logprobs=old,
-                )
-                traces.append(Trace(sample, inputs, float(rewards[index]), side, group))
+                now = np.array(self.numbers_of(self.model, inputs, ids)[0])
+                behaviour = now + noise * rng.normal(size=length)
+                old = behaviour + noise * rng.normal(size=length) if sibling % 2 else None
+                reward = 0.5 if serial == 1 else float(rng.normal())
+                key = TrajectoryKey(group, sibling)
+                traces.append(Trace(key, inputs, ids, reward, behaviour, old))
         return traces
 
-    def all_of_this_version(self) -> None:
-        """Drop the stored log-probabilities of old versions."""
-        self.traces = [
-            replace(one, sample=replace(one.sample, old_logprobs=None)) for one in self.traces
+    def _samples(self) -> tuple[list[TrainSample], int]:
+        """Return what the pipeline would train on, and how many groups it would skip."""
+        scores = {
+            str(one.key): TokenScores(np.array(now[0]), np.array(initial[0]))
+            for one, now, initial in zip(
+                self.traces, self.numbers(self.model), self.initial, strict=True
+            )
+        }
+        shaped, _ = shaped_rewards(
+            {one.key: one.reward for one in self.traces},
+            {one.key: len(one.ids) for one in self.traces},
+            scores,
+            grpo=self.config,
+            max_tokens=MAX_TOKENS,
+        )
+        advantages, skipped = step_advantages(shaped, self.config)
+        query, target = self.config.query_weight, self.config.target_weight
+        samples = [
+            TrainSample(
+                key=str(one.key),
+                content=(),
+                prompt_ids=np.array([1]),
+                response_ids=one.ids,
+                advantage=advantages[one.key],
+                weight=query if one.key.group.side is Side.QUERY else target,
+                logprobs=one.behaviour,
+                old_logprobs=one.old,
+            )
+            for one in self.traces
+            if one.key in advantages
         ]
+        return samples, skipped
 
     def score(self, model: TwoLayers, inputs: Tensor, ids: np.ndarray) -> tuple[Tensor, ...]:
         return model(
@@ -117,12 +139,12 @@ class Example:
         )
 
     def total(self) -> float:
-        tokens = sum(len(one.sample.response_ids) for one in self.traces)
-        return self.objective.total(tokens=tokens, traces=len(self.traces))
+        tokens = sum(len(one.response_ids) for one in self.samples)
+        return self.objective.total(tokens=tokens, traces=len(self.samples))
 
     def term(self, samples: list[TrainSample]) -> Term:
         """Return a micro-batch's loss, as a learner's rank computes it."""
-        by_key = {one.sample.key: one for one in self.traces}
+        by_key = {str(one.key): one for one in self.traces}
         inputs = torch.cat([torch.zeros(0, WIDTH, dtype=torch.float64)]
                            + [by_key[one.key].inputs for one in samples])  # fmt: skip
         ids = np.concatenate([np.zeros(0, np.int64), *(one.response_ids for one in samples)])
@@ -139,11 +161,10 @@ class Example:
     def fast(self, cuts: list[list[slice]]) -> tuple[float, list[Tensor], list[Tally]]:
         """Return loss, gradient and tallies by ranks with these micro-batches, [rank][micro]."""
         self.model.zero_grad()
-        samples = [one.sample for one in self.traces]
         tallies = [
             accumulate(
                 PlainEngine(),
-                [samples[part] for part in micro],
+                [self.samples[part] for part in micro],
                 self.term,
                 scale=len(cuts) / self.total(),
             )
@@ -152,30 +173,38 @@ class Example:
         gradients = [param.grad / len(cuts) for param in self.model.parameters()]
         return sum(one.sums["loss"] for one in tallies) / self.total(), gradients, tallies
 
-    def numbers(self, model: TwoLayers) -> list[tuple[list[float], list[float]]]:
-        """Return log-probabilities and entropies of every trace, without chunks."""
-        lengths = [len(one.sample.response_ids) for one in self.traces]
-        ids = torch.cat([torch.from_numpy(one.sample.response_ids) for one in self.traces])
-        with torch.no_grad():
-            hidden = torch.tanh(model.body(torch.cat([one.inputs for one in self.traces])))
-            logits = model.head(hidden) / TEMPERATURE
-            logits[:, BANNED] = -1e9
-            rows = torch.log_softmax(logits, -1)
-            picked = rows[torch.arange(len(rows)), ids].split(lengths)
-            entropies = (-(rows.exp() * rows).sum(-1)).split(lengths)
-        return [(p.tolist(), e.tolist()) for p, e in zip(picked, entropies, strict=True)]
+    def numbers(self, model: TwoLayers) -> list[Scored]:
+        """Return what a model gives to every trace."""
+        return [self.numbers_of(model, one.inputs, one.ids) for one in self.traces]
 
-    def slow(self, frozen: list[tuple[list[float], list[float]]] | None = None) -> float:
+    @torch.no_grad()
+    def numbers_of(self, model: TwoLayers, inputs: Tensor, ids: np.ndarray) -> Scored:
+        """Return log-probabilities and entropies of one trace, without chunks."""
+        logits = model.head(torch.tanh(model.body(inputs))) / TEMPERATURE
+        logits[:, BANNED] = -1e9
+        rows = torch.log_softmax(logits, -1)
+        picked = rows[torch.arange(len(rows)), torch.from_numpy(ids)]
+        return picked.tolist(), (-(rows.exp() * rows).sum(-1)).tolist()
+
+    def slow(self, frozen: list[Scored] | None = None) -> float:
         """Return the loss in plain loops; what carries no gradient is taken from ``frozen``."""
-        now, reference = self.numbers(self.model), self.initial
+        now = self.numbers(self.model)
         frozen = now if frozen is None else frozen
-        loss = 0.0
+        loss, tokens = 0.0, 0
         for index, one in enumerate(self.traces):
-            loss += one.sample.weight * slow_trace(
-                one.sample, now[index], frozen[index][0], reference[index][0], self.config
+            if one.key not in self.wanted:
+                continue
+            query = one.key.group.side is Side.QUERY
+            weight = self.config.query_weight if query else self.config.target_weight
+            loss += weight * slow_trace(
+                one,
+                self.wanted[one.key],
+                now[index],
+                (frozen[index][0], self.initial[index][0]),
+                self.config,
             )
-        count = len(self.traces)
-        tokens = sum(len(one.sample.response_ids) for one in self.traces)
+            tokens += len(one.ids)
+        count = len(self.wanted)
         return (
             loss
             / {
@@ -186,7 +215,12 @@ class Example:
         )
 
     def finite_differences(self, step: float = 1e-6) -> list[Tensor]:
-        """Return the gradient of the slow loss, one parameter at a time."""
+        """Return the gradient of the slow loss, one parameter at a time.
+
+        What the objective treats as a constant (advantages, the old policy of a fresh trace, the
+        weights of CISPO, the bands) stays at its value before the step: the objective's gradient
+        is that of this surrogate, not of the loss as a function of the parameters alone.
+        """
         frozen = self.numbers(self.model)
         gradients = []
         for param in self.model.parameters():
@@ -203,17 +237,78 @@ class Example:
         return gradients
 
 
+def slow_advantages(
+    traces: list[Trace], own: list[Scored], initial: list[Scored], config: GRPOConfig
+) -> dict[TrajectoryKey, float]:
+    """Return the advantages of the traces that are trained on, from their raw rewards."""
+    groups: dict[GroupKey, dict[TrajectoryKey, float]] = {}
+    for one, now, reference in zip(traces, own, initial, strict=True):
+        reward = one.reward
+        # DAPO, equation 13: 0 until the last part, then down to -1 at the limit.
+        part = config.overlong_share * MAX_TOKENS
+        if config.overlong_penalty > 0 and len(one.ids) > MAX_TOKENS - part:
+            reward -= config.overlong_penalty * (len(one.ids) - (MAX_TOKENS - part)) / part
+        if config.kl != "none" and config.kl_in == "reward":
+            pairs = zip(now[0], reference[0], strict=True)
+            reward -= config.kl_coef * sum(slow_kl(n, r, config.kl) for n, r in pairs)
+        groups.setdefault(one.key.group, {})[one.key] = reward
+    kept = [
+        group
+        for group in groups.values()
+        if max(group.values()) - min(group.values()) >= config.min_spread
+    ]
+    values = slow_centred_and_scaled(
+        [list(group.values()) for group in kept], config.advantage, config.std_floor
+    )
+    return {
+        key: value
+        for group, some in zip(kept, values, strict=True)
+        for key, value in zip(group, some, strict=True)
+    }
+
+
+def slow_centred_and_scaled(
+    groups: list[list[float]], kind: str, std_floor: float
+) -> list[list[float]]:
+    """Return the advantages as the publications write them, one reward at a time."""
+    centred = [[r - statistics.fmean(group) for r in group] for group in groups]
+    whole = [value for group in centred for value in group]
+    found = []
+    for group, away in zip(groups, centred, strict=True):
+        if kind == "group_norm":
+            found.append([a / max(statistics.stdev(group), std_floor) for a in away])
+        elif kind == "batch_norm":
+            found.append([a / max(statistics.stdev(whole), std_floor) for a in away])
+        elif kind == "mean_only":
+            found.append(away)
+        else:
+            total = sum(group)
+            found.append([r - (total - r) / (len(group) - 1) for r in group])
+    return found
+
+
+def slow_kl(now: float, reference: float, kind: str) -> float:
+    """Return one token's estimate of the KL to the reference."""
+    away = reference - now
+    return {"k1": -away, "k2": away * away / 2, "k3": math.exp(away) - away - 1}[kind]
+
+
 def slow_trace(
-    sample: TrainSample,
-    scored: tuple[list[float], list[float]],
-    frozen: list[float],
-    reference: list[float],
+    trace: Trace,
+    advantage: float,
+    scored: Scored,
+    constants: tuple[list[float], list[float]],
     config: GRPOConfig,
 ) -> float:
-    """Return the loss of one trace, summed over its tokens with their weights."""
+    """Return the loss of one trace, summed over its tokens with their weights.
+
+    ``constants`` are the log-probabilities by the model in training, held fixed, and by the
+    reference.
+    """
     now, entropy = scored
-    behaviour = list(sample.logprobs)
-    old = frozen if sample.old_logprobs is None else list(sample.old_logprobs)
+    frozen, reference = constants
+    behaviour = list(trace.behaviour)
+    old = frozen if trace.old is None else list(trace.old)
     anchor = old if config.tis_cap > 0 else behaviour
     length = len(now)
     if config.sequence_band > 0:
@@ -226,23 +321,15 @@ def slow_trace(
     for t in range(length):
         if config.ratio == "clipped_weight":
             weight = min(max(math.exp(frozen[t] - anchor[t]), low), high)
-            gain = weight * sample.advantage * now[t]
+            gain = weight * advantage * now[t]
         else:
             ratio = whole if config.ratio == "sequence" else math.exp(now[t] - anchor[t])
             clipped = min(max(ratio, low), high)
-            gain = min(ratio * sample.advantage, clipped * sample.advantage)
+            gain = min(ratio * advantage, clipped * advantage)
         if config.tis_cap > 0:
             gain *= min(math.exp(old[t] - behaviour[t]), config.tis_cap)
         cost = -gain - config.entropy_coef * entropy[t]
         if config.kl != "none" and config.kl_in == "loss":
-            away = reference[t] - now[t]
-            cost += (
-                config.kl_coef
-                * {
-                    "k1": -away,
-                    "k2": away * away / 2,
-                    "k3": math.exp(away) - away - 1,
-                }[config.kl]
-            )
+            cost += config.kl_coef * slow_kl(now[t], reference[t], config.kl)
         loss += cost / length if config.loss_mean == "sequence" else cost
     return loss

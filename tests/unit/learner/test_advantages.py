@@ -1,7 +1,5 @@
 """Group advantages and what shapes the rewards before them."""
 
-import statistics
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,28 +9,11 @@ from configs.schema import GRPOConfig
 from data.errors import DataError
 from data.types import GroupKey, Side, TrajectoryKey
 from learner.advantages import group_advantages, has_spread, overlong_share, step_advantages
+from tests.unit.learner.objective import slow_centred_and_scaled
 
 KINDS = ["group_norm", "mean_only", "leave_one_out", "batch_norm"]
 REWARDS = st.lists(st.floats(-2, 2), min_size=2, max_size=16).map(np.array)
 GROUPS = st.lists(REWARDS, min_size=1, max_size=4)
-
-
-def slow_reference(groups: list[list[float]], kind: str, std_floor: float) -> list[list[float]]:
-    """Return the advantages as the publications write them, one reward at a time."""
-    centred = [[r - statistics.fmean(group) for r in group] for group in groups]
-    whole = [value for group in centred for value in group]
-    found = []
-    for group, away in zip(groups, centred, strict=True):
-        if kind == "group_norm":
-            found.append([a / max(statistics.stdev(group), std_floor) for a in away])
-        elif kind == "batch_norm":
-            found.append([a / max(statistics.stdev(whole), std_floor) for a in away])
-        elif kind == "mean_only":
-            found.append(away)
-        else:
-            total = sum(group)
-            found.append([r - (total - r) / (len(group) - 1) for r in group])
-    return found
 
 
 @pytest.mark.parametrize(
@@ -55,7 +36,7 @@ def test_hand_worked_groups(kind, expected):
 @given(GROUPS)
 def test_advantages_match_a_slow_reference(kind, groups):
     found = group_advantages(groups, kind=kind, std_floor=0.05)
-    expected = slow_reference([group.tolist() for group in groups], kind, 0.05)
+    expected = slow_centred_and_scaled([group.tolist() for group in groups], kind, 0.05)
     for values, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(values, wanted, atol=1e-9)
 
