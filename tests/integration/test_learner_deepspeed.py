@@ -297,7 +297,7 @@ def plain_policy(tiny_folder, encoder, pictures) -> list[dict[str, float]]:
         return model.picked(logits / TEMPERATURE, row)
 
     found = []
-    for rows in batches(rows):
+    for rows in batches(samples(encoder, pictures)):
         tokens = sum(len(row.response_ids) for row in rows)
         total, gap, kl_sum = torch.zeros(()), 0.0, 0.0
         for row in rows:
