@@ -523,7 +523,7 @@ def test_adapters_train_in_bf16_with_checkpointing(
     group, zero_stage, tiny_folder, encoder, pictures
 ):
     settings = {"bf16": True, "gradient_checkpointing": True, "lora": LORA}
-    optimizer = dataclasses.replace(CONFIG.optimizer, lr=1e-2)
+    optimizer = dataclasses.replace(CONFIG.optimizer, lr=3e-3)
     configure(group, zero_stage=zero_stage, optimizer=optimizer, **settings)
     build_contrastive(group, tiny_folder)
     before, ref = weights(group), ray.put(pictures)
