@@ -54,8 +54,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "deepspeed", "vllm")
 LOSS_TOLERANCE = 0.02
 """Largest relative difference between the loops' first losses: bf16, other orders of summing."""
-SCORE_TOLERANCE = 1e-3
-"""Largest difference of chunked and plain log-probabilities from the same bf16 logits."""
+SCORE_TOLERANCE = 0.05
+"""Largest difference of chunked and plain log-probabilities: some steps of a bf16 logit, which
+products of other sizes round otherwise."""
 PARITY_TOLERANCE = 0.1
 """Largest mean difference of log-probabilities between two ways to compute them in bf16."""
 GPU_CPU_TOLERANCE = 1e-3
