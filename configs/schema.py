@@ -248,6 +248,14 @@ class GRPOConfig:
     """Rewards are not divided by a standard deviation below this."""
     min_spread: float = 1e-6
     """Groups whose rewards spread less are skipped and reported."""
+    refill: int = 0
+    """Further rounds of sampling at most, where skipped groups leave a step short (DAPO's dynamic
+    sampling); 0 = none."""
+    replay_groups: int = 0
+    """Recent groups kept to fill up a step that is still short, with importance weights (the idea
+    of Skywork R1V2's selective sample buffer); 0 = none."""
+    replay_age: int = 4
+    """Versions at most that a replayed group may be old."""
     overlong_penalty: float = 0.0
     """Taken off the reward of a trace at the token limit (DAPO); 0 = off."""
     overlong_share: float = 0.2
@@ -532,12 +540,12 @@ def _media_problems(node: MediaConfig) -> list[str]:
 
 def _grpo_problems(node: GRPOConfig) -> list[str]:
     found = [
-        *_positive(node, "std_floor", "overlong_share", "clip_low", "clip_high"),
+        *_positive(node, "std_floor", "overlong_share", "clip_low", "clip_high", "replay_age"),
         *_share(node, "overlong_share", "clip_low"),
         *_not_negative(
             node,
             *("min_spread", "overlong_penalty", "kl_coef", "entropy_coef", "query_weight"),
-            "target_weight",
+            *("target_weight", "refill", "replay_groups"),
         ),
     ]
     if node.kl == "k1" and node.kl_in == "loss":
