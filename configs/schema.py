@@ -13,6 +13,9 @@ Pooling = Literal["emb_token", "last", "cls", "mean"]
 MIN_VOCABULARY = 400
 """Bytes, special tokens and the trace grammar take about 290 of a tokenizer's entries."""
 
+TEMPERATURES = (0.01, 1.0)
+"""Bounds of a learned temperature; the lower one is CLIP's (Radford et al., 2021)."""
+
 MAX_SCORED = 9
 """Candidates that a judge can be asked about where its answer is one digit."""
 
@@ -360,6 +363,15 @@ class EmbedderConfig:
     sub_batches: int = 2
     """Draws a batch is made of, each from a single data set (spec, section 1.2)."""
     temperature: float = 0.02
+    learn_temperature: bool = False
+    """Train the temperature as well, from there and within (0.01, 1)."""
+    dimensions: list[int] = field(default_factory=list)
+    """Leading parts of the vector that shall retrieve by themselves (Matryoshka): the loss is the
+    mean over them and the whole vector, each measured as `eval/hit_at_1_dim_<size>`."""
+    hard_negatives: int = 1
+    """Of a row's own hard negatives, so many at most; 0 = none (published). One is shown with the
+    trace that another row of the training sets has for it. One without any stands only against
+    queries whose target is embedded without trace: else its lack of one would give it away."""
     trace_dropout: float = 0.3
     """Share of items embedded without their trace, so that no-trace input stays in distribution."""
     evidence_dropout: float = 0.1
@@ -648,7 +660,18 @@ _CHECKS = {
     WarmStartConfig: lambda n: _positive(n, "steps", "batch"),
     EmbedderConfig: lambda n: [
         *_positive(n, "steps", "batch", "sub_batches", "temperature"),
+        *_not_negative(n, "hard_negatives"),
         *_share(n, "trace_dropout", "evidence_dropout"),
+        *(
+            f"dimensions: expected sizes of more than 0, found {size}"
+            for size in n.dimensions
+            if size <= 0
+        ),
+        *(
+            [f"temperature: learned, it must be within {TEMPERATURES}, found {n.temperature}"]
+            if n.learn_temperature and not TEMPERATURES[0] < n.temperature < TEMPERATURES[1]
+            else []
+        ),
     ],
     RLConfig: lambda n: _positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
     EvaluateConfig: lambda n: _positive(n, "bootstrap"),

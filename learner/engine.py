@@ -172,6 +172,8 @@ class TrainEngine:
         """
         partitioned = self._config.zero_stage == 3
         for name, param in self._engine.module.named_parameters():
+            if not name.startswith("net."):
+                continue  # the head's own: no part of the model
             name = name.removeprefix("net.")
             if not partitioned:
                 yield name, param.detach().cpu()

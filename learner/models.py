@@ -129,15 +129,17 @@ class TokenHead(nn.Module):
 class EmbeddingHead(nn.Module):
     """A model that embeds rows: the last token's hidden state, normalised in float32."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, temperature: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.temperature = temperature
         output = net.get_output_embeddings()
         if output.weight is not net.get_input_embeddings().weight:
             output.requires_grad_(False)  # unused here: weight decay would wear it down
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return unit vectors, float32 [B, D]."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return unit vectors, float32 [B, D], and the temperature of their loss, [1]."""
         hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(batch.last_B), device=hidden.device)
-        return nn.functional.normalize(hidden[rows, batch.last_B].float(), dim=-1)
+        vectors = nn.functional.normalize(hidden[rows, batch.last_B].float(), dim=-1)
+        return vectors, self.temperature(vectors)

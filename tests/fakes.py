@@ -31,7 +31,7 @@ class FakeEmbedder:
 
 
 class FakeRollout:
-    """Gives each request a trace of its own; those that ``dull`` names say all the same."""
+    """Gives siblings traces of 3, 4, ... tokens; those of groups that are ``dull`` are all alike."""
 
     def __init__(self, dull=lambda group: False):
         self.dull = dull
@@ -44,12 +44,14 @@ class FakeRollout:
         return [self._trace(request.key) for request in requests], []
 
     def _trace(self, key):
+        dull = self.dull(key.group)
+        tokens = 3 if dull else 3 + key.sibling
         return Trajectory(
             key=key,
             prompt_ids=np.array([1, 2]),
-            response_ids=np.array([3, 4, 5]),
-            logprobs=np.full(3, -0.1 * (1 + key.sibling), dtype=np.float32),
-            text=str(key.group) if self.dull(key.group) else str(key),
+            response_ids=np.arange(tokens),
+            logprobs=np.full(tokens, -0.1 * (1 + key.sibling), dtype=np.float32),
+            text=str(key.group if dull else key),
             finish="stop",
             min_version=self.version,
             max_version=self.version,

@@ -15,6 +15,7 @@ from cluster.weights import WeightStore
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, OptimizerConfig, SamplingConfig
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
+from learner.contrastive import Temperature
 from learner.export import restore
 
 pytestmark = pytest.mark.timeout(240)
@@ -121,10 +122,13 @@ class Plain:
         targets = torch.from_numpy(sample.response_ids)
         return torch.log_softmax(logits, -1)[torch.arange(len(targets)), targets]
 
+    def train_also(self, param: torch.nn.Parameter) -> None:
+        self.optimizer.param_groups[0]["params"].append(param)
+
     def step(self, loss: torch.Tensor) -> float:
         self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()
         return float(norm)
 
@@ -144,13 +148,14 @@ def build_policy(group: LearnerGroup, tiny_folder: Path) -> None:
     )
 
 
-def build_contrastive(group: LearnerGroup, tiny_folder: Path) -> None:
+def build_contrastive(group: LearnerGroup, tiny_folder: Path, **changes: object) -> None:
     group.build_contrastive(
         model=str(tiny_folder),
         media=MEDIA,
         total_steps=STEPS,
         seed=0,
         temperature=CONTRAST_TEMPERATURE,
+        **changes,
     )
 
 
@@ -241,47 +246,77 @@ def contrast_rows() -> list[ContrastPair]:
     ]
 
 
-def plain_contrast(plain: Plain) -> torch.Tensor:
+def plain_contrast(plain: Plain, temperature: torch.Tensor, dimensions: tuple) -> torch.Tensor:
     rows = contrast_rows()
 
     def vector(content: Content) -> torch.Tensor:
         ids = plain.encoder.embed(content, plain.pictures).expanded
-        return torch.nn.functional.normalize(plain.hidden(content, ids)[-1], dim=0)
+        return plain.hidden(content, ids)[-1]
 
     queries = [vector(row.query) for row in rows]
     targets = [vector(row.target) for row in rows]
+    negatives = [[vector(content) for content in row.negatives] for row in rows]
     total = torch.zeros(())
-    for i, row in enumerate(rows):
-        others = [j for j in range(len(rows)) if j == i or rows[j].target_key != row.target_key]
-        own = others.index(i)
-        forward = [queries[i] @ targets[j] for j in others]
-        forward += [queries[i] @ vector(content) for content in row.negatives]
-        backward = [targets[i] @ queries[j] for j in others]
-        for scores in (forward, backward):
-            logits = torch.stack(scores) / CONTRAST_TEMPERATURE
-            total = total - torch.log_softmax(logits, 0)[own]
-    return total / (2 * len(rows))
+    for size in dimensions:
+
+        def closeness(one: torch.Tensor, other: torch.Tensor, size: int = size) -> torch.Tensor:
+            return torch.cosine_similarity(one[:size], other[:size], dim=0)
+
+        for i, row in enumerate(rows):
+            others = [j for j in range(len(rows)) if j == i or rows[j].target_key != row.target_key]
+            own = others.index(i)
+            forward = [closeness(queries[i], targets[j]) for j in others]
+            forward += [closeness(queries[i], negative) for negative in negatives[i]]
+            backward = [closeness(targets[i], queries[j]) for j in others]
+            for scores in (forward, backward):
+                logits = torch.stack(scores) / temperature
+                total = total - torch.log_softmax(logits, 0)[own]
+    return total / (2 * len(rows) * len(dimensions))
 
 
-@pytest.mark.parametrize(("zero_stage", "micro_batch_tokens"), [(1, 100), (1, 10_000), (3, 100)])
+@pytest.mark.parametrize(
+    ("zero_stage", "micro_batch_tokens", "learned"),
+    [(1, 100, False), (1, 10_000, False), (3, 100, True)],
+)
 def test_contrastive_training_follows_plain_adamw(
-    group, zero_stage, micro_batch_tokens, tiny_folder, encoder, pictures
+    group, zero_stage, micro_batch_tokens, learned, tiny_folder, encoder, pictures
 ):
     configure(group, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
-    build_contrastive(group, tiny_folder)
+    dimensions = (24, 64) if learned else ()
+    build_contrastive(group, tiny_folder, learn_temperature=learned, dimensions=dimensions)
     ref = ray.put(pictures)
     plain = Plain(tiny_folder, encoder, pictures)
+    heat = Temperature(CONTRAST_TEMPERATURE, learned=learned)
+    if learned:
+        plain.train_also(heat.raw)
     for _ in range(STEPS):
-        loss = plain_contrast(plain)
+        temperature = heat(torch.zeros(1))
+        loss = plain_contrast(plain, temperature, (*dimensions, 128))
         norm = plain.step(loss)
         metrics = group.train_contrastive(contrast_rows(), ref).metrics
-        assert metrics["contrast/loss"] == pytest.approx(loss.item(), abs=2e-5)
+        assert metrics["contrast/loss"] == pytest.approx(loss.item(), abs=1e-5)
         assert metrics["contrast/grad_norm"] == pytest.approx(norm, rel=1e-3)
+        assert metrics["contrast/temperature"] == pytest.approx(temperature.item(), rel=1e-4)
     vectors = group.embed(contents(), ref)
     ids = encoder.embed(contents()[3], pictures).expanded
     with torch.no_grad():
         expected = torch.nn.functional.normalize(plain.hidden(contents()[3], ids)[-1], dim=0)
     np.testing.assert_allclose(vectors[3], expected.numpy(), atol=1e-3)
+    assert weights(group).keys() == load_file(tiny_folder / "model.safetensors").keys()
+
+
+@TWO_RANKS
+def test_a_learned_temperature_resumes_bit_identically(group, tiny_folder, pictures, tmp_path):
+    configure(group, zero_stage=2, micro_batch_tokens=10_000)
+    ref = ray.put(pictures)
+    build_contrastive(group, tiny_folder, learn_temperature=True)
+    group.train_contrastive(contrast_rows(), ref)
+    group.save(tmp_path / "learner")
+    straight = group.train_contrastive(contrast_rows(), ref).metrics
+    build_contrastive(group, tiny_folder, learn_temperature=True)
+    group.load(tmp_path / "learner")
+    assert group.train_contrastive(contrast_rows(), ref).metrics == straight
+    assert straight["contrast/temperature"] != pytest.approx(CONTRAST_TEMPERATURE, rel=1e-5)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])

@@ -1,4 +1,4 @@
-"""The step of the RL loop over fakes: refilled and replayed, every pair and every trace in place."""
+"""The RL step over fakes: refilled and replayed, every pair and every trace in its place."""
 
 import json
 from collections import Counter
@@ -25,7 +25,8 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, **grpo):
     config = RLConfig(
         run=RunConfig(dir="unused"),
         reasoner="unused",
-        reward=RewardConfig(model="unused"),
+        # Siblings differ in length, so that all groups but dull ones have spread.
+        reward=RewardConfig(model="unused", length_weight=1.0, length_budget=1),
         pairs=PAIRS,
         siblings=2,
         grpo=GRPOConfig(**grpo),
