@@ -31,7 +31,7 @@ class FakeEmbedder:
 
 
 class FakeRollout:
-    """Gives siblings traces of 3, 4, ... tokens; those of groups that are ``dull`` are all alike."""
+    """Gives siblings traces of 3, 4, ... tokens; those of ``dull`` groups are all alike."""
 
     def __init__(self, dull=lambda group: False):
         self.dull = dull
