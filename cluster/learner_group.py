@@ -127,10 +127,22 @@ class LearnerGroup:
         self._build(self._planned(SupervisedObjective(), model, media, total_steps, seed))
 
     def build_contrastive(
-        self, *, model: str, media: MediaConfig, total_steps: int, seed: int, temperature: float
+        self,
+        *,
+        model: str,
+        media: MediaConfig,
+        total_steps: int,
+        seed: int,
+        temperature: float,
+        learn_temperature: bool = False,
+        dimensions: Sequence[int] = (),
     ) -> None:
         """Load an Embedder for contrastive training."""
-        objective = ContrastiveObjective(temperature=temperature)
+        objective = ContrastiveObjective(
+            temperature=temperature,
+            learn_temperature=learn_temperature,
+            dimensions=tuple(dimensions),
+        )
         self._build(self._planned(objective, model, media, total_steps, seed))
 
     def train_policy(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
@@ -187,7 +199,7 @@ class LearnerGroup:
         return self._all(refs, "evaluating")[0]
 
     def train_contrastive(self, rows: Sequence[ContrastPair], pictures: Any) -> StepReport:
-        """Take one contrastive step; every row is a negative for all others of other keys."""
+        """Take one contrastive step; rows that share no identity are each other's negatives."""
         return self._step(
             [
                 rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures)

@@ -24,6 +24,7 @@ import ray
 from cluster.checkpoints import LEARNER_FOLDER
 from cluster.learner_group import LearnerGroup
 from cluster.pools import RolloutPool
+from cluster.rounds import SampledRound, join_rounds, pairs_wanted
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
 from configs.schema import RLConfig
@@ -47,6 +48,7 @@ from data.types import (
 from evaluation.metrics import hit_at_1
 from learner.advantages import step_advantages
 from learner.policy import TokenScores, shaped_rewards
+from learner.replay import KeptGroup, ReplayBuffer
 
 log = logging.getLogger(__name__)
 SHOWN_REASONS = 3
@@ -113,60 +115,83 @@ class Pipeline:
         self.version = 1
         self.serial = 0
         self.max_frames = config.data.media.max_frames
+        self.replay = ReplayBuffer(groups=config.grpo.replay_groups, age=config.grpo.replay_age)
 
     def step(self) -> StepResult:
-        """Train on one batch of pairs; both sides are reasoned about, n traces each."""
+        """Train on one step's pairs; both sides are reasoned about, n traces each."""
         clock = PhaseClock()
         version = self.version
-        dropped: list[DroppedTrajectory] = []
+        rounds: list[SampledRound] = []
+        found: list[int] = []
+        while pairs := self._pairs_wanted(rounds, found):
+            rounds.append(self._sample(pairs, clock))
+            found.append(self._count_spread(rounds[-1]))
         with clock.phase("data"):
-            pairs = self._next_pairs()
-            requests = self._requests(pairs)
-            pictures, requests, lost = self._with_pictures(pairs, requests)
-            dropped += lost
-        with clock.phase("rollout"):
-            trajectories, lost = self.rollout.generate(requests, pictures)
-            dropped += lost
-        with clock.phase("reward"):
-            scores = self.scorer.score(trajectories, pairs, pictures)
-            scored = scores.scored
-            dropped += scores.dropped
+            step = join_rounds(rounds)
+            replayed, pictures = self._replay(step.pictures, sum(found))
         with clock.phase("train"):
-            contents = {request.key: request.content for request in requests}
-            rewards, penalties = self._shaped_rewards(scored, contents, pictures)
+            rewards, penalties = self._shaped_rewards(step)
             advantages, skipped = step_advantages(rewards, self.config.grpo)
-            samples = self._samples(scored, advantages, contents)
-            trained = self.learner.train_policy(samples, pictures)
-        oldest = min((one.min_version for one in trajectories), default=version)
-        staleness = version - oldest
+            samples = self._samples(step.scored, advantages, step.contents)
+            again = [sample for group in replayed for sample in group.samples]
+            trained = self.learner.train_policy([*samples, *again], pictures)
+        if not trained.broken:
+            self._remember(step.scored, samples)
         self.version += 1
         with clock.phase("sync"):
             synced = self.sync()
+        reasons = Counter(one.reason for one in step.dropped)
         metrics = {
             **trained.metrics,
             **penalties,
             **synced,
-            **scores.metrics,
-            **_reward_metrics(scored),
-            **_rollout_metrics(trajectories, clock.phases["rollout"]),
-            "staleness/max": float(staleness),
+            **step.metrics,
+            **_reward_metrics(step.scored),
+            **_rollout_metrics(step.trajectories, clock.phases["rollout"]),
+            **_staleness(version, step.trajectories, replayed),
+            **_group_metrics(step.scored),
             "group/skipped": float(skipped),
-            **_group_metrics(scored),
+            "group/refill_rounds": float(len(rounds) - 1),
+            "group/refilled": float(sum(found[1:])),
+            "group/replayed": float(len(replayed)),
             "version": float(version),
+            **{f"dropped/{reason}": float(count) for reason, count in reasons.items()},
+            "dropped/total": float(len(step.dropped)),
         }
-        reasons = Counter(one.reason for one in dropped)
-        metrics |= {f"dropped/{reason}": float(count) for reason, count in reasons.items()}
-        metrics["dropped/total"] = float(len(dropped))
         rows = trajectory_rows(
-            trajectories,
-            scored,
-            dropped,
-            pairs=pairs,
-            contents=contents,
+            step.trajectories,
+            step.scored,
+            step.dropped,
+            pairs=step.pairs,
+            contents=step.contents,
             advantages=advantages,
             templates=self.config.data.templates,
         )
         return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows, broken=trained.broken)
+
+    def _sample(self, count: int, clock: PhaseClock) -> SampledRound:
+        """Draw pairs, sample their traces, and score these in a round of their own."""
+        with clock.phase("data"):
+            pairs = self._next_pairs(count)
+            requests = self._requests(pairs)
+            pictures, requests, undecoded = self._with_pictures(pairs, requests)
+            contents = {request.key: request.content for request in requests}
+        with clock.phase("rollout"):
+            trajectories, unsampled = self.rollout.generate(requests, pictures)
+        with clock.phase("reward"):
+            scores = self.scorer.score(trajectories, pairs, pictures)
+        with clock.phase("train"):
+            tokens = self._score_tokens(scores.scored, contents, pictures)
+        return SampledRound(
+            pairs=pairs,
+            contents=contents,
+            pictures=pictures,
+            trajectories=trajectories,
+            scored=scores.scored,
+            dropped=[*undecoded, *unsampled, *scores.dropped],
+            tokens=tokens,
+            metrics=scores.metrics,
+        )
 
     def sync(self) -> dict[str, float]:
         """Publish the learner's weights as the current version and have every engine load them.
@@ -239,13 +264,19 @@ class Pipeline:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run must know besides what `save` writes."""
-        return {"version": self.version, "serial": self.serial, "feed": self.feed.state()}
+        return {
+            "version": self.version,
+            "serial": self.serial,
+            "feed": self.feed.state(),
+            "replay": self.replay.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored state; the next `sync` gives the engines the weights."""
         self.version = state["version"]
         self.serial = state["serial"]
         self.feed.restore(state["feed"])
+        self.replay.restore(state["replay"])
 
     def save(self, folder: Path) -> None:
         """Write the learner's checkpoint and the scorer's memory."""
@@ -258,9 +289,19 @@ class Pipeline:
         self.scorer.restore(folder)
         self.restore(state)
 
-    def _next_pairs(self) -> dict[int, Pair]:
-        """Return the next batch by the serial numbers that identify its groups."""
-        pairs = self.feed.next()
+    def _pairs_wanted(self, rounds: Sequence[SampledRound], found: Sequence[int]) -> int:
+        asked = [len(one.pairs) for one in rounds]
+        return pairs_wanted(asked, found, pairs=self.config.pairs, refill=self.config.grpo.refill)
+
+    def _count_spread(self, sampled: SampledRound) -> int:
+        """Return how many groups of a round have something to learn from."""
+        rewards, _ = self._shaped_rewards(sampled)
+        advantages, _ = step_advantages(rewards, self.config.grpo)
+        return len({key.group for key in advantages})
+
+    def _next_pairs(self, count: int) -> dict[int, Pair]:
+        """Return the next pairs by the serial numbers that identify their groups."""
+        pairs = self.feed.next(count)
         numbered = {self.serial + index: pair for index, pair in enumerate(pairs)}
         self.serial += len(pairs)
         return numbered
@@ -302,26 +343,53 @@ class Pipeline:
         items = (pair.item(side) for pair in pairs for side in Side)
         return load_pictures(uris_shown(items, self.max_frames), self.config.data.media)
 
-    def _shaped_rewards(
+    def _score_tokens(
         self,
         scored: Sequence[ScoredTrajectory],
         contents: Mapping[TrajectoryKey, Content],
         pictures: Any,
+    ) -> Mapping[str, TokenScores]:
+        """Return what learner and reference give to the traces, where the KL is in the reward."""
+        grpo = self.config.grpo
+        if grpo.kl == "none" or grpo.kl_in != "reward" or not scored:
+            return {}
+        unpaid = dict.fromkeys((one.trajectory.key for one in scored), 0.0)
+        return self.learner.score_policy(self._samples(scored, unpaid, contents), pictures)
+
+    def _shaped_rewards(
+        self, sampled: SampledRound
     ) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
         """Return the rewards less the penalties for length and KL, and the penalties' metrics."""
-        grpo = self.config.grpo
-        rewards = {one.trajectory.key: one.parts.total for one in scored}
-        scores: Mapping[str, TokenScores] = {}
-        if grpo.kl != "none" and grpo.kl_in == "reward" and scored:
-            samples = self._samples(scored, dict.fromkeys(rewards, 0.0), contents)
-            scores = self.learner.score_policy(samples, pictures)
+        traces = [one.trajectory for one in sampled.scored]
         return shaped_rewards(
-            rewards,
-            {one.trajectory.key: len(one.trajectory.response_ids) for one in scored},
-            scores,
-            grpo=grpo,
+            {one.trajectory.key: one.parts.total for one in sampled.scored},
+            {one.key: len(one.response_ids) for one in traces},
+            sampled.tokens,
+            grpo=self.config.grpo,
             max_tokens=self.config.rollout.sampling.max_tokens,
         )
+
+    def _replay(self, pictures: Any, found: int) -> tuple[list[KeptGroup], Any]:
+        """Return recent groups for a step that is short, and its pictures with theirs."""
+        drawn = self.replay.draw(2 * self.config.pairs - found, version=self.version)
+        uris = {uri for group in drawn for uri in group.uris()}
+        if not uris:
+            return drawn, pictures
+        decoded, failed = load_pictures(uris, self.config.data.media)
+        for reason in failed.values():
+            log.warning("not replayed: %s", reason)
+        kept = [group for group in drawn if not group.uris() & failed.keys()]
+        return kept, ray.put({**decoded, **ray.get(pictures)})
+
+    def _remember(self, scored: Sequence[ScoredTrajectory], samples: Sequence[TrainSample]) -> None:
+        """Keep the step's own groups for later steps."""
+        traces = {str(one.trajectory.key): one.trajectory for one in scored}
+        groups: dict[GroupKey, list[TrainSample]] = {}
+        for sample in samples:
+            groups.setdefault(traces[sample.key].key.group, []).append(sample)
+        for some in groups.values():
+            oldest = min(traces[sample.key].min_version for sample in some)
+            self.replay.add(some, version=oldest)
 
     def _samples(
         self,
@@ -395,6 +463,14 @@ def _group_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     sizes = Counter(one.trajectory.key.group for one in scored)
     single = sum(size == 1 for size in sizes.values())
     return {"group/count": float(len(sizes)), "group/single": float(single)}
+
+
+def _staleness(
+    version: int, trajectories: Sequence[Trajectory], replayed: Sequence[KeptGroup]
+) -> dict[str, float]:
+    """Return how many versions the oldest sample lags behind the one that it trains."""
+    versions = [one.min_version for one in trajectories] + [group.version for group in replayed]
+    return {"staleness/max": float(version - min(versions, default=version))}
 
 
 def _rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:

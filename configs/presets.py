@@ -61,8 +61,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "clip_high": 0.2,
             "kl": "none",
         },
-        # Yu et al., 2025: clip higher, token mean, overlong shaping, no KL. Groups without spread
-        # are skipped, not sampled again.
+        # Yu et al., 2025: clip higher, token mean, overlong shaping, no KL, dynamic sampling. The
+        # paper samples until a step is full; its published recipes stop after 10 rounds.
         "dapo": {
             "advantage": "group_norm",
             "loss_mean": "token",
@@ -72,6 +72,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "kl": "none",
             "overlong_penalty": 1.0,
             "overlong_share": 0.2,
+            "refill": 9,
         },
         # Zheng et al., 2025 (Group sequence policy optimization).
         "gspo": {

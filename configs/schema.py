@@ -13,6 +13,9 @@ Pooling = Literal["emb_token", "last", "cls", "mean"]
 MIN_VOCABULARY = 400
 """Bytes, special tokens and the trace grammar take about 290 of a tokenizer's entries."""
 
+TEMPERATURES = (0.01, 1.0)
+"""Bounds of a learned temperature; the lower one is CLIP's (Radford et al., 2021)."""
+
 MAX_SCORED = 9
 """Candidates that a judge can be asked about where its answer is one digit."""
 
@@ -270,6 +273,14 @@ class GRPOConfig:
     """Rewards are not divided by a standard deviation below this."""
     min_spread: float = 1e-6
     """Groups whose rewards spread less are skipped and reported."""
+    refill: int = 0
+    """Further rounds of sampling at most, where skipped groups leave a step short (DAPO's dynamic
+    sampling); 0 = none."""
+    replay_groups: int = 0
+    """Recent groups kept to fill up a step that is still short, with importance weights (the idea
+    of Skywork R1V2's selective sample buffer); 0 = none."""
+    replay_age: int = 4
+    """Versions at most that a replayed group may be old."""
     overlong_penalty: float = 0.0
     """Taken off the reward of a trace at the token limit (DAPO); 0 = off."""
     overlong_share: float = 0.2
@@ -375,6 +386,15 @@ class EmbedderConfig:
     sub_batches: int = 2
     """Draws a batch is made of, each from a single data set (spec, section 1.2)."""
     temperature: float = 0.02
+    learn_temperature: bool = False
+    """Train the temperature as well, from there and within (0.01, 1)."""
+    dimensions: list[int] = field(default_factory=list)
+    """Leading parts of the vector that shall retrieve by themselves (Matryoshka): the loss is the
+    mean over them and the whole vector, each measured as `eval/hit_at_1_dim_<size>`."""
+    hard_negatives: int = 1
+    """Of a row's own hard negatives, so many at most; 0 = none (published). One is shown with the
+    trace that another row of the training sets has for it. One without any stands only against
+    queries whose target is embedded without trace: else its lack of one would give it away."""
     trace_dropout: float = 0.3
     """Share of items embedded without their trace, so that no-trace input stays in distribution."""
     evidence_dropout: float = 0.1
@@ -594,12 +614,12 @@ def _learner_problems(node: LearnerConfig) -> list[str]:
 
 def _grpo_problems(node: GRPOConfig) -> list[str]:
     found = [
-        *_positive(node, "std_floor", "overlong_share", "clip_low", "clip_high"),
+        *_positive(node, "std_floor", "overlong_share", "clip_low", "clip_high", "replay_age"),
         *_share(node, "overlong_share", "clip_low"),
         *_not_negative(
             node,
             *("min_spread", "overlong_penalty", "kl_coef", "entropy_coef", "query_weight"),
-            "target_weight",
+            *("target_weight", "refill", "replay_groups"),
         ),
     ]
     if node.kl == "k1" and node.kl_in == "loss":
@@ -695,7 +715,18 @@ _CHECKS = {
     WarmStartConfig: lambda n: _positive(n, "steps", "batch", "checkpoint_every"),
     EmbedderConfig: lambda n: [
         *_positive(n, "steps", "batch", "sub_batches", "temperature", "checkpoint_every"),
+        *_not_negative(n, "hard_negatives"),
         *_share(n, "trace_dropout", "evidence_dropout"),
+        *(
+            f"dimensions: expected sizes of more than 0, found {size}"
+            for size in n.dimensions
+            if size <= 0
+        ),
+        *(
+            [f"temperature: learned, it must be within {TEMPERATURES}, found {n.temperature}"]
+            if n.learn_temperature and not TEMPERATURES[0] < n.temperature < TEMPERATURES[1]
+            else []
+        ),
     ],
     RLConfig: lambda n: _positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
     EvaluateConfig: lambda n: _positive(n, "bootstrap"),

@@ -30,13 +30,13 @@ class PairFeed:
         self.position: dict[str, int] = dict.fromkeys(self.names, 0)
         self.batches = 0
 
-    def next(self) -> list[Pair]:
-        """Return the next batch; fewer pairs only where the whole set is smaller."""
+    def next(self, count: int | None = None) -> list[Pair]:
+        """Return the next ``count`` pairs (None: a whole batch), fewer only from a smaller set."""
         rng = np.random.default_rng([self.seed, self.batches])
         name = self.names[int(rng.choice(len(self.names), p=self.probabilities))]
         self.batches += 1
         pairs = self.sets[name]
-        count = min(self.batch, len(pairs))
+        count = min(self.batch if count is None else count, len(pairs))
         start = self.position[name]
         # A batch never crosses an epoch's end: it would hold a pair twice.
         if start % len(pairs) + count > len(pairs):

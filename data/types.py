@@ -330,8 +330,13 @@ class ContrastPair:
     query: Content
     target: Content
     target_key: str
-    """Rows with equal keys are never each other's negatives."""
+    """Identity of the target's content: rows with equal ones are never each other's negatives."""
+    query_key: str = ""
+    """The same for the query, whose targets are all right; empty: equal to no other."""
+    label: str = ""
+    """The same for what makes targets right for each other."""
     negatives: tuple[Content, ...] = ()
+    """Hard negatives of this row's query alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,30 @@
 """Symmetric InfoNCE over the whole batch of all ranks (spec, section 1.2).
 
-Shape suffixes: B = pairs of all ranks, K = explicit hard negatives, D = dimensions.
+Shape suffixes: B = pairs of all ranks, K = explicit hard negatives, I = identities of a pair,
+D = dimensions, N = vectors of this rank: queries, targets and hard negatives, in this order.
+
+The batch is not bounded by memory (GradCache, Gao et al., 2021): vectors are made in micro-batches
+without graph, the loss of the whole batch gives each vector its gradient, and a second pass sends
+that through the model. Both passes of a micro-batch draw the same random numbers, so with dropout
+the gradient is that of the very vectors the loss was computed on. What a micro-batch draws depends
+on how the batch is cut, so only without dropout is the result that of one large pass.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+from configs.schema import TEMPERATURES
+from data.errors import ConfigError
+from data.types import ContrastPair
+from learner.batching import Batch
+from learner.steps import Backward
 
 MASKED_LOGIT = -1e9
 
@@ -19,6 +34,47 @@ class ContrastiveObjective:
     """Symmetric InfoNCE over the batch of all ranks."""
 
     temperature: float
+    """Where it starts if it is learned."""
+    learn_temperature: bool = False
+    dimensions: tuple[int, ...] = ()
+    """Leading parts of a vector with a loss of their own (Kusupati et al., 2022, Matryoshka)."""
+
+    def check_width(self, width: int) -> None:
+        """Refuse dimensions that are no leading part of the model's vectors.
+
+        Raises:
+            ConfigError: one has all dimensions or more.
+        """
+        wrong = [size for size in self.dimensions if size >= width]
+        if wrong:
+            raise ConfigError(
+                f"dimensions: expected less than the model's {width}, found "
+                f"{', '.join(map(str, wrong))}; the whole vector always has its loss"
+            )
+
+
+class Temperature(nn.Module):
+    """The temperature of the similarities: a number, or a parameter that stays within bounds.
+
+    Learned is the logarithm (Radford et al., 2021, CLIP), squashed between those of TEMPERATURES
+    rather than cut off: at a bound the gradient would be gone.
+    """
+
+    def __init__(self, initial: float, *, learned: bool) -> None:
+        super().__init__()
+        self.initial = initial
+        self.raw: nn.Parameter | None = None
+        if learned:
+            low, high = (math.log(bound) for bound in TEMPERATURES)
+            share = (math.log(initial) - low) / (high - low)
+            self.raw = nn.Parameter(torch.tensor([math.log(share / (1 - share))]))
+
+    def forward(self, like: Tensor) -> Tensor:
+        """Return the temperature, [1], in the precision and on the device of ``like``."""
+        if self.raw is None:
+            return like.new_full((1,), self.initial)
+        low, high = (math.log(bound) for bound in TEMPERATURES)
+        return torch.exp(low + (high - low) * torch.sigmoid(self.raw.to(like)))
 
 
 def info_nce(
@@ -26,22 +82,19 @@ def info_nce(
     targets_BD: Tensor,
     negatives_KD: Tensor,
     *,
-    keys_B: Tensor,
+    twins_BB: Tensor,
     owners_K: Tensor,
-    temperature: float,
+    temperature: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of both directions, and the share of queries that rank theirs first.
 
-    Rows with equal keys are never each other's negatives, in either direction. A hard negative
-    stands against the query of its owner row only: whether it is wrong for others is unknown.
+    ``twins_BB`` says which rows are right for each other: they are no negatives, in either
+    direction. A hard negative stands against the query of its owner row only: whether it is wrong
+    for others is unknown.
     """
-    count = queries_BD.shape[0]
-    similarity_BB = queries_BD @ targets_BD.T / temperature
-    own_BB = torch.eye(count, dtype=torch.bool, device=keys_B.device)
-    same_BB = (keys_B[:, None] == keys_B[None, :]) & ~own_BB
-    similarity_BB = similarity_BB.masked_fill(same_BB, MASKED_LOGIT)
+    similarity_BB = (queries_BD @ targets_BD.T / temperature).masked_fill(twins_BB, MASKED_LOGIT)
+    rows_B = torch.arange(len(queries_BD), device=owners_K.device)
     hard_BK = queries_BD @ negatives_KD.T / temperature
-    rows_B = torch.arange(count, device=keys_B.device)
     hard_BK = hard_BK.masked_fill(rows_B[:, None] != owners_K[None, :], MASKED_LOGIT)
     forward = torch.nn.functional.cross_entropy(torch.cat([similarity_BB, hard_BK], 1), rows_B)
     backward = torch.nn.functional.cross_entropy(similarity_BB.T, rows_B)
@@ -49,46 +102,139 @@ def info_nce(
     return (forward + backward) / 2, first.float().mean().detach()
 
 
-def batch_gradient(
-    local_ND: Tensor, keys: Sequence[str], owners: Sequence[int], *, temperature: float, rank: int
-) -> tuple[float, float, Tensor]:
-    """Return loss and accuracy of the whole batch, and the gradient of this rank's vectors.
+def leading(vectors: Tensor, size: int) -> Tensor:
+    """Return the first ``size`` dimensions of unit vectors, of length 1 again, [..., size]."""
+    if size == vectors.shape[-1]:
+        return vectors
+    return torch.nn.functional.normalize(vectors[..., :size], dim=-1)
 
-    ``local_ND`` holds queries, targets and hard negatives, in this order; ``owners`` are the
-    negatives' rows on this rank. Every rank must call this.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchLoss:
+    """The loss of the whole batch, the same on every rank, and its gradients."""
+
+    loss: float
+    accuracy: float
+    """Share of queries that rank their target first, by whole vectors."""
+    temperature: float
+    vectors_ND: Tensor
+    """Gradient of this rank's vectors."""
+    temperature_gradient: Tensor
+    """[1]."""
+
+
+def batch_loss(
+    local_ND: Tensor,
+    rows: Sequence[ContrastPair],
+    temperature: Tensor,
+    *,
+    dimensions: Sequence[int] = (),
+) -> BatchLoss:
+    """Return loss and gradients of the batch that this rank's vectors are a part of.
+
+    With ``dimensions``, the loss is the mean over these leading parts and the whole vector. Every
+    rank must call this; the numbers of rows may differ.
     """
-    count = len(keys)
-    sides = [local_ND[:count], local_ND[count : 2 * count], local_ND[2 * count :]]
-    parts = [gather_rows(side) for side in sides]
-    key_parts = gather_rows(hash_keys(keys).to(local_ND.device))
-    before = sum(len(part) for part in key_parts[:rank])
-    owner_parts = gather_rows(
-        torch.tensor(owners, dtype=torch.int64, device=local_ND.device) + before
-    )
+    rank, count, device = dist.get_rank(), len(rows), local_ND.device
+    parts = [gather_rows(side) for side in local_ND.tensor_split((count, 2 * count))]
+    identity_parts = gather_rows(identities(rows).to(device))
+    before = sum(len(part) for part in identity_parts[:rank])
+    owners = [before + index for index, row in enumerate(rows) for _ in row.negatives]
+    owner_parts = gather_rows(torch.tensor(owners, dtype=torch.int64, device=device))
+    twins_BB = find_twins(torch.cat(identity_parts))
     leaves = [torch.cat(part).requires_grad_() for part in parts]
-    loss, accuracy = info_nce(
-        *leaves,
-        keys_B=torch.cat(key_parts),
-        owners_K=torch.cat(owner_parts),
-        temperature=temperature,
-    )
+    heat = temperature.detach().requires_grad_()
+    found = [
+        info_nce(
+            *(leading(leaf, size) for leaf in leaves),
+            twins_BB=twins_BB,
+            owners_K=torch.cat(owner_parts),
+            temperature=heat,
+        )
+        for size in (*dimensions, local_ND.shape[1])
+    ]
+    loss = torch.stack([one for one, _ in found]).mean()
     loss.backward()
-    gradients = []
+    own = []
     for leaf, part in zip(leaves, parts, strict=True):
-        offset = sum(len(rows) for rows in part[:rank])
-        gradients.append(leaf.grad[offset : offset + len(part[rank])])
-    return float(loss), float(accuracy), torch.cat(gradients)
-
-
-def hash_keys(keys: Iterable[str]) -> Tensor:
-    """Return one int64 per key, equal for equal keys."""
-    return torch.tensor(
-        [
-            int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), signed=True)
-            for key in keys
-        ],
-        dtype=torch.int64,
+        offset = sum(len(some) for some in part[:rank])
+        own.append(leaf.grad[offset : offset + len(part[rank])])
+    return BatchLoss(
+        loss=float(loss.detach()),
+        accuracy=float(found[-1][1]),
+        temperature=float(heat.detach()),
+        vectors_ND=torch.cat(own),
+        temperature_gradient=heat.grad,
     )
+
+
+class Embeds(Backward, Protocol):
+    """An `EmbeddingHead` that is trained; `learner.engine.TrainEngine` holds one."""
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return unit vectors [B, D] and the temperature [1]."""
+
+    def seed_dropout(self, turn: int) -> None:
+        """Make the next pass draw what it draws in every run, by step, rank and this turn."""
+
+
+def accumulate_contrast(
+    engine: Embeds,
+    batches: Sequence[Batch],
+    places: Sequence[Sequence[int]],
+    rows: Sequence[ContrastPair],
+    *,
+    objective: ContrastiveObjective,
+) -> BatchLoss:
+    """Add the gradient of the whole batch's loss, and return it.
+
+    ``batches`` are micro-batches, as many as on every other rank, of which each row's place in N
+    is in ``places``. One micro-batch needs one pass only.
+    """
+
+    def embed(turn: int) -> tuple[Tensor, Tensor]:
+        engine.seed_dropout(turn)
+        return engine.forward(batches[turn])
+
+    single = len(batches) == 1
+    with torch.set_grad_enabled(single):
+        made = [embed(turn) for turn in range(len(batches))]
+    total = sum(len(place) for place in places)
+    local_ND = made[0][0].new_empty(total, made[0][0].shape[1])
+    for place, (vectors, _) in zip(places, made, strict=True):
+        local_ND[list(place)] = vectors.detach()
+    found = batch_loss(local_ND, rows, made[0][1], dimensions=objective.dimensions)
+    ranks = dist.get_world_size()
+    for turn, place in enumerate(places):
+        vectors, temperature = made[turn] if single else embed(turn)
+        # The engine averages over ranks: vectors are each rank's own, the temperature is shared.
+        loss = ranks * (vectors * found.vectors_ND[list(place)]).sum()
+        loss = loss + (temperature * found.temperature_gradient).sum() / len(batches)
+        engine.backward(loss, last=turn == len(batches) - 1)
+    return found
+
+
+def identities(rows: Sequence[ContrastPair]) -> Tensor:
+    """Return what makes rows right for each other, int64 [B, I]: content of both ends, label.
+
+    Equal numbers in a column mean equal texts; 0 stands for an empty one, which equals nothing.
+    """
+    texts = [(row.target_key, row.query_key, row.label) for row in rows]
+    numbers = [[_number(text) if text else 0 for text in row] for row in texts]
+    return torch.tensor(numbers, dtype=torch.int64).reshape(len(rows), 3)
+
+
+def find_twins(identities_BI: Tensor) -> Tensor:
+    """Return which other rows share an identity with a row, boolean [B, B], symmetric."""
+    count = len(identities_BI)
+    twins_BB = torch.zeros(count, count, dtype=torch.bool, device=identities_BI.device)
+    for column_B in identities_BI.T:
+        twins_BB |= (column_B[:, None] == column_B[None, :]) & (column_B != 0)[:, None]
+    return twins_BB.fill_diagonal_(False)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
 
 
 def gather_rows(local: Tensor) -> list[Tensor]:

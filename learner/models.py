@@ -144,17 +144,19 @@ class TokenHead(nn.Module):
 class EmbeddingHead(nn.Module):
     """A model that embeds rows: the last token's hidden state, normalised."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, temperature: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.temperature = temperature
         output = net.get_output_embeddings()
         if output.weight is not net.get_input_embeddings().weight:
             output.requires_grad_(False)  # unused here: weight decay would wear it down
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Return unit vectors, float32 or wider [B, D]."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return unit vectors, float32 or wider [B, D], and the temperature of their loss, [1]."""
         hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
         rows = torch.arange(len(batch.last_B), device=hidden.device)
         last_BD = hidden[rows, batch.last_B]
         wide = torch.promote_types(last_BD.dtype, torch.float32)
-        return nn.functional.normalize(last_BD.to(wide), dim=-1)
+        vectors = nn.functional.normalize(last_BD.to(wide), dim=-1)
+        return vectors, self.temperature(vectors)

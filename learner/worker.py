@@ -32,7 +32,7 @@ from learner.batching import (
     process_pictures,
     train_row,
 )
-from learner.contrastive import ContrastiveObjective, batch_gradient
+from learner.contrastive import ContrastiveObjective, Temperature, accumulate_contrast
 from learner.export import export_folder
 from learner.lora import adapters_off, add_adapters
 from learner.losses import policy_loss
@@ -113,8 +113,11 @@ class LearnerWorker:
             add_adapters(net, plan.learner.lora)
         self._tokens = model_tokens(net, self._encoder.tokenizer)
         self._banned = torch.tensor(self._encoder.banned_ids(), device=self._device)
-        contrastive = isinstance(objective, ContrastiveObjective)
-        head = EmbeddingHead(net) if contrastive else TokenHead(net)
+        head: torch.nn.Module = TokenHead(net)
+        if isinstance(objective, ContrastiveObjective):
+            objective.check_width(net.config.get_text_config().hidden_size)
+            heat = Temperature(objective.temperature, learned=objective.learn_temperature)
+            head = EmbeddingHead(net, heat)
         self._engine = engine.TrainEngine(head, plan.learner, steps=plan.steps, seed=plan.seed)
 
     def train_policy(
@@ -237,17 +240,11 @@ class LearnerWorker:
         }
 
     def train_contrastive(self, rows: Sequence[ContrastPair], pictures: Pictures) -> StepReport:
-        """Take one step on this rank's rows of the batch; all ranks' rows are negatives.
-
-        Vectors are made first, in micro-batches; the loss of the whole batch gives each its
-        gradient, which then goes back through the model. With more than one micro-batch the
-        vectors are made again for that, so memory does not grow with the batch.
-        """
+        """Take one step on this rank's rows of the batch; all ranks' rows are negatives."""
         start = time.perf_counter()
         objective = self._plan.objective
         if not isinstance(objective, ContrastiveObjective):
             raise ConfigError(f"expected a contrastive objective, built with {objective}")
-        owners = [i for i, row in enumerate(rows) for _ in row.negatives]
         contents = [
             *(row.query for row in rows),
             *(row.target for row in rows),
@@ -255,28 +252,16 @@ class LearnerWorker:
         ]
         requests = [EmbedRequest(key=str(i), content=c) for i, c in enumerate(contents)]
         indices, batches = self._embed_batches(requests, pictures)
-        keep_graph = len(batches) == 1
-        with torch.set_grad_enabled(keep_graph):
-            made = [self._embed_turn(turn, batch) for turn, batch in enumerate(batches)]
-        local_ND = torch.empty(len(contents), made[0].shape[1], device=self._device)
-        for index, vectors in zip(indices, made, strict=True):
-            local_ND[index] = vectors.detach()
-        keys = [row.target_key for row in rows]
-        loss, accuracy, gradient_ND = batch_gradient(
-            local_ND, keys, owners, temperature=objective.temperature, rank=self.rank
-        )
-        for turn, (index, batch) in enumerate(zip(indices, batches, strict=True)):
-            vectors = made[turn] if keep_graph else self._embed_turn(turn, batch)
-            self._engine.backward(
-                (vectors * gradient_ND[index]).sum() * self.ranks, last=turn == len(batches) - 1
-            )
+        found = accumulate_contrast(self._engine, batches, indices, rows, objective=objective)
         outcome = self._engine.step()
         tokens = float(sum(int(batch.inputs["attention_mask"].sum()) for batch in batches))
         metrics = {
-            "contrast/loss": loss,
-            "contrast/accuracy": accuracy,
+            "contrast/loss": found.loss,
+            "contrast/accuracy": found.accuracy,
+            "contrast/temperature": found.temperature,
             "train/tokens": self._sum({"n": tokens})["n"],
         }
+        keys = [row.target_key for row in rows]
         return _report("contrast", start, outcome, metrics, broken=keys)
 
     def embed(self, requests: Sequence[EmbedRequest], pictures: Pictures) -> dict[str, np.ndarray]:
@@ -285,7 +270,8 @@ class LearnerWorker:
         vectors: dict[str, np.ndarray] = {}
         for index, batch in zip(indices, batches, strict=True):
             with self._engine.measuring():
-                rows = self._engine.forward(batch).cpu().numpy()
+                made, _ = self._engine.forward(batch)
+            rows = made.cpu().numpy()
             vectors.update((requests[i].key, row) for i, row in zip(index, rows, strict=True))
         return vectors
 
@@ -331,11 +317,6 @@ class LearnerWorker:
         wanted = (picture for row in rows for picture in row.pictures)
         patches = process_pictures(wanted, pictures, self._encoder)
         return plan, [self._collate([rows[i] for i in index], patches) for index in plan]
-
-    def _embed_turn(self, turn: int, batch: Batch) -> Tensor:
-        """Return unit vectors; a second pass of the same turn drops the same."""
-        self._engine.seed_dropout(turn)
-        return self._engine.forward(batch)
 
     def _policy(self) -> PolicyObjective:
         objective = self._plan.objective

@@ -4,7 +4,7 @@ Example: python -m cluster.jobs.embedder configs/demo/embedder.yaml
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import ray
@@ -24,7 +24,7 @@ from data.media import load_pictures
 from data.model_folder import warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
-from data.types import Content, ContrastPair, Evidence, Pair, Pictures, Side
+from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
 
 MAX_POOR_DRAWS = 20
@@ -75,6 +75,8 @@ def main(config: EmbedderConfig) -> int:
             total_steps=config.steps,
             seed=config.run.seed,
             temperature=config.temperature,
+            learn_temperature=config.learn_temperature,
+            dimensions=config.dimensions,
         )
         held_out, pictures = with_pictures(held_out, config)
         pictures_ref = ray.put(pictures)
@@ -103,6 +105,7 @@ def batches(feed: PairFeed, config: EmbedderConfig) -> Iterator[tuple[Batch, Sta
     Raises:
         DataError: draw after draw, too few pairs have readable pictures to give every rank one.
     """
+    traces = negatives_traces(feed)
     poor = 0
     while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
@@ -112,14 +115,7 @@ def batches(feed: PairFeed, config: EmbedderConfig) -> Iterator[tuple[Batch, Sta
             poor += 1
             continue
         poor = 0
-        rows = [
-            ContrastPair(
-                query=side_content(pair, Side.QUERY, rng, config),
-                target=side_content(pair, Side.TARGET, rng, config),
-                target_key=pair.target_key(),
-            )
-            for pair in pairs
-        ]
+        rows = [make_row(pair, rng, config, traces, pictures) for pair in pairs]
         yield (rows, pictures), feed.state()
     raise DataError(
         f"data.train: {MAX_POOR_DRAWS} batches in a row had fewer than learner.ranks="
@@ -127,25 +123,69 @@ def batches(feed: PairFeed, config: EmbedderConfig) -> Iterator[tuple[Batch, Sta
     )
 
 
-def side_content(
-    pair: Pair, side: Side, rng: np.random.Generator, config: EmbedderConfig
-) -> Content:
-    """Return one side's input, its trace or evidence dropped by chance (spec, section 1.2)."""
-    bare, text_only = rng.random(2) < (config.trace_dropout, config.evidence_dropout)
-    evidence = Evidence.NONE if bare else Evidence.TEXT if text_only else Evidence.FULL
-    return embed_content(
-        pair.item(side),
-        pair.trace(side),
-        max_frames=config.data.media.max_frames,
-        evidence=evidence,
+def negatives_traces(feed: PairFeed) -> dict[str, str]:
+    """Return the written traces of the sets' hard negatives, by `Item.key`: other rows' targets."""
+    pairs = [pair for some in feed.sets.values() for pair in some]
+    wanted = {item.key() for pair in pairs for item in pair.hard_negatives}
+    if not wanted:
+        return {}
+    named = ((pair.target.key(), pair.target_trace) for pair in pairs)
+    return {key: trace for key, trace in named if trace and key in wanted}
+
+
+def make_row(
+    pair: Pair,
+    rng: np.random.Generator,
+    config: EmbedderConfig,
+    traces: Mapping[str, str],
+    pictures: Pictures,
+) -> ContrastPair:
+    """Return a pair's row; each side's trace or evidence is dropped by chance (spec, section 1.2).
+
+    Hard negatives are shown as the target is. Left out are those that are the target, lack a trace
+    beside a target with one, or have a broken picture.
+    """
+    most = config.data.media.max_frames
+    query, target = (draw_evidence(rng, config) for _ in Side)
+
+    def content(item: Item, trace: str, evidence: Evidence) -> Content:
+        return embed_content(item, trace, max_frames=most, evidence=evidence)
+
+    bare = target is Evidence.NONE or not pair.target_trace
+    usable = [
+        item
+        for item in pair.hard_negatives[: config.hard_negatives]
+        if item.key() != pair.target.key()
+        and (bare or item.key() in traces)
+        and uris_shown([item], most) <= pictures.keys()
+    ]
+    return ContrastPair(
+        query=content(pair.query, pair.query_trace, query),
+        target=content(pair.target, pair.target_trace, target),
+        target_key=pair.target.key(),
+        query_key=pair.query.key(),
+        label=pair.label,
+        negatives=tuple(
+            content(item, "" if bare else traces[item.key()], target) for item in usable
+        ),
     )
 
 
+def draw_evidence(rng: np.random.Generator, config: EmbedderConfig) -> Evidence:
+    """Return by chance how much of its trace an item is embedded with."""
+    bare, text_only = rng.random(2) < (config.trace_dropout, config.evidence_dropout)
+    return Evidence.NONE if bare else Evidence.TEXT if text_only else Evidence.FULL
+
+
 def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair], Pictures]:
-    """Return the pairs whose pictures can be decoded, and these; what cannot be is reported."""
+    """Return the pairs whose pictures can be decoded, and these; what cannot be is reported.
+
+    A pair stays where only a hard negative's picture is broken.
+    """
     most = config.data.media.max_frames
     shown = [uris_shown((pair.query, pair.target), most) for pair in pairs]
-    pictures, failed = load_pictures(set().union(*shown), config.data.media)
+    beside = [uris_shown(pair.hard_negatives[: config.hard_negatives], most) for pair in pairs]
+    pictures, failed = load_pictures(set().union(*shown, *beside), config.data.media)
     for reason in failed.values():
         print(f"quarantined: {reason}", file=sys.stderr)
     kept = [pair for pair, uris in zip(pairs, shown, strict=True) if not uris & failed.keys()]
@@ -155,7 +195,7 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
 def measure(
     group: LearnerGroup, pairs: list[Pair], pictures: object, config: EmbedderConfig
 ) -> dict[str, float]:
-    """Return held-out hit@1 with the written traces, and without any."""
+    """Return held-out hit@1 with the written traces, by leading dimensions too, and without any."""
     found = {}
     for name, evidence in (
         ("eval/hit_at_1", Evidence.FULL),
@@ -175,6 +215,12 @@ def measure(
             rows = group.embed(list(contents.values()), pictures)
             vectors[side] = dict(zip(contents, rows, strict=True))
         found[name] = hit_at_1(pairs, vectors[Side.QUERY], vectors[Side.TARGET])
+        for size in config.dimensions if evidence is Evidence.FULL else ():
+            cut = {
+                side: {key: row[:size] for key, row in rows.items()}
+                for side, rows in vectors.items()
+            }
+            found[f"{name}_dim_{size}"] = hit_at_1(pairs, cut[Side.QUERY], cut[Side.TARGET])
     return found
 
 

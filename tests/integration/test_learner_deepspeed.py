@@ -5,7 +5,8 @@ once per objective, and the configurations share two process groups.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from configs.schema import (
 )
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
+from learner.contrastive import Temperature
 from learner.export import restore
 from learner.lora import add_adapters, stored_weights
 
@@ -54,6 +56,7 @@ LORA = LoRAConfig(rank=4, alpha=8, vision_modules=["*.qkv"])
 GRPO = GRPOConfig(clip_low=0.2, clip_high=0.2, kl_coef=0.05)
 TEMPERATURE = 0.8
 CONTRAST_TEMPERATURE = 0.2
+DIMENSIONS = (24, 64)
 STEPS = 6
 TWO_RANKS = pytest.mark.parametrize("group", [2], indirect=True)
 
@@ -155,10 +158,13 @@ class Plain:
         targets = torch.from_numpy(sample.response_ids)
         return torch.log_softmax(logits, -1)[torch.arange(len(targets)), targets]
 
+    def train_also(self, param: torch.nn.Parameter) -> None:
+        self.optimizer.param_groups[0]["params"].append(param)
+
     def step(self, loss: torch.Tensor) -> float:
         self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()
         return float(norm)
 
@@ -178,13 +184,14 @@ def build_policy(group: LearnerGroup, tiny_folder: Path) -> None:
     )
 
 
-def build_contrastive(group: LearnerGroup, tiny_folder: Path) -> None:
+def build_contrastive(group: LearnerGroup, tiny_folder: Path, **changes: object) -> None:
     group.build_contrastive(
         model=str(tiny_folder),
         media=MEDIA,
         total_steps=STEPS,
         seed=0,
         temperature=CONTRAST_TEMPERATURE,
+        **changes,
     )
 
 
@@ -351,54 +358,104 @@ def contrast_rows() -> list[ContrastPair]:
     ]
 
 
-def plain_contrast(plain: Plain, rows: list[ContrastPair]) -> torch.Tensor:
+def plain_contrast(
+    plain: Plain, rows: list[ContrastPair], temperature: torch.Tensor, dimensions: tuple
+) -> torch.Tensor:
     def vector(content: Content) -> torch.Tensor:
         ids = plain.encoder.embed(content, plain.pictures).expanded
-        return torch.nn.functional.normalize(plain.hidden(content, ids)[-1], dim=0)
+        return plain.hidden(content, ids)[-1]
 
     queries = [vector(row.query) for row in rows]
     targets = [vector(row.target) for row in rows]
+    negatives = [[vector(content) for content in row.negatives] for row in rows]
     total = torch.zeros(())
-    for i, row in enumerate(rows):
-        others = [j for j in range(len(rows)) if j == i or rows[j].target_key != row.target_key]
-        own = others.index(i)
-        forward = [queries[i] @ targets[j] for j in others]
-        forward += [queries[i] @ vector(content) for content in row.negatives]
-        backward = [targets[i] @ queries[j] for j in others]
-        for scores in (forward, backward):
-            logits = torch.stack(scores) / CONTRAST_TEMPERATURE
-            total = total - torch.log_softmax(logits, 0)[own]
-    return total / (2 * len(rows))
+    for size in dimensions:
+
+        def closeness(one: torch.Tensor, other: torch.Tensor, size: int = size) -> torch.Tensor:
+            return torch.cosine_similarity(one[:size], other[:size], dim=0)
+
+        for i, row in enumerate(rows):
+            others = [j for j in range(len(rows)) if j == i or rows[j].target_key != row.target_key]
+            own = others.index(i)
+            forward = [closeness(queries[i], targets[j]) for j in others]
+            forward += [closeness(queries[i], negative) for negative in negatives[i]]
+            backward = [closeness(targets[i], queries[j]) for j in others]
+            for scores in (forward, backward):
+                logits = torch.stack(scores) / temperature
+                total = total - torch.log_softmax(logits, 0)[own]
+    return total / (2 * len(rows) * len(dimensions))
 
 
 @pytest.fixture(scope="module")
-def plain_contrastive(tiny_folder, encoder, pictures) -> tuple[list[dict[str, float]], np.ndarray]:
-    """Return what plain PyTorch measures in each step, by metric, and a vector after the last."""
-    plain = Plain(tiny_folder, encoder, pictures)
-    found = []
-    for rows in batches(contrast_rows()):
-        loss = plain_contrast(plain, rows)
-        found.append({"contrast/loss": loss.item(), "contrast/grad_norm": plain.step(loss)})
-    ids = encoder.embed(contents()[3], pictures).expanded
-    with torch.no_grad():
-        vector = torch.nn.functional.normalize(plain.hidden(contents()[3], ids)[-1], dim=0)
-    return found, vector.numpy()
+def plain_contrastive(tiny_folder, encoder, pictures) -> Callable:
+    """Return what gives, learned temperature or not, what plain PyTorch measures in each step, by
+    metric, and a vector after the last.
+    """
+
+    @functools.cache
+    def measured(learned: bool) -> tuple[list[dict[str, float]], np.ndarray]:
+        plain = Plain(tiny_folder, encoder, pictures)
+        heat = Temperature(CONTRAST_TEMPERATURE, learned=learned)
+        if learned:
+            plain.train_also(heat.raw)
+        dimensions = (*(DIMENSIONS if learned else ()), 128)
+        found = []
+        for rows in batches(contrast_rows()):
+            temperature = heat(torch.zeros(1))
+            loss = plain_contrast(plain, rows, temperature, dimensions)
+            found.append(
+                {
+                    "contrast/loss": loss.item(),
+                    "contrast/grad_norm": plain.step(loss),
+                    "contrast/temperature": temperature.item(),
+                }
+            )
+        ids = encoder.embed(contents()[3], pictures).expanded
+        with torch.no_grad():
+            vector = torch.nn.functional.normalize(plain.hidden(contents()[3], ids)[-1], dim=0)
+        return found, vector.numpy()
+
+    return measured
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "micro_batch_tokens"), [(0, 100), (1, 100), (1, 10_000), (2, 100), (3, 100)]
+    ("zero_stage", "micro_batch_tokens", "learned"),
+    [
+        (0, 100, False),
+        (1, 100, False),
+        (1, 10_000, False),
+        (2, 100, True),
+        (3, 100, False),
+        (3, 100, True),
+    ],
 )
 def test_contrastive_training_follows_plain_adamw(
-    group, zero_stage, micro_batch_tokens, plain_contrastive, tiny_folder, pictures
+    group, zero_stage, micro_batch_tokens, learned, plain_contrastive, tiny_folder, pictures
 ):
     configure(group, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
-    build_contrastive(group, tiny_folder)
+    dimensions = DIMENSIONS if learned else ()
+    build_contrastive(group, tiny_folder, learn_temperature=learned, dimensions=dimensions)
     ref = ray.put(pictures)
-    steps, vector = plain_contrastive
+    steps, vector = plain_contrastive(learned)
     for batch, expected in zip(batches(contrast_rows()), steps, strict=True):
         metrics = group.train_contrastive(batch, ref).metrics
         assert follows(metrics, expected), (metrics, expected)
     np.testing.assert_allclose(group.embed(contents(), ref)[3], vector, atol=1e-3)
+    assert weights(group).keys() == load_file(tiny_folder / "model.safetensors").keys()
+
+
+@TWO_RANKS
+def test_a_learned_temperature_resumes_bit_identically(group, tiny_folder, pictures, tmp_path):
+    configure(group, zero_stage=2, micro_batch_tokens=10_000)
+    ref = ray.put(pictures)
+    build_contrastive(group, tiny_folder, learn_temperature=True)
+    group.train_contrastive(contrast_rows(), ref)
+    group.save(tmp_path / "learner")
+    straight = group.train_contrastive(contrast_rows(), ref).metrics
+    build_contrastive(group, tiny_folder, learn_temperature=True)
+    group.load(tmp_path / "learner")
+    assert group.train_contrastive(contrast_rows(), ref).metrics == straight
+    assert straight["contrast/temperature"] != pytest.approx(CONTRAST_TEMPERATURE, rel=1e-5)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])

@@ -1,16 +1,18 @@
-"""The Embedder's batches: pairs whose pictures are broken never reach the ranks."""
+"""The Embedder's batches: readable pictures, identities, and hard negatives in disguise."""
 
+from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 import pytest
 
-from cluster.jobs.embedder import batches, with_pictures
+from cluster.jobs.embedder import batches, make_row, negatives_traces, with_pictures
 from configs.schema import EmbedderConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import DataError
 from data.records import LoadedSet
 from data.types import Item, Kind
-from tests.builders import make_pair, write_picture
+from tests.builders import TRACES, make_pair, write_picture
 
 CONFIG = EmbedderConfig(run=RunConfig(dir="run"), model="m")
 
@@ -53,3 +55,65 @@ def test_batches_go_on_where_a_checkpoint_stopped():
     resumed = feed()
     resumed.restore(state)
     assert list(islice(batches(resumed, CONFIG), 5)) == straight[4:]
+
+
+NEGATIVE = Item(text="a hard one")
+TRACE = TRACES[Kind.TEXT]
+ALWAYS = replace(CONFIG, trace_dropout=0.0, evidence_dropout=0.0)
+NEVER = replace(CONFIG, trace_dropout=1.0)
+
+
+def row_of(pair, config, traces=None, pictures=None):
+    return make_row(pair, np.random.default_rng(0), config, traces or {}, pictures or {})
+
+
+def text_of(content):
+    return "".join(part for part in content if isinstance(part, str))
+
+
+def test_a_row_names_what_makes_others_right_for_it():
+    row = row_of(make_pair("a", label="x"), ALWAYS)
+    assert (row.target_key, row.query_key) == ("text\x1ftarget a", "text\x1fquery a")
+    assert row.label == "x"
+
+
+def test_a_hard_negative_is_shown_with_the_trace_that_its_own_row_has():
+    pair = make_pair("a", target_trace=TRACE, hard_negatives=(NEGATIVE,))
+    own = make_pair("b", target=NEGATIVE, target_trace=TRACE)
+    loaded = LoadedSet(name="set", pairs=(pair, own), bad_rows=())
+    traces = negatives_traces(PairFeed([loaded], {"set": 1.0}, batch=1, seed=0))
+    assert traces == {NEGATIVE.key(): TRACE}
+    [negative] = row_of(pair, ALWAYS, traces).negatives
+    assert "a hard one" in text_of(negative)
+    assert "<thinking>" in text_of(negative)
+    [bare] = row_of(pair, NEVER, traces).negatives
+    assert "<thinking>" not in text_of(bare)
+
+
+def test_a_hard_negative_without_trace_stands_beside_bare_targets_only():
+    pair = make_pair("a", target_trace=TRACE, hard_negatives=(NEGATIVE,))
+    assert row_of(pair, ALWAYS).negatives == ()
+    assert len(row_of(pair, NEVER).negatives) == 1
+    assert len(row_of(replace(pair, target_trace=""), ALWAYS).negatives) == 1
+
+
+def test_as_many_hard_negatives_as_asked_and_never_the_target_itself():
+    others = tuple(Item(text=f"hard {index}") for index in range(3))
+    pair = make_pair("a", hard_negatives=others)
+    shown = {n: row_of(pair, replace(ALWAYS, hard_negatives=n)).negatives for n in (0, 2, 9)}
+    assert [len(negatives) for negatives in shown.values()] == [0, 2, 3]
+    itself = make_pair("a", hard_negatives=(make_pair("a").target,))
+    assert row_of(itself, ALWAYS).negatives == ()
+
+
+def test_a_hard_negative_with_a_broken_picture_is_left_out_and_its_pair_stays(tmp_path):
+    good, bad = write_picture(tmp_path / "good.png"), tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    one, other = (Item(text="n", kind=Kind.IMAGE, uris=(str(path),)) for path in (bad, good))
+    pair = make_pair("a", hard_negatives=(one, other))
+    config = replace(ALWAYS, hard_negatives=2)
+    kept, pictures = with_pictures([pair], config)
+    assert kept == [pair]
+    assert set(pictures) == {str(good)}
+    [negative] = row_of(pair, config, pictures=pictures).negatives
+    assert negative[0].uri == str(good)

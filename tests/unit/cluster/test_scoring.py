@@ -1,40 +1,16 @@
 """The scorer: what is asked of both pools, what is cached, counted, dropped and saved."""
 
-import zlib
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from cluster.scoring import Scorer
 from configs.schema import BankConfig, JudgeConfig, RewardConfig
 from data.types import Judgement, Kind, Side
 from tests.builders import TRACES, make_pair, make_trajectory
+from tests.fakes import FakeEmbedder
 
 REWARD = RewardConfig(model="m")
-
-
-class FakeEmbedder:
-    """Gives each content a random unit vector of its own; fails where told."""
-
-    def __init__(self, *, fails=()):
-        self.asked = []
-        self.fails = fails
-
-    def embed(self, requests, pictures):
-        self.asked += [request.key for request in requests]
-        vectors, failed = {}, {}
-        for request in requests:
-            if request.key in self.fails:
-                failed[request.key] = "told to fail"
-                continue
-            rng = np.random.default_rng(zlib.crc32(repr(request.content).encode()))
-            vector = rng.normal(size=8)
-            vectors[request.key] = (vector / np.linalg.norm(vector)).astype(np.float32)
-        return vectors, failed
-
-    def counters(self):
-        return {"pool/reward/failed": float(len(self.fails))}
 
 
 class FakeJudge:

@@ -211,6 +211,9 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
             "learner.lora.vision_modules: adapters would change the tower",
         ),
         ("grpo={kl: k1, kl_in: loss}", "grpo.kl: k1 in the loss pulls nowhere"),
+        ("grpo.refill=-1", "grpo.refill: expected at least 0"),
+        ("grpo.replay_groups=-1", "grpo.replay_groups: expected at least 0"),
+        ("grpo.replay_age=0", "grpo.replay_age: expected more than 0"),
         ("reward.outcome_weight=-1", "reward.outcome_weight: expected at least 0"),
         ("reward.evidence=none", "reward.evidence: 'none' embeds no trace"),
         ("data.max_bad_rows=1.5", "data.max_bad_rows: expected a share"),
@@ -257,11 +260,14 @@ data: {train: [{name: a, path: a.json, root: r}]}
         ("learner.ranks=3", "batch: 64 does not divide among learner.ranks=3"),
         ("sub_batches=3", "batch: 64 does not divide into sub_batches=3"),
         ("trace_dropout=2", "trace_dropout: expected a share"),
+        ("hard_negatives=-1", "hard_negatives: expected at least 0"),
+        ("dimensions=[64, 0]", "dimensions: expected sizes of more than 0, found 0"),
+        ("temperature=0.01 & learn_temperature=true", "temperature: learned, it must be within"),
         ("stop.metric=eval/hit_at_1", "evaluation.every: stop.metric needs it > 0"),
     ],
 )
 def test_an_impossible_embedder_run_is_refused(refuse, override, words):
-    assert words in refuse(override, text=EMBEDDER, cls=EmbedderConfig)
+    assert words in refuse(*override.split(" & "), text=EMBEDDER, cls=EmbedderConfig)
 
 
 def test_evaluation_needs_data(refuse):

@@ -1,0 +1,102 @@
+"""Samplings of one step: how many pairs the next one takes, and what they add up to.
+
+Every sampling is a scoring round of its own: its traces are ranked among its own candidates and
+among those of the bank, never among another sampling's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from data.types import (
+    Content,
+    DroppedTrajectory,
+    Pair,
+    ScoredTrajectory,
+    Trajectory,
+    TrajectoryKey,
+)
+from learner.policy import TokenScores
+
+LEAST_SHARE = 0.5
+"""Of a step's pairs, in a refill: a rank among few is another task than a rank among many."""
+COUNTS = ("repair/", "pool/", "judge/failed", "reward/cache_hits")
+"""Metrics that add up over rounds; alarms and `..._max` keep the largest, all others are means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledRound:
+    """What one sampling brought."""
+
+    pairs: Mapping[int, Pair]
+    """By the serial numbers of their groups."""
+    contents: Mapping[TrajectoryKey, Content]
+    pictures: Any
+    """Reference to the decoded files."""
+    trajectories: Sequence[Trajectory]
+    scored: Sequence[ScoredTrajectory]
+    dropped: Sequence[DroppedTrajectory]
+    tokens: Mapping[str, TokenScores]
+    """Of the scored traces by key as text, where the KL is in the reward; else empty."""
+    metrics: Mapping[str, float]
+
+
+def pairs_wanted(asked: Sequence[int], found: Sequence[int], *, pairs: int, refill: int) -> int:
+    """Return how many pairs a step samples next; 0 when it is full or no round is left.
+
+    Dynamic sampling (DAPO, Yu et al., 2025, section 3.2), bounded to ``refill`` rounds after the
+    first. A step is full with two groups per pair that have spread in their rewards. ``asked``
+    pairs of each round so far gave ``found`` such groups; as many pairs follow as are missing at
+    that yield, at least half of ``pairs`` and at most all.
+    """
+    if not asked:
+        return pairs
+    missing = 2 * pairs - sum(found)
+    if missing <= 0 or len(asked) > refill:
+        return 0
+    if not sum(found):
+        return pairs
+    likely = math.ceil(missing * sum(asked) / sum(found))
+    return min(pairs, max(likely, math.ceil(LEAST_SHARE * pairs)))
+
+
+def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:
+    """Return the rounds as one; their pictures are put together under one reference."""
+    first, *more = rounds
+    if not more:
+        return first
+    pictures = {uri: pixels for one in rounds for uri, pixels in ray.get(one.pictures).items()}
+    return SampledRound(
+        pairs={serial: pair for one in rounds for serial, pair in one.pairs.items()},
+        contents={key: content for one in rounds for key, content in one.contents.items()},
+        pictures=ray.put(pictures),
+        trajectories=[trace for one in rounds for trace in one.trajectories],
+        scored=[scored for one in rounds for scored in one.scored],
+        dropped=[dropped for one in rounds for dropped in one.dropped],
+        tokens={key: scores for one in rounds for key, scores in one.tokens.items()},
+        metrics=join_metrics([(one.metrics, len(one.scored)) for one in rounds]),
+    )
+
+
+def join_metrics(rounds: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
+    """Return the metrics of several rounds, given with their numbers of scored traces, as one.
+
+    Means are weighted by these numbers, over the rounds that have the metric.
+    """
+    joined: dict[str, float] = {}
+    for name in dict.fromkeys(name for metrics, _ in rounds for name in metrics):
+        found = [(metrics[name], weight) for metrics, weight in rounds if name in metrics]
+        values = [value for value, _ in found]
+        total = sum(weight for _, weight in found)
+        if name.startswith("alarm/") or name.endswith("_max"):
+            joined[name] = max(values)
+        elif name.startswith(COUNTS):
+            joined[name] = sum(values)
+        elif total:
+            joined[name] = sum(value * weight for value, weight in found) / total
+        else:
+            joined[name] = sum(values) / len(values)
+    return joined

@@ -1,0 +1,81 @@
+"""Stand-ins behind the interfaces of pools and learner, for tests of what lies between them."""
+
+import zlib
+
+import numpy as np
+
+from data.types import StepReport, Trajectory
+
+
+class FakeEmbedder:
+    """Gives each content a random unit vector of its own; fails where told."""
+
+    def __init__(self, *, fails=()):
+        self.asked = []
+        self.fails = fails
+
+    def embed(self, requests, pictures):
+        self.asked += [request.key for request in requests]
+        vectors, failed = {}, {}
+        for request in requests:
+            if request.key in self.fails:
+                failed[request.key] = "told to fail"
+                continue
+            rng = np.random.default_rng(zlib.crc32(repr(request.content).encode()))
+            vector = rng.normal(size=8)
+            vectors[request.key] = (vector / np.linalg.norm(vector)).astype(np.float32)
+        return vectors, failed
+
+    def counters(self):
+        return {"pool/reward/failed": float(len(self.fails))}
+
+
+class FakeRollout:
+    """Gives siblings traces of 3, 4, ... tokens; those of ``dull`` groups are all alike."""
+
+    def __init__(self, dull=lambda group: False):
+        self.dull = dull
+        self.version = 0
+        self.asked = []
+        """Requests by call."""
+
+    def generate(self, requests, pictures):
+        self.asked.append(list(requests))
+        return [self._trace(request.key) for request in requests], []
+
+    def _trace(self, key):
+        dull = self.dull(key.group)
+        tokens = 3 if dull else 3 + key.sibling
+        return Trajectory(
+            key=key,
+            prompt_ids=np.array([1, 2]),
+            response_ids=np.arange(tokens),
+            logprobs=np.full(tokens, -0.1 * (1 + key.sibling), dtype=np.float32),
+            text=str(key.group if dull else key),
+            finish="stop",
+            min_version=self.version,
+            max_version=self.version,
+        )
+
+    def pull_weights(self, version):
+        self.version = version
+        return []
+
+
+class FakeLearner:
+    """Remembers what it is trained on; its steps are broken where told."""
+
+    def __init__(self, *, breaks=False):
+        self.breaks = breaks
+        self.trained = []
+        """Samples by step."""
+        self.pictures = []
+
+    def train_policy(self, samples, pictures):
+        self.trained.append(list(samples))
+        self.pictures.append(pictures)
+        broken = tuple(sample.key for sample in samples) if self.breaks else ()
+        return StepReport(metrics={"policy/loss": 0.0}, seconds=0.0, broken=broken)
+
+    def publish(self, version, store):
+        return 0

@@ -1,0 +1,189 @@
+"""The RL step over fakes: refilled and replayed, every pair and every trace in its place."""
+
+import json
+from collections import Counter
+
+import pytest
+import ray
+
+from cluster.pipeline import Pipeline
+from cluster.scoring import Scorer
+from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
+from data.datasets import PairFeed
+from data.records import LoadedSet
+from data.types import Item, Kind
+from tests.builders import make_pair, write_picture
+from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+PAIRS = 4
+FIRST_DULL = 5
+"""Serial numbers below this have no spread in the tests of refill."""
+
+
+def make_pipeline(rollout=None, *, learner=None, pairs=None, **grpo):
+    config = RLConfig(
+        run=RunConfig(dir="unused"),
+        reasoner="unused",
+        # Siblings differ in length, so that all groups but dull ones have spread.
+        reward=RewardConfig(model="unused", length_weight=1.0, length_budget=1),
+        pairs=PAIRS,
+        siblings=2,
+        grpo=GRPOConfig(**grpo),
+    )
+    made = pairs or tuple(make_pair(f"p{index}") for index in range(60))
+    return Pipeline(
+        config,
+        feed=PairFeed(
+            [LoadedSet(name="set", pairs=made, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
+        ),
+        rollout=rollout or FakeRollout(),
+        scorer=Scorer(config.reward, embedder=FakeEmbedder(), judge=None, max_frames=8),
+        learner=learner or FakeLearner(),
+        store=None,
+    )
+
+
+def dull_start(group):
+    return group.serial < FIRST_DULL
+
+
+def test_a_full_step_is_one_round():
+    pipeline = make_pipeline(refill=3)
+    metrics = pipeline.step().metrics
+    assert (metrics["group/count"], metrics["group/skipped"]) == (2 * PAIRS, 0)
+    assert (metrics["group/refill_rounds"], metrics["group/refilled"]) == (0, 0)
+    assert len(pipeline.rollout.asked) == 1
+
+
+def test_without_refill_a_short_step_stays_short():
+    pipeline = make_pipeline(FakeRollout(dull_start))
+    metrics = pipeline.step().metrics
+    assert pipeline.learner.trained == [[]]
+    assert (metrics["group/skipped"], metrics["group/refill_rounds"]) == (2 * PAIRS, 0)
+
+
+def test_groups_without_spread_are_replaced_by_further_pairs():
+    pipeline = make_pipeline(FakeRollout(dull_start), refill=3)
+    metrics = pipeline.step().metrics
+    # Serials 0-3 and 4 are dull: 0, then 6, then at that yield 2 more groups of 8.
+    assert [len(asked) // 4 for asked in pipeline.rollout.asked] == [4, 4, 3]
+    assert metrics["group/refill_rounds"] == 2
+    assert metrics["group/refilled"] == 12
+    assert metrics["group/skipped"] == 2 * FIRST_DULL
+    assert metrics["group/count"] == 22
+    trained = Counter(sample.key.rpartition("/")[0] for sample in pipeline.learner.trained[0])
+    assert len(trained) == 12
+    assert set(trained.values()) == {2}
+
+
+def test_refill_ends_at_its_bound():
+    pipeline = make_pipeline(FakeRollout(lambda group: True), refill=2)
+    metrics = pipeline.step().metrics
+    assert len(pipeline.rollout.asked) == 3
+    assert (metrics["group/refilled"], metrics["group/skipped"]) == (0, 3 * 2 * PAIRS)
+
+
+def test_every_drawn_pair_is_in_the_rows_once_and_every_trace_has_its_end():
+    pipeline = make_pipeline(FakeRollout(dull_start), refill=3)
+    result = pipeline.step()
+    keys = [row["key"] for row in result.rows]
+    asked = [str(one.key) for call in pipeline.rollout.asked for one in call]
+    assert sorted(keys) == sorted(asked)
+    assert len(set(keys)) == len(keys)
+    trained = {sample.key: sample.advantage for sample in pipeline.learner.trained[0]}
+    assert {row["key"] for row in result.rows if row["advantage"] is not None} == set(trained)
+    assert len({row["pair"] for row in result.rows}) == pipeline.serial == 11
+
+
+def test_every_round_ranks_among_its_own_candidates():
+    pipeline = make_pipeline(FakeRollout(dull_start), refill=3)
+    rows = pipeline.step().rows
+    rounds = [{str(one.key) for one in call} for call in pipeline.rollout.asked]
+    declared = []
+    for keys in rounds:
+        some = [row for row in rows if row["key"] in keys]
+        assert {row["candidates/size"] for row in some} == {len(keys) // 2}
+        assert all(set(row["retrieved"]) <= keys for row in some)
+        declared.append({row["candidates/id"] for row in some})
+    assert not declared[0] & declared[1] | declared[1] & declared[2]
+
+
+def test_a_resumed_refill_neither_repeats_nor_skips_pairs():
+    grpo = {"refill": 3, "replay_groups": 8}
+    straight = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
+    stopped = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
+    expected = [straight.step() for _ in range(4)]
+    for _ in range(2):
+        stopped.step()
+    state = json.loads(json.dumps(stopped.state()))
+    resumed = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
+    resumed.restore(state)
+    resumed.rollout.version = resumed.version
+    for step in (2, 3):
+        assert resumed.step().rows == expected[step].rows
+        trained, wanted = resumed.learner.trained[step - 2], straight.learner.trained[step]
+        assert [(s.key, s.advantage) for s in trained] == [(s.key, s.advantage) for s in wanted]
+    assert resumed.state() == straight.state()
+
+
+def test_a_short_step_is_filled_up_with_recent_groups():
+    # The second step has 2 groups with spread of its own.
+    pipeline = make_pipeline(FakeRollout(lambda group: 4 <= group.serial < 7), replay_groups=4)
+    pipeline.step()
+    metrics = pipeline.step().metrics
+    assert (metrics["group/skipped"], metrics["group/replayed"]) == (6, 4)
+    assert metrics["staleness/max"] == 1
+    first, second = pipeline.learner.trained
+    again = [sample for sample in second if sample.old_logprobs is not None]
+    assert len(again) == 8
+    assert len(second) == 12
+    assert {sample.key for sample in again} < {sample.key for sample in first}
+    assert all((sample.old_logprobs == sample.logprobs).all() for sample in again)
+
+
+def test_a_replayed_group_is_not_replayed_again():
+    pipeline = make_pipeline(FakeRollout(lambda group: group.serial >= 4), replay_groups=8)
+    counts = [pipeline.step().metrics for _ in range(3)]
+    assert [metrics["group/replayed"] for metrics in counts] == [0, 8, 0]
+    assert [metrics["staleness/max"] for metrics in counts] == [0, 1, 0]
+
+
+def test_what_broke_a_step_is_not_replayed():
+    pipeline = make_pipeline(learner=FakeLearner(breaks=True), replay_groups=8)
+    assert pipeline.step().broken
+    assert pipeline.state()["replay"] == []
+
+
+def test_the_learner_gets_the_pictures_of_all_rounds_and_of_replayed_groups(tmp_path):
+    paths = [str(write_picture(tmp_path / f"{index}.png")) for index in range(60)]
+    pairs = tuple(
+        make_pair(f"p{index}", query=Item(text="q", kind=Kind.IMAGE, uris=(path,)))
+        for index, path in enumerate(paths)
+    )
+    pipeline = make_pipeline(
+        FakeRollout(lambda group: group.serial >= 4), pairs=pairs, refill=1, replay_groups=8
+    )
+    pipeline.step()
+    pipeline.step()
+    for samples, pictures in zip(pipeline.learner.trained, pipeline.learner.pictures, strict=True):
+        shown = {part.uri for s in samples for part in s.content if not isinstance(part, str)}
+        assert len(shown) == PAIRS
+        assert shown <= ray.get(pictures).keys()
+    assert "pixels" not in json.dumps(pipeline.state())
+
+
+def test_a_group_whose_picture_is_gone_is_not_replayed(tmp_path, caplog):
+    paths = [write_picture(tmp_path / f"{index}.png") for index in range(60)]
+    pairs = tuple(
+        make_pair(f"p{index}", query=Item(text="q", kind=Kind.IMAGE, uris=(str(path),)))
+        for index, path in enumerate(paths)
+    )
+    pipeline = make_pipeline(
+        FakeRollout(lambda group: group.serial >= 4), pairs=pairs, replay_groups=8
+    )
+    pipeline.step()
+    lost = next(p.uri for s in pipeline.learner.trained[0] for p in s.content[:1] if p != "q")
+    (tmp_path / lost.rpartition("/")[2]).unlink()
+    assert pipeline.step().metrics["group/replayed"] == 7
+    assert "not replayed" in caplog.text

@@ -1,0 +1,66 @@
+"""How many pairs a step samples next, and what several samplings add up to."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.rounds import join_metrics, pairs_wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "refill", "expected"),
+    [
+        ([], [], 0, 16),  # the step itself
+        ([16], [0], 0, 0),  # short, and that is that
+        ([16], [32], 3, 0),  # full
+        ([16], [33], 3, 0),
+        ([16], [20], 3, 10),  # 12 groups are missing at 20 of 16 pairs: 9.6 pairs
+        ([16], [30], 3, 8),  # not fewer than half: a rank among few is another task
+        ([16], [4], 3, 16),  # not more than a step's
+        ([16], [0], 3, 16),
+        ([16, 16, 16, 16], [1, 1, 1, 1], 3, 0),  # no round is left
+    ],
+)
+def test_a_round_follows_by_what_is_missing(asked, found, refill, expected):
+    assert pairs_wanted(asked, found, pairs=16, refill=refill) == expected
+
+
+@given(st.integers(2, 40), st.integers(0, 5), st.lists(st.integers(0, 80), max_size=8))
+def test_rounds_end_and_stay_within_a_steps_pairs(pairs, refill, yields):
+    asked, found = [], []
+    while count := pairs_wanted(asked, found, pairs=pairs, refill=refill):
+        assert max(2, pairs) / 2 <= count <= pairs
+        asked.append(count)
+        found.append(yields.pop() if yields else 0)
+    assert 1 <= len(asked) <= refill + 1
+    assert sum(found) >= 2 * pairs or len(asked) == refill + 1
+
+
+def test_metrics_of_rounds_are_means_by_trace_and_counts_are_sums():
+    first = {
+        "repair/refused": 3.0,
+        "candidates/size": 10.0,
+        "alarm/length": 1.0,
+        "pool/reward/retried": 2.0,
+        "pool/reward/in_flight_max": 7.0,
+    }
+    second = {
+        "candidates/size": 40.0,
+        "judge/failed": 1.0,
+        "pool/reward/retried": 1.0,
+        "pool/reward/in_flight_max": 5.0,
+        "hack/all_right": 0.5,
+    }
+    assert join_metrics([(first, 20), (second, 10)]) == {
+        "repair/refused": 3.0,
+        "candidates/size": 20.0,
+        "alarm/length": 1.0,
+        "pool/reward/retried": 3.0,
+        "pool/reward/in_flight_max": 7.0,
+        "judge/failed": 1.0,
+        "hack/all_right": 0.5,
+    }
+
+
+def test_metrics_of_rounds_in_which_nothing_was_scored_are_plain_means():
+    assert join_metrics([({"hack/x": 1.0}, 0), ({"hack/x": 3.0}, 0)]) == {"hack/x": 2.0}
