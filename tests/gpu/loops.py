@@ -15,7 +15,13 @@ from configs.schema import GRPOConfig, LearnerConfig
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.batching import Row, collate, process_pictures, train_row
-from learner.contrastive import ContrastiveObjective, hash_keys, info_nce
+from learner.contrastive import (
+    ContrastiveObjective,
+    Temperature,
+    find_twins,
+    identities,
+    info_nce,
+)
 from learner.losses import kl_estimate, policy_loss
 from learner.models import EmbeddingHead, TokenHead, load_model, model_tokens
 from learner.policy import PolicyObjective, policy_tokens
@@ -273,8 +279,9 @@ class PartsLoop(PlainLoop):
 
     def __init__(self, work: Work, task: Task) -> None:
         super().__init__(work, task)
-        contrastive = task == "contrastive"
-        self.head = EmbeddingHead(self.net) if contrastive else TokenHead(self.net)
+        self.head: nn.Module = TokenHead(self.net)
+        if task == "contrastive":
+            self.head = EmbeddingHead(self.net, Temperature(TEMPERATURE, learned=False))
         self._initial = None if self.reference is None else TokenHead(self.reference)
         self._tokens = model_tokens(self.net, work.encoder.tokenizer)
 
@@ -308,7 +315,8 @@ class PartsLoop(PlainLoop):
         plan = self._embed_plan([row.ids for row in rows])
         batches = [self._collate([rows[i] for i in some]) for some in plan]
         with torch.no_grad():
-            made = torch.cat([self.head(batch) for batch in batches])
+            found = [self.head(batch) for batch in batches]
+        made = torch.cat([vectors for vectors, _ in found])
         vectors_ND = torch.empty_like(made)
         vectors_ND[torch.tensor([i for some in plan for i in some], device=made.device)] = made
         vectors_ND.requires_grad_()
@@ -318,13 +326,13 @@ class PartsLoop(PlainLoop):
             vectors_ND[:count],
             vectors_ND[count : 2 * count],
             vectors_ND[2 * count :],
-            keys_B=hash_keys(p.target_key for p in self.work.pairs).to(made.device),
+            twins_BB=find_twins(identities(self.work.pairs).to(made.device)),
             owners_K=torch.tensor(owners, device=made.device),
-            temperature=TEMPERATURE,
+            temperature=found[0][1],
         )
         loss.backward()
         for some, batch in zip(plan, batches, strict=True):
-            (self.head(batch) * vectors_ND.grad[some]).sum().backward()
+            (self.head(batch)[0] * vectors_ND.grad[some]).sum().backward()
         return loss.item()
 
     def _collate(self, rows: list[Row]) -> Any:

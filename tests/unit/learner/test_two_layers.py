@@ -18,7 +18,7 @@ from configs.presets import PRESETS
 from configs.schema import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
 from learner.batching import Row, TextTokens, collate, train_row
-from learner.contrastive import hash_keys, info_nce
+from learner.contrastive import Temperature, info_nce
 from learner.losses import policy_loss
 from learner.models import EmbeddingHead, TokenHead
 from learner.policy import PolicyObjective, policy_tokens
@@ -180,6 +180,7 @@ def test_supervised_gradients_match_finite_differences():
 KEYS = ["a", "b", "a", "c"]
 OWNERS = [1, 1, 3]
 """Rows of the hard negatives."""
+TWINS = torch.tensor([[a == b and i != j for j, b in enumerate(KEYS)] for i, a in enumerate(KEYS)])
 
 
 def slow_info_nce(
@@ -209,7 +210,7 @@ def slow_info_nce(
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_contrastive_gradients_match_finite_differences(temperature):
     net = model(0)
-    head, count = EmbeddingHead(net), len(KEYS)
+    head, count = EmbeddingHead(net, Temperature(temperature, learned=False)), len(KEYS)
     rows = [
         Row(key=str(index), ids=ids, pictures=())
         for index, ids in enumerate(prompts(2 * count + len(OWNERS)))
@@ -226,13 +227,14 @@ def test_contrastive_gradients_match_finite_differences(temperature):
             made[:count], made[count : 2 * count], made[2 * count :], temperature=temperature
         )
 
-    made_ND = torch.cat([head(collate(rows[part], {}, PAD)) for part in SPLIT])
+    made, heats = zip(*(head(collate(rows[part], {}, PAD)) for part in SPLIT), strict=True)
+    made_ND = torch.cat(made)
     loss, _ = info_nce(
         made_ND[:count],
         made_ND[count : 2 * count],
         made_ND[2 * count :],
-        keys_B=hash_keys(KEYS),
+        twins_BB=TWINS,
         owners_K=torch.tensor(OWNERS),
-        temperature=temperature,
+        temperature=heats[0],
     )
     check(net, loss, slow)
