@@ -248,7 +248,9 @@ class LearnerGroup:
         )
         self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {model}")
 
-    def _shares(self, samples: Sequence[TrainSample], pictures: Any) -> list[list[list[TrainSample]]]:
+    def _shares(
+        self, samples: Sequence[TrainSample], pictures: Any
+    ) -> list[list[list[TrainSample]]]:
         """Return the samples by [rank][micro-batch]."""
         sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         plan = plan_micro_batches(

@@ -30,9 +30,7 @@ def content_cost(
     counts as the smallest.
     """
     return sum(
-        len(part) / CHARS_PER_TOKEN
-        if isinstance(part, str)
-        else picture_cost(part, sizes, limits)
+        len(part) / CHARS_PER_TOKEN if isinstance(part, str) else picture_cost(part, sizes, limits)
         for part in content
     )
 

@@ -12,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 BANNED_LOGIT = -1e9
 """The engine bans tokens with a bias of -inf; here a finite one, whose gradient is no NaN."""
-CHUNK_LOGITS = 1 << 24
-"""Logits of a chunk (64 MiB in float32); three tensors of that size are held at a time. Fewer
-would make the output layer read its weights more often than it multiplies."""
+CHUNK_LOGITS = 3 << 22
+"""Logits of a chunk (48 MiB in float32); three tensors of that size are held at a time. With fewer
+the output layer would wait for its weights, which each chunk reads again; and glibc gives blocks
+of up to 32 MiB back late."""
 
 Head = Callable[[Tensor], Tensor]
 
@@ -41,12 +42,7 @@ def token_logprobs(
     size = max(1, chunk_logits // vocabulary)
 
     def score(hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits_CV = head(hidden_CD)
-        scaled_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)) / temperature
-        del logits_CV
-        if banned is not None:
-            scaled_CV = scaled_CV.index_fill_(1, banned, BANNED_LOGIT)
-        return _Scores.apply(scaled_CV, targets_C, entropy_gradient)
+        return _Scores.apply(head(hidden_CD), targets_C, banned, temperature, entropy_gradient)
 
     if count <= size:
         return score(hidden_TD, targets_T)
@@ -65,36 +61,52 @@ def token_logprobs(
 class _Scores(torch.autograd.Function):
     """The three results of a chunk, with fewer [C, V] tensors than autograd would keep.
 
-    With p = softmax(logits) and H the entropy:
-    d log p(target) / d logits = onehot(target) - p,  d H / d logits = - p (log p + H).
+    With p = softmax(logits / temperature) and H the entropy:
+    d log p(target) = onehot(target) - p and d H = - p (log p + H), both by logits / temperature.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits_CV: Tensor, targets_C: Tensor, entropy_gradient: bool
+        ctx: Any,
+        logits_CV: Tensor,
+        targets_C: Tensor,
+        banned: Tensor | None,
+        temperature: float,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        top_C, best_C = logits_CV.max(-1)
-        below_CV = logits_CV - top_C[:, None]
-        probs_CV = below_CV.exp()
-        total_C = probs_CV.sum(-1)
-        logprobs_C = below_CV.gather(1, targets_C[:, None])[:, 0] - total_C.log()
-        probs_CV /= total_C[:, None]
-        entropy_C = total_C.log() - torch.linalg.vecdot(probs_CV, below_CV)
-        correct_C = (best_C == targets_C).to(logprobs_C.dtype)
-        kept = (below_CV.sub_(total_C.log()[:, None]), entropy_C) if entropy_gradient else ()
-        ctx.save_for_backward(probs_CV, targets_C, *kept)
+        wide = torch.promote_types(logits_CV.dtype, torch.float32)
+        own_CV = logits_CV.to(wide, copy=True).div_(temperature)
+        if banned is not None:
+            own_CV.index_fill_(1, banned, BANNED_LOGIT)
+        top_C, best_C = own_CV.max(-1, keepdim=True)
+        own_CV.sub_(top_C)
+        probs_CV = own_CV.exp()
+        total_C = probs_CV.sum(-1, keepdim=True)
+        probs_CV.div_(total_C)
+        own_CV.sub_(total_C.log())
+        logprobs_C = own_CV.gather(1, targets_C[:, None])[:, 0]
+        entropy_C = -torch.bmm(probs_CV[:, None], own_CV[:, :, None])[:, 0, 0]
+        correct_C = (best_C[:, 0] == targets_C).float()
+        ctx.temperature, ctx.banned = temperature, banned
+        ctx.save_for_backward(
+            probs_CV, targets_C, *((own_CV, entropy_C) if entropy_gradient else ())
+        )
         ctx.mark_non_differentiable(correct_C, *(() if entropy_gradient else (entropy_C,)))
         return logprobs_C, entropy_C, correct_C
 
     @staticmethod
     def backward(ctx: Any, to_logprobs_C: Tensor, to_entropy_C: Tensor, _: Tensor) -> Any:
         probs_CV, targets_C, *kept = ctx.saved_tensors
+        to_logprobs_C = to_logprobs_C[:, None] / ctx.temperature
+        # In place: a second backward pass through the same graph is refused by autograd.
         if kept:
             own_CV, entropy_C = kept
-            weights_CV = own_CV + entropy_C[:, None]
-            weights_CV.mul_(to_entropy_C[:, None]).add_(to_logprobs_C[:, None])
-            gradient_CV = weights_CV.mul_(probs_CV).neg_()
+            to_entropy_C = to_entropy_C[:, None] / ctx.temperature
+            own_CV.add_(entropy_C[:, None]).mul_(to_entropy_C).add_(to_logprobs_C)
+            probs_CV.mul_(own_CV).neg_()
         else:
-            gradient_CV = probs_CV * -to_logprobs_C[:, None]
-        gradient_CV.scatter_add_(1, targets_C[:, None], to_logprobs_C[:, None])
-        return gradient_CV, None, None
+            probs_CV.mul_(-to_logprobs_C)
+        probs_CV.scatter_add_(1, targets_C[:, None], to_logprobs_C)
+        if ctx.banned is not None:
+            probs_CV.index_fill_(1, ctx.banned, 0.0)
+        return probs_CV, None, None, None, None
