@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost
@@ -20,10 +21,11 @@ from data.types import (
     ContrastPair,
     EmbedRequest,
     ParamSpec,
+    Picture,
     StepReport,
     TrainSample,
 )
-from learner.batching import plan_micro_batches
+from learner.batching import RowCost, plan_micro_batches
 from learner.contrastive import ContrastiveObjective
 from learner.export import manifest, weight_buckets
 from learner.policy import PolicyObjective, TokenScores
@@ -157,7 +159,7 @@ class LearnerGroup:
                 rank.train_policy.remote(
                     share, pictures, total_tokens=tokens, total_traces=len(samples)
                 )
-                for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+                for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
             ],
             "training the policy",
         )
@@ -166,7 +168,7 @@ class LearnerGroup:
         """Return what the model in training, and the reference, give to each trace, by key."""
         refs = [
             rank.score_policy.remote(share, pictures)
-            for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         scores: dict[str, TokenScores] = {}
         for some in self._all(refs, "scoring traces"):
@@ -183,7 +185,7 @@ class LearnerGroup:
         return self._step(
             [
                 rank.train_supervised.remote(share, pictures, total_tokens=tokens)
-                for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+                for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
             ],
             "supervised training",
         )
@@ -194,7 +196,7 @@ class LearnerGroup:
         """Return `eval/loss`, `eval/token_accuracy` and `eval/exact` (share of samples)."""
         refs = [
             rank.evaluate_supervised.remote(share, pictures)
-            for rank, share in zip(self._ranks, self._shares(samples), strict=True)
+            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         return self._all(refs, "evaluating")[0]
 
@@ -285,10 +287,23 @@ class LearnerGroup:
         self._plan = plan
         self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {plan.model}")
 
-    def _shares(self, samples: Sequence[TrainSample]) -> list[list[list[TrainSample]]]:
+    def _shares(
+        self, samples: Sequence[TrainSample], pictures: Any
+    ) -> list[list[list[TrainSample]]]:
         """Return the samples by [rank][micro-batch]."""
+        sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         plan = plan_micro_batches(
-            [len(one.prompt_ids) + len(one.response_ids) for one in samples],
+            [
+                RowCost(
+                    tokens=len(one.prompt_ids) + len(one.response_ids),
+                    pictures={
+                        part: round(picture_cost(part, sizes, self._plan.media))
+                        for part in one.content
+                        if isinstance(part, Picture)
+                    },
+                )
+                for one in samples
+            ],
             ranks=self.config.ranks,
             budget_tokens=self.config.micro_batch_tokens,
         )

@@ -30,17 +30,18 @@ def content_cost(
     counts as the smallest.
     """
     return sum(
-        len(part) / CHARS_PER_TOKEN
-        if isinstance(part, str)
-        else _pixels(part, sizes.get(part.uri, (0, 0)), limits) / PIXELS_PER_TOKEN
+        len(part) / CHARS_PER_TOKEN if isinstance(part, str) else picture_cost(part, sizes, limits)
         for part in content
     )
 
 
-def _pixels(picture: Picture, size: tuple[int, int], limits: MediaConfig) -> int:
-    left, top, right, bottom = crop_pixels(picture.box, *size)
+def picture_cost(
+    picture: Picture, sizes: Mapping[str, tuple[int, int]], limits: MediaConfig
+) -> float:
+    """Return about how many tokens a model reads for that picture; ``sizes`` as above."""
+    left, top, right, bottom = crop_pixels(picture.box, *sizes.get(picture.uri, (0, 0)))
     least, most = limits_of(picture, limits)
-    return min(max((right - left) * (bottom - top), least), most)
+    return min(max((right - left) * (bottom - top), least), most) / PIXELS_PER_TOKEN
 
 
 def vector_fault(vector: np.ndarray, width: int) -> str | None:

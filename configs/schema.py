@@ -254,7 +254,8 @@ class LearnerConfig:
     freeze_vision: bool = False
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     micro_batch_tokens: int = 16384
-    """Tokens of one forward pass at most, padding included (a longer sequence goes alone)."""
+    """Tokens of one forward pass at most, padding included, and those of each distinct picture
+    once more for the vision tower (a dearer sequence goes alone)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     timeout_s: float = 1800.0
 

@@ -3,8 +3,9 @@
 Shape suffixes: B = rows, L = padded length, T = response tokens of all rows, laid end to end.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from data.chat import ChatEncoder, TextEncoder
 from data.errors import DataError
 from data.media import fit
 from data.types import EmbedRequest, Picture, Pictures, TrainSample
+
+MAX_PADDING = 0.05
+"""Share of a step's tokens; more micro-batches are made before more is padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +42,40 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowCost:
+    """What planning must know of a row."""
+
+    tokens: int
+    pictures: Mapping[Picture, int]
+    """Its distinct pictures, and how many tokens the vision tower makes of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """The pictures of a micro-batch, each distinct one once: siblings share theirs."""
+
+    values: Tensor
+    """float32 [patches, channels]."""
+    grid: Tensor
+    """Frames, rows and columns of patches of each, [pictures, 3]."""
+    shown: Tensor
+    """Which of them the rows show, row after row in order."""
+
+    def to(self, device: torch.device) -> "Vision":
+        """Return them on that device."""
+        return Vision(
+            values=self.values.to(device), grid=self.grid.to(device), shown=self.shown.to(device)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A padded micro-batch. Rows beyond the given ones are fillers without loss."""
 
     inputs: dict[str, Tensor]
-    """What the model's forward takes."""
+    """What the model's forward takes, pixels left out."""
+    vision: Vision | None
+    """None: the model sees no pictures."""
     last_B: Tensor
     """Index of each given row's last token."""
     rows_T: Tensor
@@ -54,6 +87,7 @@ class Batch:
         """Return the batch on that device."""
         return Batch(
             inputs={name: tensor.to(device) for name, tensor in self.inputs.items()},
+            vision=None if self.vision is None else self.vision.to(device),
             last_B=self.last_B.to(device),
             rows_T=self.rows_T.to(device),
             columns_T=self.columns_T.to(device),
@@ -82,57 +116,89 @@ class VisionTokens(TextTokens):
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], *, ranks: int, budget_tokens: int
+    rows: Sequence[RowCost], *, ranks: int, budget_tokens: int
 ) -> list[list[list[int]]]:
-    """Return sample indices by [rank][micro-batch]: every rank has equally many micro-batches.
+    """Return row indices by [rank][micro-batch]: every rank has equally many micro-batches.
 
-    A micro-batch costs its rows times its longest row and stays within ``budget_tokens``; a longer
-    sequence goes alone. Rows of similar length share a micro-batch, and the dearest one is as
-    cheap as the number of micro-batches allows. Some may be empty. The plan depends on the
-    lengths only.
+    A micro-batch costs its rows times its longest row, plus the tokens of its distinct pictures,
+    and stays within ``budget_tokens``; a dearer row goes alone. Rows of similar length share a
+    micro-batch. There are as few as leave at most MAX_PADDING of the tokens to padding, and the
+    dearest is as cheap as their number allows. Some may be empty. The plan depends on the costs
+    and the order of the rows only.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    ordered = [lengths[index] for index in order]
+    order = sorted(range(len(rows)), key=lambda index: (-rows[index].tokens, index))
+    ordered = [rows[index] for index in order]
     rounds = -(-len(_cut(ordered, budget_tokens)) // ranks)
-    low, high = 1, budget_tokens
-    while low < high:  # the least cost limit that still fits into the same number of rounds
-        middle = (low + high) // 2
-        if len(_cut(ordered, middle)) <= rounds * ranks:
-            high = middle
-        else:
-            low = middle + 1
-    sizes = _cut(ordered, high)
-    chunks: list[list[int]] = []
-    start = 0
-    for size in sizes:
-        chunks.append(order[start : start + size])
-        start += size
-    chunks += [[] for _ in range(rounds * ranks - len(chunks))]
-    cost = [len(chunk) * lengths[chunk[0]] if chunk else 0 for chunk in chunks]
-    by_cost = sorted(range(len(chunks)), key=lambda index: (-cost[index], index))
+    while True:
+        chunks = _cut(ordered, _least_limit(ordered, budget_tokens, most=rounds * ranks))
+        padded, tokens = sum(c.padded for c in chunks), sum(c.tokens for c in chunks)
+        if padded - tokens <= MAX_PADDING * padded:
+            break
+        rounds += 1
+    chunks += [_Chunk(start=len(rows)) for _ in range(rounds * ranks - len(chunks))]
+    chunks.sort(key=lambda chunk: (-chunk.cost, chunk.start))
     plan: list[list[list[int]]] = [[] for _ in range(ranks)]
     load = [0] * ranks
     for turn in range(rounds):
         # Within a round costs are alike, so ranks wait little for each other; the rank with the
         # least work so far takes the dearest.
         idle = sorted(range(ranks), key=lambda rank: (load[rank], rank))
-        for rank, index in zip(idle, by_cost[turn * ranks : (turn + 1) * ranks], strict=True):
-            plan[rank].append(chunks[index])
-            load[rank] += cost[index]
+        for rank, chunk in zip(idle, chunks[turn * ranks : (turn + 1) * ranks], strict=True):
+            plan[rank].append(order[chunk.start : chunk.start + chunk.rows])
+            load[rank] += chunk.cost
     return plan
 
 
-def _cut(ordered: Sequence[int], limit: int) -> list[int]:
-    """Return the sizes of the fewest consecutive runs whose padded tokens stay within limit."""
-    sizes: list[int] = []
-    longest = 0
-    for length in ordered:  # descending: the first of a run is its longest
-        if sizes and (sizes[-1] + 1) * longest <= limit:
-            sizes[-1] += 1
+@dataclass(slots=True)
+class _Chunk:
+    """Consecutive rows that would share a micro-batch; the first is the longest."""
+
+    start: int
+    longest: int = 0
+    rows: int = 0
+    tokens: int = 0
+    seen: set[Picture] = field(default_factory=set)
+    vision: int = 0
+
+    @property
+    def padded(self) -> int:
+        return self.rows * self.longest
+
+    @property
+    def cost(self) -> int:
+        return self.padded + self.vision
+
+    def more(self, row: RowCost) -> int:
+        """Return what that row would add to the cost."""
+        return self.longest + sum(n for p, n in row.pictures.items() if p not in self.seen)
+
+    def add(self, row: RowCost) -> None:
+        self.vision += self.more(row) - self.longest
+        self.seen.update(row.pictures)
+        self.rows += 1
+        self.tokens += row.tokens
+
+
+def _cut(ordered: Sequence[RowCost], limit: int) -> list[_Chunk]:
+    """Return consecutive runs of at most that cost; a dearer row is a run of its own."""
+    chunks: list[_Chunk] = []
+    for index, row in enumerate(ordered):
+        if not chunks or chunks[-1].cost + chunks[-1].more(row) > limit:
+            chunks.append(_Chunk(start=index, longest=row.tokens))
+        chunks[-1].add(row)
+    return chunks
+
+
+def _least_limit(ordered: Sequence[RowCost], budget: int, *, most: int) -> int:
+    """Return the least cost limit within the budget that needs at most ``most`` runs."""
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cut(ordered, middle)) <= most:
+            high = middle
         else:
-            sizes.append(1)
-            longest = length
-    return sizes
+            low = middle + 1
+    return high
 
 
 def train_row(sample: TrainSample) -> Row:
@@ -192,6 +258,14 @@ def process_pictures(
     }
 
 
+def row_cost(row: Row, patches: Mapping[Picture, Patches], tokens: TextTokens) -> RowCost:
+    """Return what planning must know of a row; pictures cost a model that sees them."""
+    pictures: dict[Picture, int] = {}
+    if isinstance(tokens, VisionTokens):
+        pictures = {p: _merged(patches[p], tokens) for p in row.pictures}
+    return RowCost(tokens=len(row.ids), pictures=pictures)
+
+
 def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: TextTokens) -> Batch:
     """Return the rows padded on the right; ``tokens`` says whether the model sees pictures.
 
@@ -204,15 +278,14 @@ def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: Tex
         DataError: a row's picture tokens do not match its pictures.
     """
     ids = [row.ids for row in rows]
-    shown: list[Patches] = []
+    vision = None
     if isinstance(tokens, VisionTokens):
         for row in rows:
             _check_pictures(row, patches, tokens)
-        shown = [patches[picture] for row in rows for picture in row.pictures]
-        if not shown:
+        vision = _vision([picture for row in rows for picture in row.pictures], patches)
+        if vision is None:
             ids = [*ids, np.array([tokens.start, tokens.image, tokens.end])]
-            side = tokens.merge
-            shown = [Patches(torch.zeros(side * side, tokens.channels), (1, side, side))]
+            vision = _blank(tokens)
     elif not ids:
         ids = [np.array([tokens.pad])]
     length = max(len(row) for row in ids)
@@ -228,14 +301,14 @@ def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: Tex
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy(attention),
     }
-    if isinstance(tokens, VisionTokens):
+    if vision is not None:
         inputs |= {
             "mm_token_type_ids": torch.from_numpy((input_ids == tokens.image).astype(np.int64)),
-            "pixel_values": torch.cat([part.values for part in shown]),
-            "image_grid_thw": torch.tensor([part.grid for part in shown]),
+            "image_grid_thw": vision.grid[vision.shown],
         }
     return Batch(
         inputs=inputs,
+        vision=vision,
         last_B=torch.tensor([len(row.ids) - 1 for row in rows], dtype=torch.long),
         rows_T=torch.from_numpy(index_T.astype(np.int64)),
         columns_T=torch.from_numpy(columns_T),
@@ -243,9 +316,31 @@ def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: Tex
     )
 
 
+def _vision(shown: Sequence[Picture], patches: Mapping[Picture, Patches]) -> Vision | None:
+    """Return what the vision tower must read; None where no picture is shown."""
+    index = {picture: i for i, picture in enumerate(dict.fromkeys(shown))}
+    if not index:
+        return None
+    return Vision(
+        values=torch.cat([patches[picture].values for picture in index]),
+        grid=torch.tensor([patches[picture].grid for picture in index]),
+        shown=torch.tensor([index[picture] for picture in shown]),
+    )
+
+
+def _blank(tokens: VisionTokens) -> Vision:
+    """Return one blank picture of one token."""
+    side = tokens.merge
+    return Vision(
+        values=torch.zeros(side * side, tokens.channels),
+        grid=torch.tensor([[1, side, side]]),
+        shown=torch.tensor([0]),
+    )
+
+
 def _check_pictures(row: Row, patches: Mapping[Picture, Patches], tokens: VisionTokens) -> None:
     """Refuse a row whose picture tokens and vision features would not match one to one."""
-    expected = sum(int(np.prod(patches[p].grid)) // tokens.merge**2 for p in row.pictures)
+    expected = sum(_merged(patches[p], tokens) for p in row.pictures)
     found = int((row.ids == tokens.image).sum())
     if found != expected:
         raise DataError(
@@ -253,3 +348,8 @@ def _check_pictures(row: Row, patches: Mapping[Picture, Patches], tokens: Vision
             f"found {found} in prompt and response; the prompt was expanded with other pixel "
             "limits, or picture tokens were not banned in sampling"
         )
+
+
+def _merged(patches: Patches, tokens: VisionTokens) -> int:
+    """Return how many tokens the vision tower makes of a picture."""
+    return math.prod(patches.grid) // tokens.merge**2

@@ -4,6 +4,7 @@ Shape suffixes: T = tokens, D = hidden size, V = vocabulary, C = tokens of one c
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 BANNED_LOGIT = -1e9
 """The engine bans tokens with a bias of -inf; here a finite one, whose gradient is no NaN."""
-CHUNK_LOGITS = 1 << 26
-"""Logits held at a time (256 MiB in float32)."""
+CHUNK_LOGITS = 3 << 22
+"""Logits of a chunk (48 MiB in float32); three tensors of that size are held at a time. With fewer
+the output layer would wait for its weights, which each chunk reads again; and glibc gives blocks
+of up to 32 MiB back late."""
 
 Head = Callable[[Tensor], Tensor]
 
@@ -39,13 +42,7 @@ def token_logprobs(
     size = max(1, chunk_logits // vocabulary)
 
     def score(hidden_CD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _score(
-            head(hidden_CD),
-            targets_C,
-            banned=banned,
-            temperature=temperature,
-            entropy_gradient=entropy_gradient,
-        )
+        return _Scores.apply(head(hidden_CD), targets_C, banned, temperature, entropy_gradient)
 
     if count <= size:
         return score(hidden_TD, targets_T)
@@ -61,21 +58,55 @@ def token_logprobs(
     return torch.cat(logprobs), torch.cat(entropy), torch.cat(correct)
 
 
-def _score(
-    logits_CV: Tensor,
-    targets_C: Tensor,
-    *,
-    banned: Tensor | None,
-    temperature: float,
-    entropy_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-    if banned is not None:
-        logits_CV = logits_CV.index_fill(1, banned, BANNED_LOGIT)
-    logprobs_CV = torch.log_softmax(logits_CV / temperature, dim=-1)
-    logprobs_C = logprobs_CV.gather(1, targets_C[:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
-    with torch.no_grad():
-        correct_C = (logprobs_CV.argmax(-1) == targets_C).float()
-    return logprobs_C, entropy_C, correct_C
+class _Scores(torch.autograd.Function):
+    """The three results of a chunk, with fewer [C, V] tensors than autograd would keep.
+
+    With p = softmax(logits / temperature) and H the entropy:
+    d log p(target) = onehot(target) - p and d H = - p (log p + H), both by logits / temperature.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_CV: Tensor,
+        targets_C: Tensor,
+        banned: Tensor | None,
+        temperature: float,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = torch.promote_types(logits_CV.dtype, torch.float32)
+        own_CV = logits_CV.to(wide, copy=True).div_(temperature)
+        if banned is not None:
+            own_CV.index_fill_(1, banned, BANNED_LOGIT)
+        top_C, best_C = own_CV.max(-1, keepdim=True)
+        own_CV.sub_(top_C)
+        probs_CV = own_CV.exp()
+        total_C = probs_CV.sum(-1, keepdim=True)
+        probs_CV.div_(total_C)
+        own_CV.sub_(total_C.log())
+        logprobs_C = own_CV.gather(1, targets_C[:, None])[:, 0]
+        entropy_C = -torch.bmm(probs_CV[:, None], own_CV[:, :, None])[:, 0, 0]
+        correct_C = (best_C[:, 0] == targets_C).float()
+        ctx.temperature, ctx.banned = temperature, banned
+        ctx.save_for_backward(
+            probs_CV, targets_C, *((own_CV, entropy_C) if entropy_gradient else ())
+        )
+        ctx.mark_non_differentiable(correct_C, *(() if entropy_gradient else (entropy_C,)))
+        return logprobs_C, entropy_C, correct_C
+
+    @staticmethod
+    def backward(ctx: Any, to_logprobs_C: Tensor, to_entropy_C: Tensor, _: Tensor) -> Any:
+        probs_CV, targets_C, *kept = ctx.saved_tensors
+        to_logprobs_C = to_logprobs_C[:, None] / ctx.temperature
+        # In place: a second backward pass through the same graph is refused by autograd.
+        if kept:
+            own_CV, entropy_C = kept
+            to_entropy_C = to_entropy_C[:, None] / ctx.temperature
+            own_CV.add_(entropy_C[:, None]).mul_(to_entropy_C).add_(to_logprobs_C)
+            probs_CV.mul_(own_CV).neg_()
+        else:
+            probs_CV.mul_(-to_logprobs_C)
+        probs_CV.scatter_add_(1, targets_C[:, None], to_logprobs_C)
+        if ctx.banned is not None:
+            probs_CV.index_fill_(1, ctx.banned, 0.0)
+        return probs_CV, None, None, None, None

@@ -129,7 +129,7 @@ class TokenHead(nn.Module):
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability, entropy and correctness of each response token, float32 [T]."""
-        hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        hidden = _hidden(self.net, batch)
         return token_logprobs(
             hidden[batch.rows_T, batch.columns_T],
             batch.targets_T,
@@ -154,9 +154,25 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return unit vectors, float32 or wider [B, D], and the temperature of their loss, [1]."""
-        hidden = self.net.base_model(**batch.inputs, use_cache=False).last_hidden_state
+        hidden = _hidden(self.net, batch)
         rows = torch.arange(len(batch.last_B), device=hidden.device)
         last_BD = hidden[rows, batch.last_B]
         wide = torch.promote_types(last_BD.dtype, torch.float32)
         vectors = nn.functional.normalize(last_BD.to(wide), dim=-1)
         return vectors, self.temperature(vectors)
+
+
+def _hidden(net: nn.Module, batch: Batch) -> Tensor:
+    """Return the last hidden states [B, L, D]; each distinct picture is seen once."""
+    if batch.vision is None:
+        return net.base_model(**batch.inputs, use_cache=False).last_hidden_state
+    vision = batch.vision
+    seen = net.base_model.get_image_features(vision.values, vision.grid, return_dict=True)
+    shown = vision.shown.tolist()
+    # By picture, and in Qwen3-VL by layer too: what the tower hands to the first text layers.
+    seen.pooler_output = [seen.pooler_output[i] for i in shown]
+    if getattr(seen, "deepstack_features", None) is not None:
+        seen.deepstack_features = [[layer[i] for i in shown] for layer in seen.deepstack_features]
+    return net.base_model(
+        **batch.inputs, mm_encoder_outputs={"image": seen}, use_cache=False
+    ).last_hidden_state

@@ -30,6 +30,7 @@ from learner.batching import (
     embed_row,
     plan_micro_batches,
     process_pictures,
+    row_cost,
     train_row,
 )
 from learner.contrastive import ContrastiveObjective, Temperature, accumulate_contrast
@@ -311,11 +312,12 @@ class LearnerWorker:
     ) -> tuple[list[list[int]], list[Batch]]:
         """Return micro-batches of the requests, as many as on every other rank."""
         rows = [embed_row(request, pictures, self._encoder) for request in requests]
-        budget = self._plan.learner.micro_batch_tokens
-        [plan] = plan_micro_batches([len(r.ids) for r in rows], ranks=1, budget_tokens=budget)
-        plan += [[] for _ in range(int(self._max({"n": len(plan)})["n"]) - len(plan))]
         wanted = (picture for row in rows for picture in row.pictures)
         patches = process_pictures(wanted, pictures, self._encoder)
+        costs = [row_cost(row, patches, self._tokens) for row in rows]
+        budget = self._plan.learner.micro_batch_tokens
+        [plan] = plan_micro_batches(costs, ranks=1, budget_tokens=budget)
+        plan += [[] for _ in range(int(self._max({"n": len(plan)})["n"]) - len(plan))]
         return plan, [self._collate([rows[i] for i in index], patches) for index in plan]
 
     def _policy(self) -> PolicyObjective:

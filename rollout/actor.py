@@ -1,6 +1,10 @@
 """RolloutActor: a plain class around one vLLM engine; the cluster makes it a Ray actor."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import EncodedPrompt
@@ -52,7 +56,8 @@ class RolloutActor:
         for request in requests:
             if request.content not in prompts:
                 prompts[request.content] = self._encode(request.content, pictures)
-        return await asyncio.gather(*(self._one(r, prompts[r.content]) for r in requests))
+        done = await asyncio.gather(*(self._one(r, prompts[r.content]) for r in requests))
+        return share_prompts(requests, done)
 
     async def pull_weights(self, version: int) -> SyncReport:
         """Load a published version; see `VLLMEngine.pull_weights`."""
@@ -77,3 +82,20 @@ class RolloutActor:
             return await self._engine.generate(request, prompt)
         except DataError as error:
             return DroppedTrajectory(request.key, FAILED, str(error))
+
+
+def share_prompts(
+    requests: Sequence[GenerationRequest], traces: Sequence[Trajectory | DroppedTrajectory]
+) -> list[Trajectory | DroppedTrajectory]:
+    """Return the requests' traces; those of one content hold one and the same prompt array.
+
+    So it is sent and stored once and not once per sibling, here and on its way to the learner:
+    pickle writes an object again only by its number.
+    """
+    prompts: dict[Content, np.ndarray] = {}
+    return [
+        replace(trace, prompt_ids=prompts.setdefault(request.content, trace.prompt_ids))
+        if isinstance(trace, Trajectory)
+        else trace
+        for request, trace in zip(requests, traces, strict=True)
+    ]

@@ -135,7 +135,7 @@ def encoded(pair):
 
 
 def learner_batch(row, pictures, encoder):
-    """Return what the learner's forward takes."""
+    """Return what the learner's forward takes, and the pixels of every picture that it shows."""
     image, start, end, pad = encoder.tokenizer.convert_tokens_to_ids(
         ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>"]
     )
@@ -143,7 +143,10 @@ def learner_batch(row, pictures, encoder):
         image=image, start=start, end=end, pad=pad, merge=encoder.merge, channels=3 * 2 * 16 * 16
     )
     patches = process_pictures(row.pictures, pictures, encoder)
-    return collate([row], patches, tokens).inputs
+    batch = collate([row], patches, tokens)
+    values = batch.vision.values.split(batch.vision.grid.prod(-1).tolist())
+    shown = torch.cat([values[index] for index in batch.vision.shown])
+    return batch.inputs | {"pixel_values": shown}
 
 
 def engine_inputs(prompt, text, encoder):

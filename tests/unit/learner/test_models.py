@@ -7,9 +7,19 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForC
 
 from configs.schema import LearnerConfig
 from data.errors import ConfigError, DataError
-from data.model_folder import check_folder
-from learner.batching import Row, TextTokens, collate
-from learner.models import TokenHead, choose_attention, freeze_vision, load_model, model_tokens
+from data.model_folder import check_folder, load_processor
+from data.types import Kind, Picture
+from learner.batching import Patches, Row, TextTokens, collate
+from learner.contrastive import Temperature
+from learner.models import (
+    EmbeddingHead,
+    TokenHead,
+    choose_attention,
+    freeze_vision,
+    load_model,
+    model_tokens,
+)
+from tests.tiny_model import write_tiny_model
 
 SMALL = {
     "vocab_size": 32,
@@ -79,6 +89,57 @@ def test_a_text_only_model_is_scored_like_its_own_forward_pass(llama):
 )
 def test_attention_is_what_is_asked_for_or_works_everywhere(settings, chosen):
     assert choose_attention(LearnerConfig(**settings)) == chosen
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("qwen"))
+
+
+def test_a_picture_that_rows_share_counts_as_if_each_had_its_own(qwen):
+    """Against the model's own forward pass, row by row: vectors and gradients."""
+    net = load_model(str(qwen), LearnerConfig(bf16=False, attention="eager"))
+    tokens = model_tokens(net, load_processor(str(qwen)).tokenizer)
+    wide, small = Picture("a", Kind.IMAGE), Picture("b", Kind.VIDEO)
+    torch.manual_seed(0)
+    grids = {wide: (1, 4, 8), small: (1, 2, 2)}
+    patches = {
+        picture: Patches(torch.randn(int(np.prod(grid)), tokens.channels), grid)
+        for picture, grid in grids.items()
+    }
+
+    def row(key, *shown):
+        ids = [20, 21]
+        for picture in shown:
+            count = int(np.prod(grids[picture])) // tokens.merge**2
+            ids += [tokens.start, *[tokens.image] * count, tokens.end]
+        return Row(key=key, ids=np.array([*ids, 30, 31, 32]), pictures=shown, num_response=2)
+
+    def gradients():
+        found = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        net.zero_grad()
+        return found
+
+    rows = [row("w"), row("x", wide), row("y", small, wide, small), row("z", wide)]
+    head = EmbeddingHead(net, Temperature(0.02, learned=False))
+    together, _ = head(collate(rows, patches, tokens))
+    (together * torch.arange(4)[:, None]).sum().backward()
+    shared = gradients()
+    alone = []
+    for one in rows:
+        ids = torch.from_numpy(one.ids)[None]
+        inputs = {"input_ids": ids, "mm_token_type_ids": (ids == tokens.image).long()}
+        if one.pictures:
+            inputs["pixel_values"] = torch.cat([patches[p].values for p in one.pictures])
+            inputs["image_grid_thw"] = torch.tensor([grids[p] for p in one.pictures])
+        hidden = net.model(**inputs, use_cache=False).last_hidden_state[0, -1]
+        alone.append(torch.nn.functional.normalize(hidden, dim=0))
+    (torch.stack(alone) * torch.arange(4)[:, None]).sum().backward()
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+    expected = gradients()
+    assert shared.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(shared[name], gradient, atol=2e-5, rtol=1e-3)
 
 
 def test_a_text_only_model_has_no_vision_tower_to_freeze(llama):
