@@ -233,7 +233,9 @@ def features(contents: list[tuple]) -> torch.Tensor:
 def make_batch(contents: list[tuple]) -> Batch:
     none = torch.zeros(0, dtype=torch.int64)
     inputs = {"features": features(contents)}
-    return Batch(inputs=inputs, last_B=none, rows_T=none, columns_T=none, targets_T=none)
+    return Batch(
+        inputs=inputs, vision=None, last_B=none, rows_T=none, columns_T=none, targets_T=none
+    )
 
 
 def run(own: list[ContrastPair], case: Case, head: Head, step: int = 1) -> tuple:
