@@ -39,8 +39,14 @@ def load_model(folder: str, config: LearnerConfig) -> nn.Module:
         freeze_vision(net)
     if config.gradient_checkpointing:
         # Reentrant under ZeRO-3: partitioned weights change shape between the two passes.
-        net.gradient_checkpointing_enable({"use_reentrant": config.zero_stage == 3})
+        reentrant = config.zero_stage == 3
+        net.gradient_checkpointing_enable({"use_reentrant": reentrant})
         net.enable_input_require_grads()
+        if reentrant and config.lora.vision_modules:
+            # It passes no gradient where no input asks for one; the layer before is frozen.
+            net.base_model.visual.patch_embed.register_forward_hook(
+                lambda _module, _inputs, output: output.requires_grad_()
+            )
     return net.train()
 
 

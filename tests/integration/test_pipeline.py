@@ -32,7 +32,7 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, **grpo):
         grpo=GRPOConfig(**grpo),
     )
     made = pairs or tuple(make_pair(f"p{index}") for index in range(60))
-    return Pipeline(
+    pipeline = Pipeline(
         config,
         feed=PairFeed(
             [LoadedSet(name="set", pairs=made, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
@@ -42,6 +42,8 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, **grpo):
         learner=learner or FakeLearner(),
         store=None,
     )
+    pipeline.sync()  # as a job does before its first step
+    return pipeline
 
 
 def dull_start(group):
@@ -119,7 +121,7 @@ def test_a_resumed_refill_neither_repeats_nor_skips_pairs():
     state = json.loads(json.dumps(stopped.state()))
     resumed = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
     resumed.restore(state)
-    resumed.rollout.version = resumed.version
+    resumed.sync()
     for step in (2, 3):
         assert resumed.step().rows == expected[step].rows
         trained, wanted = resumed.learner.trained[step - 2], straight.learner.trained[step]
