@@ -60,7 +60,10 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         resolved = self.path / "resolved.yaml"
         text = to_yaml(config)
-        changed = _changed_keys(resolved.read_text(), config) if resolved.is_file() else []
+        # A job that was refused before it did anything has left its settings only.
+        begun = any(path != resolved for path in self.path.iterdir())
+        old = resolved.read_text() if begun and resolved.is_file() else ""
+        changed = _changed_keys(old, config) if old else []
         if changed:
             raise ConfigError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose "
@@ -126,11 +129,22 @@ def write_atomically(path: Path, text: str) -> None:
 def _changed_keys(old_yaml: str, config: Any) -> list[str]:
     from omegaconf import OmegaConf
 
-    old = to_flat(OmegaConf.create(old_yaml))
-    new = to_flat(config)
+    old = _leaves(to_flat(OmegaConf.create(old_yaml)))
+    new = _leaves(to_flat(config))
     keys = sorted(set(old) | set(new))
     return [
         f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
         for key in keys
         if old.get(key) != new.get(key) and key.rpartition(".")[2] not in PLACEMENT
     ][:8]
+
+
+def _leaves(tree: Any, key: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings and lists by `section.list[0].key`."""
+    if isinstance(tree, dict):
+        parts = [(f"{key}.{name}" if key else str(name), value) for name, value in tree.items()]
+    elif isinstance(tree, list) and tree:
+        parts = [(f"{key}[{index}]", value) for index, value in enumerate(tree)]
+    else:
+        return {key: tree}
+    return {name: leaf for k, value in parts for name, leaf in _leaves(value, k).items()}

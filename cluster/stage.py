@@ -140,6 +140,9 @@ def train_stage(
                 if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
                     shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)
                     console.print(f"{name} step {step}: {shown}", highlight=False)
+        if reached(measured):
+            found = f"{stop.metric} {measured[stop.metric]:.4g} >= {stop.at_least:g}"
+            console.print(f"{name}: done at step {step}: {found}", highlight=False)
         learner.export(folder.path / "export")
         return {**measured, "steps": float(step)}
 

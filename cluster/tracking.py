@@ -53,7 +53,8 @@ class Tracker:
             self.run_id = kept.read_text().strip()
             self.client.update_run(self.run_id, status="RUNNING")
         else:
-            run = self.client.create_run(experiment_id, run_name=f"{folder.name}-{job}")
+            name = "/".join(folder.resolve().parts[-2:])  # of what `runs/demo` stands for
+            run = self.client.create_run(experiment_id, run_name=name, tags={"job": job})
             self.run_id = run.info.run_id
             kept.write_text(self.run_id)
             self.client.log_batch(
@@ -94,9 +95,11 @@ class Tracker:
 
 def open_store(folder: Path) -> mlflow.MlflowClient:
     """Return a client of MLFLOW_TRACKING_URI, else of the SQLite file beside the run folders."""
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(f"sqlite:///{(runs_folder(folder) / 'mlflow.db').absolute()}")
-    return mlflow.MlflowClient()
+    # Not `set_tracking_uri`: it sets the variable, which says whether the user has a store.
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return mlflow.MlflowClient()
+    beside = f"sqlite:///{(runs_folder(folder) / 'mlflow.db').absolute()}"
+    return mlflow.MlflowClient(tracking_uri=beside)
 
 
 def attach_files(folder: Path, files: Mapping[Path, str]) -> None:

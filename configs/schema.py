@@ -733,6 +733,7 @@ _CHECKS = {
     ],
     RLConfig: lambda n: _positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
     EvaluateConfig: lambda n: _positive(n, "bootstrap"),
+    ReportConfig: lambda n: _not_negative(n, "gallery"),
     DemoDataConfig: lambda n: [
         *_positive(n, "train_scenes", "heldout_scenes"),
         *_share(n, "on_target"),

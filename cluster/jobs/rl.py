@@ -174,18 +174,11 @@ def record(
     shown = [
         ("reward", "reward/total"),
         ("format", "reward/format"),
-        ("outcome", "reward/outcome"),
         ("acc", "rank/accuracy"),
         ("hit@1", "eval/hit_at_1"),
         ("kl", "policy/kl"),
-        ("tok/s", "rollout/tokens_per_s"),
         ("stale", "staleness/max"),
-        ("logprob gap", "sync/logprob_max_abs_diff"),
-        ("roll", "time/rollout_s"),
-        ("score", "time/reward_s"),
-        ("train", "time/train_s"),
-        ("sync", "time/sync_s"),
-        ("step_s", "time/step_s"),
+        ("seconds", "time/step_s"),
     ]
     parts = [f"{name} {metrics[key]:.3g}" for name, key in shown if key in metrics]
     console.print(f"step {step}: " + " ".join(parts), highlight=False)

@@ -238,8 +238,9 @@ def test_mlflow_holds_the_curves_of_every_training_job_and_the_report(home: Path
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     names = {run.info.run_name for run in runs}
-    assert {"sight-warm_start", "rl-rl", "embedder-embedder"} <= names
-    rl = next(run for run in runs if run.info.run_name == "rl-rl")
+    assert {"demo/sight", "demo/rl", "demo/embedder"} <= names
+    assert experiment.artifact_location == (home / "runs/mlflow-artifacts").as_uri()
+    rl = next(run for run in runs if run.info.run_name == "demo/rl")
     assert len(client.get_metric_history(rl.info.run_id, "reward/total")) == 3
     assert rl.info.status == "FINISHED"
     held = {one.path for one in client.list_artifacts(rl.info.run_id)}

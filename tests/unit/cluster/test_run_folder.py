@@ -10,7 +10,7 @@ import pytest
 from cluster.run_folder import RunFolder, project_root, write_atomically
 from configs.errors import ConfigError
 from configs.load import load
-from configs.schema import DemoDataConfig, RunConfig, WarmStartConfig
+from configs.schema import DataConfig, DataSetConfig, DemoDataConfig, RunConfig, WarmStartConfig
 
 
 @pytest.fixture
@@ -33,7 +33,25 @@ def test_a_run_goes_on_with_the_same_settings(folder, config):
     assert again.metrics_path.is_file()
 
 
+def test_a_run_that_never_began_takes_other_settings(folder, config):
+    other = replace(config, train_scenes=6)
+    RunFolder(other, job="demo_data")
+    assert load(DemoDataConfig, folder.path / "resolved.yaml") == other
+
+
+def test_a_changed_setting_inside_a_list_is_named_alone(tmp_path):
+    def config(path):
+        sets = [DataSetConfig(name=name, path=name, root=".") for name in ("a", path)]
+        run = RunConfig(dir=str(tmp_path / "run"))
+        return WarmStartConfig(run=run, model="m", data=DataConfig(train=sets))
+
+    RunFolder(config("b"), job="warm_start").log_metrics(1, {"a": 0.5})
+    with pytest.raises(ConfigError, match=r"\(data\.train\[1\]\.name: there 'b', now 'c'; "):
+        RunFolder(config("c"), job="warm_start")
+
+
 def test_other_settings_are_refused_with_the_keys_that_changed(folder, config):
+    folder.log_metrics(1, {"a": 0.5})
     other = replace(config, train_scenes=6, run=replace(config.run, seed=3))
     with pytest.raises(ConfigError) as caught:
         RunFolder(other, job="demo_data")
@@ -47,7 +65,7 @@ def test_other_settings_are_refused_with_the_keys_that_changed(folder, config):
 
 def test_a_run_may_go_on_elsewhere(tmp_path):
     config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m")
-    RunFolder(config, job="warm_start")
+    RunFolder(config, job="warm_start").log_metrics(1, {"a": 0.5})
     learner = replace(config.learner, ranks=4, gpus=1.0, timeout_s=60.0)
     RunFolder(replace(config, learner=learner), job="warm_start")
     with pytest.raises(ConfigError, match=r"learner\.zero_stage: there 2, now 3"):
@@ -57,6 +75,7 @@ def test_a_run_may_go_on_elsewhere(tmp_path):
 def test_settings_of_an_older_release_are_refused_too(folder, config):
     path = folder.path / "resolved.yaml"
     path.write_text(path.read_text() + "gone: 1\n")
+    folder.log_metrics(1, {"a": 0.5})
     with pytest.raises(ConfigError, match="gone: there 1, now None"):
         RunFolder(config, job="demo_data")
 
