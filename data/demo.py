@@ -52,6 +52,8 @@ DESCRIBE = ("describe the {shape}", "where is the {shape}?", "tell me about the 
 LISTS = {"colors": "colors?", "where": "where?"}
 LESSONS = ("one", "one", "colors", "where", "ask")
 """Kinds of grounding captions, in turn."""
+CLIP_TURNS = {"colors": 4, "where": 4, "ask": 10}
+"""Every so many turns, a caption of the kind is about a clip."""
 FILES = {task: task if task != "clips" else "clips_caption_retrieval" for task in QUESTIONS}
 """File stem of each task: the video format tells its variants apart by name."""
 SHARES = {
@@ -297,37 +299,42 @@ class _Split:
         """
         rows = []
         for index in range(count):
-            lesson = "ask" if self.name == "heldout" else LESSONS[index % len(LESSONS)]
+            turn, kind = divmod(index, len(LESSONS))
+            lesson = "ask" if self.name == "heldout" else LESSONS[kind]
+            told, pictures = self._shown(lesson, turn)
             if lesson == "ask":
-                things, pictures = self._shown(index // len(LESSONS))
-                thing, evidence = self.rng.choice(things)
+                thing, evidence = self.rng.choice(told)
                 question = self.rng.choice(DESCRIBE).format(shape=thing.shape)
                 words = f" {thing.shape}{place(evidence)}{json.dumps(evidence)}"
             else:
-                thing = self._thing()
-                scene = (thing,) if lesson == "one" else self._new(lambda: self._scatter(4))
-                pictures = (self._draw("scenes", scene, draw_grid),)
-                told = self.rng.sample(scene, len(scene))
                 question = LISTS["colors" if lesson == "colors" else "where"]
                 words = "".join(
-                    f" {t.shape} {t.color if lesson == 'colors' else t.cell + 1}" for t in told
+                    f" {thing.shape}{f' {thing.color}' if lesson == 'colors' else place(evidence)}"
+                    for thing, evidence in self.rng.sample(told, len(told))
                 )
             rows.append(_caption(f"grounding-{self.name}-{index}", pictures, question, words))
         return rows
 
-    def _shown(self, index: int) -> tuple[list[tuple[Thing, Row]], tuple[str, ...]]:
-        """Return what a scene, a page or a clip shows, with its evidence, and the pictures."""
-        if index % 10 == 0:
+    def _shown(self, lesson: str, turn: int) -> tuple[list[tuple[Thing, Row]], tuple[str, ...]]:
+        """Return what the pictures of a lesson show, with its evidence, and the pictures.
+
+        Each kind of lesson shows a clip in every so many turns, a question a page as well.
+        """
+        kind, draw = "scenes", draw_grid
+        if lesson == "one":
+            scene: Scene = (self._thing(),)
+        elif turn % CLIP_TURNS[lesson] == 0:
             frames = self._frames()
             told = [(thing, {"key_frames": [k]}) for k, thing in enumerate(frames, start=1)]
             return told, self._draw_frames(frames)
-        if index % 10 == 1:
-            scene = self._new(self._page)
-            name = self._draw("pages", scene, draw_page)
+        elif lesson != "ask":
+            scene = self._new(lambda: self._scatter(4))
+        elif turn % 10 == 1:
+            scene, kind, draw = self._new(self._page), "pages", draw_page
         else:
-            scene = self.scene(index)
-            name = self._draw("scenes", scene, draw_grid)
-        return [(thing, {"bbox_2d": box(thing.cell)}) for thing in scene], (name,)
+            scene = self.scene(turn)
+        told = [(thing, {"bbox_2d": box(thing.cell)}) for thing in scene]
+        return told, (self._draw(kind, scene, draw),)
 
     def _clip(self) -> Sample:
         """Return a question about a clip."""
