@@ -46,13 +46,15 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 	done
 	@echo "summary: runs/demo/summary.json  report: runs/demo/report.html"
 
-test: lint unit integration e2e ## lint, unit, integration and e2e, in this order
+# Most of a test with engines is one process that starts: two at a time take half as long.
+test: lint unit ## lint and unit, then integration beside e2e
+	@$(PY) -m pytest -n 2 --dist loadfile tests/e2e tests/integration
 
 lint: .venv/.ready ## ruff check, ruff format, import arrows
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo
 
 unit: .venv/.ready ## pure parts, no engines (COV=1 prints coverage)
-	@$(PY) -m pytest tests/unit $(if $(COV),--cov)
+	@$(PY) -m pytest -n 2 tests/unit $(if $(COV),--cov)
 
 integration: .venv/.ready ## real vLLM, DeepSpeed and Ray on tiny models
 	@$(PY) -m pytest tests/integration

@@ -69,6 +69,23 @@ def job_command(name: str) -> list[str]:
     return ["-m", f"cluster.jobs.{job}", f"configs/demo/{config}.yaml", *SMALL[name]]
 
 
+def submit(job: list[str], *, home: Path, env: dict[str, str]) -> None:
+    """Run a job on the head; the agent that starts jobs is up some seconds after the dashboard."""
+    submission = [
+        *("job", "submit", "--address", DASHBOARD, "--working-dir", "."),
+        *("--runtime-env-json", json.dumps({"env_vars": {"EMBED_RL_ROOT": str(home)}})),
+    ]
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            run(RAY, *submission, "--", sys.executable, *job, home=home, **env)
+            return
+        except AssertionError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 @contextmanager
 def ray_head(home: Path) -> Iterator[dict[str, str]]:
     """Run a Ray head of the test's own; yield the environment to reach it with."""
@@ -108,11 +125,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run(sys.executable, *job_command(name), home=home)
             continue
         with ray_head(home) as env:
-            submit = [
-                *("job", "submit", "--address", DASHBOARD, "--working-dir", "."),
-                *("--runtime-env-json", json.dumps({"env_vars": {"EMBED_RL_ROOT": str(home)}})),
-            ]
-            run(RAY, *submit, "--", sys.executable, *job_command(name), home=home, **env)
+            submit(job_command(name), home=home, env=env)
     return home
 
 
