@@ -1,5 +1,6 @@
 """Reasoner and Embedder from their folders, and the two heads that training puts on them."""
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -12,7 +13,7 @@ from configs.schema import LearnerConfig
 from data.errors import ConfigError
 from data.model_folder import check_folder, sees_pictures
 from learner.batching import Batch, TextTokens, VisionTokens
-from learner.logprobs import token_logprobs
+from learner.logprobs import OutputLayer
 
 VISION_TOWER = "visual."
 """Part of the names of Qwen-VL's vision parameters."""
@@ -119,12 +120,26 @@ def model_tokens(net: nn.Module, tokenizer: Any) -> TextTokens:
     )
 
 
+def with_positions(net: nn.Module, batch: Batch) -> Batch:
+    """Return a batch on the CPU with the positions of its tokens, int64 [3, B, L].
+
+    Made once, policy and reference share them; made by the model on a GPU, each row of them waits
+    for the GPU.
+    """
+    if batch.vision is None:
+        return batch
+    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+    positions, _ = net.base_model.get_rope_index(**{name: batch.inputs[name] for name in names})
+    return dataclasses.replace(batch, inputs={**batch.inputs, "position_ids": positions})
+
+
 class TokenHead(nn.Module):
     """A model that scores response tokens; the vocabulary is never projected for prompts."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        net.set_output_embeddings(OutputLayer(net.get_output_embeddings()))
 
     def forward(
         self,
@@ -136,11 +151,9 @@ class TokenHead(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability, entropy and correctness of each response token, float32 [T]."""
         hidden = _hidden(self.net, batch)
-        return token_logprobs(
+        return self.net.get_output_embeddings()(
             hidden[batch.rows_T, batch.columns_T],
             batch.targets_T,
-            self.net.get_output_embeddings(),
-            vocabulary=self.net.config.get_text_config().vocab_size,
             banned=banned,
             temperature=temperature,
             entropy_gradient=entropy_gradient,

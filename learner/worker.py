@@ -43,6 +43,7 @@ from learner.models import (
     load_model,
     load_reference,
     model_tokens,
+    with_positions,
 )
 from learner.policy import PolicyObjective, TokenScores, policy_tokens
 from learner.sft import SupervisedObjective, response_scores, supervised_loss
@@ -305,7 +306,8 @@ class LearnerWorker:
         return process_pictures(wanted, pictures, self._encoder)
 
     def _collate(self, rows: Sequence[Row], patches: Mapping[Picture, Patches]) -> Batch:
-        return collate(rows, patches, self._tokens).to(self._device)
+        batch = collate(rows, patches, self._tokens)
+        return with_positions(self._engine.net, batch).to(self._device)
 
     def _embed_batches(
         self, requests: Sequence[EmbedRequest], pictures: Pictures

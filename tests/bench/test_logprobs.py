@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.logprobs import CHUNK_LOGITS, token_logprobs
+from learner.logprobs import CHUNK_LOGITS, OutputLayer
 from tests.bench.record import REPEATS, record
 
-TOKENS, VOCABULARY, HIDDEN = 4_096, 151_936, 128
+TOKENS, VOCABULARY, HIDDEN = 4_096, 151_936, 256
 FLOAT_BYTES = 4
 
 
@@ -23,9 +23,7 @@ def peak_bytes(turn: int) -> float:
     targets = torch.randint(VOCABULARY, (TOKENS,))
 
     def run(count: int) -> None:
-        logprobs, _, _ = token_logprobs(
-            hidden[:count], targets[:count], head, vocabulary=VOCABULARY
-        )
+        logprobs, _, _ = OutputLayer(head)(hidden[:count], targets[:count])
         logprobs.sum().backward()
 
     # Two chunks of the sizes to come: the matrix library keeps buffers for each.

@@ -90,7 +90,9 @@ def submit(job: list[str], *, home: Path, env: dict[str, str]) -> None:
 def ray_head(home: Path) -> Iterator[dict[str, str]]:
     """Run a Ray head of the test's own; yield the environment to reach it with."""
     env = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"), "RAY_AUTH_MODE": "disabled"}
-    options = "--head --block --port=6399 --dashboard-port=8299 --num-cpus=2"
+    # Two heads with one agent port: the later one never has an agent to start jobs.
+    ports = "--port=6399 --dashboard-port=8299 --dashboard-agent-listen-port=8298"
+    options = f"--head --block --num-cpus=2 {ports}"
     with (home / "ray.log").open("w") as log:
         head = subprocess.Popen(
             [RAY, "start", *options.split(), "--disable-usage-stats"],

@@ -43,7 +43,7 @@ from data.types import (
 )
 from learner.batching import process_pictures
 from learner.export import BUCKET_BYTES, manifest, weight_buckets
-from learner.logprobs import token_logprobs
+from learner.logprobs import OutputLayer
 from learner.models import load_model
 from tests.gpu.loops import LearnerLoop, PartsLoop, PlainLoop, Task, Work, build_work
 from tests.gpu.results import Results, write
@@ -177,7 +177,7 @@ def measure_logprobs(bench: Bench) -> None:
     full_gib = size.scored * size.scored_vocabulary * 4 / 2**30
 
     def chunked() -> Tensor:
-        found, _, _ = token_logprobs(hidden, targets, head, vocabulary=size.scored_vocabulary)
+        found, _, _ = OutputLayer(head)(hidden, targets)
         return found
 
     def plain() -> Tensor:

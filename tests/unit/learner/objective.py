@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs.schema import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
 from learner.advantages import step_advantages
-from learner.logprobs import token_logprobs
+from learner.logprobs import OutputLayer
 from learner.losses import policy_loss
 from learner.policy import PolicyObjective, TokenScores, policy_tokens, shaped_rewards
 from learner.steps import Tally, Term, accumulate
@@ -32,11 +32,12 @@ class TwoLayers(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.body = nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.float64)
+        linear = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=torch.float64)
+        self.head = OutputLayer(linear, chunk_logits=4 * VOCABULARY)
 
     def forward(self, inputs: Tensor, targets: Tensor, **settings: object) -> tuple[Tensor, ...]:
         hidden = torch.tanh(self.body(inputs))
-        return token_logprobs(hidden, targets, self.head, vocabulary=VOCABULARY, **settings)
+        return self.head(hidden, targets, **settings)
 
 
 class PlainEngine:
@@ -135,7 +136,6 @@ class Example:
             banned=BANNED,
             temperature=TEMPERATURE,
             entropy_gradient=self.config.entropy_coef > 0,
-            chunk_logits=4 * VOCABULARY,
         )
 
     def total(self) -> float:
@@ -180,7 +180,7 @@ class Example:
     @torch.no_grad()
     def numbers_of(self, model: TwoLayers, inputs: Tensor, ids: np.ndarray) -> Scored:
         """Return log-probabilities and entropies of one trace, without chunks."""
-        logits = model.head(torch.tanh(model.body(inputs))) / TEMPERATURE
+        logits = torch.tanh(model.body(inputs)) @ model.head.weight.T / TEMPERATURE
         logits[:, BANNED] = -1e9
         rows = torch.log_softmax(logits, -1)
         picked = rows[torch.arange(len(rows)), torch.from_numpy(ids)]

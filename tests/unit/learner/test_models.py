@@ -69,12 +69,12 @@ def test_a_text_only_model_is_scored_like_its_own_forward_pass(llama):
         Row(key="y", ids=np.array([2, 4, 6]), pictures=(), num_response=1),
     ]
     with torch.no_grad():
-        logprobs_T, _, _ = TokenHead(net)(collate(rows, {}, tokens))
         expected = []
         for row in rows:
             scores = net(torch.from_numpy(row.ids)[None]).logits[0].log_softmax(-1)
             first = len(row.ids) - row.num_response
             expected += [scores[i - 1, row.ids[i]] for i in range(first, len(row.ids))]
+        logprobs_T, _, _ = TokenHead(net)(collate(rows, {}, tokens))
     torch.testing.assert_close(logprobs_T, torch.stack(expected), atol=1e-6, rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learner.batching import Row, VisionTokens, collate
-from learner.logprobs import token_logprobs
+from learner.logprobs import OutputLayer
 from learner.sft import response_scores, supervised_loss
 
 TOKENS = VisionTokens(image=1, start=2, end=3, pad=0, merge=1, channels=2)
@@ -34,8 +34,8 @@ def test_prompt_padding_and_filler_carry_no_loss():
 
     def fast() -> torch.Tensor:
         hidden = table[batch.inputs["input_ids"]]
-        logprobs, _, correct = token_logprobs(
-            hidden[batch.rows_T, batch.columns_T], batch.targets_T, head, vocabulary=9
+        logprobs, _, correct = OutputLayer(head)(
+            hidden[batch.rows_T, batch.columns_T], batch.targets_T
         )
         return supervised_loss(logprobs, correct)[0] / 3
 

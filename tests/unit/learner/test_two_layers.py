@@ -66,7 +66,9 @@ def prompts(count: int) -> list[np.ndarray]:
 def alone(net: GPT2LMHeadModel, sample: TrainSample, *, temperature: float = 1.0) -> Scored:
     """Return log-probabilities and entropies of one response by plain transformers."""
     ids = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]))
-    logits = net(input_ids=ids[None]).logits[0, len(sample.prompt_ids) - 1 : -1] / temperature
+    hidden = net.base_model(input_ids=ids[None]).last_hidden_state[0]
+    words = net.get_output_embeddings().weight
+    logits = hidden[len(sample.prompt_ids) - 1 : -1] @ words.T / temperature
     if temperature != 1.0:  # as sampled from
         logits[:, BANNED] = -1e9
     rows = torch.log_softmax(logits, -1)
