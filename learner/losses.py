@@ -162,7 +162,7 @@ def kl_estimate(now_T: Tensor, reference_T: Tensor, kind: str) -> Tensor:
     if kind == "k2":
         return gap_T**2 / 2
     if kind == "k3":
-        return torch.exp(gap_T) - gap_T - 1.0
+        return torch.expm1(gap_T) - gap_T  # exp(gap) - 1 loses small gaps to rounding
     raise DataError(f"kl: expected k1, k2 or k3, found '{kind}'")
 
 

@@ -3,38 +3,53 @@ import itertools
 import pytest
 import torch
 
-from data import checksum
-from data.checksum import tensor_checksum
+from data.checksum import BLOCK_WORDS, tensor_checksum
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
+MASK = (1 << 64) - 1
+
+
+def _weight(place: int) -> int:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        place = (place + 1) * factor & MASK
+        place ^= place >> shift
+    return place | 1
 
 
 def _slow(tensor: torch.Tensor) -> int:
     """The definition with Python's own integers."""
-    size, mask, total = tensor.element_size(), (1 << 64) - 1, 0
+    size, count = tensor.element_size(), tensor.numel()
     raw = bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
-    for place in range(tensor.numel()):
-        part = raw[place * size : (place + 1) * size]
-        bits = int.from_bytes(part, "little", signed=size > 1)
-        if tensor.is_floating_point() and bits == -(1 << (8 * size - 1)):
-            bits = 0
-        x = place
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            x = (x + 1) * factor & mask
-            x ^= x >> shift
-        total += (bits + 1) * (x | 1)
-    return total & mask
+    if tensor.is_floating_point():
+        half = 1 << (8 * size - 1)
+        parts = [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
+        values = [half - part if part & half else part for part in parts]
+        raw = b"".join(value.to_bytes(size, "little", signed=True) for value in values)
+    raw += bytes(-len(raw) % 4)
+    words = [int.from_bytes(raw[i : i + 4], "little", signed=True) for i in range(0, len(raw), 4)]
+    total = count * _weight(0)
+    for place, start in enumerate(range(0, len(words), BLOCK_WORDS), 1):
+        block = words[start : start + BLOCK_WORDS]
+        total += sum(word * _weight(i) for i, word in enumerate(block)) * _weight(place)
+    return total & MASK
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_the_definition_in_exact_integers(dtype: torch.dtype) -> None:
     values = (torch.randn(3, 7, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)
+    values[1] = -values[1] * 0
     assert tensor_checksum(values) == _slow(values)
 
 
-def test_chunks_do_not_show() -> None:
+def test_several_blocks_equal_the_definition() -> None:
+    values = torch.randn(2 * BLOCK_WORDS + 3, generator=torch.Generator().manual_seed(0))
+    assert tensor_checksum(values) == _slow(values)
+    assert tensor_checksum(values.bfloat16()[1:]) == _slow(values.bfloat16()[1:])
+
+
+def test_blocks_do_not_show() -> None:
     values = torch.randn(1000, 1201, generator=torch.Generator().manual_seed(0))
-    assert values.numel() > checksum._CHUNK
+    assert values.numel() > BLOCK_WORDS
     flat = values.view(-1)
     late = flat.clone()
     late[-1] += 1
@@ -67,3 +82,13 @@ def test_lengths_of_zeros_differ_and_signs_of_zeros_do_not() -> None:
     sums = {tensor_checksum(torch.zeros(count)) for count in range(9)}
     assert len(sums) == 9
     assert tensor_checksum(torch.tensor([0.0, -0.0])) == tensor_checksum(torch.zeros(2))
+
+
+def test_signs_that_change_in_two_places_count() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    sums = {tensor_checksum(values)}
+    for one, other in itertools.combinations(range(50), 2):
+        flipped = values.clone()
+        flipped[[one, other]] *= -1
+        sums.add(tensor_checksum(flipped))
+    assert len(sums) == 1 + 50 * 49 // 2
