@@ -1,6 +1,6 @@
 """How every job starts: read settings, refuse what is wrong, dry-run, run, exit code.
 
-Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used.
+Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used, 3 stopped on request.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
-from data.errors import DataError, EmbedRLError
+from data.errors import DataError, EmbedRLError, StopRequested
 
 T = TypeVar("T")
 
@@ -48,6 +48,9 @@ def run_job(
     except (ConfigError, DataError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
+    except StopRequested as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 3
     except EmbedRLError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1

@@ -5,15 +5,17 @@ keeps its place and can be started again; the job then continues from its last c
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
+from torch import Tensor
 
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
+from cluster.weights import Version
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost
 from data.types import (
@@ -27,7 +29,7 @@ from data.types import (
 )
 from learner.batching import RowCost, plan_micro_batches
 from learner.contrastive import ContrastiveObjective
-from learner.export import manifest, weight_buckets
+from learner.export import spec_of, weight_buckets
 from learner.policy import PolicyObjective, TokenScores
 from learner.sft import SupervisedObjective
 from learner.worker import LearnerPlan, LearnerWorker, Objective
@@ -47,27 +49,51 @@ def learner_role(config: LearnerConfig) -> Role:
 class LearnerRank(LearnerWorker):
     """One rank in a Ray actor."""
 
+    def __init__(self, rank: int, world: int) -> None:
+        super().__init__(rank, world)
+        self._published = False
+        self._specs: dict[str, ParamSpec] = {}
+        self._buckets: dict[str, Any] = {}
+        """The bucket that holds a tensor, by checkpoint name; rank 0's are the only ones."""
+
+    def build(self, plan: LearnerPlan) -> None:
+        """Load the model; nothing of it has been put yet."""
+        super().build(plan)
+        self._published = False
+        self._specs.clear()
+        self._buckets.clear()
+
     def address(self) -> str:
         """Return the address of this rank's node."""
         return ray.util.get_node_ip_address()
 
-    def put_weights(self) -> tuple[tuple[ParamSpec, ...], list[Any]]:
-        """Put the weights into the object store; other ranks than 0 only take part in gathering.
+    def put_weights(self) -> Version:
+        """Put what has changed since the last time into the object store, and return all of it.
 
-        Returns:
-            The specification of every tensor, and the buckets' references.
+        Only rank 0 puts and returns something; the others take part in gathering. Frozen weights
+        are gathered once in the life of a rank.
         """
-        named = self.parameters()
+        again, self._published = self._published, True
+        named = self.parameters(trained_only=again)
         if self.rank != 0:
             for _ in named:
                 pass
             return (), []
-        specs: list[ParamSpec] = []
-        refs = []
-        for bucket in weight_buckets(named):
-            specs += manifest(bucket)
-            refs.append(ray.put(bucket))
-        return tuple(specs), refs
+        for bucket in weight_buckets(self._changed(named)):
+            names = tuple(name for name, *_ in bucket)
+            self._buckets.update(dict.fromkeys(names, ray.put(bucket)))
+        held: dict[Any, list[str]] = {}
+        for name, ref in self._buckets.items():
+            held.setdefault(ref, []).append(name)
+        return tuple(self._specs.values()), [(tuple(names), ref) for ref, names in held.items()]
+
+    def _changed(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors that are other than those put before, and note what they are."""
+        for name, tensor in named:
+            spec = spec_of(name, tensor)
+            if self._specs.get(name) != spec:
+                self._specs[name] = spec
+                yield name, tensor
 
 
 class LearnerGroup:
@@ -252,7 +278,7 @@ class LearnerGroup:
         role = learner_role(config)
         remote = ray.remote(LearnerRank)
         for index in range(config.ranks):
-            options = actor_options(role, self._group, index)
+            options = actor_options(role, self._group, index, bundle=index)
             if not config.gpus:
                 options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] = "cpu"
             self._ranks.append(remote.options(**options).remote(index, config.ranks))

@@ -1,20 +1,19 @@
-"""The EG-RL loop. One step: sample traces, embed and rank them, train, publish and pull weights.
+"""The EG-RL loop. One step: take scored traces, train, publish and pull weights.
 
     pairs -> [rollout pool] -> trajectories -> [scorer] -> rewards -> advantages
       ^                                                                      |
       +--- version v+1 <- [object store] <- weights <- [learner group] <-----+
 
 What travels: trajectories and rewards by key; pictures once a step through the object store;
-weights as buckets through the object store, named by a version.
+weights as buckets through the object store, named by a version. The upper line is the collector's,
+who may be some steps ahead of the lower one.
 """
 
 import logging
-import time
-import zlib
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,23 @@ import numpy as np
 import ray
 
 from cluster.checkpoints import LEARNER_FOLDER
+from cluster.clock import PhaseClock
+from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
 from cluster.pools import RolloutPool
-from cluster.rounds import SampledRound, join_rounds, pairs_wanted
+from cluster.rounds import SampledRound, round_rewards
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.errors import EmbedRLError, WeightSyncError
+from data.errors import ClusterError, EmbedRLError, WeightSyncError
 from data.media import load_pictures
-from data.prompts import reasoner_content, uris_shown
 from data.types import (
     Content,
     DroppedTrajectory,
     GenerationRequest,
     GroupKey,
     Pair,
-    Pictures,
     ScoredTrajectory,
     Side,
     TrainSample,
@@ -47,10 +46,13 @@ from data.types import (
 )
 from evaluation.metrics import hit_at_1
 from learner.advantages import step_advantages
-from learner.policy import TokenScores, shaped_rewards
+from learner.policy import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
 
 log = logging.getLogger(__name__)
+PARITY = "sync/logprob_max_abs_diff"
+PROBES, PROBE_TOKENS = 4, 8
+"""Traces per engine, and their length, that show after a sync what the engines sample from."""
 SHOWN_REASONS = 3
 """Failures spelled out in one line of the log."""
 
@@ -66,35 +68,11 @@ class StepResult:
     """Trajectories of a step that was skipped, its loss or gradient being NaN or infinite."""
 
 
-class PhaseClock:
-    """Seconds per phase of one step."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.phases: Counter[str] = Counter()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside as that phase."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phases[name] += time.perf_counter() - began
-
-    def metrics(self) -> dict[str, float]:
-        """Return `time/<phase>_s`, `time/other_s` and their sum `time/step_s`."""
-        total = time.perf_counter() - self.started
-        named = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
-        return {
-            **named,
-            "time/other_s": total - sum(self.phases.values()),
-            "time/step_s": total,
-        }
-
-
 class Pipeline:
-    """Runs steps over pools that exist; owns the policy version and the order of pairs."""
+    """Runs steps over pools that exist; owns the policy version and what was collected for it.
+
+    Close it when it is no longer used: it may be collecting.
+    """
 
     def __init__(
         self,
@@ -107,39 +85,44 @@ class Pipeline:
         store: Any,
     ) -> None:
         self.config = config
-        self.feed = feed
         self.rollout = rollout
         self.scorer = scorer
         self.learner = learner
         self.store = store
         self.version = 1
-        self.serial = 0
-        self.max_frames = config.data.media.max_frames
         self.replay = ReplayBuffer(groups=config.grpo.replay_groups, age=config.grpo.replay_age)
+        self._learning = threading.Lock()
+        """Held by the thread that uses the learner: its ranks must get all calls in one order."""
+        self.collector = Collector(
+            config, feed=feed, rollout=rollout, scorer=scorer, score_tokens=self._score_tokens
+        )
+        self._collected = self.collector.state()
+        self._bank = scorer.bank.copy()
 
     def step(self) -> StepResult:
         """Train on one step's pairs; both sides are reasoned about, n traces each."""
         clock = PhaseClock()
         version = self.version
-        rounds: list[SampledRound] = []
-        found: list[int] = []
-        while pairs := self._pairs_wanted(rounds, found):
-            rounds.append(self._sample(pairs, clock))
-            found.append(self._count_spread(rounds[-1]))
+        collected = self.collector.take(version)
+        step = self._within_bound(collected.traces)
+        accounts = self._accounts(step, ahead=self.collector.serial - collected.state["serial"])
         with clock.phase("data"):
-            step = join_rounds(rounds)
-            replayed, pictures = self._replay(step.pictures, sum(found))
-        with clock.phase("train"):
-            rewards, penalties = self._shaped_rewards(step)
+            replayed, pictures = self._replay(step.pictures, sum(collected.found))
+        with clock.phase("train"), self._learning:
+            rewards, penalties = round_rewards(step, self.config)
             advantages, skipped = step_advantages(rewards, self.config.grpo)
             samples = self._samples(step.scored, advantages, step.contents)
             again = [sample for group in replayed for sample in group.samples]
             trained = self.learner.train_policy([*samples, *again], pictures)
         if not trained.broken:
             self._remember(step.scored, samples)
+        self._collected, self._bank = collected.state, collected.bank
         self.version += 1
         with clock.phase("sync"):
             synced = self.sync()
+            if self.config.max_staleness:
+                gaps = [trained.metrics.get(PARITY, 0.0), self._probe(step)]
+                synced[PARITY] = float(np.max(gaps))  # NaN where one is
         reasons = Counter(one.reason for one in step.dropped)
         metrics = {
             **trained.metrics,
@@ -147,12 +130,13 @@ class Pipeline:
             **synced,
             **step.metrics,
             **_reward_metrics(step.scored),
-            **_rollout_metrics(step.trajectories, clock.phases["rollout"]),
+            **_rollout_metrics(step.trajectories, collected.seconds["rollout"]),
             **_staleness(version, step.trajectories, replayed),
             **_group_metrics(step.scored),
+            **accounts,
             "group/skipped": float(skipped),
-            "group/refill_rounds": float(len(rounds) - 1),
-            "group/refilled": float(sum(found[1:])),
+            "group/refill_rounds": float(len(collected.found) - 1),
+            "group/refilled": float(sum(collected.found[1:])),
             "group/replayed": float(len(replayed)),
             "version": float(version),
             **{f"dropped/{reason}": float(count) for reason, count in reasons.items()},
@@ -167,31 +151,8 @@ class Pipeline:
             advantages=advantages,
             templates=self.config.data.templates,
         )
-        return StepResult(metrics={**metrics, **clock.metrics()}, rows=rows, broken=trained.broken)
-
-    def _sample(self, count: int, clock: PhaseClock) -> SampledRound:
-        """Draw pairs, sample their traces, and score these in a round of their own."""
-        with clock.phase("data"):
-            pairs = self._next_pairs(count)
-            requests = self._requests(pairs)
-            pictures, requests, undecoded = self._with_pictures(pairs, requests)
-            contents = {request.key: request.content for request in requests}
-        with clock.phase("rollout"):
-            trajectories, unsampled = self.rollout.generate(requests, pictures)
-        with clock.phase("reward"):
-            scores = self.scorer.score(trajectories, pairs, pictures)
-        with clock.phase("train"):
-            tokens = self._score_tokens(scores.scored, contents, pictures)
-        return SampledRound(
-            pairs=pairs,
-            contents=contents,
-            pictures=pictures,
-            trajectories=trajectories,
-            scored=scores.scored,
-            dropped=[*undecoded, *unsampled, *scores.dropped],
-            tokens=tokens,
-            metrics=scores.metrics,
-        )
+        times = clock.metrics(collected.seconds, waited=collected.waited)
+        return StepResult(metrics={**metrics, **times}, rows=rows, broken=trained.broken)
 
     def sync(self) -> dict[str, float]:
         """Publish the learner's weights as the current version and have every engine load them.
@@ -199,18 +160,16 @@ class Pipeline:
         Raises:
             WeightSyncError: an engine holds something else than what was sent.
         """
-        self.learner.publish(self.version, self.store)
+        with self._learning:
+            self.learner.publish(self.version, self.store)
         try:
             reports = self.rollout.pull_weights(self.version)
         except EmbedRLError:
-            self.learner.check()  # the buckets vanish with the rank that put them
+            with self._learning:
+                self.learner.check()  # the buckets vanish with the rank that put them
             raise
-        wrong = {report.mismatched for report in reports if report.mismatched}
-        if wrong:
-            raise WeightSyncError(
-                f"version {self.version}: engines hold other bits than the learner sent for "
-                f"{sorted(set().union(*wrong))[:5]}; the run stops, its last checkpoint is good"
-            )
+        for report in reports:
+            report.check()
         return {
             "sync/checksum_ok": 1.0,
             "sync/tensors": float(sum(report.tensors for report in reports)),
@@ -226,11 +185,11 @@ class Pipeline:
         }
         requests = [
             GenerationRequest(
-                key=keys[end], content=self._content(pair, end[1]), seed=0, greedy=True
+                key=keys[end], content=self.collector.content(pair, end[1]), seed=0, greedy=True
             )
             for end, pair in ends.items()
         ]
-        decoded, failed = self._decoded(pairs)
+        decoded, failed = self.collector.decoded(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
         pictures = ray.put(decoded)
@@ -263,85 +222,100 @@ class Pipeline:
         return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run must know besides what `save` writes."""
-        return {
-            "version": self.version,
-            "serial": self.serial,
-            "feed": self.feed.state(),
-            "replay": self.replay.state(),
-        }
+        """Return what a resumed run must know besides what `save` writes.
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a stored state; the next `sync` gives the engines the weights."""
-        self.version = state["version"]
-        self.serial = state["serial"]
-        self.feed.restore(state["feed"])
-        self.replay.restore(state["replay"])
+        What was collected ahead is left out: a resumed run collects it again.
+        """
+        return {"version": self.version, **self._collected, "replay": self.replay.state()}
 
     def save(self, folder: Path) -> None:
-        """Write the learner's checkpoint and the scorer's memory."""
-        self.learner.save(folder / LEARNER_FOLDER)
-        self.scorer.save(folder)
+        """Write the learner's checkpoint and the candidate bank."""
+        with self._learning:
+            self.learner.save(folder / LEARNER_FOLDER)
+        self._bank.save(folder / BANK_FILE)
 
     def load(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Go on from what `save` wrote, and from the state that belongs to it."""
+        """Go on from what `save` wrote and the state that belongs to it; before the first step.
+
+        The next `sync` gives the engines the weights.
+        """
         self.learner.load(folder / LEARNER_FOLDER)
-        self.scorer.restore(folder)
-        self.restore(state)
+        self.version = state["version"]
+        self.replay.restore(state["replay"])
+        self.collector.restore(state, folder)
+        self._collected, self._bank = self.collector.state(), self.scorer.bank.copy()
 
-    def _pairs_wanted(self, rounds: Sequence[SampledRound], found: Sequence[int]) -> int:
-        asked = [len(one.pairs) for one in rounds]
-        return pairs_wanted(asked, found, pairs=self.config.pairs, refill=self.config.grpo.refill)
+    def close(self) -> None:
+        """Stop collecting."""
+        self.collector.close()
 
-    def _count_spread(self, sampled: SampledRound) -> int:
-        """Return how many groups of a round have something to learn from."""
-        rewards, _ = self._shaped_rewards(sampled)
-        advantages, _ = step_advantages(rewards, self.config.grpo)
-        return len({key.group for key in advantages})
+    def _accounts(self, step: SampledRound, *, ahead: int) -> dict[str, float]:
+        """Return how many traces a step issued and how many are under way for later ones.
 
-    def _next_pairs(self, count: int) -> dict[int, Pair]:
-        """Return the next pairs by the serial numbers that identify their groups."""
-        pairs = self.feed.next(count)
-        numbered = {self.serial + index: pair for index, pair in enumerate(pairs)}
-        self.serial += len(pairs)
-        return numbered
+        ``ahead`` is the number of pairs drawn after the step's.
 
-    def _content(self, pair: Pair, side: Side) -> Content:
-        return reasoner_content(
-            pair, side, templates=self.config.data.templates, max_frames=self.max_frames
+        Raises:
+            ClusterError: a trace was neither scored nor dropped, or has two ends.
+        """
+        siblings = self.config.siblings
+        issued = Counter(
+            TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+            for serial, pair in step.pairs.items()
+            for side in Side
+            for sibling in range(siblings)
         )
+        ended = Counter(one.trajectory.key for one in step.scored)
+        ended.update(one.key for one in step.dropped)
+        if issued != ended:
+            lost, odd = sorted(map(str, issued - ended)), sorted(map(str, ended - issued))
+            raise ClusterError(
+                f"version {self.version}: expected each of {issued.total()} traces to be scored or "
+                f"dropped once, found {len(lost)} without an end {lost[:3]} and {len(odd)} with "
+                f"another {odd[:3]}; this is a defect of the program, please report it"
+            )
+        return {
+            "traces/issued": float(issued.total()),
+            "traces/in_flight": float(ahead * len(Side) * siblings),
+        }
 
-    def _requests(self, pairs: Mapping[int, Pair]) -> list[GenerationRequest]:
-        requests = []
-        for serial, pair in pairs.items():
-            for side in Side:
-                content = self._content(pair, side)
-                for sibling in range(self.config.siblings):
-                    key = TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
-                    seed = zlib.crc32(f"{self.config.run.seed}/{key}".encode())
-                    requests.append(GenerationRequest(key=key, content=content, seed=seed))
-        return requests
+    def _probe(self, step: SampledRound) -> float:
+        """Return the largest gap between engines' and learner's log-probabilities of new tokens.
 
-    def _with_pictures(
-        self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
-    ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
-        """Decode the step's pictures once and put them into the object store."""
-        decoded, failed = self._decoded(pairs.values())
-        kept, dropped = [], []
-        for request in requests:
-            group = request.key.group
-            item = pairs[group.serial].item(group.side)
-            bad = [failed[uri] for uri in item.uris if uri in failed]
-            if bad:
-                dropped.append(DroppedTrajectory(request.key, "bad_picture", bad[0]))
-            else:
-                kept.append(request)
-        return ray.put(decoded), kept, dropped
+        Few tokens, so that the next step waits for milliseconds. Without staleness a step's own
+        traces show the gap for nothing.
+        """
+        contents = {key.group: content for key, content in step.contents.items()}
+        requests = [
+            GenerationRequest(
+                key=TrajectoryKey(group, self.config.siblings),
+                content=content,
+                seed=self.version,
+                max_tokens=PROBE_TOKENS,
+            )
+            for group, content in contents.items()
+        ][: PROBES * self.config.rollout.pool.actors]
+        traces, dropped = self.rollout.generate(requests, step.pictures)
+        for one in dropped:
+            log.warning("parity of version %d: %s: %s", self.version, one.key, one.detail)
+        samples = [
+            self._sample(trace, contents[trace.key.group], advantage=0.0) for trace in traces
+        ]
+        with self._learning:
+            scores = self.learner.score_policy(samples, step.pictures)
+        gaps = [np.abs(scores[one.key].own - one.logprobs).max() for one in samples]
+        return float(np.max(gaps, initial=0.0))
 
-    def _decoded(self, pairs: Iterable[Pair]) -> tuple[Pictures, dict[str, str]]:
-        """Return the pictures that the pairs show, and the reason for each that failed."""
-        items = (pair.item(side) for pair in pairs for side in Side)
-        return load_pictures(uris_shown(items, self.max_frames), self.config.data.media)
+    def _within_bound(self, step: SampledRound) -> SampledRound:
+        """Return a step without the traces that began under weights that are too old."""
+        oldest = self.version - self.config.max_staleness
+        late = [one.trajectory for one in step.scored if one.trajectory.min_version < oldest]
+        if not late:
+            return step
+        bound = f"expected weights of version {oldest} or newer, found"
+        dropped = [DroppedTrajectory(t.key, "stale", f"{bound} {t.min_version}") for t in late]
+        keys = {trace.key for trace in late}
+        scored = [one for one in step.scored if one.trajectory.key not in keys]
+        return replace(step, scored=scored, dropped=[*step.dropped, *dropped])
 
     def _score_tokens(
         self,
@@ -349,25 +323,10 @@ class Pipeline:
         contents: Mapping[TrajectoryKey, Content],
         pictures: Any,
     ) -> Mapping[str, TokenScores]:
-        """Return what learner and reference give to the traces, where the KL is in the reward."""
-        grpo = self.config.grpo
-        if grpo.kl == "none" or grpo.kl_in != "reward" or not scored:
-            return {}
+        """Return what learner and reference give to the traces; waits while the learner trains."""
         unpaid = dict.fromkeys((one.trajectory.key for one in scored), 0.0)
-        return self.learner.score_policy(self._samples(scored, unpaid, contents), pictures)
-
-    def _shaped_rewards(
-        self, sampled: SampledRound
-    ) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
-        """Return the rewards less the penalties for length and KL, and the penalties' metrics."""
-        traces = [one.trajectory for one in sampled.scored]
-        return shaped_rewards(
-            {one.trajectory.key: one.parts.total for one in sampled.scored},
-            {one.key: len(one.response_ids) for one in traces},
-            sampled.tokens,
-            grpo=self.config.grpo,
-            max_tokens=self.config.rollout.sampling.max_tokens,
-        )
+        with self._learning:
+            return self.learner.score_policy(self._samples(scored, unpaid, contents), pictures)
 
     def _replay(self, pictures: Any, found: int) -> tuple[list[KeptGroup], Any]:
         """Return recent groups for a step that is short, and its pictures with theirs."""
@@ -397,21 +356,23 @@ class Pipeline:
         advantages: Mapping[TrajectoryKey, float],
         contents: Mapping[TrajectoryKey, Content],
     ) -> list[TrainSample]:
+        traces = [one.trajectory for one in scored if one.trajectory.key in advantages]
+        return [self._sample(t, contents[t.key], advantage=advantages[t.key]) for t in traces]
+
+    def _sample(self, trace: Trajectory, content: Content, *, advantage: float) -> TrainSample:
         grpo = self.config.grpo
-        weights = {Side.QUERY: grpo.query_weight, Side.TARGET: grpo.target_weight}
-        return [
-            TrainSample(
-                key=str(one.trajectory.key),
-                content=contents[one.trajectory.key],
-                prompt_ids=one.trajectory.prompt_ids,
-                response_ids=one.trajectory.response_ids,
-                advantage=advantages[one.trajectory.key],
-                weight=weights[one.trajectory.key.group.side],
-                logprobs=one.trajectory.logprobs,
-            )
-            for one in scored
-            if one.trajectory.key in advantages
-        ]
+        query = trace.key.group.side is Side.QUERY
+        return TrainSample(
+            key=str(trace.key),
+            content=content,
+            prompt_ids=trace.prompt_ids,
+            response_ids=trace.response_ids,
+            advantage=advantage,
+            weight=grpo.query_weight if query else grpo.target_weight,
+            logprobs=trace.logprobs,
+            # The learner no longer has the weights under which an older trace was sampled.
+            old_logprobs=None if trace.min_version == self.version else trace.logprobs,
+        )
 
     def check_parity(self, result: StepResult) -> None:
         """Refuse a step whose traces the engines did not sample from the learner's weights.
@@ -421,7 +382,7 @@ class Pipeline:
         Raises:
             WeightSyncError: their log-probabilities of the same tokens differ too much.
         """
-        gap = result.metrics.get("sync/logprob_max_abs_diff", 0.0)
+        gap = result.metrics.get(PARITY, 0.0)
         # A broken step says nothing about the engines: the learner's own values are not finite.
         if not result.broken and not gap <= self.config.logprob_tolerance:
             raise WeightSyncError(

@@ -1,9 +1,12 @@
 """Rollout, reward and judge pools: equal actors of one role share requests, joined by key."""
 
+import itertools
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.routing import CHUNKS_IN_FLIGHT, Chunk, Router, content_cost
 from cluster.session import Role, actor_options, place, wait_for
@@ -32,32 +36,110 @@ log = logging.getLogger(__name__)
 
 
 class Pool:
-    """The actors of one role in a placement group of their own."""
+    """Equal actors, each in a placement group of its own, so that single ones can come and go.
 
-    def __init__(self, role: Role, *, timeout_s: float) -> None:
+    Args:
+        create: makes an actor of a name and of Ray's options.
+    """
+
+    def __init__(
+        self, role: Role, *, timeout_s: float, create: Callable[[str, dict[str, Any]], Any]
+    ) -> None:
         self.role = role
         self.timeout_s = timeout_s
-        self.group = place(role)
-        self.names = [f"{role.name}-{index}" for index in range(role.actors)]
-        self.actors: list[Any] = []
+        self._create = create
+        self._groups: dict[str, PlacementGroup] = {}
+        self._serving: dict[str, Any] = {}
+        self._users: Counter[str] = Counter()
+        """Calls under way by actor."""
+        self._change = threading.Condition()
+        self._started = 0
+        self._serving = self._start(role.actors)
 
-    def start(self, create: Callable[[str, dict[str, Any]], Any]) -> None:
-        """Create every actor by ``create(name, options)``."""
-        for index, name in enumerate(self.names):
-            self.actors.append(create(name, actor_options(self.role, self.group, index)))
+    @property
+    def actors(self) -> dict[str, Any]:
+        """The actors that take calls, by name."""
+        return dict(self._serving)
 
-    def wait(self, refs: Sequence[Any], what: str) -> list[Any]:
-        """Return one result per actor."""
-        names = self.names[: len(refs)]
-        return wait_for(refs, names, timeout_s=self.timeout_s, what=what)
+    def wait(self, refs: Mapping[str, Any], what: str) -> list[Any]:
+        """Return one result per actor; ``refs`` are by actor."""
+        return wait_for(list(refs.values()), list(refs), timeout_s=self.timeout_s, what=what)
+
+    @contextmanager
+    def using(self) -> Iterator[dict[str, Any]]:
+        """Yield the actors that take calls, by name; none of them is stopped meanwhile."""
+        with self._change:
+            held = self.actors
+            self._users.update(held.keys())
+        try:
+            yield held
+        finally:
+            with self._change:
+                self._users.subtract(held.keys())
+                self._change.notify_all()
+
+    def resize(self, count: int) -> None:
+        """Start actors, or stop the youngest once their calls are done.
+
+        New ones take calls when they are ready.
+
+        Raises:
+            ClusterError: the cluster has no room, or calls did not end in time; as many as got
+                ready stay.
+        """
+        for _ in range(count - len(self._serving)):
+            born = self._start(1)
+            try:
+                self.prepare(born)
+            except BaseException:
+                self._stop(born)
+                raise
+            with self._change:
+                self._serving |= born
+        with self._change:
+            names = list(self._serving)[count:]
+            leaving = {name: self._serving.pop(name) for name in names}
+            idle = self._change.wait_for(
+                lambda: not any(self._users[name] for name in names), self.timeout_s
+            )
+            if not idle:
+                self._serving |= leaving
+        if not idle:
+            raise ClusterError(
+                f"{self.role.name}: calls on {', '.join(names)} did not end within "
+                f"{self.timeout_s:g} s; they stay"
+            )
+        self._stop(leaving)
+
+    def prepare(self, actors: Mapping[str, Any]) -> None:
+        """Wait until actors can take calls."""
+        raise NotImplementedError
+
+    def ready(self) -> None:
+        """Wait until all actors can take calls."""
+        self.prepare(self.actors)
 
     def close(self) -> None:
         """Stop the actors and give their bundles back; a dead or stuck one hinders nothing."""
-        refs = [actor.close.remote() for actor in self.actors]
-        ray.wait(refs, num_returns=len(refs), timeout=self.timeout_s)
-        for actor in self.actors:
+        self._stop(self.actors)
+        self._serving.clear()
+
+    def _start(self, count: int) -> dict[str, Any]:
+        born = {}
+        for index in range(self._started, self._started + count):
+            name = f"{self.role.name}-{index}"
+            group = place(replace(self.role, name=name, actors=1))
+            self._groups[name] = group
+            born[name] = self._create(name, actor_options(self.role, group, index, bundle=0))
+        self._started += count
+        return born
+
+    def _stop(self, actors: Mapping[str, Any]) -> None:
+        if refs := [actor.close.remote() for actor in actors.values()]:
+            ray.wait(refs, num_returns=len(refs), timeout=self.timeout_s)
+        for name, actor in actors.items():
             ray.kill(actor)
-        ray.util.remove_placement_group(self.group)
+            ray.util.remove_placement_group(self._groups.pop(name))
 
 
 class RolloutPool(Pool):
@@ -72,24 +154,32 @@ class RolloutPool(Pool):
         store: StoreAddress | None = None,
     ) -> None:
         pool = rollout.pool
-        super().__init__(
-            Role("rollout", pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s
-        )
         remote = ray.remote(RolloutActor)
-        self.start(
-            lambda name, options: remote.options(**options).remote(
+        self._version: int | None = None
+        super().__init__(
+            Role("rollout", pool.actors, pool.cpus, pool.gpus),
+            timeout_s=pool.timeout_s,
+            create=lambda name, options: remote.options(**options).remote(
                 name=name,
                 model=str(Path(model).absolute()),
                 engine=rollout.engine,
                 sampling=rollout.sampling,
                 media=media,
                 store=store,
-            )
+            ),
         )
 
-    def ready(self) -> None:
-        """Wait until every engine has loaded its model."""
-        self.wait([actor.ready.remote() for actor in self.actors], "loading the Reasoner")
+    def prepare(self, actors: Mapping[str, Any]) -> None:
+        """Wait until engines have loaded their model and hold the newest weights.
+
+        Raises:
+            WeightSyncError: one holds something else.
+        """
+        refs = {name: actor.ready.remote() for name, actor in actors.items()}
+        self.wait(refs, "loading the Reasoner")
+        if self._version is not None:
+            for report in self._pull(actors, self._version):
+                report.check()
 
     def generate(
         self, requests: Sequence[GenerationRequest], pictures: Any
@@ -99,22 +189,27 @@ class RolloutPool(Pool):
         ``pictures`` is an object reference to the decoded files.
         """
         groups = sorted({request.key.group for request in requests}, key=str)
-        home = {group: index % len(self.actors) for index, group in enumerate(groups)}
-        shares: list[list[GenerationRequest]] = [[] for _ in self.actors]
-        for request in requests:
-            shares[home[request.key.group]].append(request)
-        refs = [
-            actor.generate.remote(share, pictures)
-            for actor, share in zip(self.actors, shares, strict=True)
-        ]
-        results = [one for share in self.wait(refs, "sampling traces") for one in share]
+        with self.using() as actors:
+            home = dict(zip(groups, itertools.cycle(actors)))
+            shares: dict[str, list[GenerationRequest]] = {name: [] for name in actors}
+            for request in requests:
+                shares[home[request.key.group]].append(request)
+            refs = {
+                name: actors[name].generate.remote(share, pictures)
+                for name, share in shares.items()
+            }
+            results = [one for share in self.wait(refs, "sampling traces") for one in share]
         done = [one for one in results if isinstance(one, Trajectory)]
         dropped = [one for one in results if isinstance(one, DroppedTrajectory)]
         return done, dropped
 
     def pull_weights(self, version: int) -> list[SyncReport]:
         """Let every engine load that version from the store and verify it."""
-        refs = [actor.pull_weights.remote(version) for actor in self.actors]
+        self._version = version
+        return self._pull(self.actors, version)
+
+    def _pull(self, actors: Mapping[str, Any], version: int) -> list[SyncReport]:
+        refs = {name: actor.pull_weights.remote(version) for name, actor in actors.items()}
         return self.wait(refs, f"pulling weights version {version}")
 
 
@@ -123,39 +218,41 @@ class RewardPool(Pool):
 
     def __init__(self, reward: RewardConfig, media: MediaConfig, *, role: str = "reward") -> None:
         pool = reward.pool
-        super().__init__(Role(role, pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s)
         self.media = media
         # Two engine batches in flight: one runs, the next is at hand.
         self.max_items = max(1, 2 * reward.engine.max_num_seqs // CHUNKS_IN_FLIGHT)
         self.width = 0
         self.counts: Counter[str] = Counter()
         remote = ray.remote(EmbedderActor)
-        self.start(
-            lambda name, options: remote.options(**options).remote(
+        super().__init__(
+            Role(role, pool.actors, pool.cpus, pool.gpus),
+            timeout_s=pool.timeout_s,
+            create=lambda name, options: remote.options(**options).remote(
                 name=name,
                 model=str(Path(reward.model).absolute()),
                 engine=reward.engine,
                 media=media,
                 pooling=reward.pooling,
                 instruction=reward.instruction,
-            )
+            ),
         )
 
-    def ready(self) -> None:
-        """Wait until every engine has loaded its model.
+    def prepare(self, actors: Mapping[str, Any]) -> None:
+        """Wait until engines have loaded their model.
 
         Raises:
-            ClusterError: the engines disagree about the vectors' width.
+            ClusterError: engines disagree about the vectors' width.
         """
-        refs = [actor.ready.remote() for actor in self.actors]
-        widths = self.wait(refs, "loading the Embedder")
-        if len(set(widths)) > 1:
-            found = ", ".join(f"{n}: {w}" for n, w in zip(self.names, widths, strict=True))
+        refs = {name: actor.ready.remote() for name, actor in actors.items()}
+        widths = dict(zip(refs, self.wait(refs, "loading the Embedder"), strict=True))
+        expected = self.width or next(iter(widths.values()))
+        if set(widths.values()) != {expected}:
+            found = ", ".join(f"{name}: {width}" for name, width in widths.items())
             raise ClusterError(
-                f"expected Embedders with vectors of one width, found {found}; the nodes hold "
-                "different models under the path reward.model"
+                f"expected Embedders with vectors of one width, {expected}, found {found}; the "
+                "nodes hold different models under the path reward.model"
             )
-        self.width = widths[0]
+        self.width = expected
 
     def embed(
         self, requests: Sequence[EmbedRequest], pictures: Any
@@ -169,15 +266,20 @@ class RewardPool(Pool):
         Raises:
             ClusterError: every actor failed.
         """
+        with self.using() as actors:
+            return self._embed(requests, pictures, actors)
+
+    def _embed(
+        self, requests: Sequence[EmbedRequest], pictures: Any, actors: Mapping[str, Any]
+    ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         router = Router(
             requests,
             {one.content: content_cost(one.content, sizes, self.media) for one in requests},
-            actors=self.names,
+            actors=list(actors),
             max_items=self.max_items,
             width=self.width,
         )
-        actors = dict(zip(self.names, self.actors, strict=True))
         calls: dict[Any, tuple[float, str, Chunk]] = {}
         while True:
             while (order := router.next()) is not None:
@@ -222,23 +324,27 @@ class JudgePool(Pool):
 
     def __init__(self, judge: JudgeConfig) -> None:
         pool = judge.pool
-        super().__init__(Role("judge", pool.actors, pool.cpus, pool.gpus), timeout_s=pool.timeout_s)
         config = replace(judge, model=str(Path(judge.model).absolute()))
         remote = ray.remote(JudgeActor)
-        self.start(lambda name, options: remote.options(**options).remote(name=name, config=config))
+        super().__init__(
+            Role("judge", pool.actors, pool.cpus, pool.gpus),
+            timeout_s=pool.timeout_s,
+            create=lambda name, options: remote.options(**options).remote(name=name, config=config),
+        )
 
-    def ready(self) -> None:
-        """Wait until every engine has loaded its model."""
-        self.wait([actor.ready.remote() for actor in self.actors], "loading the judge")
+    def prepare(self, actors: Mapping[str, Any]) -> None:
+        """Wait until engines have loaded the judge."""
+        self.wait({name: one.ready.remote() for name, one in actors.items()}, "loading the judge")
 
     def judge(
         self, questions: Sequence[JudgeQuestion]
     ) -> tuple[dict[str, Judgement], dict[str, str]]:
         """Return verdicts by trace key, and the reason for each key that failed."""
-        refs = [
-            actor.judge.remote(list(questions[index :: len(self.actors)]))
-            for index, actor in enumerate(self.actors)
-        ]
+        actors = self.actors
+        refs = {
+            name: actor.judge.remote(list(questions[index :: len(actors)]))
+            for index, (name, actor) in enumerate(actors.items())
+        }
         judged: dict[str, Judgement] = {}
         failed: dict[str, str] = {}
         for some, reasons in self.wait(refs, "judging traces"):

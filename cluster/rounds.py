@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from configs.schema import RLConfig
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -19,7 +20,7 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
-from learner.policy import TokenScores
+from learner.policy import TokenScores, shaped_rewards
 
 LEAST_SHARE = 0.5
 """Of a step's pairs, in a refill: a rank among few is another task than a rank among many."""
@@ -61,6 +62,19 @@ def pairs_wanted(asked: Sequence[int], found: Sequence[int], *, pairs: int, refi
         return pairs
     likely = math.ceil(missing * sum(asked) / sum(found))
     return min(pairs, max(likely, math.ceil(LEAST_SHARE * pairs)))
+
+
+def round_rewards(
+    sampled: SampledRound, config: RLConfig
+) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
+    """Return the rewards less the penalties for length and KL, and the penalties' metrics."""
+    return shaped_rewards(
+        {one.trajectory.key: one.parts.total for one in sampled.scored},
+        {one.trajectory.key: len(one.trajectory.response_ids) for one in sampled.scored},
+        sampled.tokens,
+        grpo=config.grpo,
+        max_tokens=config.rollout.sampling.max_tokens,
+    )
 
 
 def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:

@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ from reward.score import score_round
 log = logging.getLogger(__name__)
 CACHED_ITEMS = 1 << 14
 """Embeddings without trace that are kept: 134 MB at 2,048 dimensions."""
-BANK_FILE = "bank.npz"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +125,6 @@ class Scorer:
                 evidence=Evidence(self.config.evidence),
             ),
         )
-
-    def save(self, folder: Path) -> None:
-        """Write what a resumed run must know; the cache only saves time and is not written."""
-        self.bank.save(folder / BANK_FILE)
-
-    def restore(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        self.bank.load(folder / BANK_FILE)
 
     def _embed(
         self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any

@@ -102,6 +102,7 @@ def place(role: Role) -> PlacementGroup:
         bundle["GPU"] = role.gpus
     group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
     if not group.wait(PLACEMENT_TIMEOUT_S):
+        ray.util.remove_placement_group(group)
         raise ClusterError(
             f"{role.name}: waited {PLACEMENT_TIMEOUT_S:.0f} s for {role.actors} x {bundle}; free "
             f"now: {ray.available_resources()}. Another job may hold them, or a bundle is larger "
@@ -110,14 +111,14 @@ def place(role: Role) -> PlacementGroup:
     return group
 
 
-def actor_options(role: Role, group: PlacementGroup, index: int) -> dict[str, Any]:
-    """Return Ray options that put actor ``index`` of the role into its bundle."""
+def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int) -> dict[str, Any]:
+    """Return Ray options that put actor ``index`` of the role into a bundle of the group."""
     return {
         "name": f"{role.name}-{index}",
         "num_cpus": max(role.cpus, 0.0001),
         "num_gpus": role.gpus,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=index
+            group, placement_group_bundle_index=bundle
         ),
         "runtime_env": {
             "env_vars": {**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}

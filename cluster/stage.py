@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.recovery import Restartable, Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
+from cluster.stopping import StopRequest
 from cluster.tracking import Tracker
 from configs.schema import EvalConfig, StopConfig
 from data.types import StepReport
@@ -95,6 +96,9 @@ def train_stage(
     a state on (None: the start), each with the state after it.
 
     Returns the last measured metrics with `steps` and, where a metric is watched, `reached`.
+
+    Raises:
+        StopRequested: SIGTERM came; a checkpoint was written.
     """
     name = folder.path.name
     console = Console()
@@ -110,7 +114,11 @@ def train_stage(
             learner.load(last.path / LEARNER_FOLDER)
             step, state, measured = last.step, last.state["batches"], last.state["measured"]
         streak = BrokenStreak(folder.path / BROKEN_FILE)
-        with closing(prefetched(batches(state))) as feed, progress_bar(console) as bar:
+        with (
+            closing(prefetched(batches(state))) as feed,
+            StopRequest() as request,
+            progress_bar(console) as bar,
+        ):
             task = bar.add_task(name, total=steps, completed=step)
             while step < steps and not (reached(measured) and step >= stop.min_steps):
                 step += 1
@@ -128,7 +136,7 @@ def train_stage(
                 folder.log_metrics(step, metrics)
                 tracker.log(step, metrics)
                 streak.record(report.broken)
-                if step % checkpoint_every == 0 or step == steps:
+                if step % checkpoint_every == 0 or step == steps or request.made:
                     checkpoints.save(
                         step,
                         lambda path: learner.save(path / LEARNER_FOLDER),
@@ -136,6 +144,7 @@ def train_stage(
                         metrics=metrics,
                     )
                 restarts.completed(step)
+                request.obey(step, steps)
                 bar.advance(task)
                 if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
                     shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)

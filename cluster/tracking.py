@@ -14,6 +14,7 @@ import mlflow
 from mlflow.entities import Metric, Param
 
 from configs.load import to_flat
+from data.errors import StopRequested
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,10 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write what is kept and end the run: finished, or failed if there is an error."""
+        """Write what is kept and end the run: finished, killed on request, or failed."""
         self.flush()
-        self.client.set_terminated(self.run_id, status="FAILED" if kind else "FINISHED")
+        endings = {None: "FINISHED", StopRequested: "KILLED"}
+        self.client.set_terminated(self.run_id, status=endings.get(kind, "FAILED"))
 
 
 def open_store(folder: Path) -> mlflow.MlflowClient:

@@ -2,7 +2,8 @@
 
 A bucket is an object in Ray's store: a list of (name, dtype, shape, bytes) with the bytes as a
 flat uint8 array, so that numbers numpy has no type for (bfloat16) travel unchanged. The store
-itself holds only references; the bytes go from the learner's node to each engine.
+itself holds only references; the bytes go from the learner's node to each engine. What a version
+has in common with the one before lies where it lay: frozen weights are put, and fetched, once.
 """
 
 from typing import Any
@@ -13,15 +14,20 @@ from data.types import ParamSpec
 KEPT_VERSIONS = 2
 """One being served and one being pulled; older buckets are freed when a version is published."""
 
+Bucket = tuple[tuple[str, ...], Any]
+"""The names of a version that lie in a bucket (it may hold older ones too), and its reference."""
+Version = tuple[tuple[ParamSpec, ...], list[Bucket]]
+"""What every tensor is, and where it lies."""
+
 
 class WeightStore:
     """A plain class; the cluster makes it a named actor."""
 
     def __init__(self) -> None:
-        self._versions: dict[int, tuple[tuple[ParamSpec, ...], list[Any]]] = {}
+        self._versions: dict[int, Version] = {}
 
-    def publish(self, version: int, manifest: tuple[ParamSpec, ...], refs: list[Any]) -> None:
-        """Keep a version; ``refs`` are ObjectRefs inside a list, so Ray does not resolve them.
+    def publish(self, version: int, manifest: tuple[ParamSpec, ...], buckets: list[Bucket]) -> None:
+        """Keep a version; the references lie inside a list, so Ray does not resolve them.
 
         Raises:
             WeightSyncError: the version does not increase.
@@ -31,7 +37,7 @@ class WeightStore:
             raise WeightSyncError(
                 f"expected a version above {newest}, found {version}: versions only increase"
             )
-        self._versions[version] = (manifest, refs)
+        self._versions[version] = (manifest, buckets)
         for old in sorted(self._versions)[:-KEPT_VERSIONS]:
             del self._versions[old]
 
@@ -39,8 +45,8 @@ class WeightStore:
         """Forget all versions: a learner that starts again publishes from its checkpoint's on."""
         self._versions.clear()
 
-    def get(self, version: int) -> tuple[tuple[ParamSpec, ...], list[Any]]:
-        """Return the manifest and the buckets' references of a version.
+    def get(self, version: int) -> Version:
+        """Return the manifest and the buckets of a version.
 
         Raises:
             WeightSyncError: the version was never published or is no longer kept.

@@ -425,6 +425,9 @@ class RLConfig:
     """Pairs of one data set per step; both sides are reasoned about."""
     siblings: int = 8
     """Traces sampled per prompt: the group size n."""
+    max_staleness: int = 0
+    """Versions by which the weights that sampled a token may lag behind those it trains: steps are
+    collected that far ahead, while the learner trains. 0: one after the other."""
     checkpoint_every: int = 50
     """The newest two checkpoints are kept, and the best by held-out hit@1 (`evaluation.every`)."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
@@ -731,7 +734,10 @@ _CHECKS = {
             else []
         ),
     ],
-    RLConfig: lambda n: _positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
+    RLConfig: lambda n: [
+        *_positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
+        *_not_negative(n, "max_staleness"),
+    ],
     EvaluateConfig: lambda n: _positive(n, "bootstrap"),
     ReportConfig: lambda n: _not_negative(n, "gallery"),
     DemoDataConfig: lambda n: [

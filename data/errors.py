@@ -64,5 +64,9 @@ class ActorLost(ClusterError):
     """An actor died and took its work with it."""
 
 
+class StopRequested(EmbedRLError):
+    """The job was asked to stop and did, its state saved."""
+
+
 class LearnerLost(ClusterError):
     """A rank died, hung or failed, so the whole group was stopped; it can be started again."""

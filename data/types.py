@@ -204,6 +204,8 @@ class GenerationRequest:
     content: Content
     seed: int
     greedy: bool = False
+    max_tokens: int | None = None
+    """None: as many as the sampling settings allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -189,15 +189,18 @@ class TrainEngine:
         norms = [p.grad.float().norm() for p in self._trained if p.grad is not None]
         return float(torch.stack(norms).norm())
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (checkpoint name, whole tensor on the CPU) in order; every rank must iterate.
+    def parameters(self, *, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield (checkpoint name, whole tensor on the CPU), frozen ones first.
 
-        Adapters are merged into the weights they change. The tied output layer is left out:
-        loaders tie it again. Tensors share memory with the model where they are whole already:
-        use them before the next step. Other ranks than 0 get the same names and empty tensors.
+        Every rank must iterate. Adapters are merged into the weights they change. The tied output
+        layer is left out: loaders tie it again. Tensors share memory with the model where they are
+        whole already: use them before the next step. Other ranks than 0 get the same names and
+        empty tensors.
         """
         partitioned = self._config.zero_stage == 3
-        for weight in stored_weights(self.net):
+        for weight in sorted(stored_weights(self.net), key=lambda weight: weight.trained):
+            if trained_only and not weight.trained:
+                continue
             whole = torch.empty(0, dtype=weight.parts[0].dtype)
             with deepspeed.zero.GatheredParameters(list(weight.parts), enabled=partitioned):
                 if dist.get_rank() == 0:

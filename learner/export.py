@@ -41,12 +41,9 @@ def weight_buckets(
         yield bucket
 
 
-def manifest(bucket: Iterable[BucketEntry]) -> list[ParamSpec]:
-    """Return the specification of each tensor of a bucket, with its checksum."""
-    return [
-        ParamSpec(name, dtype, shape, tensor_checksum(restore(dtype, shape, raw)))
-        for name, dtype, shape, raw in bucket
-    ]
+def spec_of(name: str, tensor: Tensor) -> ParamSpec:
+    """Return what a manifest says of a tensor, its checksum included."""
+    return ParamSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), tensor_checksum(tensor))
 
 
 def restore(dtype: str, shape: tuple[int, ...], raw: np.ndarray) -> Tensor:

@@ -32,6 +32,11 @@ class StoredWeight:
     scale: float = 0.0
     """Of the adapter: alpha / rank."""
 
+    @property
+    def trained(self) -> bool:
+        """Whether training changes it."""
+        return any(part.requires_grad for part in self.parts)
+
     def merged(self) -> Tensor:
         """Return W, or W + scale * B A (Hu et al. 2021, section 4.1) as a new tensor.
 

@@ -277,9 +277,9 @@ class LearnerWorker:
             vectors.update((requests[i].key, row) for i, row in zip(index, rows, strict=True))
         return vectors
 
-    def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (checkpoint name, whole tensor on the CPU) in order; whole on rank 0 only."""
-        return self._engine.parameters()
+    def parameters(self, *, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield (checkpoint name, whole tensor on the CPU); whole on rank 0 only."""
+        return self._engine.parameters(trained_only=trained_only)
 
     def save(self, folder: str) -> None:
         """Write a checkpoint."""

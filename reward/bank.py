@@ -63,6 +63,12 @@ class CandidateBank:
         for content in list(kept)[: max(excess, 0)]:
             del kept[content]
 
+    def copy(self) -> "CandidateBank":
+        """Return a bank that remembers the same and goes its own way."""
+        other = CandidateBank(self._config)
+        other._kept = {side: dict(kept) for side, kept in self._kept.items()}
+        return other
+
     def save(self, path: Path) -> None:
         """Write everything remembered to an .npz file."""
         rows = [(side, one) for side, kept in self._kept.items() for one in kept.values()]

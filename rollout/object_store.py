@@ -1,8 +1,9 @@
 """Weights from Ray's object store into a vLLM engine, through vLLM's weight-transfer interface.
 
 Runs inside vLLM's worker processes, each a Ray driver of its own. A sync is: manifest and bucket
-references from the store actor, buckets streamed into the model's own loaders, derived weights
-rebuilt, and then every parameter of the engine compared with what the learner sent.
+references from the store actor, what the engine does not hold yet streamed from the buckets into
+the model's own loaders, derived weights rebuilt, and then every parameter of the engine compared
+with what the learner sent.
 
 What the comparison proves, per checkpoint tensor, from what the engine computes with:
 - plain parameters (all of them on a GPU; norms, biases, embeddings, convolutions on a CPU): the
@@ -22,7 +23,7 @@ are dropped.
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,13 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
     init_info_cls = StoreInit
     update_info_cls = PullVersion
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.report: dict[str, Any] = {}
+        self.held: dict[str, tuple[int, int]] = {}
+        """Checksums, by checkpoint name, of the tensor as it was sent and of what this rank holds
+        of it; empty where the last update failed."""
+
     def init_transfer_engine(self, init_info: StoreInit) -> None:
         """Join the cluster as a driver and find the store actor."""
         if not ray.is_initialized():
@@ -118,7 +126,6 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
                 logging_level=logging.ERROR,
             )
         self.store = ray.get_actor(init_info.actor_name, namespace=init_info.namespace)
-        self.report: dict[str, Any] = {}
 
     def start_weight_update(self) -> None:
         """Forget the last report; the model is touched only once a manifest is accepted."""
@@ -131,21 +138,31 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: PullVersion) -> None:
-        """Load all buckets of a version.
+        """Load what a version has that this engine does not hold.
 
         Raises:
             WeightSyncError: the manifest or the buckets do not fit the model or each other.
         """
-        manifest, refs = ray.get(
+        manifest, buckets = ray.get(
             self.store.get.remote(update_info.version), timeout=FETCH_TIMEOUT_S
         )
         self.places = _places(self.model, manifest, str(self.model_config.dtype))
-        self.expected = {spec.name: spec.checksum for spec in manifest}
+        held, self.held = self.held, {}
+        self.sent = {spec.name: spec.checksum for spec in manifest}
+        self.expected = {
+            name: held[name][1] if held.get(name, (None,))[0] == sent else sent
+            for name, sent in self.sent.items()
+        }
         self.damaged: set[str] = set()
         self.received_bytes = 0
+        wanted = self._wanted(held)
+        if not wanted:
+            return
         initialize_layerwise_reload(self.model)
         try:
-            self.model.load_weights(self._tensors(manifest, refs))
+            self.model.load_weights(
+                self._tensors([spec for spec in manifest if spec.name in wanted], buckets)
+            )
         finally:
             # After a failure too: it gives the layers their parameters back, so that the engine
             # can take the next version.
@@ -167,6 +184,8 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
             held = held_parameter(head, "weight")[:rows]
             if tensor_checksum(held.to(self.model_config.dtype)) != self.expected[name]:
                 differing.add(TIED_HEAD)
+        if not differing:
+            self.held = {name: (sent, self.expected[name]) for name, sent in self.sent.items()}
         self.report = {
             "tensors": len(self.places),
             "mismatched": sorted(differing),
@@ -178,15 +197,32 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
         if ray.is_initialized():
             ray.shutdown()
 
+    def _wanted(self, held: Mapping[str, tuple[int, int]]) -> set[str]:
+        """Return the names of changed tensors, and of all others of the modules they belong to.
+
+        vLLM fills a module anew or not at all: q, k and v, for instance, together.
+        """
+        changed = {
+            place.module
+            for name, place in self.places.items()
+            if held.get(name, (None,))[0] != self.sent[name]
+        }
+        return {name for name, place in self.places.items() if place.module in changed}
+
     def _tensors(
-        self, manifest: tuple[ParamSpec, ...], refs: list[Any]
+        self, wanted: Sequence[ParamSpec], buckets: Sequence[tuple[Sequence[str], Any]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the sent tensors bucket by bucket, checked against the manifest on arrival."""
-        missing = {spec.name: spec for spec in manifest}
-        for ref in refs:
+        """Yield the wanted tensors bucket by bucket, checked against the manifest on arrival."""
+        missing = {spec.name: spec for spec in wanted}
+        for names, ref in buckets:
+            if missing.keys().isdisjoint(names):
+                continue
             for name, dtype, shape, data in ray.get(ref, timeout=FETCH_TIMEOUT_S):
-                spec = missing.pop(name, None)
-                if spec is None or (spec.dtype, tuple(spec.shape)) != (dtype, tuple(shape)):
+                # What else lies there is older, or held already.
+                if name not in names or name not in missing:
+                    continue
+                spec = missing.pop(name)
+                if (spec.dtype, tuple(spec.shape)) != (dtype, tuple(shape)):
                     raise WeightSyncError(
                         f"bucket tensor {name} {dtype} {tuple(shape)} does not fit the manifest "
                         f"({spec}); publish manifest and buckets of one export"

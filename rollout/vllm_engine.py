@@ -30,6 +30,9 @@ from data.types import GenerationRequest, Trajectory
 from rollout.object_store import WeightPuller, transfer_config
 from rollout.weight_sync import StoreAddress, SyncReport
 
+ATTEMPTS = 3
+"""vLLM ends a request with an error of its own, for instance where caches of pictures are dropped
+for new weights while it is on its way, and expects to be asked again."""
 CPU_STEP_TOKENS = 1 << 16
 INITIAL_VERSION = 0
 """Version of the weights in the model folder."""
@@ -90,12 +93,16 @@ class VLLMEngine:
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
         if prompt.images:
             inputs["multi_modal_data"] = {"image": prompt.images}
-        try:
-            stream = self._llm.generate(inputs, self._params(request), str(request.key))
-            (output,) = [final async for final in stream]
-        except (VLLMClientError, EngineGenerateError, ValueError) as error:
-            cause = error.__cause__ or error
-            raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
+        for attempt in range(ATTEMPTS):
+            name = f"{request.key}#{attempt}"
+            try:
+                stream = self._llm.generate(inputs, self._params(request), name)
+                (output,) = [final async for final in stream]
+            except (VLLMClientError, EngineGenerateError, ValueError) as error:
+                cause = error.__cause__ or error
+                raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
+            if output.outputs[0].finish_reason != "error":
+                break
         return self._trajectory(request, prompt, output)
 
     async def pull_weights(self, version: int) -> SyncReport:
@@ -148,7 +155,7 @@ class VLLMEngine:
     def _params(self, request: GenerationRequest) -> SamplingParams:
         return SamplingParams(
             temperature=0.0 if request.greedy else self._sampling.temperature,
-            max_tokens=self._sampling.max_tokens,
+            max_tokens=request.max_tokens or self._sampling.max_tokens,
             seed=request.seed,
             logprobs=0,
             logit_bias=dict.fromkeys(self.encoder.banned_ids(), float("-inf")),

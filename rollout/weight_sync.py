@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from data.errors import WeightSyncError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreAddress:
@@ -25,3 +27,15 @@ class SyncReport:
     """Names whose bits in the engine are not those that the learner sent; empty = verified."""
     bytes: int
     seconds: float
+
+    def check(self) -> None:
+        """Return if the engine holds what was sent.
+
+        Raises:
+            WeightSyncError: it holds something else.
+        """
+        if self.mismatched:
+            raise WeightSyncError(
+                f"version {self.version}: an engine holds other bits than the learner sent for "
+                f"{list(self.mismatched[:5])}; the run stops, its last checkpoint is good"
+            )

@@ -5,6 +5,8 @@ Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/dem
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import ray
@@ -17,9 +19,11 @@ from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
+from cluster.scaling import TARGETS, PoolTargets, resize_pools
 from cluster.scoring import Scorer
 from cluster.session import Role, session
 from cluster.stage import progress_bar
+from cluster.stopping import StopRequest
 from cluster.tracking import Tracker
 from cluster.weights import WeightStore
 from configs.schema import RLConfig
@@ -90,6 +94,8 @@ def main(config: RLConfig) -> int:
             sampling=config.rollout.sampling,
         )
         pools = [pool for pool in (rollout, reward, second, judge) if pool is not None]
+        elastic = {"rollout": rollout, "reward": reward}
+        targets = ray.remote(PoolTargets).options(name=TARGETS, num_cpus=0).remote(tuple(elastic))
         for pool in pools:
             pool.ready()
 
@@ -114,7 +120,16 @@ def main(config: RLConfig) -> int:
                 learner=learner,
                 store=store,
             )
-            train_loop(config, pipeline, folder, tracker, held_out=held_out, restarts=restarts)
+            with closing(pipeline):
+                train_loop(
+                    config,
+                    pipeline,
+                    folder,
+                    tracker,
+                    held_out=held_out,
+                    restarts=restarts,
+                    resize=lambda: resize_pools(elastic, targets),
+                )
             learner.export(folder.path / "export")
 
         keep_training(learner, attempt)
@@ -132,8 +147,13 @@ def train_loop(
     *,
     held_out: list[Pair],
     restarts: Restarts,
+    resize: Callable[[], dict[str, float]],
 ) -> None:
-    """Run the steps that the last checkpoint leaves; log, measure and checkpoint."""
+    """Run the steps that the last checkpoint leaves; log, measure and checkpoint.
+
+    Raises:
+        StopRequested: SIGTERM came; a checkpoint was written.
+    """
     checkpoints = Checkpoints(folder)
     last = checkpoints.resume()
     if last:
@@ -145,11 +165,12 @@ def train_loop(
     every = config.evaluation.every
     if every and not done:
         record(folder, tracker, 0, pipeline.held_out(held_out), console)
-    with progress_bar(console) as bar:
+    with StopRequest() as request, progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
+            sizes = resize()
             result = pipeline.step()
-            metrics = result.metrics | {"learner/restarts": float(restarts.count)}
+            metrics = result.metrics | sizes | {"learner/restarts": float(restarts.count)}
             if every and (step % every == 0 or step == config.steps):
                 began = time.perf_counter()
                 metrics |= pipeline.held_out(held_out)
@@ -159,9 +180,10 @@ def train_loop(
             record(folder, tracker, step, metrics, console)
             streak.record(result.broken)
             pipeline.check_parity(result)
-            if step % config.checkpoint_every == 0 or step == config.steps:
+            if step % config.checkpoint_every == 0 or step == config.steps or request.made:
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
             restarts.completed(step)
+            request.obey(step, config.steps)
             bar.advance(task)
 
 

@@ -29,8 +29,16 @@ MEDIA = MediaConfig(
 )
 
 
+class DirectPool(Pool):
+    """A pool of one actor whose methods are called by name."""
+
+    def call(self, method: str, *args: object) -> object:
+        [(name, actor)] = self.actors.items()
+        return self.wait({name: getattr(actor, method).remote(*args)}, method)[0]
+
+
 @pytest.fixture
-def both(tmp_path: Path) -> Iterator[tuple[RewardPool, Pool]]:
+def both(tmp_path: Path) -> Iterator[tuple[RewardPool, DirectPool]]:
     """Return the pool and vLLM alone: an actor each, one core each."""
     model = str(write_tiny_model(tmp_path / "model"))
     ray.init(
@@ -40,16 +48,17 @@ def both(tmp_path: Path) -> Iterator[tuple[RewardPool, Pool]]:
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
     )
     pool = RewardPool(RewardConfig(model=model, pool=PoolConfig(), engine=ENGINE), MEDIA)
-    direct = Pool(Role("direct", actors=1, cpus=1.0, gpus=0.0), timeout_s=600.0)
-    direct.start(
-        lambda name, options: (
+    direct = DirectPool(
+        Role("direct", actors=1, cpus=1.0, gpus=0.0),
+        timeout_s=600.0,
+        create=lambda name, options: (
             ray.remote(DirectEmbedder)
             .options(**options)
             .remote(model=model, engine=ENGINE, media=MEDIA)
-        )
+        ),
     )
     pool.ready()
-    direct.wait([direct.actors[0].ready.remote()], "loading the Embedder")
+    direct.call("ready")
     yield pool, direct
     pool.close()
     direct.close()
@@ -82,7 +91,7 @@ def step_of(rng: np.random.Generator) -> tuple[list[EmbedRequest], dict[str, np.
 
 
 @pytest.mark.timeout(1800)
-def test_embedding_traces_with_crops(both: tuple[RewardPool, Pool]) -> None:
+def test_embedding_traces_with_crops(both: tuple[RewardPool, DirectPool]) -> None:
     pool, direct = both
     rng = np.random.default_rng(0)
     requests: list[EmbedRequest] = []
@@ -92,14 +101,14 @@ def test_embedding_traces_with_crops(both: tuple[RewardPool, Pool]) -> None:
         # New traces and pictures each turn: neither engine has them in a cache, both get the same.
         requests[:], pictures = step_of(rng)
         shared[:] = [ray.put(pictures)]
-        direct.wait([direct.actors[0].prepare.remote(requests, *shared)], "preparing")
+        direct.call("prepare", requests, *shared)
 
     def ours() -> None:
         vectors, failed = pool.embed(requests, *shared)
         assert len(vectors) == TRACES, failed
 
     def against() -> None:
-        assert direct.wait([direct.actors[0].encode.remote()], "encoding") == [TRACES]
+        assert direct.call("encode") == TRACES
 
     # 0.8 of the throughput.
     record(f"embed {TRACES} traces / vLLM", *alternate(ours, against, prepare=prepare), target=1.25)

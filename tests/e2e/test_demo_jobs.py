@@ -140,8 +140,9 @@ def test_metrics_name_every_phase_and_the_phases_add_up(home: Path) -> None:
         assert not [name for name in FIXED_METRICS if name not in one]
         assert one["sync/checksum_ok"] == 1.0
         assert one["sync/logprob_max_abs_diff"] < 1e-3
-        phases = sum(v for k, v in one.items() if k.startswith("time/") and k != "time/step_s")
-        assert math.isclose(phases, one["time/step_s"], rel_tol=1e-6)
+        whole, overlap = one["time/step_s"], one["time/overlap_s"]
+        phases = sum(v for k, v in one.items() if k.startswith("time/")) - whole - overlap
+        assert math.isclose(phases - overlap, whole, rel_tol=1e-6)
     assert "eval/hit_at_1" in steps[3]
 
 
@@ -228,6 +229,36 @@ def test_rl_that_loses_a_rank_and_then_its_driver_ends_as_if_it_had_not(home: Pa
         assert traces(killed, step) == traces(straight, step)
         for name in ("version", "reward/total", "policy/kl", "policy/grad_norm"):
             assert math.isclose(found[step][name], expected[step][name], rel_tol=1e-3, abs_tol=1e-6)
+
+
+def test_rl_ahead_of_its_learner_stops_on_request_and_goes_on_without_loss(home: Path) -> None:
+    folder = home / "runs/demo/ahead"
+    settings = ("run.dir=runs/demo/ahead", "max_staleness=1", "steps=4", "evaluation.every=0")
+    command = [*job_command("rl rl"), *settings]
+    job = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env={**os.environ, "EMBED_RL_ROOT": str(home), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        wait_until_written(job, folder / "metrics.jsonl")
+        job.terminate()
+        assert job.wait(120) == 3
+    finally:
+        job.kill()
+    stopped = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert stopped < 4
+    assert (folder / f"checkpoints/step-{stopped:06d}/loop.json").is_file()
+    assert not (folder / "export").exists()
+    run(sys.executable, *command, home=home)
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in steps] == [1, 2, 3, 4]
+    assert max(one["staleness/max"] for one in steps) == 1
+    assert steps[stopped]["staleness/max"] == 0  # collected after the new start
+    assert all(one["sync/logprob_max_abs_diff"] < 1e-3 for one in steps)
+    groups = [{key.rsplit("/", 2)[0] for key, _ in traces(folder, step)} for step in (1, 2, 3, 4)]
+    serials = [int(key.split("/")[0].removeprefix("g=")) for some in groups for key in some]
+    assert sorted(serials) == list(range(4 * 4))
 
 
 def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> None:

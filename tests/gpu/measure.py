@@ -42,7 +42,7 @@ from data.types import (
     TrajectoryKey,
 )
 from learner.batching import process_pictures
-from learner.export import BUCKET_BYTES, manifest, weight_buckets
+from learner.export import BUCKET_BYTES, restore, spec_of, weight_buckets
 from learner.logprobs import OutputLayer
 from learner.models import load_model
 from tests.gpu.loops import LearnerLoop, PartsLoop, PlainLoop, Task, Work, build_work
@@ -230,7 +230,8 @@ def measure_weights(bench: Bench, rates: dict[str, float]) -> None:
 
     def checked() -> None:
         for bucket in weight_buckets(named()):
-            manifest(bucket)
+            for name, dtype, shape, raw in bucket:
+                spec_of(name, restore(dtype, shape, raw))
 
     views = [param.detach().reshape(-1).view(torch.uint8) for param in net.parameters()]
     groups: list[list[Tensor]] = [[]]

@@ -95,7 +95,8 @@ def test_a_pool_embeds_like_one_actor_until_its_last_actor_is_gone(
     assert 1 <= counters["pool/reward/in_flight_max"] < len(work)
     assert set(pool.counters().values()) == {0.0}
 
-    ray.kill(pool.actors[0])
+    first, second = pool.actors.values()
+    ray.kill(first)
     check()
     assert pool.counters()["pool/reward/retried"] > 1
 
@@ -104,6 +105,6 @@ def test_a_pool_embeds_like_one_actor_until_its_last_actor_is_gone(
         pool.embed(work, shared)
     pool.timeout_s = patience
 
-    ray.kill(pool.actors[1])
+    ray.kill(second)
     with pytest.raises(ClusterError, match="no actor is left"):
         pool.embed(work, shared)

@@ -95,7 +95,7 @@ def test_every_drawn_pair_is_in_the_rows_once_and_every_trace_has_its_end():
     assert len(set(keys)) == len(keys)
     trained = {sample.key: sample.advantage for sample in pipeline.learner.trained[0]}
     assert {row["key"] for row in result.rows if row["advantage"] is not None} == set(trained)
-    assert len({row["pair"] for row in result.rows}) == pipeline.serial == 11
+    assert len({row["pair"] for row in result.rows}) == pipeline.collector.serial == 11
 
 
 def test_every_round_ranks_among_its_own_candidates():
@@ -111,7 +111,7 @@ def test_every_round_ranks_among_its_own_candidates():
     assert not declared[0] & declared[1] | declared[1] & declared[2]
 
 
-def test_a_resumed_refill_neither_repeats_nor_skips_pairs():
+def test_a_resumed_refill_neither_repeats_nor_skips_pairs(tmp_path):
     grpo = {"refill": 3, "replay_groups": 8}
     straight = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
     stopped = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
@@ -119,8 +119,9 @@ def test_a_resumed_refill_neither_repeats_nor_skips_pairs():
     for _ in range(2):
         stopped.step()
     state = json.loads(json.dumps(stopped.state()))
+    stopped.save(tmp_path)
     resumed = make_pipeline(FakeRollout(lambda group: group.serial % 3 > 0), **grpo)
-    resumed.restore(state)
+    resumed.load(tmp_path, state)
     resumed.sync()
     for step in (2, 3):
         assert resumed.step().rows == expected[step].rows

@@ -1,5 +1,6 @@
 """Weights from the store into a real engine: bit-equal, tied head included, failures refused."""
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,7 +40,11 @@ def publish(store) -> Callable[..., int]:
         if damage:
             damage(buckets)
         version = next(_published)
-        store.publish(version, manifest, [ray.put(bucket) for bucket in buckets])
+        store.publish(
+            version,
+            manifest,
+            [(tuple(name for name, *_ in bucket), ray.put(bucket)) for bucket in buckets],
+        )
         return version
 
     return publish
@@ -94,6 +99,26 @@ def test_new_weights_arrive_bit_equal_and_are_served(
     assert trace.response_ids.tolist() != before.response_ids.tolist()
 
 
+def test_only_what_changed_travels_with_the_rest_of_its_module(
+    reasoner, publish, other_model, encoder, contents, pictures
+) -> None:
+    assert reasoner.pull_weights(publish(other_model)).mismatched == ()
+    assert reasoner.pull_weights(publish(other_model)).bytes == 0
+    changed = copy.deepcopy(other_model)
+    weights = dict(changed.named_parameters())
+    layer = "model.language_model.layers.1"
+    with torch.no_grad():
+        weights[f"{layer}.self_attn.k_proj.weight"][0] += 0.5
+        weights[f"{layer}.input_layernorm.weight"] *= 1.5
+    report = reasoner.pull_weights(publish(changed))
+    fused = [f"self_attn.{part}_proj.weight" for part in "qkv"]
+    expected = [weights[f"{layer}.{leaf}"] for leaf in (*fused, "input_layernorm.weight")]
+    assert report.bytes == sum(tensor.nbytes for tensor in expected)
+    assert report.mismatched == ()
+    assert report.tensors == len(weights)
+    assert _largest_difference(reasoner, changed, encoder, contents, pictures) < 1e-3
+
+
 def _name(suffix: str) -> Callable[[str], bool]:
     return lambda name: name.endswith(suffix)
 
@@ -111,12 +136,13 @@ def _name(suffix: str) -> Callable[[str], bool]:
     ],
 )
 def test_one_changed_bit_is_found_and_the_engine_refuses_until_a_good_pull(
-    suffix, reasoner, publish, other_model, encoder, contents, pictures
+    suffix, reasoner, publish, other_model, tiny_model, encoder, contents, pictures
 ) -> None:
     def flip(buckets: list[Bucket]) -> None:
         (data,) = [e[3] for bucket in buckets for e in bucket if e[0].endswith(suffix)]
         data[-4] ^= 1  # the lowest bit of the last number
 
+    assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()  # so all is fetched
     report = reasoner.pull_weights(publish(other_model, flip))
     (name,) = {name for name, _ in other_model.named_parameters() if name.endswith(suffix)}
     tied = {"lm_head.weight"} if name.endswith("embed_tokens.weight") else set()
@@ -145,8 +171,9 @@ def _reshape_one(buckets: list[Bucket]) -> None:
     [(_drop_one, "the buckets lack 1 tensors"), (_reshape_one, "does not fit the manifest")],
 )
 def test_a_failed_pull_leaves_an_engine_that_refuses_and_recovers(
-    damage, message, reasoner, publish, other_model, encoder, contents, pictures
+    damage, message, reasoner, publish, other_model, tiny_model, encoder, contents, pictures
 ) -> None:
+    assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()  # so all is fetched
     with pytest.raises(WeightSyncError, match=message):
         reasoner.pull_weights(publish(other_model, damage))
     with pytest.raises(WeightSyncError, match="the engine serves nothing"):
@@ -175,8 +202,9 @@ def test_a_manifest_without_a_parameter_is_refused(reasoner, store, publish, oth
 
 
 def test_a_pull_under_running_requests_loses_none(
-    reasoner, publish, other_model, contents, pictures
+    reasoner, publish, other_model, tiny_model, contents, pictures
 ) -> None:
+    assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()
     version = publish(other_model)
     asked = [request(contents["image"], sibling=i, seed=i) for i in range(32)]
     running = reasoner.actor.generate.remote(asked, pictures)

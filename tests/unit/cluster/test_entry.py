@@ -9,7 +9,14 @@ from cluster.entry import run_job
 from cluster.session import Role
 from configs.errors import ConfigError
 from configs.schema import WarmStartConfig
-from data.errors import ActorLost, CheckpointError, DataError, DivergedError, WeightSyncError
+from data.errors import (
+    ActorLost,
+    CheckpointError,
+    DataError,
+    DivergedError,
+    StopRequested,
+    WeightSyncError,
+)
 
 TEXT = """
 run: {dir: runs/x}
@@ -69,6 +76,7 @@ def test_wrong_settings_end_with_two_before_the_job_starts(path, capsys):
         (WeightSyncError("why"), 1),
         (CheckpointError("why"), 1),
         (DivergedError("why"), 1),
+        (StopRequested("why"), 3),
     ],
 )
 def test_expected_failures_end_with_a_message_and_their_code(path, capsys, error, code):

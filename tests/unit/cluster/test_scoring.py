@@ -116,9 +116,9 @@ def test_a_resumed_scorer_gives_the_same_rewards(restart, tmp_path):
         expected = straight.score(*make_step(start), None)
         found = scorer.score(*make_step(start), None)
         if restart:
-            scorer.save(tmp_path)
+            scorer.bank.copy().save(tmp_path / "bank.npz")
             scorer = make_scorer(reward)
-            scorer.restore(tmp_path)
+            scorer.bank.load(tmp_path / "bank.npz")
     assert rewards(found) == rewards(expected)
     assert found.metrics["candidates/size"] == 10.0
 

@@ -1,6 +1,8 @@
 """A stage of supervised or contrastive training, over steps that are given."""
 
 import json
+import os
+import signal
 from itertools import count
 
 import pytest
@@ -9,7 +11,7 @@ from cluster.recovery import MAX_RESTARTS
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.stage import train_stage
 from configs.schema import DemoDataConfig, EvalConfig, RunConfig, StopConfig
-from data.errors import ClusterError, DivergedError, LearnerLost
+from data.errors import ClusterError, DivergedError, LearnerLost, StopRequested
 from data.types import StepReport
 
 
@@ -147,3 +149,33 @@ def test_a_stage_that_had_reached_its_end_only_exports(tmp_path):
     facts = train(learner, tmp_path, steps=6, measured=0.8, at_least=0.7, min_steps=4)
     assert (learner.taken, facts["steps"], facts["reached"]) == (0, 4.0, 1.0)
     assert json.loads((tmp_path / "export").read_text()) == [0, 1, 2, 3]
+
+
+def test_sigterm_ends_the_stage_after_its_step_and_the_next_start_goes_on(tmp_path):
+    class Stopped(Learner):
+        def train(self, batch):
+            if batch == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().train(batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(StopRequested, match="after step 3 of 8, with a checkpoint"):
+        train(Stopped(), tmp_path, 8)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not (tmp_path / "export").exists()
+    learner = Learner()
+    facts = train(learner, tmp_path, 8)
+    assert facts["steps"] == 8
+    assert learner.taken == 5
+    assert learner.known == list(range(8))
+
+
+def test_a_request_in_the_last_step_changes_nothing(tmp_path):
+    class Stopped(Learner):
+        def train(self, batch):
+            if batch == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().train(batch)
+
+    assert train(Stopped(), tmp_path, 4)["steps"] == 4
+    assert (tmp_path / "export").exists()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.checksum import tensor_checksum
-from learner.export import manifest, restore, weight_buckets
+from learner.export import restore, spec_of, weight_buckets
 
 
 def tensors() -> list[tuple[str, torch.Tensor]]:
@@ -40,10 +40,9 @@ def test_views_share_memory_with_the_model():
     assert restore("float32", (4,), raw).tolist() == [1.0] * 4
 
 
-def test_the_manifest_describes_each_tensor():
-    named = tensors()
-    [bucket] = list(weight_buckets(named))
-    for spec, (name, tensor) in zip(manifest(bucket), named, strict=True):
-        assert spec.name == name
-        assert spec.shape == tuple(tensor.shape)
+def test_a_spec_describes_its_tensor():
+    for name, tensor in tensors():
+        spec = spec_of(name, tensor)
+        assert (spec.name, spec.shape) == (name, tuple(tensor.shape))
+        assert getattr(torch, spec.dtype) is tensor.dtype
         assert spec.checksum == tensor_checksum(tensor)

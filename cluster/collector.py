@@ -1,0 +1,301 @@
+"""What a step trains on, collected ahead of it: pairs drawn, traces sampled, embedded, and paid.
+
+    admitted step -> [sampling thread] -> traces -> [scoring thread] -> rewards -> take()
+                      one step at a time             one round at a time
+
+A step is admitted once the engines hold weights at most `max_staleness` versions older than those
+that the step will train, so no token of it can be older; that is also the back-pressure, as at
+most `max_staleness` + 1 steps are ever under way. With 0 nothing overlaps: the loop is synchronous.
+"""
+
+import itertools
+import logging
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.clock import PhaseClock
+from cluster.pools import RolloutPool
+from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_rewards
+from cluster.scoring import Scorer
+from configs.schema import RLConfig
+from data.datasets import PairFeed
+from data.media import load_pictures
+from data.prompts import reasoner_content, uris_shown
+from data.types import (
+    Content,
+    DroppedTrajectory,
+    GenerationRequest,
+    GroupKey,
+    Pair,
+    Pictures,
+    ScoredTrajectory,
+    Side,
+    Trajectory,
+    TrajectoryKey,
+)
+from learner.advantages import step_advantages
+from learner.policy import TokenScores
+from reward.bank import CandidateBank
+
+log = logging.getLogger(__name__)
+REMIND_S = 60.0
+"""A learner that waits for traces says so this often; what it waits for has timeouts."""
+BANK_FILE = "bank.npz"
+
+ScoreTokens = Callable[
+    [Sequence[ScoredTrajectory], Mapping[TrajectoryKey, Content], Any], Mapping[str, TokenScores]
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectedStep:
+    """One step's traces with their rewards, and where the collection stands after it."""
+
+    traces: SampledRound
+    """All rounds as one."""
+    found: Sequence[int]
+    """Groups with spread in their rewards, by round."""
+    state: Mapping[str, Any]
+    """Of the feed, for a checkpoint."""
+    bank: CandidateBank
+    seconds: Mapping[str, float]
+    """By phase; those of a step that was collected ahead ran beside the training."""
+    waited: float
+    """Seconds for which the caller of `take` had nothing to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Traces:
+    """A round that is not scored yet."""
+
+    pairs: Mapping[int, Pair]
+    contents: Mapping[TrajectoryKey, Content]
+    pictures: Any
+    trajectories: Sequence[Trajectory]
+    dropped: Sequence[DroppedTrajectory]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A step whose rounds are being scored."""
+
+    rounds: Sequence[Future[tuple[SampledRound, CandidateBank]]]
+    state: Mapping[str, Any]
+    clock: PhaseClock
+
+
+class Collector:
+    """Draws pairs in order and collects one step after another; owns feed and scorer.
+
+    ``score_tokens`` returns what learner and reference give to traces, by key as text; it is
+    called from the scoring thread.
+    """
+
+    def __init__(
+        self,
+        config: RLConfig,
+        *,
+        feed: PairFeed,
+        rollout: RolloutPool,
+        scorer: Scorer,
+        score_tokens: ScoreTokens,
+    ) -> None:
+        self.config = config
+        self.feed = feed
+        self.rollout = rollout
+        self.scorer = scorer
+        self.serial = 0
+        """Number of the next pair; groups are identified by it."""
+        self._score_tokens = score_tokens
+        self._scoring = ThreadPoolExecutor(1, "scoring")
+        self._thread: threading.Thread | None = None
+        self._turn = threading.Condition()
+        self._admitted = 0
+        self._closed = False
+        self._done: queue.SimpleQueue[_Sampled | BaseException] = queue.SimpleQueue()
+
+    def state(self) -> dict[str, Any]:
+        """Return where the next step begins."""
+        return {"serial": self.serial, "feed": self.feed.state()}
+
+    def restore(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Go on from a step's `state`, and from its bank in ``folder``; before the first `take`."""
+        self.serial = state["serial"]
+        self.feed.restore(state["feed"])
+        self.scorer.bank.load(folder / BANK_FILE)
+
+    def take(self, step: int) -> CollectedStep:
+        """Return what a step trains on, and admit the steps that may follow it.
+
+        Steps are taken in order, each when the engines hold the weights of that version.
+
+        Raises:
+            Exception: what ended the collection.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._collect, args=(step,), name="sampling", daemon=True
+            )
+            self._thread.start()
+        with self._turn:
+            self._admitted = min(step + self.config.max_staleness, max(step, self.config.steps))
+            self._turn.notify_all()
+        began = time.perf_counter()
+        sampled = self._next(step)
+        done = [future.result() for future in sampled.rounds]
+        rounds = [found for found, _ in done]
+        waited = time.perf_counter() - began
+        return CollectedStep(
+            traces=join_rounds(rounds),
+            found=[self._count_spread(one) for one in rounds],
+            state=sampled.state,
+            bank=done[-1][1],
+            seconds=sampled.clock.phases,
+            waited=waited,
+        )
+
+    def close(self) -> None:
+        """Stop both threads once what they are at is done."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        self._scoring.shutdown(cancel_futures=True)
+
+    def content(self, pair: Pair, side: Side) -> Content:
+        """Return what the Reasoner reads of one side of a pair."""
+        return reasoner_content(
+            pair,
+            side,
+            templates=self.config.data.templates,
+            max_frames=self.config.data.media.max_frames,
+        )
+
+    def decoded(self, pairs: Iterable[Pair]) -> tuple[Pictures, dict[str, str]]:
+        """Return the pictures that the pairs show, and the reason for each that failed."""
+        media = self.config.data.media
+        items = (pair.item(side) for pair in pairs for side in Side)
+        return load_pictures(uris_shown(items, media.max_frames), media)
+
+    def _next(self, step: int) -> _Sampled:
+        while True:
+            try:
+                sampled = self._done.get(timeout=REMIND_S)
+            except queue.Empty:
+                log.warning("step %d: still waiting for its traces to be sampled", step)
+                continue
+            if isinstance(sampled, BaseException):
+                raise sampled
+            return sampled
+
+    def _collect(self, first: int) -> None:
+        """Run the sampling thread."""
+        try:
+            for step in itertools.count(first):
+                with self._turn:
+                    self._turn.wait_for(lambda step=step: self._closed or step <= self._admitted)
+                if self._closed:
+                    return
+                self._done.put(self._sample_step())
+        except BaseException as error:  # whatever it is, the thread that takes must see it
+            self._done.put(error)
+
+    def _sample_step(self) -> _Sampled:
+        """Sample a step's rounds, each handed on to be scored; refills wait for the scores."""
+        clock = PhaseClock()
+        asked: list[int] = []
+        found: list[int] = []
+        rounds = []
+        refill = self.config.grpo.refill
+        while count := pairs_wanted(asked, found, pairs=self.config.pairs, refill=refill):
+            drawn = self._sample(count, clock)
+            rounds.append(self._scoring.submit(self._score, drawn, clock))
+            if not refill:
+                break
+            scored, _ = rounds[-1].result()
+            asked.append(len(scored.pairs))
+            found.append(self._count_spread(scored))
+        return _Sampled(rounds, self.state(), clock)
+
+    def _sample(self, count: int, clock: PhaseClock) -> _Traces:
+        """Draw pairs and sample their traces."""
+        with clock.phase("data"):
+            pairs = self._next_pairs(count)
+            requests = self._requests(pairs)
+            pictures, requests, undecoded = self._with_pictures(pairs, requests)
+            contents = {request.key: request.content for request in requests}
+        with clock.phase("rollout"):
+            trajectories, unsampled = self.rollout.generate(requests, pictures)
+        return _Traces(pairs, contents, pictures, trajectories, [*undecoded, *unsampled])
+
+    def _score(self, drawn: _Traces, clock: PhaseClock) -> tuple[SampledRound, CandidateBank]:
+        """Score traces in a round of their own; return also the bank as it is after them."""
+        with clock.phase("reward"):
+            scores = self.scorer.score(drawn.trajectories, drawn.pairs, drawn.pictures)
+            bank = self.scorer.bank.copy()
+        grpo = self.config.grpo
+        tokens: Mapping[str, TokenScores] = {}
+        if grpo.kl != "none" and grpo.kl_in == "reward" and scores.scored:
+            with clock.phase("train"):
+                tokens = self._score_tokens(scores.scored, drawn.contents, drawn.pictures)
+        sampled = SampledRound(
+            pairs=drawn.pairs,
+            contents=drawn.contents,
+            pictures=drawn.pictures,
+            trajectories=drawn.trajectories,
+            scored=scores.scored,
+            dropped=[*drawn.dropped, *scores.dropped],
+            tokens=tokens,
+            metrics=scores.metrics,
+        )
+        return sampled, bank
+
+    def _count_spread(self, sampled: SampledRound) -> int:
+        """Return how many groups of a round have something to learn from."""
+        rewards, _ = round_rewards(sampled, self.config)
+        advantages, _ = step_advantages(rewards, self.config.grpo)
+        return len({key.group for key in advantages})
+
+    def _next_pairs(self, count: int) -> dict[int, Pair]:
+        """Return the next pairs by the serial numbers that identify their groups."""
+        pairs = self.feed.next(count)
+        numbered = {self.serial + index: pair for index, pair in enumerate(pairs)}
+        self.serial += len(pairs)
+        return numbered
+
+    def _requests(self, pairs: Mapping[int, Pair]) -> list[GenerationRequest]:
+        requests = []
+        for serial, pair in pairs.items():
+            for side in Side:
+                content = self.content(pair, side)
+                for sibling in range(self.config.siblings):
+                    key = TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+                    seed = zlib.crc32(f"{self.config.run.seed}/{key}".encode())
+                    requests.append(GenerationRequest(key=key, content=content, seed=seed))
+        return requests
+
+    def _with_pictures(
+        self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
+    ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
+        """Decode the round's pictures once and put them into the object store."""
+        decoded, failed = self.decoded(pairs.values())
+        kept, dropped = [], []
+        for request in requests:
+            group = request.key.group
+            item = pairs[group.serial].item(group.side)
+            bad = [failed[uri] for uri in item.uris if uri in failed]
+            if bad:
+                dropped.append(DroppedTrajectory(request.key, "bad_picture", bad[0]))
+            else:
+                kept.append(request)
+        return ray.put(decoded), kept, dropped

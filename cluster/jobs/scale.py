@@ -1,0 +1,68 @@
+"""Give the pools of a running job other sizes; it starts or drains actors between two steps.
+
+Example: python -m cluster.jobs.scale runs/demo/rl rollout=3 reward=2
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayTaskError
+
+from cluster.run_folder import project_root
+from cluster.scaling import TARGETS, TIMEOUT_S
+from data.errors import ClusterError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tell the job that runs in a folder how many actors it shall have; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="run folder of the job, as in its settings")
+    parser.add_argument("counts", nargs="+", metavar="pool=count")
+    arguments = parser.parse_args(argv)
+    os.chdir(project_root())
+    try:
+        ask(Path(arguments.run), dict(map(_count, arguments.counts)))
+    except ClusterError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.run}: asked for {' '.join(arguments.counts)}; done before its next step")
+    return 0
+
+
+def ask(run: Path, counts: dict[str, int]) -> None:
+    """Send wanted sizes to the job that runs in a folder.
+
+    Raises:
+        ClusterError: no such job is on the cluster, or it has no such pool.
+    """
+    namespace = str(run.absolute())
+    try:
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
+        targets = ray.get_actor(TARGETS)
+        ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(
+            f"expected a job that runs in {namespace} on this Ray cluster, found none ({error}); "
+            "name the cluster by RAY_ADDRESS and the folder as the job's run.dir"
+        ) from error
+    except RayTaskError as error:
+        raise error.cause from error
+    finally:
+        ray.shutdown()
+
+
+def _count(text: str) -> tuple[str, int]:
+    name, _, count = text.partition("=")
+    if not count.isdecimal():
+        raise ClusterError(f"expected pool=count, found {text}")
+    return name, int(count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""A pool of real engines that grows and shrinks under load."""
+
+import threading
+from collections import Counter
+
+import pytest
+import ray
+
+from cluster.pools import RolloutPool
+from cluster.scaling import PoolTargets, resize_pools
+from cluster.weights import WeightStore
+from configs.schema import PoolConfig, RolloutConfig
+from data.errors import ClusterError
+from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
+from learner.export import spec_of, weight_buckets
+from rollout.weight_sync import StoreAddress
+from tests.integration.conftest import ENGINE, MEDIA, NAMESPACE, SAMPLING
+
+GROUPS, SIBLINGS = 6, 2
+
+
+def publish(store, model, version):
+    named = [(name, param.detach()) for name, param in model.named_parameters()]
+    buckets = [
+        (tuple(name for name, *_ in bucket), ray.put(bucket)) for bucket in weight_buckets(named)
+    ]
+    specs = tuple(spec_of(*one) for one in named)
+    ray.get(store.publish.remote(version, specs, buckets))
+
+
+class Load:
+    """Samples batch after batch in a thread of its own."""
+
+    def __init__(self, pool, content, pictures):
+        self.asked, self.traces, self.batches = [], [], 0
+        self._stop = threading.Event()
+        self._pool, self._content, self._pictures = pool, content, ray.put(pictures)
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def next_batch(self):
+        """Wait until a batch that begins now is done."""
+        goal = self.batches + 2
+        while self.batches < goal:
+            assert self._thread.is_alive()
+            self._stop.wait(0.01)
+
+    def _run(self):
+        while not self._stop.is_set():
+            keys = [
+                TrajectoryKey(GroupKey(self.batches, f"p{group}", Side.QUERY), sibling)
+                for group in range(GROUPS)
+                for sibling in range(SIBLINGS)
+            ]
+            self.asked += keys
+            done, dropped = self._pool.generate(
+                [
+                    GenerationRequest(key=key, content=self._content, seed=key.sibling)
+                    for key in keys
+                ],
+                self._pictures,
+            )
+            assert not dropped
+            self.traces += done
+            self.batches += 1
+
+
+def test_a_pool_that_grows_and_shrinks_under_load_loses_and_repeats_nothing(
+    local_ray, tiny_folder, tiny_model, contents, pictures
+):
+    rollout = RolloutConfig(pool=PoolConfig(actors=1, cpus=0.0), engine=ENGINE, sampling=SAMPLING)
+    store = ray.remote(WeightStore).options(name="elastic-weights", num_cpus=0).remote()
+    address = StoreAddress(ray_address=local_ray, namespace=NAMESPACE, actor_name="elastic-weights")
+    pool = RolloutPool(str(tiny_folder), rollout, MEDIA, store=address)
+    targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("rollout",))
+    pool.ready()
+    version = 5
+    publish(store, tiny_model, version)
+    pool.pull_weights(version)
+
+    def resize(count):
+        ray.get(targets.ask.remote({"rollout": count}))
+        assert resize_pools({"rollout": pool}, targets) == {"pool/rollout/actors": count}
+
+    try:
+        with Load(pool, contents["image"], pictures) as load:
+            load.next_batch()
+            resize(3)
+            load.next_batch()
+            resize(1)
+            load.next_batch()
+    finally:
+        pool.close()
+    assert Counter(trace.key for trace in load.traces) == Counter(load.asked)
+    # The new engines took the newest weights before their first trace.
+    assert {(trace.min_version, trace.max_version) for trace in load.traces} == {(version, version)}
+
+
+def test_unknown_pools_and_pools_without_actors_are_refused(local_ray):
+    targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("rollout", "reward"))
+    for counts in ({"judge": 2}, {"reward": 0}):
+        with pytest.raises(ClusterError, match="for rollout, reward, found"):
+            ray.get(targets.ask.remote(counts))
+    assert ray.get(targets.take.remote()) == {}
+    assert resize_pools({}, targets) == {}

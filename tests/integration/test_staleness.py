@@ -1,0 +1,180 @@
+"""Steps collected ahead of the learner, over engines that only sleep."""
+
+import json
+import time
+
+import pytest
+
+from data.errors import ClusterError, WeightSyncError
+from learner.policy import TokenScores
+from tests.fakes import FakeLearner, FakeRollout
+from tests.simulation import (
+    PAIRS,
+    SIBLINGS,
+    SlowEmbedder,
+    SlowLearner,
+    SlowRollout,
+    simulated_pipeline,
+)
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+STEPS = 12
+
+
+@pytest.fixture
+def make_pipeline():
+    made = []
+
+    def make(**settings):
+        made.append(simulated_pipeline(steps=STEPS, **settings))
+        return made[-1]
+
+    yield make
+    for pipeline in made:
+        pipeline.close()
+
+
+def trained_keys(pipeline):
+    return [[(s.key, s.advantage) for s in step] for step in pipeline.learner.trained]
+
+
+@pytest.mark.parametrize("refill", [0, 3])
+def test_steps_collected_ahead_train_on_the_same_traces(make_pipeline, refill):
+    def dull(group):
+        return group.serial % 3 == 0
+
+    straight = make_pipeline(max_staleness=0, rollout=FakeRollout(dull), refill=refill)
+    ahead = make_pipeline(max_staleness=2, rollout=FakeRollout(dull), refill=refill)
+    for _ in range(STEPS):
+        straight.step()
+        ahead.step()
+    assert trained_keys(ahead) == trained_keys(straight)
+    assert ahead.state() == straight.state()
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+def test_staleness_stays_within_its_bound_and_is_used(make_pipeline, max_staleness):
+    pipeline = make_pipeline(max_staleness=max_staleness, learner=SlowLearner(0.2))
+    found = [pipeline.step().metrics["staleness/max"] for _ in range(STEPS)]
+    assert max(found) == max_staleness
+    # No step is collected that nobody takes.
+    asked = [call for call in pipeline.rollout.asked if call[0].key.sibling < SIBLINGS]
+    assert len(asked) == STEPS
+
+
+def test_stale_traces_bring_the_log_probabilities_of_their_own_time(make_pipeline):
+    pipeline = make_pipeline(max_staleness=1, learner=SlowLearner(0.2))
+    for _ in range(4):
+        pipeline.step()
+    first, *later = pipeline.learner.trained
+    assert all(sample.old_logprobs is None for sample in first)
+    assert all((s.old_logprobs == s.logprobs).all() for step in later for s in step)
+
+
+def test_engines_that_are_off_show_though_all_traces_are_stale(make_pipeline):
+    learner = FakeLearner()
+    pipeline = make_pipeline(max_staleness=1, learner=learner)
+    pipeline.check_parity(pipeline.step())
+    own = learner.score_policy
+    learner.score_policy = lambda samples, pictures: {
+        key: TokenScores(scores.own + 0.01, None) for key, scores in own(samples, pictures).items()
+    }
+    with pytest.raises(WeightSyncError, match=r"differ by 0\.01"):
+        pipeline.check_parity(pipeline.step())
+
+
+def test_a_trace_that_is_too_old_is_dropped_with_the_reason(make_pipeline):
+    rollout = FakeRollout()
+    pipeline = make_pipeline(max_staleness=1, rollout=rollout)
+    rollout.pull_weights = lambda version: []  # the engines keep version 1
+    results = [pipeline.step() for _ in range(3)]
+    assert [one.metrics["dropped/total"] for one in results] == [0, 0, 16]
+    assert results[2].metrics["dropped/stale"] == 16
+    reason = "stale: expected weights of version 2 or newer, found 1"
+    assert {row["dropped"] for row in results[2].rows} == {reason}
+    assert pipeline.learner.trained[2] == []
+
+
+def test_a_resumed_run_collects_again_what_was_ahead(make_pipeline, tmp_path):
+    straight = make_pipeline(max_staleness=0)
+    for _ in range(5):
+        straight.step()
+    stopped = make_pipeline(max_staleness=2)
+    for _ in range(3):
+        stopped.step()
+    state = json.loads(json.dumps(stopped.state()))
+    stopped.save(tmp_path)
+    resumed = make_pipeline(max_staleness=2)
+    resumed.load(tmp_path, state)
+    resumed.sync()
+    for _ in range(2):
+        resumed.step()
+    assert trained_keys(resumed) == trained_keys(straight)[3:]
+    assert resumed.state() == straight.state()
+
+
+def test_traces_under_way_are_those_of_steps_ahead(make_pipeline):
+    pipeline = make_pipeline(max_staleness=2, learner=SlowLearner(0.2))
+    metrics = [pipeline.step().metrics for _ in range(STEPS)]
+    issued = PAIRS * 2 * SIBLINGS
+    assert {one["traces/issued"] for one in metrics} == {issued}
+    assert 0 < max(one["traces/in_flight"] for one in metrics) <= 2 * issued
+    assert metrics[-1]["traces/in_flight"] == 0
+
+
+def test_a_trace_without_an_end_stops_the_run(make_pipeline):
+    rollout = FakeRollout()
+    generate = rollout.generate
+    rollout.generate = lambda requests, pictures: (generate(requests, pictures)[0][1:], [])
+    with pytest.raises(ClusterError, match=r"found 1 without an end \['g=0/p=p\d+/query/0'\]"):
+        make_pipeline(max_staleness=0, rollout=rollout).step()
+
+
+def test_the_learner_gets_one_call_at_a_time(make_pipeline):
+    learner = SlowLearner(0.02)
+    pipeline = make_pipeline(max_staleness=2, learner=learner, kl="k1", kl_in="reward")
+    for _ in range(STEPS):
+        pipeline.step()
+    assert learner.scored == 2 * STEPS  # the steps' traces and the probes
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_what_ends_the_collection_ends_the_step(make_pipeline, max_staleness):
+    pipeline = make_pipeline(max_staleness=max_staleness, rollout=SlowRollout(fails_at=3))
+    for _ in range(2):
+        pipeline.step()
+    with pytest.raises(ClusterError, match="the rollout pool is gone"):
+        pipeline.step()
+
+
+def test_phases_add_up_and_overlap_is_what_ran_beside(make_pipeline):
+    for max_staleness in (0, 1):
+        pipeline = make_pipeline(
+            max_staleness=max_staleness, rollout=SlowRollout(0.2), learner=SlowLearner(0.2)
+        )
+        overlap = 0.0
+        for _ in range(6):
+            metrics = pipeline.step().metrics
+            times = {name: value for name, value in metrics.items() if name.startswith("time/")}
+            whole, beside = times.pop("time/step_s"), times.pop("time/overlap_s")
+            assert sum(times.values()) - beside == pytest.approx(whole)
+            assert times["time/other_s"] >= 0
+            overlap += beside
+        assert (overlap > 0.1) == (max_staleness > 0)
+
+
+def test_one_version_of_staleness_hides_sampling_behind_training(make_pipeline):
+    seconds = {}
+    for max_staleness in (0, 1):
+        pipeline = make_pipeline(
+            max_staleness=max_staleness,
+            rollout=SlowRollout(0.2),
+            embedder=SlowEmbedder(0.04),
+            learner=SlowLearner(0.2),
+        )
+        pipeline.step()  # nothing was collected ahead of it
+        began = time.perf_counter()
+        for _ in range(STEPS - 1):
+            pipeline.step()
+        seconds[max_staleness] = time.perf_counter() - began
+    assert seconds[1] < 0.65 * seconds[0]  # 1.2 of 2.2 is 0.55
