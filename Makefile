@@ -21,6 +21,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Where there is a token, `ray start` asks for it, but `ray job submit` shows it only if told to.
+export RAY_AUTH_MODE ?= token
 ifeq ($(ENGINE),cpu)
 export DS_ACCELERATOR := cpu
 endif
@@ -89,6 +91,9 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@$(if $(filter cpu,$(ENGINE)),$(torch_cpu))
 	@$(PIP) install -c constraints.txt -e '.[$(ENGINE),dev]'
 	@$(PY) -m cluster.mend_torchvision
+	@$(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
+	@grep -q RAY_AUTH_MODE $(VENV)/bin/activate || \
+	  echo 'export RAY_AUTH_MODE="$${RAY_AUTH_MODE:-token}"' >> $(VENV)/bin/activate
 	@touch $@
 
 # The CPU build from wherever pip is configured to find it, else from PyTorch's own index.

@@ -84,18 +84,17 @@ class Pool:
         New ones take calls when they are ready.
 
         Raises:
-            ClusterError: the cluster has no room, or calls did not end in time; as many as got
-                ready stay.
+            ClusterError: the cluster has no room, or calls did not end in time; the pool stays as
+                it was.
         """
-        for _ in range(count - len(self._serving)):
-            born = self._start(1)
+        if count > len(self._serving):
+            born = self._start(count - len(self._serving))
             try:
                 self.prepare(born)
+                self.admit(born)
             except BaseException:
                 self._stop(born)
                 raise
-            with self._change:
-                self._serving |= born
         with self._change:
             names = list(self._serving)[count:]
             leaving = {name: self._serving.pop(name) for name in names}
@@ -112,8 +111,13 @@ class Pool:
         self._stop(leaving)
 
     def prepare(self, actors: Mapping[str, Any]) -> None:
-        """Wait until actors can take calls."""
+        """Wait until actors have loaded what they serve."""
         raise NotImplementedError
+
+    def admit(self, actors: Mapping[str, Any]) -> None:
+        """Let actors that are prepared take calls."""
+        with self._change:
+            self._serving |= actors
 
     def ready(self) -> None:
         """Wait until all actors can take calls."""
@@ -125,12 +129,15 @@ class Pool:
         self._serving.clear()
 
     def _start(self, count: int) -> dict[str, Any]:
-        born = {}
-        for index in range(self._started, self._started + count):
-            name = f"{self.role.name}-{index}"
-            group = place(replace(self.role, name=name, actors=1))
-            self._groups[name] = group
-            born[name] = self._create(name, actor_options(self.role, group, index, bundle=0))
+        born: dict[str, Any] = {}
+        try:
+            for index in range(self._started, self._started + count):
+                name = f"{self.role.name}-{index}"
+                self._groups[name] = group = place(replace(self.role, name=name, actors=1))
+                born[name] = self._create(name, actor_options(self.role, group, index, bundle=0))
+        except BaseException:
+            self._stop(born)
+            raise
         self._started += count
         return born
 
@@ -156,6 +163,8 @@ class RolloutPool(Pool):
         pool = rollout.pool
         remote = ray.remote(RolloutActor)
         self._version: int | None = None
+        self._pulling = threading.Lock()
+        """Held while engines come to hold a version: none may join with another one."""
         super().__init__(
             Role("rollout", pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
@@ -170,16 +179,21 @@ class RolloutPool(Pool):
         )
 
     def prepare(self, actors: Mapping[str, Any]) -> None:
-        """Wait until engines have loaded their model and hold the newest weights.
+        """Wait until engines have loaded their model."""
+        refs = {name: actor.ready.remote() for name, actor in actors.items()}
+        self.wait(refs, "loading the Reasoner")
+
+    def admit(self, actors: Mapping[str, Any]) -> None:
+        """Let engines take calls that hold the weights which all others hold.
 
         Raises:
             WeightSyncError: one holds something else.
         """
-        refs = {name: actor.ready.remote() for name, actor in actors.items()}
-        self.wait(refs, "loading the Reasoner")
-        if self._version is not None:
-            for report in self._pull(actors, self._version):
-                report.check()
+        with self._pulling:
+            if self._version is not None:
+                for report in self._pull(actors, self._version):
+                    report.check()
+            super().admit(actors)
 
     def generate(
         self, requests: Sequence[GenerationRequest], pictures: Any
@@ -205,8 +219,9 @@ class RolloutPool(Pool):
 
     def pull_weights(self, version: int) -> list[SyncReport]:
         """Let every engine load that version from the store and verify it."""
-        self._version = version
-        return self._pull(self.actors, version)
+        with self._pulling, self.using() as actors:
+            self._version = version
+            return self._pull(actors, version)
 
     def _pull(self, actors: Mapping[str, Any], version: int) -> list[SyncReport]:
         refs = {name: actor.pull_weights.remote(version) for name, actor in actors.items()}

@@ -1,10 +1,12 @@
-"""How many actors a running job's pools shall have: asked from outside, done between two steps."""
+"""How many actors a running job's pools shall have: asked from outside, done while it runs."""
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.pools import Pool
 from data.errors import ClusterError, EmbedRLError
@@ -46,15 +48,30 @@ class PoolTargets:
         return wanted
 
 
-def resize_pools(pools: Mapping[str, Pool], targets: Any) -> dict[str, float]:
-    """Give the pools the sizes asked for, and return how many actors each has.
+class PoolScaler:
+    """Gives pools the sizes asked for, one after the other in a thread: no step waits for it."""
 
-    A pool that cannot have them keeps what it has: that ends no run.
-    """
-    for name, count in ray.get(targets.take.remote(), timeout=TIMEOUT_S).items():
-        log.info("%s: from %d to %d actors", name, len(pools[name].actors), count)
+    def __init__(self, pools: Mapping[str, Pool], targets: Any) -> None:
+        self._pools = pools
+        self._targets = targets
+        self._work = ThreadPoolExecutor(1, "scaling")
+
+    def step(self) -> dict[str, float]:
+        """Begin what was asked for since the last time; return how many actors each pool has."""
+        for name, count in ray.get(self._targets.take.remote(), timeout=TIMEOUT_S).items():
+            self._work.submit(self._resize, name, count)
+        return {
+            f"pool/{name}/actors": float(len(pool.actors)) for name, pool in self._pools.items()
+        }
+
+    def close(self) -> None:
+        """Forget what has not begun, and wait for what has."""
+        self._work.shutdown(cancel_futures=True)
+
+    def _resize(self, name: str, count: int) -> None:
+        pool = self._pools[name]
+        log.info("%s: from %d to %d actors", name, len(pool.actors), count)
         try:
-            pools[name].resize(count)
-        except EmbedRLError as error:
-            log.warning("%s stays at %d actors: %s", name, len(pools[name].actors), error)
-    return {f"pool/{name}/actors": float(len(pool.actors)) for name, pool in pools.items()}
+            pool.resize(count)
+        except (EmbedRLError, RayError) as error:  # that ends no run
+            log.warning("%s stays at %d actors: %s", name, len(pool.actors), error)

@@ -5,7 +5,6 @@ Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/dem
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.scaling import TARGETS, PoolTargets, resize_pools
+from cluster.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.scoring import Scorer
 from cluster.session import Role, session
 from cluster.stage import progress_bar
@@ -96,6 +95,7 @@ def main(config: RLConfig) -> int:
         pools = [pool for pool in (rollout, reward, second, judge) if pool is not None]
         elastic = {"rollout": rollout, "reward": reward}
         targets = ray.remote(PoolTargets).options(name=TARGETS, num_cpus=0).remote(tuple(elastic))
+        scaler = PoolScaler(elastic, targets)
         for pool in pools:
             pool.ready()
 
@@ -128,12 +128,12 @@ def main(config: RLConfig) -> int:
                     tracker,
                     held_out=held_out,
                     restarts=restarts,
-                    resize=lambda: resize_pools(elastic, targets),
+                    scaler=scaler,
                 )
             learner.export(folder.path / "export")
 
         keep_training(learner, attempt)
-        for part in (*pools, learner):
+        for part in (scaler, *pools, learner):
             part.close()
     folder.finish(steps=config.steps)
     return 0
@@ -147,7 +147,7 @@ def train_loop(
     *,
     held_out: list[Pair],
     restarts: Restarts,
-    resize: Callable[[], dict[str, float]],
+    scaler: PoolScaler,
 ) -> None:
     """Run the steps that the last checkpoint leaves; log, measure and checkpoint.
 
@@ -168,7 +168,7 @@ def train_loop(
     with StopRequest() as request, progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
-            sizes = resize()
+            sizes = scaler.step()
             result = pipeline.step()
             metrics = result.metrics | sizes | {"learner/restarts": float(restarts.count)}
             if every and (step % every == 0 or step == config.steps):

@@ -1,4 +1,4 @@
-"""Give the pools of a running job other sizes; it starts or drains actors between two steps.
+"""Give the pools of a running job other sizes; it starts or drains actors while it goes on.
 
 Example: python -m cluster.jobs.scale runs/demo/rl rollout=3 reward=2
 """
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClusterError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    print(f"{arguments.run}: asked for {' '.join(arguments.counts)}; done before its next step")
+    print(f"{arguments.run}: asked for {' '.join(arguments.counts)}; the job's log says what came")
     return 0
 
 

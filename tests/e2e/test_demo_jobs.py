@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ def submit(job: list[str], *, home: Path, env: dict[str, str]) -> None:
 @contextmanager
 def ray_head(home: Path) -> Iterator[dict[str, str]]:
     """Run a Ray head of the test's own; yield the environment to reach it with."""
-    env = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"), "RAY_AUTH_MODE": "disabled"}
+    env = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"), "RAY_AUTH_MODE": "token"}
     # Two heads with one agent port: the later one never has an agent to start jobs.
     ports = "--port=6399 --dashboard-port=8299 --dashboard-agent-listen-port=8298"
     options = f"--head --block --num-cpus=2 {ports}"
@@ -107,6 +108,8 @@ def ray_head(home: Path) -> Iterator[dict[str, str]]:
             try:
                 with urllib.request.urlopen(f"{DASHBOARD}/api/version", timeout=5):
                     break
+            except urllib.error.HTTPError:
+                break  # it asks for the token
             except OSError:
                 assert head.poll() is None, (home / "ray.log").read_text()
                 assert time.monotonic() < deadline, "Ray's dashboard did not answer in 90 s"
