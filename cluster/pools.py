@@ -130,15 +130,15 @@ class Pool:
 
     def _start(self, count: int) -> dict[str, Any]:
         born: dict[str, Any] = {}
+        first, self._started = self._started, self._started + count
         try:
-            for index in range(self._started, self._started + count):
+            for index in range(first, self._started):
                 name = f"{self.role.name}-{index}"
                 self._groups[name] = group = place(replace(self.role, name=name, actors=1))
                 born[name] = self._create(name, actor_options(self.role, group, index, bundle=0))
         except BaseException:
             self._stop(born)
             raise
-        self._started += count
         return born
 
     def _stop(self, actors: Mapping[str, Any]) -> None:
