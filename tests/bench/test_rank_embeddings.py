@@ -44,20 +44,21 @@ def test_rank_of_embeddings_against_a_bank() -> None:
     for vectors in (rows, columns):
         vectors += rng.standard_normal(vectors.shape, dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def rank() -> object:
+        return rank_embeddings(rows, columns, row_keys, column_keys, temperature=0.5)
+
+    def bare() -> object:
+        return product(rows, columns)
+
+    name = f"rank {ROWS}x{COLUMNS}x{DIMENSIONS} / product"
+    record(name, *alternate(rank, bare), target=1.5)
+    # In turns of its own: tracing costs microseconds per array, and more of them on our side.
     our_peaks: list[float] = []
     other_peaks: list[float] = []
-    # Traced while timed: that costs microseconds per array, and more of them on our side.
     tracemalloc.start()
-    ours, against = alternate(
-        with_peak(
-            lambda: rank_embeddings(rows, columns, row_keys, column_keys, temperature=0.5),
-            our_peaks,
-        ),
-        with_peak(lambda: product(rows, columns), other_peaks),
-    )
+    alternate(with_peak(rank, our_peaks), with_peak(bare, other_peaks))
     tracemalloc.stop()
-    name = f"rank {ROWS}x{COLUMNS}x{DIMENSIONS} / product"
-    record(name, ours, against, target=1.5)
     record(
         f"{name}, extra memory",
         our_peaks[1:],
