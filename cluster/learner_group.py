@@ -5,13 +5,12 @@ keeps its place and can be started again; the job then continues from its last c
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from torch import Tensor
 
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
@@ -29,7 +28,7 @@ from data.types import (
 )
 from learner.batching import RowCost, plan_micro_batches
 from learner.contrastive import ContrastiveObjective
-from learner.export import spec_of, weight_buckets
+from learner.export import restore, spec_of, weight_buckets
 from learner.policy import PolicyObjective, TokenScores
 from learner.sft import SupervisedObjective
 from learner.worker import LearnerPlan, LearnerWorker, Objective
@@ -68,10 +67,9 @@ class LearnerRank(LearnerWorker):
         return ray.util.get_node_ip_address()
 
     def put_weights(self) -> Version:
-        """Put what has changed since the last time into the object store, and return all of it.
+        """Put the weights into the object store, frozen ones at the first time only.
 
-        Only rank 0 puts and returns something; the others take part in gathering. Frozen weights
-        are gathered once in the life of a rank.
+        Only rank 0 puts and returns something; the others take part in gathering.
         """
         again, self._published = self._published, True
         named = self.parameters(trained_only=again)
@@ -79,21 +77,15 @@ class LearnerRank(LearnerWorker):
             for _ in named:
                 pass
             return (), []
-        for bucket in weight_buckets(self._changed(named)):
-            names = tuple(name for name, *_ in bucket)
-            self._buckets.update(dict.fromkeys(names, ray.put(bucket)))
+        for bucket in weight_buckets(named):
+            ref = ray.put(bucket)
+            for name, dtype, shape, raw in bucket:
+                self._specs[name] = spec_of(name, restore(dtype, shape, raw))
+                self._buckets[name] = ref
         held: dict[Any, list[str]] = {}
         for name, ref in self._buckets.items():
             held.setdefault(ref, []).append(name)
         return tuple(self._specs.values()), [(tuple(names), ref) for ref, names in held.items()]
-
-    def _changed(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that are other than those put before, and note what they are."""
-        for name, tensor in named:
-            spec = spec_of(name, tensor)
-            if self._specs.get(name) != spec:
-                self._specs[name] = spec
-                yield name, tensor
 
 
 class LearnerGroup:
@@ -317,6 +309,7 @@ class LearnerGroup:
         self, samples: Sequence[TrainSample], pictures: Any
     ) -> list[list[list[TrainSample]]]:
         """Return the samples by [rank][micro-batch]."""
+        self._check_running("sharing out samples")
         sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         plan = plan_micro_batches(
             [
@@ -345,13 +338,16 @@ class LearnerGroup:
             broken=tuple(key for report in reports for key in report.broken),
         )
 
-    def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
-        """Return what each rank answers; a failure of one stops the whole group."""
+    def _check_running(self, what: str) -> None:
         if not self._ranks:
-            raise ClusterError(
+            raise LearnerLost(
                 f"learner: {what}: the group was stopped, by `close` or after a failure; restart "
                 "it and load the last checkpoint"
             )
+
+    def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
+        """Return what each rank answers; a failure of one stops the whole group."""
+        self._check_running(what)
         names = [f"learner rank {index}" for index in range(len(refs))]
         limit = self.config.timeout_s if timeout_s is None else timeout_s
         try:

@@ -101,9 +101,8 @@ class Pool:
             idle = self._change.wait_for(
                 lambda: not any(self._users[name] for name in names), self.timeout_s
             )
-            if not idle:
-                self._serving |= leaving
         if not idle:
+            self.admit(leaving)
             raise ClusterError(
                 f"{self.role.name}: calls on {', '.join(names)} did not end within "
                 f"{self.timeout_s:g} s; they stay"
@@ -238,6 +237,7 @@ class RewardPool(Pool):
         self.max_items = max(1, 2 * reward.engine.max_num_seqs // CHUNKS_IN_FLIGHT)
         self.width = 0
         self.counts: Counter[str] = Counter()
+        self._embedding = threading.Lock()
         remote = ray.remote(EmbedderActor)
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
@@ -281,7 +281,8 @@ class RewardPool(Pool):
         Raises:
             ClusterError: every actor failed.
         """
-        with self.using() as actors:
+        # One call at a time: deadlines begin when chunks are sent, and counts are shared.
+        with self._embedding, self.using() as actors:
             return self._embed(requests, pictures, actors)
 
     def _embed(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -49,7 +49,7 @@ class PoolTargets:
 
 
 class PoolScaler:
-    """Gives pools the sizes asked for, one after the other in a thread: no step waits for it."""
+    """Gives pools the sizes asked for, one by one, in a thread: engines load beside the steps."""
 
     def __init__(self, pools: Mapping[str, Pool], targets: Any) -> None:
         self._pools = pools
@@ -58,8 +58,13 @@ class PoolScaler:
 
     def step(self) -> dict[str, float]:
         """Begin what was asked for since the last time; return how many actors each pool has."""
-        for name, count in ray.get(self._targets.take.remote(), timeout=TIMEOUT_S).items():
-            self._work.submit(self._resize, name, count)
+        try:
+            asked = ray.get(self._targets.take.remote(), timeout=TIMEOUT_S)
+        except RayError as error:
+            log.warning("pools keep their sizes: %s", error)
+            asked = {}
+        for name, count in asked.items():
+            self._work.submit(self._resize, name, count).add_done_callback(_show_defect)
         return {
             f"pool/{name}/actors": float(len(pool.actors)) for name, pool in self._pools.items()
         }
@@ -75,3 +80,8 @@ class PoolScaler:
             pool.resize(count)
         except (EmbedRLError, RayError) as error:  # that ends no run
             log.warning("%s stays at %d actors: %s", name, len(pool.actors), error)
+
+
+def _show_defect(done: Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()):
+        log.error("a pool was not resized", exc_info=error)

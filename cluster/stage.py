@@ -136,7 +136,8 @@ def train_stage(
                 folder.log_metrics(step, metrics)
                 tracker.log(step, metrics)
                 streak.record(report.broken)
-                if step % checkpoint_every == 0 or step == steps or request.made:
+                asked = request.made
+                if step % checkpoint_every == 0 or step == steps or asked:
                     checkpoints.save(
                         step,
                         lambda path: learner.save(path / LEARNER_FOLDER),
@@ -144,7 +145,8 @@ def train_stage(
                         metrics=metrics,
                     )
                 restarts.completed(step)
-                request.obey(step, steps)
+                if asked:
+                    request.obey(step, steps)
                 bar.advance(task)
                 if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
                     shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)

@@ -23,12 +23,12 @@ class StopRequest:
         signal.signal(signal.SIGTERM, self._before)
 
     def obey(self, step: int, steps: int) -> None:
-        """Call this when the step's checkpoint has been written.
+        """Act on a request that was made, when the step's checkpoint has been written.
 
         Raises:
-            StopRequested: the request was made, and there are steps left.
+            StopRequested: there are steps left.
         """
-        if self.made and step < steps:
+        if step < steps:
             raise StopRequested(
                 f"stopped on request after step {step} of {steps}, with a checkpoint; the same "
                 "command goes on from it"

@@ -2,8 +2,8 @@
 
 A bucket is an object in Ray's store: a list of (name, dtype, shape, bytes) with the bytes as a
 flat uint8 array, so that numbers numpy has no type for (bfloat16) travel unchanged. The store
-itself holds only references; the bytes go from the learner's node to each engine. What a version
-has in common with the one before lies where it lay: frozen weights are put, and fetched, once.
+itself holds only references; the bytes go from the learner's node to each engine. Frozen weights
+stay where they lay: they are put once, and engines fetch only what they do not hold.
 """
 
 from typing import Any

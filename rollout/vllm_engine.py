@@ -5,6 +5,7 @@ is compared with what the learner will train on. Banned tokens have probability 
 returned log-probabilities are those of the distribution sampled from.
 """
 
+import asyncio
 import time
 from typing import Any
 
@@ -57,6 +58,7 @@ class VLLMEngine:
         self._sampling = sampling
         self._store = store
         self._stale = ""
+        self._pulling = asyncio.Lock()
         most = max(1, media.max_frames) if self.encoder.sees_pictures else 0
         arguments = engine_arguments(model, engine, max_pictures=most)
         if current_platform.is_cpu():
@@ -88,13 +90,16 @@ class VLLMEngine:
             DataError: vLLM refused the prompt or ran another one than the learner would.
             WeightSyncError: the last pull failed, so the weights are nobody's.
         """
-        if self._stale:
-            raise WeightSyncError(f"{request.key}: the engine serves nothing: {self._stale}")
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
         if prompt.images:
             inputs["multi_modal_data"] = {"image": prompt.images}
         for attempt in range(ATTEMPTS):
             name = f"{request.key}#{attempt}"
+            async with self._pulling:  # a request that comes during a pull waits for its end
+                if self._stale:
+                    raise WeightSyncError(
+                        f"{request.key}: the engine serves nothing: {self._stale}"
+                    )
             try:
                 stream = self._llm.generate(inputs, self._params(request), name)
                 (output,) = [final async for final in stream]
@@ -115,6 +120,10 @@ class VLLMEngine:
         Raises:
             WeightSyncError: the version could not be loaded.
         """
+        async with self._pulling:
+            return await self._pull(version)
+
+    async def _pull(self, version: int) -> SyncReport:
         started = time.perf_counter()
         await self._llm.pause_generation(mode="keep", clear_cache=True)
         self._stale = f"the pull of weights version {version} did not finish"

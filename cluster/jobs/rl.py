@@ -132,8 +132,9 @@ def main(config: RLConfig) -> int:
                 )
             learner.export(folder.path / "export")
 
-        keep_training(learner, attempt)
-        for part in (scaler, *pools, learner):
+        with closing(scaler):
+            keep_training(learner, attempt)
+        for part in (*pools, learner):
             part.close()
     folder.finish(steps=config.steps)
     return 0
@@ -180,10 +181,12 @@ def train_loop(
             record(folder, tracker, step, metrics, console)
             streak.record(result.broken)
             pipeline.check_parity(result)
-            if step % config.checkpoint_every == 0 or step == config.steps or request.made:
+            stop = request.made
+            if step % config.checkpoint_every == 0 or step == config.steps or stop:
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
             restarts.completed(step)
-            request.obey(step, config.steps)
+            if stop:
+                request.obey(step, config.steps)
             bar.advance(task)
 
 

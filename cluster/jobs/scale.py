@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.run_folder import project_root
 from cluster.scaling import TARGETS, TIMEOUT_S
@@ -53,6 +53,8 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         ) from error
     except RayTaskError as error:
         raise error.cause from error
+    except RayError as error:
+        raise ClusterError(f"{namespace}: the job did not answer: {error}") from error
     finally:
         ray.shutdown()
 

@@ -479,9 +479,7 @@ def test_published_weights_are_the_models_bits(group, zero_stage, tiny_folder):
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
 @TWO_RANKS
-def test_weights_that_did_not_change_are_put_once(
-    group, zero_stage, tiny_folder, encoder, pictures
-):
+def test_frozen_weights_are_put_once(group, zero_stage, tiny_folder, encoder, pictures):
     def places() -> dict[str, ray.ObjectRef]:
         refs = [rank.put_weights.remote() for rank in group._ranks]
         _, buckets = ray.get(refs)[0]
@@ -490,7 +488,6 @@ def test_weights_that_did_not_change_are_put_once(
     configure(group, zero_stage=zero_stage, freeze_vision=True, **ONE_BATCH)
     build_supervised(group, tiny_folder)
     first = places()
-    assert places() == first
     rows, ref = samples(encoder, pictures), ray.put(pictures)
     for _ in range(2):
         group.train_supervised(rows, ref)
