@@ -108,7 +108,7 @@ class Pipeline:
         accounts = self._accounts(step, ahead=self.collector.serial - collected.state["serial"])
         with clock.phase("data"):
             replayed, pictures = self._replay(step.pictures, sum(collected.found))
-        with clock.phase("train"), self._learning:
+        with self._learning, clock.phase("train"):
             rewards, penalties = round_rewards(step, self.config)
             advantages, skipped = step_advantages(rewards, self.config.grpo)
             samples = self._samples(step.scored, advantages, step.contents)

@@ -4,9 +4,10 @@ import itertools
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from rollout.actor import RolloutActor, StoreAddress, SyncReport
 log = logging.getLogger(__name__)
 
 
-class Pool:
+class Pool(ABC):
     """Equal actors, each in a placement group of its own, so that single ones can come and go.
 
     Args:
@@ -89,12 +90,11 @@ class Pool:
         """
         if count > len(self._serving):
             born = self._start(count - len(self._serving))
-            try:
+            with ExitStack() as undo:
+                undo.callback(self._stop, born)
                 self.prepare(born)
                 self.admit(born)
-            except BaseException:
-                self._stop(born)
-                raise
+                undo.pop_all()
         with self._change:
             names = list(self._serving)[count:]
             leaving = {name: self._serving.pop(name) for name in names}
@@ -109,9 +109,9 @@ class Pool:
             )
         self._stop(leaving)
 
+    @abstractmethod
     def prepare(self, actors: Mapping[str, Any]) -> None:
         """Wait until actors have loaded what they serve."""
-        raise NotImplementedError
 
     def admit(self, actors: Mapping[str, Any]) -> None:
         """Let actors that are prepared take calls."""
@@ -130,14 +130,13 @@ class Pool:
     def _start(self, count: int) -> dict[str, Any]:
         born: dict[str, Any] = {}
         first, self._started = self._started, self._started + count
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._stop, born)
             for index in range(first, self._started):
                 name = f"{self.role.name}-{index}"
                 self._groups[name] = group = place(replace(self.role, name=name, actors=1))
                 born[name] = self._create(name, actor_options(self.role, group, index, bundle=0))
-        except BaseException:
-            self._stop(born)
-            raise
+            undo.pop_all()
         return born
 
     def _stop(self, actors: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Traces with crops through the Embedder pool, beside vLLM alone on inputs prepared before."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,9 @@ MEDIA = MediaConfig(
 class DirectPool(Pool):
     """A pool of one actor whose methods are called by name."""
 
+    def prepare(self, actors: Mapping[str, Any]) -> None:
+        self.call("ready")
+
     def call(self, method: str, *args: object) -> object:
         [(name, actor)] = self.actors.items()
         return self.wait({name: getattr(actor, method).remote(*args)}, method)[0]
@@ -58,7 +62,7 @@ def both(tmp_path: Path) -> Iterator[tuple[RewardPool, DirectPool]]:
         ),
     )
     pool.ready()
-    direct.call("ready")
+    direct.ready()
     yield pool, direct
     pool.close()
     direct.close()

@@ -151,13 +151,16 @@ def test_a_stage_that_had_reached_its_end_only_exports(tmp_path):
     assert json.loads((tmp_path / "export").read_text()) == [0, 1, 2, 3]
 
 
-def test_sigterm_ends_the_stage_after_its_step_and_the_next_start_goes_on(tmp_path):
-    class Stopped(Learner):
-        def train(self, batch):
-            if batch == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().train(batch)
+class Stopped(Learner):
+    """Gets SIGTERM in the third step."""
 
+    def train(self, batch):
+        if batch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().train(batch)
+
+
+def test_sigterm_ends_the_stage_after_its_step_and_the_next_start_goes_on(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(StopRequested, match="after step 3 of 8, with a checkpoint"):
         train(Stopped(), tmp_path, 8)
@@ -171,11 +174,5 @@ def test_sigterm_ends_the_stage_after_its_step_and_the_next_start_goes_on(tmp_pa
 
 
 def test_a_request_in_the_last_step_changes_nothing(tmp_path):
-    class Stopped(Learner):
-        def train(self, batch):
-            if batch == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().train(batch)
-
-    assert train(Stopped(), tmp_path, 4)["steps"] == 4
+    assert train(Stopped(), tmp_path, 3)["steps"] == 3
     assert (tmp_path / "export").exists()
