@@ -1,16 +1,16 @@
 """What a step trains on, collected ahead of it: pairs drawn, traces sampled, embedded, and paid.
 
     admitted step -> [sampling thread] -> traces -> [scoring thread] -> rewards -> take()
-                      one step at a time             one round at a time
+                      one step at a time     |       one round at a time
+                                             +-> embedded as they are done
 
 A step is admitted once the engines hold weights at most `max_staleness` versions older than those
-that the step will train, so no token of it can be older; that is also the back-pressure, as at
-most `max_staleness` + 1 steps are ever under way. With 0 nothing overlaps: the loop is synchronous.
+that the step will train, so no token of it can be older; at most `max_staleness` + 1 steps are ever
+under way. With 0 nothing overlaps: the loop is synchronous. With `stale=drop` one more step is
+admitted; who takes it drops what is too old.
 """
 
 import itertools
-import logging
-import queue
 import threading
 import time
 import zlib
@@ -22,10 +22,11 @@ from typing import Any
 
 import ray
 
+from cluster.buffer import StepBuffer
 from cluster.clock import PhaseClock
 from cluster.pools import RolloutPool
 from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_rewards
-from cluster.scoring import Scorer
+from cluster.scoring import Embedding, Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.media import load_pictures
@@ -46,9 +47,6 @@ from learner.advantages import step_advantages
 from learner.policy import TokenScores
 from reward.bank import CandidateBank
 
-log = logging.getLogger(__name__)
-REMIND_S = 60.0
-"""A learner that waits for traces says so this often; what it waits for has timeouts."""
 BANK_FILE = "bank.npz"
 
 ScoreTokens = Callable[
@@ -82,6 +80,8 @@ class _Traces:
     pictures: Any
     trajectories: Sequence[Trajectory]
     dropped: Sequence[DroppedTrajectory]
+    embedded: Sequence[Embedding]
+    """The traces' embeddings, which may still be under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +118,7 @@ class Collector:
         self._score_tokens = score_tokens
         self._scoring = ThreadPoolExecutor(1, "scoring")
         self._thread: threading.Thread | None = None
-        self._turn = threading.Condition()
-        self._admitted = 0
-        self._closed = False
-        self._done: queue.SimpleQueue[_Sampled | BaseException] = queue.SimpleQueue()
+        self._buffer: StepBuffer[_Sampled] = StepBuffer()
 
     def state(self) -> dict[str, Any]:
         """Return where the next step begins."""
@@ -146,11 +143,10 @@ class Collector:
                 target=self._collect, args=(step,), name="sampling", daemon=True
             )
             self._thread.start()
-        with self._turn:
-            self._admitted = min(step + self.config.max_staleness, max(step, self.config.steps))
-            self._turn.notify_all()
+        ahead = self.config.max_staleness + (self.config.stale == "drop")
+        self._buffer.admit(min(step + ahead, max(step, self.config.steps)))
         began = time.perf_counter()
-        sampled = self._next(step)
+        sampled = self._buffer.take(f"step {step}")
         done = [future.result() for future in sampled.rounds]
         rounds = [found for found, _ in done]
         waited = time.perf_counter() - began
@@ -165,9 +161,7 @@ class Collector:
 
     def close(self) -> None:
         """Stop both threads once what they are at is done."""
-        with self._turn:
-            self._closed = True
-            self._turn.notify_all()
+        self._buffer.close()
         if self._thread is not None:
             self._thread.join()
         self._scoring.shutdown(cancel_futures=True)
@@ -187,28 +181,15 @@ class Collector:
         items = (pair.item(side) for pair in pairs for side in Side)
         return load_pictures(uris_shown(items, media.max_frames), media)
 
-    def _next(self, step: int) -> _Sampled:
-        while True:
-            try:
-                sampled = self._done.get(timeout=REMIND_S)
-            except queue.Empty:
-                log.warning("step %d: still waiting for its traces to be sampled", step)
-                continue
-            if isinstance(sampled, BaseException):
-                raise sampled
-            return sampled
-
     def _collect(self, first: int) -> None:
         """Run the sampling thread."""
         try:
             for step in itertools.count(first):
-                with self._turn:
-                    self._turn.wait_for(lambda step=step: self._closed or step <= self._admitted)
-                if self._closed:
+                if not self._buffer.wait_until_admitted(step):
                     return
-                self._done.put(self._sample_step())
+                self._buffer.put(self._sample_step())
         except BaseException as error:  # whatever it is, the thread that takes must see it
-            self._done.put(error)
+            self._buffer.fail(error)
 
     def _sample_step(self) -> _Sampled:
         """Sample a step's rounds, each handed on to be scored; refills wait for the scores."""
@@ -234,14 +215,24 @@ class Collector:
             requests = self._requests(pairs)
             pictures, requests, undecoded = self._with_pictures(pairs, requests)
             contents = {request.key: request.content for request in requests}
+        trajectories: list[Trajectory] = []
+        dropped = list(undecoded)
+        embedded = []
         with clock.phase("rollout"):
-            trajectories, unsampled = self.rollout.generate(requests, pictures)
-        return _Traces(pairs, contents, pictures, trajectories, [*undecoded, *unsampled])
+            for traces, lost in self.rollout.stream(requests, pictures):
+                trajectories += traces
+                dropped += lost
+                embedded.append(self.scorer.begin(traces, pairs, pictures))
+        place = {request.key: index for index, request in enumerate(requests)}
+        trajectories.sort(key=lambda one: place[one.key])
+        return _Traces(pairs, contents, pictures, trajectories, dropped, embedded)
 
     def _score(self, drawn: _Traces, clock: PhaseClock) -> tuple[SampledRound, CandidateBank]:
         """Score traces in a round of their own; return also the bank as it is after them."""
         with clock.phase("reward"):
-            scores = self.scorer.score(drawn.trajectories, drawn.pairs, drawn.pictures)
+            scores = self.scorer.score(
+                drawn.trajectories, drawn.pairs, drawn.pictures, drawn.embedded
+            )
             bank = self.scorer.bank.copy()
         grpo = self.config.grpo
         tokens: Mapping[str, TokenScores] = {}

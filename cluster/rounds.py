@@ -24,7 +24,7 @@ from learner.policy import TokenScores, shaped_rewards
 
 LEAST_SHARE = 0.5
 """Of a step's pairs, in a refill: a rank among few is another task than a rank among many."""
-COUNTS = ("repair/", "pool/", "judge/failed", "reward/cache_hits")
+COUNTS = ("repair/", "judge/failed", "reward/cache_hits")
 """Metrics that add up over rounds; alarms and `..._max` keep the largest, all others are means."""
 
 

@@ -1,21 +1,24 @@
-"""Which Embedder gets which requests: cost, buckets of like cost, least load, retries. No Ray here.
+"""Which actor gets which work: chunks of like cost, least load, work of lost actors. No Ray here.
 
-A content goes `waiting -> sent -> vector or reason`. An item that fails goes back to waiting once;
-what an actor held when it was lost goes back each time.
+A chunk goes `waiting -> sent -> done`; what an actor held when it was lost goes back to waiting.
+What is in flight with others when an actor dies is under suspicion, most likely wrongly; from its
+second death on it is sent alone, in halves, until the one that kills its actor is found.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from configs.schema import MediaConfig
-from data.errors import ClusterError
 from data.media import crop_pixels, limits_of
-from data.types import Content, EmbedRequest, Picture
+from data.types import Content, Picture
 
 CHUNKS_IN_FLIGHT = 4
 """Chunks an actor holds at most: while one is answered the engine still has the others."""
+DEATHS_ALONE = 2
+"""Work that an actor has died of so often is sent alone, and given up if one dies of it then."""
 CHARS_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 32 * 32
 """Qwen3-VL: patches of 16 x 16 pixels, 2 x 2 of them merged into a token."""
@@ -54,151 +57,137 @@ def vector_fault(vector: np.ndarray, width: int) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chunk:
-    """Requests of like cost that travel to an actor in one call."""
+class Unit:
+    """Requests that one actor gets together, such as siblings, which share their prompt."""
 
-    requests: tuple[EmbedRequest, ...]
+    requests: tuple[Any, ...]
     cost: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Units of like cost that travel to an actor in one call."""
+
+    units: tuple[Unit, ...]
+    batch: Any
+    """Whom the answer is for."""
     failed_on: str | None = None
-    """The actor on which each of these items failed before; None: they are new."""
+    """The actor on which these requests failed before; None: they are new."""
+    deaths: int = 0
+    """Actors that were lost while they held it."""
+    lost: int = 0
+    """Answers that were lost on their way."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether an actor that has it may hold nothing else."""
+        return self.deaths >= DEATHS_ALONE
+
+    @property
+    def cost(self) -> float:
+        """Sum over its units."""
+        return sum(unit.cost for unit in self.units)
+
+    @property
+    def requests(self) -> tuple[Any, ...]:
+        """The requests of all units."""
+        return tuple(request for unit in self.units for request in unit.requests)
+
+
+def plan_chunks(
+    units: Sequence[Unit], batch: Any, *, actors: int, max_items: int, failed_on: str | None = None
+) -> list[Chunk]:
+    """Return chunks of neighbours in cost, costly ones first, enough to keep every actor busy.
+
+    A single actor has nothing to balance: few requests are one call. Chunks hold at most
+    ``max_items`` requests, or one unit.
+    """
+    ordered = sorted(units, key=lambda one: -one.cost)
+    parts = actors * CHUNKS_IN_FLIGHT if actors > 1 else 1
+    share = sum(unit.cost for unit in ordered) / parts
+    chunks: list[Chunk] = []
+    some: list[Unit] = []
+    items, cost = 0, 0.0
+    for unit in ordered:
+        if some and items + len(unit.requests) > max_items:
+            chunks.append(Chunk(tuple(some), batch, failed_on))
+            some, items, cost = [], 0, 0.0
+        some.append(unit)
+        items += len(unit.requests)
+        cost += unit.cost
+        if items >= max_items or cost >= share:
+            chunks.append(Chunk(tuple(some), batch, failed_on))
+            some, items, cost = [], 0, 0.0
+    return [*chunks, Chunk(tuple(some), batch, failed_on)] if some else chunks
 
 
 class Router:
-    """Decides for one call of a pool what goes where, and keeps what came back.
+    """Decides what goes where for one pool; actors may come and go."""
 
-    Args:
-        requests: their keys are unique; equal contents are sent once.
-        costs: of each content.
-        actors: names of the actors to use.
-        max_items: requests in a chunk at most.
-        width: D of every vector.
-    """
+    def __init__(self) -> None:
+        self.waiting: list[Chunk] = []
+        self._sent: dict[str, list[Chunk]] = {}
 
-    def __init__(
-        self,
-        requests: Sequence[EmbedRequest],
-        costs: Mapping[Content, float],
-        *,
-        actors: Sequence[str],
-        max_items: int,
-        width: int,
-    ) -> None:
-        self.retried = 0
-        """Items that were sent again."""
-        self.in_flight_max = 0
-        """Most items that one actor held at a time."""
-        self._requests = requests
-        self._costs = costs
-        self._width = width
-        self._sent: dict[str, list[Chunk]] = {name: [] for name in actors}
-        self._lost: dict[str, str] = {}
-        self._vectors: dict[Content, np.ndarray] = {}
-        self._reasons: dict[Content, str] = {}
-        self._waiting = self._buckets(max_items)
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Take work."""
+        self.waiting += chunks
 
-    def next(self) -> tuple[str, Chunk] | None:
+    def next(self, actors: Collection[str]) -> tuple[str, Chunk] | None:
         """Return an actor and the chunk to send to it now; None: wait for an answer first.
 
-        Costly chunks go first, each to the actor with the least cost in flight. Items that failed
-        go to another actor than before, unless only that one is left.
+        Chunks go in their order, each to the actor with the least cost in flight. Requests that
+        failed go to another actor than before, unless only that one is left.
         """
-        for chunk in self._waiting:
+        room = [name for name in actors if self._has_room(name)]
+        if not room:
+            return None
+        for chunk in self.waiting:
             free = [
                 name
-                for name, sent in self._sent.items()
-                if len(sent) < CHUNKS_IN_FLIGHT
-                and (name != chunk.failed_on or len(self._sent) == 1)
+                for name in room
+                if (name != chunk.failed_on or len(actors) == 1)
+                and not (chunk.alone and self.held_by(name))
             ]
             if free:
-                name = min(free, key=lambda one: sum(sent.cost for sent in self._sent[one]))
-                self._waiting.remove(chunk)
-                self._sent[name].append(chunk)
-                held = sum(len(sent.requests) for sent in self._sent[name])
-                self.in_flight_max = max(self.in_flight_max, held)
+                name = min(free, key=self._load)
+                self.waiting.remove(chunk)
+                self._sent.setdefault(name, []).append(chunk)
                 return name, chunk
         return None
 
-    def receive(
-        self,
-        actor: str,
-        chunk: Chunk,
-        vectors: Mapping[str, np.ndarray],
-        failed: Mapping[str, str],
-    ) -> None:
-        """Take an actor's answer: vectors and reasons by key."""
+    def held_by(self, actor: str) -> Sequence[Chunk]:
+        """Return what an actor has not answered."""
+        return self._sent.get(actor, ())
+
+    def done(self, actor: str, chunk: Chunk) -> None:
+        """Take note that an actor no longer holds a chunk."""
         self._sent[actor].remove(chunk)
-        again = []
-        for request in chunk.requests:
-            if request.key in vectors:
-                reason = vector_fault(vectors[request.key], self._width)
+
+    def lose(self, actor: str) -> list[Chunk]:
+        """Let the others have what an actor held; return what is given up, having killed it."""
+        held = self._sent.pop(actor, [])
+        given_up = []
+        for chunk in held:
+            again = replace(chunk, deaths=chunk.deaths + 1)
+            if not again.alone:
+                self.waiting.append(again)
+            elif len(chunk.units) > 1:
+                half = len(chunk.units) // 2
+                halves = (chunk.units[:half], chunk.units[half:])
+                self.waiting += [replace(again, units=units) for units in halves]
+            elif len(held) == 1:
+                given_up.append(again)
             else:
-                reason = failed.get(request.key, f"{actor} gave neither a vector nor a reason")
-            if reason is None:
-                self._vectors[request.content] = vectors[request.key]
-            elif chunk.failed_on is None:
-                again.append(request)
-            else:
-                self._reasons[request.content] = reason
-        if again:
-            self.retried += len(again)
-            self._waiting.append(self._chunk(again, failed_on=actor))
+                self.waiting.append(again)
+        return given_up
 
-    def lose(self, actor: str, reason: str) -> None:
-        """Use that actor no more; what it holds goes to the others.
+    def forget(self, batch: Any) -> None:
+        """Drop what waits for a batch that nobody waits for."""
+        self.waiting = [chunk for chunk in self.waiting if chunk.batch is not batch]
 
-        Raises:
-            ClusterError: it was the last one.
-        """
-        self._lost[actor] = reason
-        held = self._sent.pop(actor)
-        if not self._sent:
-            total = len(self._costs)
-            done = len(self._vectors) + len(self._reasons)
-            why = "; ".join(f"{name}: {cause}" for name, cause in self._lost.items())
-            raise ClusterError(
-                f"embedding: {total - done} of {total} contents are not embedded and no actor is "
-                f"left ({why}); see the actors' logs, then start the job again: it resumes"
-            )
-        self.retried += sum(len(chunk.requests) for chunk in held)
-        self._waiting += held
+    def _has_room(self, name: str) -> bool:
+        held = self.held_by(name)
+        return len(held) < CHUNKS_IN_FLIGHT and not any(chunk.alone for chunk in held)
 
-    def results(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Return vectors and reasons by key, in the order of the requests."""
-        return (
-            {
-                one.key: self._vectors[one.content]
-                for one in self._requests
-                if one.content in self._vectors
-            },
-            {
-                one.key: self._reasons[one.content]
-                for one in self._requests
-                if one.content in self._reasons
-            },
-        )
-
-    def _buckets(self, max_items: int) -> list[Chunk]:
-        """Return chunks of neighbours in cost, costly ones first, enough to keep every actor busy.
-
-        A single actor has nothing to balance: few requests are one call.
-        """
-        unique: dict[Content, EmbedRequest] = {}
-        for request in self._requests:
-            unique.setdefault(request.content, request)
-        ordered = sorted(unique.values(), key=lambda one: -self._costs[one.content])
-        parts = len(self._sent) * CHUNKS_IN_FLIGHT if len(self._sent) > 1 else 1
-        share = self._cost(ordered) / parts
-        chunks: list[Chunk] = []
-        some: list[EmbedRequest] = []
-        for request in ordered:
-            some.append(request)
-            if len(some) == max_items or self._cost(some) >= share:
-                chunks.append(self._chunk(some))
-                some = []
-        return [*chunks, self._chunk(some)] if some else chunks
-
-    def _chunk(self, requests: list[EmbedRequest], failed_on: str | None = None) -> Chunk:
-        return Chunk(tuple(requests), self._cost(requests), failed_on)
-
-    def _cost(self, requests: list[EmbedRequest]) -> float:
-        return sum(self._costs[one.content] for one in requests)
+    def _load(self, name: str) -> float:
+        return sum(chunk.cost for chunk in self.held_by(name))

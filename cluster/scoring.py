@@ -7,13 +7,13 @@ traces -> [reward pool] -> embeddings -> ranks among the round's candidates
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from cluster.pools import JudgePool, RewardPool
+from cluster.pools import Embedded, JudgePool, RewardPool
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.prompts import pictures_of
@@ -39,6 +39,8 @@ from reward.round import RankedTrajectory, rank_round
 from reward.score import score_round
 
 log = logging.getLogger(__name__)
+Embedding = Callable[[], Embedded]
+"""Waits for embeddings that were begun, and returns them."""
 CACHED_ITEMS = 1 << 14
 """Embeddings without trace that are kept: 134 MB at 2,048 dimensions."""
 
@@ -72,16 +74,32 @@ class Scorer:
         self.bank = CandidateBank(config.bank)
         self.cache = EmbeddingCache(CACHED_ITEMS)
 
-    def score(
+    def begin(
         self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
+    ) -> Embedding:
+        """Begin to embed some of a step's traces; `score` waits for them."""
+        return self.embedder.begin(
+            [self.request(one.key, pairs[one.key.group.serial], one.text) for one in trajectories],
+            pictures,
+        )
+
+    def score(
+        self,
+        trajectories: Sequence[Trajectory],
+        pairs: Mapping[int, Pair],
+        pictures: Any,
+        embedded: Sequence[Embedding],
     ) -> Scores:
         """Return the rewards of a step's traces, joined by key; what fails is dropped.
 
         ``pairs`` holds the step's pairs by group serial, ``pictures`` is a reference to their
-        decoded files.
+        decoded files, ``embedded`` is what `begin` returned for all of the traces.
         """
         metrics = _repairs(trajectories, pairs, self.max_frames)
-        vectors = self._embed(trajectories, pairs, pictures)
+        vectors: dict[str, np.ndarray] = {}
+        for some, failed in (embedding() for embedding in embedded):
+            vectors |= some
+            _warn("not embedded", failed)
         plain = None
         if self.config.gain_weight > 0:
             plain, hits = self._embed_plain(pairs, pictures)
@@ -103,8 +121,6 @@ class Scorer:
             ranked, judged, pairs, reward=self.config, max_frames=self.max_frames
         )
         metrics |= self._watch(scored, vectors, pairs, pictures, plain)
-        for pool in (self.embedder, self.second):
-            metrics |= pool.counters() if pool is not None else {}
         for side, own in found.candidates.items():
             self.bank.add(side, own)
         if ranked:
@@ -125,16 +141,6 @@ class Scorer:
                 evidence=Evidence(self.config.evidence),
             ),
         )
-
-    def _embed(
-        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
-    ) -> dict[str, np.ndarray]:
-        requests = [
-            self.request(one.key, pairs[one.key.group.serial], one.text) for one in trajectories
-        ]
-        vectors, failed = self.embedder.embed(requests, pictures)
-        _warn("not embedded", failed)
-        return vectors
 
     def _embed_plain(
         self, pairs: Mapping[int, Pair], pictures: Any

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,10 @@ from configs.errors import ConfigError
 from data.errors import ActorLost, ClusterError, EmbedRLError, NotEnoughResources
 
 PLACEMENT_TIMEOUT_S = 120.0
+PLACEMENT_LOOK_S = 2.0
+PLACEMENT_REMIND_S = 60.0
 GRACE_S = 5.0
+log = logging.getLogger(__name__)
 QUIET_ENV = {
     # Deprecations and notices of the libraries; our own word goes through logging.
     "PYTHONWARNINGS": "ignore",
@@ -90,25 +93,41 @@ def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:
         )
 
 
-def place(role: Role) -> PlacementGroup:
+def place(
+    role: Role, *, wanted: Callable[[], bool] = lambda: True, patient: bool = False
+) -> PlacementGroup:
     """Reserve one bundle per actor of the role; wait until Ray grants them.
 
+    Patient: for as long as it is wanted, as an autoscaler or a node that comes back may grant them
+    yet; what is missing is logged again and again.
+
     Raises:
-        ClusterError: not granted in time; the message says what is free.
+        ClusterError: not granted in time, or not wanted any more; the message says what is free.
     """
     # Ray counts in ten-thousandths; a bundle must ask for something.
     bundle = {"CPU": max(role.cpus, 0.0001)}
     if role.gpus:
         bundle["GPU"] = role.gpus
     group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
-    if not group.wait(PLACEMENT_TIMEOUT_S):
+    began = reminded = time.monotonic()
+    while not group.wait(PLACEMENT_LOOK_S):
+        now = time.monotonic()
+        if wanted() and (patient or now - began < PLACEMENT_TIMEOUT_S):
+            if now - reminded >= PLACEMENT_REMIND_S:
+                reminded = now
+                log.warning("%s: %s", role.name, _no_place(role, bundle, now - began))
+            continue
         ray.util.remove_placement_group(group)
-        raise ClusterError(
-            f"{role.name}: waited {PLACEMENT_TIMEOUT_S:.0f} s for {role.actors} x {bundle}; free "
-            f"now: {ray.available_resources()}. Another job may hold them, or a bundle is larger "
-            "than any single node."
-        )
+        raise ClusterError(f"{role.name}: {_no_place(role, bundle, now - began)}")
     return group
+
+
+def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
+    return (
+        f"waited {waited_s:.0f} s for {role.actors} x {bundle}; free now: "
+        f"{ray.available_resources()}. Another job may hold them, or a bundle is larger than any "
+        "single node."
+    )
 
 
 def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int) -> dict[str, Any]:

@@ -85,7 +85,11 @@ class PoolConfig:
     cpus: float = 1.0
     gpus: float = 0.0
     timeout_s: float = 600.0
-    """A call to one actor that takes longer fails."""
+    """An actor that has work and answers nothing for longer is replaced."""
+    min_actors: int = 1
+    """Fewest actors that a pool whose size follows from its load has."""
+    max_actors: int = 0
+    """Most actors of a pool whose size follows from its load (`rl` only); 0: it keeps `actors`."""
 
 
 @dataclass(frozen=True)
@@ -428,6 +432,10 @@ class RLConfig:
     max_staleness: int = 0
     """Versions by which the weights that sampled a token may lag behind those it trains: steps are
     collected that far ahead, while the learner trains. 0: one after the other."""
+    stale: Literal["wait", "drop"] = "wait"
+    """What keeps the bound. `wait`: no step is begun before the engines hold weights that are new
+    enough for all of it. `drop`: one more step is begun, so that engines never wait, and what of it
+    began under weights that are too old is dropped before it trains."""
     checkpoint_every: int = 50
     """The newest two checkpoints are kept, and the best by held-out hit@1 (`evaluation.every`)."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
@@ -677,7 +685,15 @@ _CHECKS = {
         ),
     ],
     RunConfig: lambda n: _not_negative(n, "seed"),
-    PoolConfig: lambda n: [*_positive(n, "actors", "timeout_s"), *_not_negative(n, "cpus", "gpus")],
+    PoolConfig: lambda n: [
+        *_positive(n, "actors", "timeout_s", "min_actors"),
+        *_not_negative(n, "cpus", "gpus", "max_actors"),
+        *(
+            [f"max_actors: expected 0 or min_actors={n.min_actors} or more, found {n.max_actors}"]
+            if n.max_actors and n.max_actors < n.min_actors
+            else []
+        ),
+    ],
     EngineConfig: lambda n: [
         *_positive(n, "max_model_len", "max_num_seqs", "tensor_parallel"),
         *_share(n, "gpu_memory_utilization"),

@@ -11,6 +11,7 @@ EmbedRLError
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
     ActorLost                    an actor died and took its work with it
+    EngineLost                   the engine in an actor died, the actor did not
     LearnerLost                  the learner group was stopped because a rank died or hung
 """
 
@@ -62,6 +63,10 @@ class NotEnoughResources(ClusterError):
 
 class ActorLost(ClusterError):
     """An actor died and took its work with it."""
+
+
+class EngineLost(ClusterError):
+    """An engine died while its actor lives: the actor is of no use any more."""
 
 
 class StopRequested(EmbedRLError):

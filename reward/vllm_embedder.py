@@ -6,13 +6,13 @@ from vllm.config import PoolerConfig
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig, Pooling
 from data.chat import EncodedPrompt, load_encoder
 from data.cues import MAX_BOXES
 from data.engine_args import engine_arguments, pooling_type
-from data.errors import DataError
+from data.errors import DataError, EngineLost
 from data.types import Content, Pictures
 
 
@@ -73,6 +73,7 @@ class VLLMEmbedder:
 
         Raises:
             DataError: vLLM refused the prompt, ran another one, or gave no finite vector.
+            EngineLost: the engine's process died.
         """
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
         if prompt.images:
@@ -80,6 +81,8 @@ class VLLMEmbedder:
         try:
             stream = self._llm.encode(inputs, PoolingParams(task="embed"), key)
             (output,) = [final async for final in stream]
+        except EngineDeadError as error:
+            raise EngineLost(f"{key}: the engine's process died: {error}") from None
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
             cause = error.__cause__ or error
             raise DataError(f"{key}: vLLM refused the input: {cause}") from error

@@ -9,11 +9,11 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineGenerateError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import MAX_SCORED, JudgeConfig
 from data.engine_args import engine_arguments
-from data.errors import ConfigError, JudgeError
+from data.errors import ConfigError, EngineLost, JudgeError
 from data.types import Judgement, JudgeQuestion
 from reward.judge import parse_choice, right_share
 
@@ -45,12 +45,15 @@ class VLLMJudge:
 
         Raises:
             JudgeError: vLLM refused the question, or the answer is no usable number.
+            EngineLost: the engine's process died.
         """
         prompt = TokensPrompt(prompt_token_ids=self._encode(question.prompt))
         params = self._params(len(question.shown))
         try:
             stream = self._llm.generate(prompt, params, question.key)
             (output,) = [final async for final in stream]
+        except EngineDeadError as error:
+            raise EngineLost(f"{question.key}: the engine's process died: {error}") from None
         except (VLLMClientError, EngineGenerateError, ValueError) as error:
             cause = error.__cause__ or error
             raise JudgeError(f"{question.key}: vLLM refused the question: {cause}") from error

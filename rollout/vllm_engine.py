@@ -26,7 +26,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import EncodedPrompt, load_encoder
 from data.engine_args import engine_arguments
-from data.errors import DataError, WeightSyncError
+from data.errors import DataError, EngineLost, WeightSyncError
 from data.types import GenerationRequest, Trajectory
 from rollout.object_store import WeightPuller, transfer_config
 from rollout.weight_sync import StoreAddress, SyncReport
@@ -89,6 +89,7 @@ class VLLMEngine:
         Raises:
             DataError: vLLM refused the prompt or ran another one than the learner would.
             WeightSyncError: the last pull failed, so the weights are nobody's.
+            EngineLost: the engine's process died.
         """
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
         if prompt.images:
@@ -103,6 +104,8 @@ class VLLMEngine:
             try:
                 stream = self._llm.generate(inputs, self._params(request), name)
                 (output,) = [final async for final in stream]
+            except EngineDeadError as error:
+                raise EngineLost(f"{request.key}: the engine's process died: {error}") from None
             except (VLLMClientError, EngineGenerateError, ValueError) as error:
                 cause = error.__cause__ or error
                 raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
@@ -119,9 +122,13 @@ class VLLMEngine:
 
         Raises:
             WeightSyncError: the version could not be loaded.
+            EngineLost: the engine's process died.
         """
         async with self._pulling:
-            return await self._pull(version)
+            try:
+                return await self._pull(version)
+            except EngineDeadError as error:
+                raise EngineLost(f"the engine's process died while pulling: {error}") from None
 
     async def _pull(self, version: int) -> SyncReport:
         started = time.perf_counter()

@@ -27,8 +27,9 @@ class FakeEmbedder:
             vectors[request.key] = (vector / np.linalg.norm(vector)).astype(np.float32)
         return vectors, failed
 
-    def counters(self):
-        return {"pool/reward/failed": float(len(self.fails))}
+    def begin(self, requests, pictures):
+        done = self.embed(requests, pictures)
+        return lambda: done
 
 
 class FakeRollout:
@@ -43,6 +44,9 @@ class FakeRollout:
     def generate(self, requests, pictures):
         self.asked.append(list(requests))
         return [self._trace(request.key) for request in requests], []
+
+    def stream(self, requests, pictures):
+        yield self.generate(requests, pictures)
 
     def _trace(self, key):
         dull = self.dull(key.group)

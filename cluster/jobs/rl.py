@@ -12,13 +12,13 @@ import ray
 from rich.console import Console
 
 from cluster.checkpoints import Checkpoints
+from cluster.elastic import TARGETS, PoolScaler, PoolTargets
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.scoring import Scorer
 from cluster.session import Role, session
 from cluster.stage import progress_bar
@@ -92,11 +92,17 @@ def main(config: RLConfig) -> int:
             grpo=config.grpo,
             sampling=config.rollout.sampling,
         )
-        pools = [pool for pool in (rollout, reward, second, judge) if pool is not None]
-        elastic = {"rollout": rollout, "reward": reward}
-        targets = ray.remote(PoolTargets).options(name=TARGETS, num_cpus=0).remote(tuple(elastic))
-        scaler = PoolScaler(elastic, targets)
-        for pool in pools:
+        some = (rollout, reward, second, judge)
+        pools = {pool.role.name: pool for pool in some if pool is not None}
+        targets = ray.remote(PoolTargets).options(name=TARGETS, num_cpus=0).remote(tuple(pools))
+        policies = {
+            "rollout": config.rollout.pool,
+            "reward": config.reward.pool,
+            "second": config.reward.pool,
+            "judge": config.reward.judge.pool,
+        }
+        scaler = PoolScaler(pools, policies, targets)
+        for pool in pools.values():
             pool.ready()
 
         def attempt(restarts: Restarts) -> None:
@@ -132,9 +138,8 @@ def main(config: RLConfig) -> int:
                 )
             learner.export(folder.path / "export")
 
-        with closing(scaler):
-            keep_training(learner, attempt)
-        for part in (*pools, learner):
+        keep_training(learner, attempt)
+        for part in (*pools.values(), learner):
             part.close()
     folder.finish(steps=config.steps)
     return 0
@@ -169,9 +174,8 @@ def train_loop(
     with StopRequest() as request, progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
-            sizes = scaler.step()
             result = pipeline.step()
-            metrics = result.metrics | sizes | {"learner/restarts": float(restarts.count)}
+            metrics = result.metrics | scaler.step() | {"learner/restarts": float(restarts.count)}
             if every and (step % every == 0 or step == config.steps):
                 began = time.perf_counter()
                 metrics |= pipeline.held_out(held_out)

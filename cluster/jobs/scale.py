@@ -13,8 +13,8 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.elastic import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
-from cluster.scaling import TARGETS, TIMEOUT_S
 from data.errors import ClusterError
 
 

@@ -1,7 +1,7 @@
 """Traces with crops through the Embedder pool, beside vLLM alone on inputs prepared before."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.pools import Pool, RewardPool
+from cluster.pool import Pool
+from cluster.pools import RewardPool
+from cluster.routing import Chunk
 from cluster.session import Role
 from configs.schema import EngineConfig, MediaConfig, PoolConfig, RewardConfig
 from data.embed_inputs import embed_content
@@ -33,12 +35,15 @@ MEDIA = MediaConfig(
 class DirectPool(Pool):
     """A pool of one actor whose methods are called by name."""
 
-    def prepare(self, actors: Mapping[str, Any]) -> None:
-        self.call("ready")
+    def load(self, name: str, actor: Any) -> None:
+        ray.get(actor.ready.remote(), timeout=self.timeout_s)
 
-    def call(self, method: str, *args: object) -> object:
-        [(name, actor)] = self.actors.items()
-        return self.wait({name: getattr(actor, method).remote(*args)}, method)[0]
+    def call(self, actor: Any, chunk: Chunk) -> Any:
+        raise NotImplementedError("this pool's work is not shared out")
+
+    def ask(self, method: str, *args: object) -> object:
+        [actor] = self.actors.values()
+        return ray.get(getattr(actor, method).remote(*args), timeout=self.timeout_s)
 
 
 @pytest.fixture
@@ -105,14 +110,14 @@ def test_embedding_traces_with_crops(both: tuple[RewardPool, DirectPool]) -> Non
         # New traces and pictures each turn: neither engine has them in a cache, both get the same.
         requests[:], pictures = step_of(rng)
         shared[:] = [ray.put(pictures)]
-        direct.call("prepare", requests, *shared)
+        direct.ask("prepare", requests, *shared)
 
     def ours() -> None:
         vectors, failed = pool.embed(requests, *shared)
         assert len(vectors) == TRACES, failed
 
     def against() -> None:
-        assert direct.call("encode") == TRACES
+        assert direct.ask("encode") == TRACES
 
     # 0.8 of the throughput.
     record(f"embed {TRACES} traces / vLLM", *alternate(ours, against, prepare=prepare), target=1.25)

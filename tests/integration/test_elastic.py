@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import ray
 
+from cluster.elastic import PoolScaler, PoolTargets
 from cluster.pools import RolloutPool
-from cluster.scaling import PoolScaler, PoolTargets
 from cluster.weights import WeightStore
 from configs.schema import PoolConfig, RolloutConfig
 from data.errors import ClusterError
@@ -87,12 +87,12 @@ def test_a_pool_that_grows_and_shrinks_under_load_loses_and_repeats_nothing(
     publish(store, tiny_model, version)
     pool.pull_weights(version)
 
-    scaler = PoolScaler({"rollout": pool}, targets)
+    scaler = PoolScaler({"rollout": pool}, {}, targets)
 
     def resize(count):
         ray.get(targets.ask.remote({"rollout": count}))
         deadline = time.monotonic() + 120
-        while scaler.step() != {"pool/rollout/actors": count}:
+        while scaler.step()["pool/rollout/actors"] != count:
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
@@ -104,7 +104,6 @@ def test_a_pool_that_grows_and_shrinks_under_load_loses_and_repeats_nothing(
             resize(1)
             load.next_batch()
     finally:
-        scaler.close()
         pool.close()
     assert Counter(trace.key for trace in load.traces) == Counter(load.asked)
     # The new engines took the newest weights before their first trace.

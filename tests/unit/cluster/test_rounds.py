@@ -41,23 +41,21 @@ def test_metrics_of_rounds_are_means_by_trace_and_counts_are_sums():
         "repair/refused": 3.0,
         "candidates/size": 10.0,
         "alarm/length": 1.0,
-        "pool/reward/retried": 2.0,
-        "pool/reward/in_flight_max": 7.0,
+        "judge/failed": 2.0,
+        "candidates/size_max": 7.0,
     }
     second = {
         "candidates/size": 40.0,
         "judge/failed": 1.0,
-        "pool/reward/retried": 1.0,
-        "pool/reward/in_flight_max": 5.0,
+        "candidates/size_max": 5.0,
         "hack/all_right": 0.5,
     }
     assert join_metrics([(first, 20), (second, 10)]) == {
         "repair/refused": 3.0,
         "candidates/size": 20.0,
         "alarm/length": 1.0,
-        "pool/reward/retried": 3.0,
-        "pool/reward/in_flight_max": 7.0,
-        "judge/failed": 1.0,
+        "judge/failed": 3.0,
+        "candidates/size_max": 7.0,
         "hack/all_right": 0.5,
     }
 

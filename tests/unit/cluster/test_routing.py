@@ -1,18 +1,21 @@
-"""Any split, any order of answers, any failures: each key ends once, with the same outcome."""
-
-from collections import Counter
+"""Any split, any order of answers, any deaths: each unit is done once or given up with reason."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.routing import CHUNKS_IN_FLIGHT, Router, content_cost, vector_fault
+from cluster.routing import (
+    CHUNKS_IN_FLIGHT,
+    Chunk,
+    Router,
+    Unit,
+    content_cost,
+    plan_chunks,
+    vector_fault,
+)
 from configs.schema import MediaConfig
-from data.errors import ClusterError
-from data.types import Box, EmbedRequest, Kind, Picture
+from data.types import Box, Kind, Picture
 
-WIDTH = 3
 MEDIA = MediaConfig(
     image_min_pixels=1024,
     image_max_pixels=8 * 1024,
@@ -22,34 +25,23 @@ MEDIA = MediaConfig(
 SIZES = {"a": (64, 64), "wide": (1024, 1024)}
 
 
-def requests_of(*texts: str) -> list[EmbedRequest]:
-    """Return one request per text; keys tell the place."""
-    return [EmbedRequest(key=f"k{i}", content=(text,)) for i, text in enumerate(texts)]
+def units_of(*texts: str) -> list[Unit]:
+    """Return a unit of one request per text, as costly as it is long."""
+    return [Unit((text,), float(len(text))) for text in texts]
 
 
-def router_of(requests, *, actors=("a-0",), max_items=8) -> Router:
-    costs = {one.content: float(len(one.content[0])) for one in requests}
-    return Router(requests, costs, actors=actors, max_items=max_items, width=WIDTH)
+def router_of(units, *, actors=1, max_items=8) -> Router:
+    router = Router()
+    router.add(plan_chunks(units, "batch", actors=actors, max_items=max_items))
+    return router
 
 
-def vector_of(request: EmbedRequest) -> np.ndarray:
-    """Return a vector that tells the content."""
-    return np.array([len(request.content[0]), *map(ord, request.content[0][:1]), 1], np.float32)
-
-
-def sent_by(router: Router) -> list[tuple[str, object]]:
+def sent_by(router: Router, *actors: str) -> list[tuple[str, Chunk]]:
     """Return everything that the router wants sent now."""
     orders = []
-    while (order := router.next()) is not None:
+    while (order := router.next(actors)) is not None:
         orders.append(order)
     return orders
-
-
-def answer(router, name, chunk, *, broken=()) -> None:
-    """Answer a chunk: vectors for all but the broken contents."""
-    good = {r.key: vector_of(r) for r in chunk.requests if r.content[0] not in broken}
-    bad = {r.key: f"{name} cannot" for r in chunk.requests if r.content[0] in broken}
-    router.receive(name, chunk, good, bad)
 
 
 def test_the_cost_of_a_content_by_hand() -> None:
@@ -73,17 +65,10 @@ def test_vectors_of_another_width_or_without_numbers_are_faults() -> None:
     assert "infinity" in vector_fault(np.array([1, np.inf, 0]), 3)
 
 
-def test_no_requests_need_no_actor() -> None:
-    router = router_of([])
-    assert router.next() is None
-    assert router.results() == ({}, {})
-
-
 def test_like_costs_travel_together_costly_ones_first() -> None:
     texts = ["b" * 2, "c" * 50, "d" * 2, "e" * 50, "f" * 50, "g" * 2]
-    router = router_of(requests_of(*texts), actors=("a-0", "a-1"))
-    chunks = [chunk for _, chunk in sent_by(router)]
-    assert [[len(r.content[0]) for r in chunk.requests] for chunk in chunks] == [
+    chunks = plan_chunks(units_of(*texts), None, actors=2, max_items=8)
+    assert [[len(text) for text in chunk.requests] for chunk in chunks] == [
         [50],
         [50],
         [50],
@@ -92,13 +77,24 @@ def test_like_costs_travel_together_costly_ones_first() -> None:
 
 
 def test_few_requests_for_a_single_actor_are_one_call() -> None:
-    ((_, chunk),) = sent_by(router_of(requests_of("a" * 9, "b" * 5, "c")))
+    (chunk,) = plan_chunks(units_of("a" * 9, "b" * 5, "c"), None, actors=1, max_items=8)
     assert len(chunk.requests) == 3
+
+
+def test_units_are_not_split_and_fill_chunks_up_to_their_limit() -> None:
+    units = [Unit(tuple(range(size)), 1.0) for size in (3, 3, 3, 9)]
+    chunks = plan_chunks(units, None, actors=1, max_items=7)
+    assert [len(chunk.requests) for chunk in chunks] == [6, 3, 9]
+
+
+def test_no_work_needs_no_actor() -> None:
+    assert plan_chunks([], None, actors=3, max_items=2) == []
+    assert Router().next(["a-0"]) is None
 
 
 def test_the_actor_with_the_least_outstanding_cost_gets_the_next_chunk() -> None:
     texts = ["a" * 90, "b" * 40, "c" * 40, "d" * 40]
-    orders = sent_by(router_of(requests_of(*texts), actors=("a-0", "a-1"), max_items=1))
+    orders = sent_by(router_of(units_of(*texts), actors=2, max_items=1), "a-0", "a-1")
     assert [(name, chunk.cost) for name, chunk in orders] == [
         ("a-0", 90),
         ("a-1", 40),
@@ -108,155 +104,78 @@ def test_the_actor_with_the_least_outstanding_cost_gets_the_next_chunk() -> None
 
 
 def test_an_actor_holds_no_more_than_its_share() -> None:
-    router = router_of(requests_of(*(f"{i:03d}" for i in range(100))), max_items=5)
-    orders = sent_by(router)
-    assert len(orders) == CHUNKS_IN_FLIGHT
-    assert router.in_flight_max == 5 * CHUNKS_IN_FLIGHT
-    answer(router, *orders[0])
-    assert len(sent_by(router)) == 1
+    router = router_of(units_of(*(f"{i:03d}" for i in range(100))), max_items=5)
+    orders = sent_by(router, "a-0")
+    assert len(orders) == len(router.held_by("a-0")) == CHUNKS_IN_FLIGHT
+    router.done(*orders[0])
+    assert len(sent_by(router, "a-0")) == 1
 
 
-def test_equal_contents_are_sent_once_and_answered_under_every_key() -> None:
-    requests = requests_of("x", "y", "x")
-    router = router_of(requests)
-    orders = sent_by(router)
-    assert sorted(r.content[0] for _, chunk in orders for r in chunk.requests) == ["x", "y"]
-    for order in orders:
-        answer(router, *order)
-    vectors, failed = router.results()
-    assert list(vectors) == ["k0", "k1", "k2"]
-    assert failed == {}
-    assert vectors["k0"].tolist() == vectors["k2"].tolist()
-
-
-def test_a_failed_item_is_tried_once_more_on_another_actor() -> None:
-    router = router_of(requests_of("x"), actors=("a-0", "a-1"))
-    ((first, chunk),) = sent_by(router)
-    answer(router, first, chunk, broken={"x"})
-    ((second, again),) = sent_by(router)
-    assert (first, second) == ("a-0", "a-1")
-    answer(router, second, again, broken={"x"})
-    assert sent_by(router) == []
-    assert router.results() == ({}, {"k0": "a-1 cannot"})
-    assert router.retried == 1
-
-
-def test_a_single_actor_gets_a_failed_item_again() -> None:
-    router = router_of(requests_of("x", "y"))
-    for order in sent_by(router):
-        answer(router, *order, broken={"y"})
-    for order in sent_by(router):
-        answer(router, *order)
-    vectors, failed = router.results()
-    assert set(vectors) == {"k0", "k1"}
-    assert failed == {}
-
-
-@pytest.mark.parametrize(
-    ("vectors", "reason"),
-    [
-        ({}, "neither a vector nor a reason"),
-        ({"k0": np.array([1, np.nan, 0])}, "NaN"),
-        ({"k0": np.ones(WIDTH + 1)}, "found shape (4,)"),
-    ],
-)
-def test_an_unusable_answer_is_a_failure_with_a_reason(vectors, reason) -> None:
-    router = router_of(requests_of("x"))
-    for _ in range(2):
-        ((name, chunk),) = sent_by(router)
-        router.receive(name, chunk, vectors, {})
-    assert reason in router.results()[1]["k0"]
+def test_what_failed_on_an_actor_goes_to_another_one_unless_there_is_none() -> None:
+    for actors, expected in ((("a-0", "a-1"), "a-1"), (("a-0",), "a-0")):
+        router = Router()
+        router.add(plan_chunks(units_of("x"), None, actors=2, max_items=1, failed_on="a-0"))
+        ((name, _),) = sent_by(router, *actors)
+        assert name == expected
 
 
 def test_what_a_lost_actor_held_goes_to_the_others() -> None:
-    router = router_of(requests_of("xx", "y"), actors=("a-0", "a-1"), max_items=1)
-    orders = sent_by(router)
+    router = router_of(units_of("xx", "y"), actors=2, max_items=1)
+    orders = sent_by(router, "a-0", "a-1")
     assert [name for name, _ in orders] == ["a-0", "a-1"]
-    router.lose("a-0", "gone")
-    answer(router, *orders[1])
-    ((name, chunk),) = sent_by(router)
-    assert name == "a-1"
-    answer(router, name, chunk)
-    assert list(router.results()[0]) == ["k0", "k1"]
+    assert router.lose("a-0") == []
+    ((name, chunk),) = sent_by(router, "a-1")
+    assert (name, chunk.requests, chunk.deaths) == ("a-1", ("xx",), 1)
 
 
-def test_a_pool_without_actors_left_says_why_and_what_is_missing() -> None:
-    router = router_of(requests_of("x", "yy"), actors=("a-0", "a-1"), max_items=1)
-    sent_by(router)
-    router.lose("a-0", "out of memory")
-    with pytest.raises(ClusterError) as caught:
-        router.lose("a-1", "no answer")
-    assert "2 of 2 contents" in str(caught.value)
-    assert "a-0: out of memory; a-1: no answer" in str(caught.value)
+def test_a_request_that_is_alone_with_two_actors_it_kills_is_given_up() -> None:
+    router = router_of(units_of("poison"))
+    sent_by(router, "a-0")
+    assert router.lose("a-0") == []
+    sent_by(router, "a-1")
+    (given_up,) = router.lose("a-1")
+    assert (given_up.requests, given_up.deaths) == (("poison",), 2)
+    assert sent_by(router, "a-2") == []
+
+
+def test_work_that_is_not_wanted_any_more_is_not_sent() -> None:
+    router = router_of(units_of("x"))
+    router.add(plan_chunks(units_of("y"), "other", actors=1, max_items=1))
+    router.forget("batch")
+    assert [chunk.batch for _, chunk in sent_by(router, "a-0")] == ["other"]
 
 
 @given(st.data())
-def test_every_key_ends_once_whatever_is_answered_in_whatever_order(data) -> None:
-    texts = data.draw(st.lists(st.text("abc", min_size=1, max_size=3), max_size=20))
+def test_every_unit_ends_once_and_only_poison_is_given_up(data) -> None:
+    texts = [str(index) for index in range(data.draw(st.integers(0, 20)))]
+    poison = set(data.draw(st.lists(st.sampled_from(texts), max_size=2)) if texts else [])
     actors = [f"a-{i}" for i in range(data.draw(st.integers(1, 3)))]
     max_items = data.draw(st.integers(1, 5))
-    requests = requests_of(*texts)
-    router = router_of(requests, actors=actors, max_items=max_items)
-    alive = set(actors)
-    out: list[tuple[str, object]] = []
-    failures: Counter[str] = Counter()
-    while True:
-        out += sent_by(router)
-        held = [r.content for _, chunk in out for r in chunk.requests]
-        assert len(held) == len(set(held))
-        for name in alive:
-            chunks = [chunk for who, chunk in out if who == name]
-            assert len(chunks) <= CHUNKS_IN_FLIGHT
-            assert all(len(chunk.requests) <= max_items for chunk in chunks)
-        if not out:
-            break
-        name, chunk = out.pop(data.draw(st.integers(0, len(out) - 1)))
-        assert name in alive
-        if data.draw(st.integers(0, 9)) == 0:
-            alive.remove(name)
-            out = [order for order in out if order[0] != name]
-            if not alive:
-                with pytest.raises(ClusterError):
-                    router.lose(name, "gone")
-                return
-            router.lose(name, "gone")
-            continue
-        vectors, failed = {}, {}
-        for request in chunk.requests:
-            outcome = data.draw(st.sampled_from(["vector", "reason", "nan", "narrow", "nothing"]))
-            if outcome == "vector":
-                vectors[request.key] = vector_of(request)
-                continue
-            failures[request.content[0]] += 1
-            if outcome == "reason":
-                failed[request.key] = "cannot"
-            elif outcome != "nothing":
-                vectors[request.key] = np.full(3, np.nan) if outcome == "nan" else np.ones(2)
-        router.receive(name, chunk, vectors, failed)
-    vectors, failed = router.results()
-    assert not vectors.keys() & failed.keys()
-    assert vectors.keys() | failed.keys() == {one.key for one in requests}
-    for request in requests:
-        assert (request.key in failed) == (failures[request.content[0]] == 2)
-        if request.key in vectors:
-            assert vectors[request.key].tolist() == vector_of(request).tolist()
-
-
-@given(st.data())
-def test_the_number_of_actors_and_their_haste_change_nothing(data) -> None:
-    texts = data.draw(st.lists(st.text("abcd", min_size=1, max_size=3), max_size=20))
-    requests = requests_of(*texts)
-    broken = {text for text in texts if text.startswith("d")}
-
-    def run(actors: int, max_items: int) -> tuple[list, list]:
-        names = [f"a-{i}" for i in range(actors)]
-        router = router_of(requests, actors=names, max_items=max_items)
-        out = sent_by(router)
-        while out:
-            answer(router, *out.pop(data.draw(st.integers(0, len(out) - 1))), broken=broken)
-            out += sent_by(router)
-        vectors, failed = router.results()
-        return [(key, vector.tolist()) for key, vector in vectors.items()], list(failed)
-
-    alone = run(1, len(texts) + 1)
-    assert run(data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))) == alone
+    router = router_of(units_of(*texts), actors=len(actors), max_items=max_items)
+    done: list[str] = []
+    given_up: list[str] = []
+    born = len(actors)
+    strikes = data.draw(st.integers(0, 1))
+    """Deaths that nothing the actor held has caused; two of them look like poison."""
+    while orders := sent_by(router, *actors) or router.waiting or any(map(router.held_by, actors)):
+        del orders
+        for name in actors:
+            held = router.held_by(name)
+            assert len(held) <= CHUNKS_IN_FLIGHT
+            assert all(len(chunk.requests) <= max_items for chunk in held)
+            assert len(held) == 1 or not any(chunk.alone for chunk in held)
+        busy = [name for name in actors if router.held_by(name)]
+        name = data.draw(st.sampled_from(busy))
+        chunk = data.draw(st.sampled_from(router.held_by(name)))
+        struck = strikes > 0 and not chunk.alone and data.draw(st.booleans())
+        if poison & set(chunk.requests) or struck:
+            strikes -= struck
+            given_up += [text for one in router.lose(name) for text in one.requests]
+            actors[actors.index(name)] = f"a-{born}"
+            born += 1
+        else:
+            router.done(name, chunk)
+            done += chunk.requests
+    assert sorted(done + given_up) == sorted(texts)
+    assert set(given_up) <= poison
+    assert poison == set(given_up)

@@ -44,20 +44,25 @@ def make_scorer(reward=REWARD, *, embedder=None, judge=None, second=None):
     return Scorer(reward, embedder=embedder, judge=judge, second=second, max_frames=8)
 
 
+def score(scorer, traces, pairs):
+    """Score traces that were embedded in two parts."""
+    parts = [scorer.begin(some, pairs, None) for some in (traces[1:], traces[:1])]
+    return scorer.score(traces, pairs, None, parts)
+
+
 def rewards(scores):
     return {str(one.trajectory.key): (one.parts, one.candidates_id) for one in scores.scored}
 
 
 def test_every_trace_is_scored_once_and_the_round_is_measured():
     traces, pairs = make_step()
-    scores = make_scorer().score(traces, pairs, None)
+    scores = score(make_scorer(), traces, pairs)
     assert {str(one.trajectory.key) for one in scores.scored} == {str(one.key) for one in traces}
     assert scores.dropped == []
     watched = {name for name in scores.metrics if name.startswith("hack/")}
     assert {"hack/all_right", "hack/mean_cosine/query"} <= watched
     assert {name: scores.metrics[name] for name in scores.metrics if name not in watched} == {
         "repair/refused a part is missing": 12.0,
-        "pool/reward/failed": 0.0,
         "candidates/size": 6.0,
         "mask/false_negatives": 0.0,
     }
@@ -67,7 +72,7 @@ def test_repairs_are_counted_by_what_was_mended():
     traces, pairs = make_step()
     mended = TRACES[Kind.TEXT].replace('["dog"]', '["dog", "dog"]')
     traces[0], traces[1] = replace(traces[0], text=mended), replace(traces[1], text=mended)
-    metrics = make_scorer().score(traces, pairs, None).metrics
+    metrics = score(make_scorer(), traces, pairs).metrics
     assert metrics["repair/keyword dropped repeated"] == 2.0
     assert metrics["repair/refused a part is missing"] == 10.0
 
@@ -75,7 +80,7 @@ def test_repairs_are_counted_by_what_was_mended():
 def test_a_trace_that_cannot_be_embedded_is_dropped():
     traces, pairs = make_step()
     lost = str(traces[0].key)
-    scores = make_scorer(embedder=FakeEmbedder(fails={lost})).score(traces, pairs, None)
+    scores = score(make_scorer(embedder=FakeEmbedder(fails={lost})), traces, pairs)
     assert [(str(one.key), one.reason) for one in scores.dropped] == [(lost, "embedding_failed")]
     assert len(scores.scored) == 11
 
@@ -84,7 +89,7 @@ def test_the_judges_failures_are_dropped_and_counted():
     traces, pairs = make_step()
     lost = str(traces[3].key)
     reward = replace(REWARD, process_weight=0.5, judge=JudgeConfig(model="j"))
-    scores = make_scorer(reward, judge=FakeJudge(prose={lost})).score(traces, pairs, None)
+    scores = score(make_scorer(reward, judge=FakeJudge(prose={lost})), traces, pairs)
     assert [(str(one.key), one.reason) for one in scores.dropped] == [(lost, "judge_failed")]
     assert scores.metrics["judge/failed"] == 1.0
     assert scores.metrics["judge/right"] == 1.0
@@ -97,12 +102,12 @@ def test_items_are_embedded_without_trace_once():
     embedder = FakeEmbedder()
     scorer = make_scorer(replace(REWARD, gain_weight=1.0), embedder=embedder)
     traces, pairs = make_step()
-    first = scorer.score(traces, pairs, None)
+    first = score(scorer, traces, pairs)
     assert first.metrics["reward/cache_hits"] == 0.0
     assert len([key for key in embedder.asked if key.startswith("plain/")]) == 6
     assert any(one.parts.gain != 0 for one in first.scored)
     embedder.asked.clear()
-    again = scorer.score(traces, pairs, None)
+    again = score(scorer, traces, pairs)
     assert again.metrics["reward/cache_hits"] == 6.0
     assert not [key for key in embedder.asked if key.startswith("plain/")]
     assert rewards(again) == rewards(first)
@@ -113,8 +118,8 @@ def test_a_resumed_scorer_gives_the_same_rewards(restart, tmp_path):
     reward = replace(REWARD, bank=BankConfig(recent=2, hard=2, capacity=4))
     scorer, straight = make_scorer(reward), make_scorer(reward)
     for start in (0, 3, 6):
-        expected = straight.score(*make_step(start), None)
-        found = scorer.score(*make_step(start), None)
+        expected = score(straight, *make_step(start))
+        found = score(scorer, *make_step(start))
         if restart:
             scorer.bank.copy().save(tmp_path / "bank.npz")
             scorer = make_scorer(reward)
@@ -125,8 +130,8 @@ def test_a_resumed_scorer_gives_the_same_rewards(restart, tmp_path):
 
 def test_a_second_embedder_is_watched_and_pays_nothing():
     traces, pairs = make_step()
-    alone = make_scorer().score(traces, pairs, None)
-    watched = make_scorer(second=FakeEmbedder()).score(traces, pairs, None)
+    alone = score(make_scorer(), traces, pairs)
+    watched = score(make_scorer(second=FakeEmbedder()), traces, pairs)
     assert "hack/agreement" not in alone.metrics
     assert watched.metrics["hack/agreement"] == pytest.approx(1.0)
     assert rewards(watched) == rewards(alone)
@@ -135,7 +140,7 @@ def test_a_second_embedder_is_watched_and_pays_nothing():
 def test_rewarded_traces_are_scored_again_with_another_items_trace():
     traces, pairs = make_step()
     embedder = FakeEmbedder()
-    scores = make_scorer(embedder=embedder).score(traces, pairs, None)
+    scores = score(make_scorer(embedder=embedder), traces, pairs)
     paid = {str(one.trajectory.key) for one in scores.scored if one.parts.outcome > 0}
     again = {key.partition("#")[0] for key in embedder.asked if "#" in key}
     assert again == paid

@@ -1,0 +1,69 @@
+"""The steps under way between the threads that collect them and the one that trains. No Ray here.
+
+    admit() -> [collecting] -> put() -> [waiting] -> take()
+
+A step may be collected once it is admitted, and steps are admitted by version: that is what bounds
+staleness, and also the back-pressure, as nothing but admitted steps is ever held.
+"""
+
+import logging
+import queue
+import threading
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+REMIND_S = 60.0
+"""Who waits for a step says so this often; what it waits for has timeouts of its own."""
+
+
+class StepBuffer(Generic[T]):
+    """Steps in order, numbered by the version that they train."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._admitted = 0
+        self._closed = False
+        self._done: queue.SimpleQueue[T | BaseException] = queue.SimpleQueue()
+
+    def admit(self, step: int) -> None:
+        """Let all steps up to that one be collected."""
+        with self._turn:
+            self._admitted = max(self._admitted, step)
+            self._turn.notify_all()
+
+    def wait_until_admitted(self, step: int) -> bool:
+        """Return True once a step may be collected, False when nothing will be any more."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._closed or step <= self._admitted)
+            return not self._closed
+
+    def put(self, step: T) -> None:
+        """Hand on the next step."""
+        self._done.put(step)
+
+    def fail(self, error: BaseException) -> None:
+        """Hand on what ended the collection."""
+        self._done.put(error)
+
+    def take(self, name: str) -> T:
+        """Return the next step.
+
+        Raises:
+            BaseException: what ended the collection.
+        """
+        while True:
+            try:
+                step = self._done.get(timeout=REMIND_S)
+            except queue.Empty:
+                log.warning("%s: still waiting for its traces to be sampled", name)
+                continue
+            if isinstance(step, BaseException):
+                raise step
+            return step
+
+    def close(self) -> None:
+        """Let no further step be collected."""
+        with self._turn:
+            self._closed = True
+            self._turn.notify_all()

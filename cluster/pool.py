@@ -1,0 +1,496 @@
+"""A pool: equal actors that share work, come and go, and are replaced when they are lost.
+
+    submit() -> [waiting] -> actor -> answers of the batch
+                    ^          |
+                    +- its work, when it dies, hangs or is broken; another actor takes its place
+
+One thread per pool sends work and takes answers; every actor is started and stopped by a thread of
+its own, so that neither waits for the other. A pool strives for the size that `resize` names. Ray's
+autoscaler sees an actor that has no place yet as a pending placement group.
+"""
+
+import logging
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+
+from cluster.faults import Fault, cause_of, fault_of
+from cluster.routing import Chunk, Router, Unit, plan_chunks
+from cluster.session import Role, actor_options, place
+from data.errors import ClusterError, EmbedRLError
+
+log = logging.getLogger(__name__)
+FAILED_STARTS = 3
+"""Starts that may fail in a row in a pool that has no actor left."""
+RESTART_DELAYS_S = (1.0, 5.0, 20.0, 60.0)
+"""Before a start that failed is tried again; the last one for all further ones."""
+LOST_ANSWERS = 3
+"""Times that the answer to a chunk may be lost on its way."""
+STOP_TIMEOUT_S = 30.0
+"""Longest wait for an engine to stop by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """In the place of an answer: the request that was alone with every actor it killed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an actor made of a chunk."""
+
+    chunk: Chunk
+    value: Any
+    """What the call returned, or `GivenUp`."""
+    actor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """Means over a span of time."""
+
+    actors: float
+    busy: float
+    """Actors that had work."""
+    waiting: float
+    """Chunks that no actor had room for."""
+
+
+class Batch:
+    """Work handed to a pool; iterate once for its `Answer`s, in any order.
+
+    Raises:
+        ClusterError: the pool cannot do it any more.
+        EmbedRLError: an actor refused it.
+    """
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+        """What every call gets beside its requests."""
+        self.units = 0
+        """Units whose answers nobody has taken yet."""
+        self.due = 0
+        """Units that the pool still has to answer."""
+        self._answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+
+    def put(self, answer: Answer | Exception) -> None:
+        """Give an answer, or say why there will be none."""
+        self._answers.put(answer)
+
+    def __iter__(self) -> Iterator[Answer]:
+        while self.units:
+            answer = self._answers.get()  # the pool answers or fails in bounded time
+            if isinstance(answer, Exception):
+                self.units = 0
+                raise answer
+            self.units -= len(answer.chunk.units)
+            yield answer
+
+
+class Pool(ABC):
+    """Equal actors, each in a placement group of its own, so that single ones can come and go.
+
+    An actor that has work but has answered nothing for ``timeout_s`` counts as hung.
+
+    Args:
+        create: makes an actor of a name and of Ray's options.
+    """
+
+    def __init__(
+        self, role: Role, *, timeout_s: float, create: Callable[[str, dict[str, Any]], Any]
+    ) -> None:
+        self.role = role
+        self.timeout_s = timeout_s
+        self.counts: Counter[str] = Counter()
+        self._create = create
+        self._change = threading.Condition(threading.RLock())
+        """Guards all below."""
+        self._router = Router()
+        self._wanted = role.actors
+        self._numbers = 0
+        self._starting: dict[str, None] = {}
+        self._serving: dict[str, Any] = {}
+        self._draining: dict[str, Any] = {}
+        self._groups: dict[str, PlacementGroup] = {}
+        self._heard: dict[str, float] = {}
+        """When an actor last answered, or got work while it had none."""
+        self._batches: set[Batch] = set()
+        self._defect: Exception | None = None
+        self._failed_starts = 0
+        self._start_error: Exception | None = None
+        self._settled = False
+        """Whether all actors were there once; before that a failed start is not tried again."""
+        self._empty_since = time.monotonic()
+        self._measured = time.monotonic()
+        self._sums: Counter[str] = Counter()
+        self._closing = threading.Event()
+        self._events: queue.SimpleQueue[tuple[str, Chunk, Future[Any]] | None] = queue.SimpleQueue()
+        self._dispatcher = threading.Thread(
+            target=self._dispatch, name=f"{role.name}-dispatch", daemon=True
+        )
+        self._dispatcher.start()
+        with self._change:
+            self._balance()
+
+    @property
+    def actors(self) -> dict[str, Any]:
+        """The actors that take calls, by name."""
+        with self._change:
+            return dict(self._serving)
+
+    @property
+    def size(self) -> int:
+        """How many actors the pool strives for."""
+        return self._wanted
+
+    def submit(
+        self,
+        units: Sequence[Unit],
+        shared: Any,
+        *,
+        max_items: int,
+        failed_on: str | None = None,
+    ) -> Batch:
+        """Have the units' requests answered, in calls of at most ``max_items`` requests."""
+        batch = Batch(shared)
+        if not units:
+            return batch
+        batch.units = batch.due = len(units)
+        with self._change:
+            if self._defect is not None:
+                raise self._defect
+            self._batches.add(batch)
+            self._measure()
+            self._router.add(
+                plan_chunks(
+                    units,
+                    batch,
+                    actors=max(1, len(self._serving)),
+                    max_items=max_items,
+                    failed_on=failed_on,
+                )
+            )
+        self._events.put(None)
+        return batch
+
+    def resize(self, count: int) -> None:
+        """Strive for that many actors; returns at once.
+
+        New ones take calls when they are ready; the youngest leave once their calls are done.
+        """
+        with self._change:
+            if count != self._wanted:
+                log.info("%s: from %d to %d actors", self.role.name, self._wanted, count)
+            self._wanted = count
+            self._balance()
+
+    def ready(self) -> None:
+        """Wait until all actors can take calls.
+
+        Raises:
+            ClusterError: one has found no place, died, or did not load in time.
+            EmbedRLError: one refused what it should load.
+        """
+        with self._change:
+            self._change.wait_for(
+                lambda: self._start_error is not None or len(self._serving) >= self._wanted
+            )
+            if len(self._serving) < self._wanted and self._start_error is not None:
+                raise self._start_error
+            self._settled = True
+
+    def stats(self) -> PoolStats:
+        """Return the means since the last time this was asked."""
+        with self._change:
+            self._measure()
+            sums, self._sums = self._sums, Counter()
+        seconds = max(sums["seconds"], 1e-9)
+        return PoolStats(
+            actors=sums["actors"] / seconds,
+            busy=sums["busy"] / seconds,
+            waiting=sums["waiting"] / seconds,
+        )
+
+    def counters(self) -> dict[str, float]:
+        """Return `pool/<role>/...`: its size, and what happened since the last time.
+
+        `lost` counts actors, `retried`, `failed` and `poisoned` count requests, `in_flight_max` is
+        the most requests that one actor held at a time.
+        """
+        with self._change:
+            counts, self.counts = self.counts, Counter()
+            found = {
+                name: float(counts[name])
+                for name in ("lost", "retried", "failed", "poisoned", "in_flight_max")
+            }
+            found["actors"] = float(len(self._serving))
+        return {f"pool/{self.role.name}/{name}": value for name, value in found.items()}
+
+    def lose(self, name: str, reason: str) -> None:
+        """Use that actor no more: others take its work, and a new one its place."""
+        with self._change:
+            actor = self._serving.pop(name, None) or self._draining.pop(name, None)
+            if actor is None:
+                return
+            self._measure()
+            log.warning("%s: lost: %s; others take its work, a new one its place", name, reason)
+            held = sum(len(chunk.requests) for chunk in self._router.held_by(name))
+            self.counts["lost"] += 1
+            self.counts["retried"] += held
+            for chunk in self._router.lose(name):
+                self.counts["poisoned"] += len(chunk.requests)
+                why = f"killed {chunk.deaths} actors, alone with the last: {reason}"
+                self._answer(chunk, GivenUp(why), name)
+            if not self._serving:
+                self._empty_since = time.monotonic()
+            self._remove(name, actor)
+            self._balance()
+        self._events.put(None)
+
+    def touch(self) -> None:
+        """Take note that all actors were heard of just now."""
+        with self._change:
+            self._heard.update(dict.fromkeys(self._heard, time.monotonic()))
+
+    def close(self) -> None:
+        """Stop the actors and give their bundles back; a dead or stuck one hinders nothing."""
+        with self._change:
+            self._closing.set()
+            self._starting.clear()
+            left = self._serving | self._draining
+            self._serving, self._draining = {}, {}
+            self._fail(ClusterError(f"{self.role.name}: the pool was closed"))
+            self._change.notify_all()
+        self._events.put(None)
+        self._dispatcher.join()
+        self._stop(left)
+
+    @abstractmethod
+    def load(self, name: str, actor: Any) -> None:
+        """Wait until an actor has loaded what it serves; raise if it is not fit to serve."""
+
+    @abstractmethod
+    def call(self, actor: Any, chunk: Chunk) -> Any:
+        """Send a chunk to an actor and return the reference of its answer."""
+
+    def admit(self, name: str, actor: Any) -> None:
+        """Let an actor that has loaded take calls."""
+        with self._change:
+            if name not in self._starting:
+                raise ClusterError("it is not wanted any more")
+            del self._starting[name]
+            self._measure()
+            self._serving[name] = actor
+            self._failed_starts, self._start_error = 0, None
+            self._change.notify_all()
+        self._events.put(None)
+
+    def _balance(self) -> None:
+        """Begin to start what is missing, and to drain what is too much."""
+        if self._closing.is_set():
+            return
+        present = len(self._serving) + len(self._starting)
+        for number in range(self._numbers, self._numbers + self._wanted - present):
+            self._numbers += 1
+            name = f"{self.role.name}-{number}"
+            self._starting[name] = None
+            threading.Thread(
+                target=self._start, args=(name, number), name=name, daemon=True
+            ).start()
+        for _ in range(present - self._wanted):
+            if self._starting:
+                self._starting.popitem()
+                continue
+            self._measure()
+            name, actor = self._serving.popitem()
+            self._draining[name] = actor
+            self._retire_drained()
+        self._change.notify_all()
+
+    def _start(self, name: str, number: int) -> None:
+        """Find an actor a place, have it load, and let it serve; run by a thread of its own."""
+        actor = None
+        try:
+            group = place(
+                replace(self.role, name=name, actors=1),
+                wanted=lambda: name in self._starting,
+                patient=self._settled,
+            )
+            self._groups[name] = group
+            actor = self._create(name, actor_options(self.role, group, number, bundle=0))
+            self.load(name, actor)
+            self.admit(name, actor)
+        except Exception as error:  # whatever it is, the thread that waits for the pool must see it
+            self._remove(name, actor)
+            self._start_failed(name, error)
+
+    def _start_failed(self, name: str, error: Exception) -> None:
+        cause = cause_of(error)
+        if isinstance(error, RayError) and not isinstance(cause, EmbedRLError):
+            cause = ClusterError(f"{name} did not start: {cause!r}; see its log")
+        with self._change:
+            if name not in self._starting or self._closing.is_set():
+                return  # it was not wanted any more
+            self._failed_starts += 1
+            self._start_error = cause
+            delay = RESTART_DELAYS_S[min(self._failed_starts, len(RESTART_DELAYS_S)) - 1]
+            self._change.notify_all()
+            if not self._settled:
+                del self._starting[name]
+                return
+        log.warning("%s: tried again in %g s: %s", name, delay, cause)
+        self._events.put(None)
+        self._closing.wait(delay)
+        with self._change:
+            self._starting.pop(name, None)
+            self._balance()
+
+    def _dispatch(self) -> None:
+        """Send work and take answers until the pool is closed."""
+        try:
+            while not self._closing.is_set():
+                try:
+                    event = self._events.get(timeout=self._until_due())
+                except queue.Empty:
+                    event = None
+                with self._change:
+                    if event is not None:
+                        self._take(*event)
+                    self._lose_hung()
+                    self._send()
+                    self._give_up()
+        except Exception as error:  # whatever it is, the threads that wait must see it
+            log.exception("%s: the pool's dispatcher failed", self.role.name)
+            with self._change:
+                self._defect = error
+                self._fail(error)
+
+    def _take(self, name: str, chunk: Chunk, answer: Future[Any]) -> None:
+        if chunk not in self._router.held_by(name):
+            return  # lost, and its work is elsewhere
+        self._measure()
+        self._heard[name] = time.monotonic()
+        error = answer.exception()
+        if error is None:
+            self._router.done(name, chunk)
+            self._answer(chunk, answer.result(), name)
+        elif fault_of(error) is Fault.REPLACE:
+            self.lose(name, repr(cause_of(error)))
+        elif fault_of(error) is Fault.RETRY and chunk.lost < LOST_ANSWERS:
+            self._router.done(name, chunk)
+            self.counts["retried"] += len(chunk.requests)
+            self._router.add([replace(chunk, lost=chunk.lost + 1)])
+        else:
+            self._router.done(name, chunk)
+            self._router.forget(chunk.batch)
+            self._batches.discard(chunk.batch)
+            chunk.batch.put(cause_of(error))
+        self._retire_drained()
+
+    def _send(self) -> None:
+        while (order := self._router.next(self._serving)) is not None:
+            name, chunk = order
+            self._measure()
+            held = self._router.held_by(name)
+            if len(held) == 1:
+                self._heard[name] = time.monotonic()
+            items = sum(len(one.requests) for one in held)
+            self.counts["in_flight_max"] = max(self.counts["in_flight_max"], items)
+            future = self.call(self._serving[name], chunk).future()
+            future.add_done_callback(partial(self._hear, name, chunk))
+
+    def _hear(self, name: str, chunk: Chunk, answer: Future[Any]) -> None:
+        self._events.put((name, chunk, answer))
+
+    def _answer(self, chunk: Chunk, value: Any, actor: str) -> None:
+        batch = chunk.batch
+        batch.put(Answer(chunk, value, actor))
+        batch.due -= len(chunk.units)
+        if not batch.due:
+            self._batches.discard(batch)
+
+    def _due(self) -> dict[str, float]:
+        """Return when actors that have work count as hung."""
+        return {
+            name: self._heard[name] + self.timeout_s
+            for name in (*self._serving, *self._draining)
+            if self._router.held_by(name)
+        }
+
+    def _until_due(self) -> float | None:
+        """Return the seconds until something may have to be given up; None: nothing can."""
+        with self._change:
+            due = list(self._due().values())
+            if self._batches and not self._serving:
+                due.append(self._empty_since + self.timeout_s)
+        return max(0.0, min(due) - time.monotonic()) + 0.01 if due else None
+
+    def _lose_hung(self) -> None:
+        now = time.monotonic()
+        for name, due in self._due().items():
+            if now >= due:
+                self.lose(name, f"no answer within timeout_s={self.timeout_s:g}")
+
+    def _give_up(self) -> None:
+        """Fail what waits where the pool has no actor and will not get one in time."""
+        if self._serving or not self._batches:
+            return
+        waited = time.monotonic() - self._empty_since
+        if self._failed_starts >= FAILED_STARTS or waited >= self.timeout_s:
+            self._fail(
+                ClusterError(
+                    f"{self.role.name}: no actor is left and none came up in {waited:.0f} s after "
+                    f"{self._failed_starts} failed starts, the last: {self._start_error}; see the "
+                    "actors' logs, then start the job again: it resumes"
+                )
+            )
+
+    def _fail(self, error: Exception) -> None:
+        for batch in self._batches:
+            self._router.forget(batch)
+            batch.put(error)
+        self._batches.clear()
+
+    def _retire_drained(self) -> None:
+        for name in [one for one in self._draining if not self._router.held_by(one)]:
+            leaving = {name: self._draining.pop(name)}
+            threading.Thread(target=self._stop, args=(leaving,), daemon=True).start()
+
+    def _stop(self, actors: Mapping[str, Any]) -> None:
+        if refs := [actor.close.remote() for actor in actors.values()]:
+            ray.wait(refs, num_returns=len(refs), timeout=STOP_TIMEOUT_S)
+        for name, actor in actors.items():
+            self._remove(name, actor)
+
+    def _remove(self, name: str, actor: Any | None) -> None:
+        if actor is not None:
+            ray.kill(actor)
+        group = self._groups.pop(name, None)
+        if group is not None:
+            ray.util.remove_placement_group(group)
+        self._heard.pop(name, None)
+
+    def _measure(self) -> None:
+        """Add the time since the last change to the sums behind `stats`."""
+        now = time.monotonic()
+        seconds, self._measured = now - self._measured, now
+        busy = sum(bool(self._router.held_by(name)) for name in self._serving)
+        self._sums.update(
+            seconds=seconds,
+            actors=seconds * len(self._serving),
+            busy=seconds * busy,
+            waiting=seconds * len(self._router.waiting),
+        )

@@ -1,0 +1,184 @@
+"""A pool whose actors die, hang and refuse: nothing is lost, repeated or waited for in vain."""
+
+import os
+import signal
+import threading
+from collections import Counter
+
+import pytest
+import ray
+
+from cluster.elastic import PoolScaler, PoolTargets
+from cluster.pool import GivenUp, Pool
+from cluster.routing import Unit
+from cluster.session import Role
+from configs.schema import PoolConfig
+from data.errors import ClusterError, DataError
+from tests.workers import Worker
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Workers(Pool):
+    def __init__(self, actors=1, *, timeout_s=30.0, refuse_from=1000):
+        self.born = []
+        remote = ray.remote(Worker)
+
+        def create(name, options):
+            self.born.append(name)
+            refuses = len(self.born) > refuse_from
+            return remote.options(**options, max_concurrency=8).remote(name, refuses)
+
+        super().__init__(Role("worker", actors, 0.0, 0.0), timeout_s=timeout_s, create=create)
+
+    def load(self, name, actor):
+        ray.get(actor.ready.remote(), timeout=30)
+
+    def call(self, actor, chunk):
+        return actor.work.remote(list(chunk.requests))
+
+    def answers(self, requests, *, max_items=1):
+        """Return the requests that were done, and those that were given up with the reason."""
+        done, given_up = [], {}
+        for answer in self.submit([Unit((r,), 1.0) for r in requests], None, max_items=max_items):
+            if isinstance(answer.value, GivenUp):
+                given_up |= dict.fromkeys(answer.chunk.requests, answer.value.reason)
+            else:
+                done += [request for _, request in answer.value]
+        return sorted(done), given_up
+
+
+@pytest.fixture
+def pool_of():
+    pools = []
+
+    def make(*args, **settings):
+        pools.append(Workers(*args, **settings))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def names(count):
+    return [f"r{index:02d}" for index in range(count)]
+
+
+def test_all_actors_share_the_work_and_each_request_is_answered_once(pool_of):
+    pool = pool_of(3)
+    pool.ready()
+    done, given_up = pool.answers(names(20), max_items=2)
+    assert (done, given_up) == (names(20), {})
+    counters = pool.counters()
+    assert counters["pool/worker/actors"] == 3
+    assert counters["pool/worker/lost"] == counters["pool/worker/retried"] == 0
+    assert pool.answers([]) == ([], {})
+
+
+def test_a_killed_actor_is_replaced_and_its_work_is_done_by_others(pool_of):
+    pool = pool_of(2)
+    pool.ready()
+    pids = {name: ray.get(actor.ready.remote()) for name, actor in pool.actors.items()}
+    killed = threading.Timer(0.0, os.kill, (pids["worker-0"], signal.SIGKILL))
+    killed.start()
+    done, given_up = pool.answers(names(40))
+    killed.join()
+    assert (done, given_up) == (names(40), {})
+    assert pool.answers(names(4)) == (names(4), {})
+    pool.ready()
+    assert pool.answers(names(4)) == (names(4), {})
+    assert set(pool.actors) == {"worker-1", "worker-2"}
+    assert pool.counters()["pool/worker/lost"] == 1
+
+
+def test_what_kills_its_actor_twice_alone_is_given_up_and_nothing_else(pool_of):
+    pool = pool_of(2)
+    pool.ready()
+    done, given_up = pool.answers([*names(10), "die"])
+    assert done == names(10)
+    assert set(given_up) == {"die"}
+    assert "alone with the last" in given_up["die"]
+    counters = pool.counters()
+    assert counters["pool/worker/poisoned"] == 1
+    assert 2 <= counters["pool/worker/lost"] <= 3
+
+
+@pytest.mark.parametrize("request_", ["lose the engine", "break"])
+def test_an_actor_whose_engine_is_gone_or_that_breaks_is_replaced_too(pool_of, request_):
+    pool = pool_of(1)
+    pool.ready()
+    done, given_up = pool.answers([*names(3), request_])
+    assert (done, set(given_up)) == (names(3), {request_})
+    assert pool.counters()["pool/worker/lost"] == 2
+
+
+def test_a_hung_actor_is_found_by_its_deadline(pool_of):
+    pool = pool_of(2, timeout_s=3.0)
+    pool.ready()
+    done, given_up = pool.answers([*names(6), "hang"])
+    assert done == names(6)
+    assert "no answer within timeout_s=3" in given_up["hang"]
+
+
+def test_what_an_actor_refuses_on_purpose_reaches_who_asked_and_hurts_nobody_else(pool_of):
+    pool = pool_of(1)
+    pool.ready()
+    with pytest.raises(DataError, match="no such picture"):
+        pool.answers(["refuse"])
+    assert pool.answers(names(3)) == (names(3), {})
+    assert pool.born == ["worker-0"]
+
+
+def test_a_start_that_is_refused_ends_the_wait_for_the_pool(pool_of):
+    pool = pool_of(2, refuse_from=1)
+    with pytest.raises(DataError, match=r"worker-. has no model"):
+        pool.ready()
+
+
+def test_a_pool_that_loses_its_last_actor_for_good_says_so(pool_of):
+    pool = pool_of(1, timeout_s=2.0, refuse_from=1)
+    pool.ready()
+    with pytest.raises(ClusterError, match=r"no actor is left .* the last: worker-. has no model"):
+        pool.answers([*names(3), "die"])
+
+
+def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
+    pool = pool_of(1)
+    pool.ready()
+    for size in (3, 1, 2):
+        batch = pool.submit([Unit((r,), 1.0) for r in names(30)], None, max_items=1)
+        pool.resize(size)
+        found = Counter(request for answer in batch for _, request in answer.value)
+        assert found == Counter(names(30))
+        pool.ready()
+        assert len(pool.actors) == size
+    assert pool.counters()["pool/worker/lost"] == 0
+
+
+def test_a_pool_with_a_policy_grows_under_load(pool_of):
+    pool = pool_of(1)
+    pool.ready()
+    targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("worker",))
+    policy = PoolConfig(min_actors=1, max_actors=3)
+    scaler = PoolScaler({"worker": pool}, {"worker": policy}, targets)
+    pool.answers(names(3))
+    assert scaler.step()["pool/worker/waiting"] < 1
+    scaler.step()  # the first one has waited for the targets' actor
+    work = [*names(30), *["hang"] * 30]
+    batch = iter(pool.submit([Unit((one,), 1.0) for one in work], None, max_items=1))
+    for _ in names(30):
+        next(batch)
+    metrics = scaler.step()
+    assert metrics["pool/worker/waiting"] > 20
+    assert metrics["pool/worker/busy"] == pytest.approx(1, abs=0.1)
+    assert pool.size == 2
+
+
+def test_nobody_waits_for_a_pool_that_is_closed(pool_of):
+    pool = pool_of(1)
+    pool.ready()
+    batch = pool.submit([Unit(("hang",), 1.0)], None, max_items=1)
+    pool.close()
+    with pytest.raises(ClusterError, match="closed"):
+        list(batch)
