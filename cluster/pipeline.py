@@ -12,7 +12,7 @@ who may be some steps ahead of the lower one.
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.accounts import Accounts
 from cluster.checkpoints import LEARNER_FOLDER
 from cluster.clock import PhaseClock
 from cluster.collector import BANK_FILE, Collector
@@ -30,7 +31,7 @@ from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.errors import ClusterError, EmbedRLError, WeightSyncError
+from data.errors import EmbedRLError, WeightSyncError
 from data.media import load_pictures
 from data.types import (
     Content,
@@ -90,6 +91,7 @@ class Pipeline:
         self.learner = learner
         self.store = store
         self.version = 1
+        self.accounts = Accounts(siblings=config.siblings)
         self.replay = ReplayBuffer(groups=config.grpo.replay_groups, age=config.grpo.replay_age)
         self._learning = threading.Lock()
         """Held by the thread that uses the learner: its ranks must get all calls in one order."""
@@ -105,7 +107,6 @@ class Pipeline:
         version = self.version
         collected = self.collector.take(version)
         step = self._within_bound(collected.traces)
-        accounts = self._accounts(step, ahead=self.collector.serial - collected.state["serial"])
         with clock.phase("data"):
             replayed, pictures = self._replay(step.pictures, sum(collected.found))
         with self._learning, clock.phase("train"):
@@ -116,6 +117,7 @@ class Pipeline:
             trained = self.learner.train_policy([*samples, *again], pictures)
         if not trained.broken:
             self._remember(step.scored, samples)
+        accounts = self._close(step, advantages.keys(), collected.state, bool(trained.broken))
         self._collected, self._bank = collected.state, collected.bank
         self.version += 1
         with clock.phase("sync"):
@@ -123,7 +125,6 @@ class Pipeline:
             if self.config.max_staleness:
                 gaps = [trained.metrics.get(PARITY, 0.0), self._probe(step)]
                 synced[PARITY] = float(np.max(gaps))  # NaN where one is
-        reasons = Counter(one.reason for one in step.dropped)
         metrics = {
             **trained.metrics,
             **penalties,
@@ -131,7 +132,7 @@ class Pipeline:
             **step.metrics,
             **_reward_metrics(step.scored),
             **_rollout_metrics(step.trajectories, collected.seconds["rollout"]),
-            **_staleness(version, step.trajectories, replayed),
+            **_staleness(version, [one.trajectory for one in step.scored], replayed),
             **_group_metrics(step.scored),
             **accounts,
             "group/skipped": float(skipped),
@@ -139,8 +140,6 @@ class Pipeline:
             "group/refilled": float(sum(collected.found[1:])),
             "group/replayed": float(len(replayed)),
             "version": float(version),
-            **{f"dropped/{reason}": float(count) for reason, count in reasons.items()},
-            "dropped/total": float(len(step.dropped)),
         }
         rows = trajectory_rows(
             step.trajectories,
@@ -226,7 +225,12 @@ class Pipeline:
 
         What was collected ahead is left out: a resumed run collects it again.
         """
-        return {"version": self.version, **self._collected, "replay": self.replay.state()}
+        return {
+            "version": self.version,
+            **self._collected,
+            "replay": self.replay.state(),
+            "accounts": self.accounts.state(),
+        }
 
     def save(self, folder: Path) -> None:
         """Write the learner's checkpoint and the candidate bank."""
@@ -242,6 +246,7 @@ class Pipeline:
         self.learner.load(folder / LEARNER_FOLDER)
         self.version = state["version"]
         self.replay.restore(state["replay"])
+        self.accounts.restore(state["accounts"])
         self.collector.restore(state, folder)
         self._collected, self._bank = self.collector.state(), self.scorer.bank.copy()
 
@@ -249,33 +254,26 @@ class Pipeline:
         """Stop collecting."""
         self.collector.close()
 
-    def _accounts(self, step: SampledRound, *, ahead: int) -> dict[str, float]:
-        """Return how many traces a step issued and how many are under way for later ones.
+    def _close(
+        self, step: SampledRound, taught: Set[TrajectoryKey], state: Mapping[str, Any], broken: bool
+    ) -> dict[str, float]:
+        """Enter what became of a step's traces; return it as metrics.
 
-        ``ahead`` is the number of pairs drawn after the step's.
+        ``state`` is where the collection stood after the step.
 
         Raises:
-            ClusterError: a trace was neither scored nor dropped, or has two ends.
+            ClusterError: issued = trained + dropped + in flight does not hold.
         """
-        siblings = self.config.siblings
-        issued = Counter(
-            TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
-            for serial, pair in step.pairs.items()
-            for side in Side
-            for sibling in range(siblings)
-        )
-        ended = Counter(one.trajectory.key for one in step.scored)
-        ended.update(one.key for one in step.dropped)
-        if issued != ended:
-            lost, odd = sorted(map(str, issued - ended)), sorted(map(str, ended - issued))
-            raise ClusterError(
-                f"version {self.version}: expected each of {issued.total()} traces to be scored or "
-                f"dropped once, found {len(lost)} without an end {lost[:3]} and {len(odd)} with "
-                f"another {odd[:3]}; this is a defect of the program, please report it"
-            )
+        per_pair = len(Side) * self.config.siblings
+        trained = self.accounts.trained
+        dropped = self.accounts.close(step, taught, broken=broken)
+        self.accounts.check(issued=state["serial"] * per_pair)
         return {
-            "traces/issued": float(issued.total()),
-            "traces/in_flight": float(ahead * len(Side) * siblings),
+            "traces/issued": float(len(step.pairs) * per_pair),
+            "traces/trained": float(self.accounts.trained - trained),
+            "traces/in_flight": float((self.collector.serial - state["serial"]) * per_pair),
+            **{f"dropped/{reason}": float(count) for reason, count in dropped.items()},
+            "dropped/total": float(dropped.total()),
         }
 
     def _probe(self, step: SampledRound) -> float:

@@ -24,6 +24,8 @@ PLACEMENT_TIMEOUT_S = 120.0
 PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 GRACE_S = 5.0
+PREDECESSOR_TIMEOUT_S = 60.0
+PREDECESSOR_LOOK_S = 0.5
 log = logging.getLogger(__name__)
 QUIET_ENV = {
     # Deprecations and notices of the libraries; our own word goes through logging.
@@ -53,6 +55,7 @@ def session(roles: Sequence[Role], *, namespace: str) -> Iterator[None]:
 
     Raises:
         NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
+        ClusterError: another job uses the namespace.
     """
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
@@ -66,9 +69,31 @@ def session(roles: Sequence[Role], *, namespace: str) -> Iterator[None]:
     )
     try:
         check_resources(roles, ray.cluster_resources())
+        _wait_for_predecessor(namespace)
         yield
     finally:
         ray.shutdown()
+
+
+def _wait_for_predecessor(namespace: str) -> None:
+    """Wait until the actors of a killed job are gone, whose names this one takes over.
+
+    Raises:
+        ClusterError: they stay.
+    """
+    deadline = time.monotonic() + PREDECESSOR_TIMEOUT_S
+    while left := _named_actors(namespace):
+        if time.monotonic() >= deadline:
+            raise ClusterError(
+                f"{namespace}: expected no job that runs in this folder, found its actors "
+                f"{left[:5]}; stop it (`ray job list`, `ray job stop`) or choose another run.dir"
+            )
+        time.sleep(PREDECESSOR_LOOK_S)
+
+
+def _named_actors(namespace: str) -> list[str]:
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [one["name"] for one in named if one["namespace"] == namespace]
 
 
 def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:

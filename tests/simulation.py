@@ -88,7 +88,9 @@ class SlowLearner(FakeLearner):
             self._busy.release()
 
 
-def simulated_pipeline(*, max_staleness, steps, rollout=None, embedder=None, learner=None, **grpo):
+def simulated_pipeline(
+    *, max_staleness, steps, stale="wait", rollout=None, embedder=None, learner=None, **grpo
+):
     """Return a pipeline whose engines hold the first weights; all its groups have spread."""
     config = RLConfig(
         run=RunConfig(dir="unused"),
@@ -99,6 +101,7 @@ def simulated_pipeline(*, max_staleness, steps, rollout=None, embedder=None, lea
         siblings=SIBLINGS,
         steps=steps,
         max_staleness=max_staleness,
+        stale=stale,
         grpo=GRPOConfig(**grpo),
     )
     loaded = LoadedSet(

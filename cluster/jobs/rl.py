@@ -70,7 +70,7 @@ def main(config: RLConfig) -> int:
     tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
     with tracker, session(roles(config), namespace=namespace):
-        store = ray.remote(WeightStore).options(name=STORE, num_cpus=0).remote()
+        store = ray.remote(WeightStore).options(name=STORE, num_cpus=0, max_restarts=-1).remote()
         learner = LearnerGroup(config.learner)
         address = StoreAddress(
             ray_address=ray.get_runtime_context().gcs_address,
@@ -135,10 +135,12 @@ def main(config: RLConfig) -> int:
                     held_out=held_out,
                     restarts=restarts,
                     scaler=scaler,
+                    request=request,
                 )
             learner.export(folder.path / "export")
 
-        keep_training(learner, attempt)
+        with StopRequest() as request:
+            keep_training(learner, attempt)
         for part in (*pools.values(), learner):
             part.close()
     folder.finish(steps=config.steps)
@@ -154,6 +156,7 @@ def train_loop(
     held_out: list[Pair],
     restarts: Restarts,
     scaler: PoolScaler,
+    request: StopRequest,
 ) -> None:
     """Run the steps that the last checkpoint leaves; log, measure and checkpoint.
 
@@ -171,7 +174,7 @@ def train_loop(
     every = config.evaluation.every
     if every and not done:
         record(folder, tracker, 0, pipeline.held_out(held_out), console)
-    with StopRequest() as request, progress_bar(console) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
             result = pipeline.step()

@@ -138,6 +138,33 @@ def test_the_learner_gets_one_call_at_a_time(make_pipeline):
     assert learner.scored == 2 * STEPS  # the steps' traces and the probes
 
 
+def test_the_accounts_of_a_run_close_and_go_on_where_they_were(make_pipeline, tmp_path):
+    def dull(group):
+        return group.serial % 3 == 0
+
+    stopped = make_pipeline(max_staleness=1, rollout=FakeRollout(dull))
+    stopped.step()
+    metrics = stopped.step().metrics
+    assert metrics["traces/issued"] == metrics["traces/trained"] + metrics["dropped/total"]
+    assert metrics["dropped/total"] == metrics["dropped/no_spread"] > 0
+    state = json.loads(json.dumps(stopped.state()))
+    stopped.save(tmp_path)
+    resumed = make_pipeline(max_staleness=1, rollout=FakeRollout(dull))
+    resumed.load(tmp_path, state)
+    resumed.sync()
+    resumed.step()
+    ended = resumed.accounts.trained + resumed.accounts.dropped.total()
+    assert ended == 3 * PAIRS * 2 * SIBLINGS
+
+
+def test_with_drop_engines_run_a_step_further_and_what_is_too_old_is_dropped(make_pipeline):
+    pipeline = make_pipeline(max_staleness=1, stale="drop", learner=SlowLearner(0.2))
+    metrics = [pipeline.step().metrics for _ in range(STEPS)]
+    assert max(one["traces/in_flight"] for one in metrics) > PAIRS * 2 * SIBLINGS
+    assert max(one.get("dropped/stale", 0) for one in metrics) > 0
+    assert max(one["staleness/max"] for one in metrics) == 1
+
+
 @pytest.mark.parametrize("max_staleness", [0, 2])
 def test_what_ends_the_collection_ends_the_step(make_pipeline, max_staleness):
     pipeline = make_pipeline(max_staleness=max_staleness, rollout=SlowRollout(fails_at=3))

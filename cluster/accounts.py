@@ -1,0 +1,82 @@
+"""What became of every trace of a run: issued = trained + dropped, by reason, + in flight."""
+
+from collections import Counter
+from collections.abc import Mapping, Set
+from typing import Any
+
+from cluster.rounds import SampledRound
+from data.errors import ClusterError
+from data.types import GroupKey, Side, TrajectoryKey
+
+NO_SPREAD = "no_spread"
+"""Siblings that were all paid alike: there is nothing to learn from them."""
+BROKEN = "broken_step"
+"""Traces of a step that was skipped, its loss or gradient being NaN or infinite."""
+
+
+class Accounts:
+    """Totals since the run began; they survive in checkpoints.
+
+    Args:
+        siblings: traces issued per prompt.
+    """
+
+    def __init__(self, *, siblings: int) -> None:
+        self.siblings = siblings
+        self.trained = 0
+        self.dropped: Counter[str] = Counter()
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` takes; it is kept as JSON."""
+        return {"trained": self.trained, "dropped": dict(self.dropped)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.trained, self.dropped = state["trained"], Counter(state["dropped"])
+
+    def close(
+        self, step: SampledRound, taught: Set[TrajectoryKey], *, broken: bool
+    ) -> Counter[str]:
+        """Enter a step's traces, and return how many were dropped, by reason.
+
+        ``taught`` are those with an advantage; ``broken``: their step was skipped.
+
+        Raises:
+            ClusterError: a trace has no end, or two.
+        """
+        issued = Counter(
+            TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+            for serial, pair in step.pairs.items()
+            for side in Side
+            for sibling in range(self.siblings)
+        )
+        ended = Counter(one.trajectory.key for one in step.scored)
+        ended.update(one.key for one in step.dropped)
+        if issued != ended:
+            lost, odd = sorted(map(str, issued - ended)), sorted(map(str, ended - issued))
+            raise ClusterError(
+                f"expected each of {issued.total()} traces to be scored or dropped once, found "
+                f"{len(lost)} without an end {lost[:3]} and {len(odd)} with another {odd[:3]}; "
+                "this is a defect of the program, please report it"
+            )
+        dropped = Counter(one.reason for one in step.dropped)
+        dropped[NO_SPREAD] += len(step.scored) - len(taught)
+        dropped[BROKEN if broken else "trained"] += len(taught)
+        self.trained += dropped.pop("trained", 0)
+        dropped = +dropped  # without zeros
+        self.dropped.update(dropped)
+        return dropped
+
+    def check(self, *, issued: int) -> None:
+        """Compare with how many traces were issued up to the last step that was closed.
+
+        Raises:
+            ClusterError: some were lost or counted twice.
+        """
+        ended = self.trained + self.dropped.total()
+        if issued != ended:
+            raise ClusterError(
+                f"expected {issued} traces issued so far to be trained or dropped, found "
+                f"{self.trained} trained and {dict(self.dropped)} dropped, {ended} in all; this is "
+                "a defect of the program, please report it"
+            )
