@@ -33,7 +33,7 @@ DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit integration e2e gpu bench doctor submit mlflow clean
+.PHONY: help demo test lint unit integration e2e chaos soak gpu bench doctor submit mlflow clean
 
 help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -63,6 +63,12 @@ integration: .venv/.ready ## real vLLM, DeepSpeed and Ray on tiny models
 
 e2e: .venv/.ready ## all jobs, small, as processes
 	@$(PY) -m pytest -m e2e tests/e2e
+
+chaos: .venv/.ready ## kill actors and drivers of EG-RL on the demo's models (make demo before), half an hour
+	@$(PY) -m pytest -s -q tests/chaos/test_actor_kills.py tests/chaos/test_driver_kills.py
+
+soak: .venv/.ready ## 500 steps on the demo's models: memory stays flat, nothing is left behind
+	@$(PY) -m pytest -s -q tests/chaos/test_soak.py
 
 gpu: .venv/.ready ## measure and check the learner on an NVIDIA GPU; writes benchmarks.md
 	@$(PY) -m tests.gpu.measure

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -88,12 +88,12 @@ def submit(job: list[str], *, home: Path, env: dict[str, str]) -> None:
 
 
 @contextmanager
-def ray_head(home: Path) -> Iterator[dict[str, str]]:
+def ray_head(home: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
     """Run a Ray head of the test's own; yield the environment to reach it with."""
     env = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"), "RAY_AUTH_MODE": "token"}
     # Two heads with one agent port: the later one never has an agent to start jobs.
     ports = "--port=6399 --dashboard-port=8299 --dashboard-agent-listen-port=8298"
-    options = f"--head --block --num-cpus=2 {ports}"
+    options = f"--head --block --num-cpus={cpus} {ports}"
     with (home / "ray.log").open("w") as log:
         head = subprocess.Popen(
             [RAY, "start", *options.split(), "--disable-usage-stats"],
@@ -119,6 +119,32 @@ def ray_head(home: Path) -> Iterator[dict[str, str]]:
         head.terminate()
         head.wait(60)
         shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
+
+
+@contextmanager
+def ray_node(env: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """Run a further node of the head's cluster, which alone has what Ray takes for a GPU."""
+    options = "--address=127.0.0.1:6399 --block --num-cpus=1 --num-gpus=1 --disable-usage-stats"
+    node = subprocess.Popen(
+        [RAY, "start", *options.split()],
+        env={**os.environ, **env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield node
+    finally:
+        kill_tree(node)
+
+
+def kill_tree(process: subprocess.Popen) -> None:
+    """Kill a process and all that it has started, at once, as when a machine goes away."""
+    if process.poll() is None:
+        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for one in tree:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +288,44 @@ def test_rl_ahead_of_its_learner_stops_on_request_and_goes_on_without_loss(home:
     groups = [{key.rsplit("/", 2)[0] for key, _ in traces(folder, step)} for step in (1, 2, 3, 4)]
     serials = [int(key.split("/")[0].removeprefix("g=")) for some in groups for key in some]
     assert sorted(serials) == list(range(4 * 4))
+
+
+def test_a_node_that_goes_away_in_a_step_is_survived(home: Path) -> None:
+    folder = home / "runs/demo/nodes"
+    settings = [
+        *("run.dir=runs/demo/nodes", "steps=8", "evaluation.every=0", "max_staleness=1"),
+        # The engines find room on the two further nodes only, learner and Embedder on the head.
+        *("rollout.pool.actors=2", "rollout.pool.cpus=1", "rollout.pool.gpus=1"),
+        *("learner.cpus=1", "reward.pool.cpus=2"),
+    ]
+    with ray_head(home, cpus=4) as env, ray_node(env) as lost, ray_node(env):
+        job = subprocess.Popen(
+            [sys.executable, *job_command("rl rl"), *settings],
+            cwd=REPOSITORY,
+            env={
+                **os.environ,
+                **env,
+                "RAY_ADDRESS": "127.0.0.1:6399",
+                "EMBED_RL_ROOT": str(home),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        try:
+            wait_until_written(job, folder / "trajectories/step-000002.parquet")
+            kill_tree(lost)
+            assert job.wait(300) == 0
+        finally:
+            job.kill()
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in steps] == list(range(1, 9))
+    assert sum(one["pool/rollout/lost"] for one in steps) == 1
+    assert steps[0]["pool/rollout/actors"] == 2
+    assert steps[-1]["pool/rollout/actors"] == 1
+    for one in steps:
+        assert one["traces/issued"] == one["traces/trained"] + one["dropped/total"]
+    groups = [{key.rsplit("/", 2)[0] for key, _ in traces(folder, one["step"])} for one in steps]
+    serials = [int(key.split("/")[0].removeprefix("g=")) for some in groups for key in some]
+    assert sorted(serials) == list(range(8 * 4))
 
 
 def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> None:
