@@ -70,7 +70,9 @@ def main(config: RLConfig) -> int:
     tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
     with tracker, session(roles(config), namespace=namespace):
-        store = ray.remote(WeightStore).options(name=STORE, num_cpus=0, max_restarts=-1).remote()
+        # Both start again empty: weights are published again, sizes are asked for again.
+        lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()
         learner = LearnerGroup(config.learner)
         address = StoreAddress(
             ray_address=ray.get_runtime_context().gcs_address,
@@ -94,7 +96,7 @@ def main(config: RLConfig) -> int:
         )
         some = (rollout, reward, second, judge)
         pools = {pool.role.name: pool for pool in some if pool is not None}
-        targets = ray.remote(PoolTargets).options(name=TARGETS, num_cpus=0).remote(tuple(pools))
+        targets = ray.remote(PoolTargets).options(name=TARGETS, **lasting).remote(tuple(pools))
         policies = {
             "rollout": config.rollout.pool,
             "reward": config.reward.pool,

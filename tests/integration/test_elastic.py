@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 
+import psutil
 import pytest
 import ray
 
@@ -27,6 +28,12 @@ def publish(store, model, version):
     ]
     specs = tuple(spec_of(*one) for one in named)
     ray.get(store.publish.remote(version, specs, buckets))
+
+
+def engine_core():
+    """Return the process of one of the engines that this test process has started."""
+    started = psutil.Process().children(recursive=True)
+    return next(one for one in started if "EngineCore" in " ".join(one.cmdline()))
 
 
 class Load:
@@ -74,7 +81,7 @@ class Load:
             self._stop.wait(0.3)  # engines that start need a core too
 
 
-def test_a_pool_that_grows_and_shrinks_under_load_loses_and_repeats_nothing(
+def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repeats_nothing(
     local_ray, tiny_folder, tiny_model, contents, pictures
 ):
     rollout = RolloutConfig(pool=PoolConfig(actors=1, cpus=0.0), engine=ENGINE, sampling=SAMPLING)
@@ -89,22 +96,29 @@ def test_a_pool_that_grows_and_shrinks_under_load_loses_and_repeats_nothing(
 
     scaler = PoolScaler({"rollout": pool}, {}, targets)
 
+    retried = []
+
     def resize(count):
         ray.get(targets.ask.remote({"rollout": count}))
         deadline = time.monotonic() + 120
-        while scaler.step()["pool/rollout/actors"] != count:
+        while (metrics := scaler.step())["pool/rollout/actors"] != count:
+            retried.append(metrics["pool/rollout/retried"])
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        retried.append(metrics["pool/rollout/retried"])
 
     try:
         with Load(pool, contents["image"], pictures) as load:
             load.next_batch()
             resize(3)
             load.next_batch()
+            engine_core().kill()
+            load.next_batch()
             resize(1)
             load.next_batch()
     finally:
         pool.close()
+    assert sum(retried) > 0
     assert Counter(trace.key for trace in load.traces) == Counter(load.asked)
     # The new engines took the newest weights before their first trace.
     assert {(trace.min_version, trace.max_version) for trace in load.traces} == {(version, version)}
