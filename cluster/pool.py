@@ -121,7 +121,10 @@ class Pool(ABC):
         self._router = Router()
         self._wanted = role.actors
         self._numbers = 0
-        self._starting: dict[str, None] = {}
+        self._starting: dict[str, threading.Thread] = {}
+        """The threads that start actors, by the names of those."""
+        self._loading: dict[str, Any] = {}
+        """Actors that exist and do not serve yet."""
         self._serving: dict[str, Any] = {}
         self._draining: dict[str, Any] = {}
         self._groups: dict[str, PlacementGroup] = {}
@@ -269,7 +272,10 @@ class Pool(ABC):
         """Stop the actors and give their bundles back; a dead or stuck one hinders nothing."""
         with self._change:
             self._closing.set()
-            self._starting.clear()
+            starters = list(self._starting.values())
+            for name in list(self._starting):
+                del self._starting[name]
+                self._abandon(name)
             left = self._serving | self._draining
             self._serving, self._draining = {}, {}
             self._fail(ClusterError(f"{self.role.name}: the pool was closed"))
@@ -277,6 +283,8 @@ class Pool(ABC):
         self._events.put(None)
         self._dispatcher.join()
         self._stop(left)
+        for starter in starters:
+            starter.join(STOP_TIMEOUT_S)
 
     @abstractmethod
     def load(self, name: str, actor: Any) -> None:
@@ -292,6 +300,7 @@ class Pool(ABC):
             if name not in self._starting:
                 raise ClusterError("it is not wanted any more")
             del self._starting[name]
+            del self._loading[name]
             self._measure()
             self._serving[name] = actor
             self._failed_starts, self._start_error = 0, None
@@ -306,13 +315,14 @@ class Pool(ABC):
         for number in range(self._numbers, self._numbers + self._wanted - present):
             self._numbers += 1
             name = f"{self.role.name}-{number}"
-            self._starting[name] = None
-            threading.Thread(
+            starter = threading.Thread(
                 target=self._start, args=(name, number), name=name, daemon=True
-            ).start()
+            )
+            self._starting[name] = starter
+            starter.start()
         for _ in range(present - self._wanted):
             if self._starting:
-                self._starting.popitem()
+                self._abandon(self._starting.popitem()[0])
                 continue
             self._measure()
             name, actor = self._serving.popitem()
@@ -331,11 +341,23 @@ class Pool(ABC):
             )
             self._groups[name] = group
             actor = self._create(name, actor_options(self.role, group, number, bundle=0))
+            with self._change:
+                self._loading[name] = actor
+                if name not in self._starting:
+                    self._abandon(name)
             self.load(name, actor)
             self.admit(name, actor)
         except Exception as error:  # whatever it is, the thread that waits for the pool must see it
+            self._abandon(name)
             self._remove(name, actor)
             self._start_failed(name, error)
+
+    def _abandon(self, name: str) -> None:
+        """Kill an actor that does not serve yet: whoever waits for it to load is told."""
+        with self._change:
+            actor = self._loading.pop(name, None)
+        if actor is not None:
+            ray.kill(actor)
 
     def _start_failed(self, name: str, error: Exception) -> None:
         cause = cause_of(error)

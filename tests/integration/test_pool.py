@@ -137,7 +137,7 @@ def test_a_start_that_is_refused_ends_the_wait_for_the_pool(pool_of):
 
 
 def test_a_pool_that_loses_its_last_actor_for_good_says_so(pool_of):
-    pool = pool_of(1, timeout_s=2.0, refuse_from=1)
+    pool = pool_of(1, timeout_s=60.0, refuse_from=1)
     pool.ready()
     with pytest.raises(ClusterError, match=r"no actor is left .* the last: worker-. has no model"):
         pool.answers([*names(3), "die"])
