@@ -42,7 +42,7 @@ INITIAL_VERSION = 0
 class VLLMEngine:
     """vLLM's AsyncLLM for one Reasoner.
 
-    ``store`` None: the weights never change.
+    ``store`` None: the weights never change. Else nothing is served before a version was pulled.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class VLLMEngine:
         self._llm = AsyncLLM.from_engine_args(self._arguments)
         await self._llm.update_weight_version(str(INITIAL_VERSION))
         if self._store is not None:
+            self._stale = "it has not pulled any weights yet"
             await self._llm.init_weight_transfer_engine(
                 WeightTransferInitRequest(
                     {
@@ -83,12 +84,21 @@ class VLLMEngine:
                 )
             )
 
+    async def pull_newest(self) -> SyncReport | None:
+        """Load the newest version of the store; None where there is none yet.
+
+        Raises:
+            WeightSyncError: it could not be loaded; the engine serves nothing.
+        """
+        newest = (await self._llm.collective_rpc("newest_version"))[0]
+        return None if newest is None else await self.pull_weights(newest)
+
     async def generate(self, request: GenerationRequest, prompt: EncodedPrompt) -> Trajectory:
         """Sample one trace.
 
         Raises:
             DataError: vLLM refused the prompt or ran another one than the learner would.
-            WeightSyncError: the last pull failed, so the weights are nobody's.
+            WeightSyncError: there was no pull yet, or the last one failed.
         """
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
         if prompt.images:
@@ -154,6 +164,11 @@ class VLLMEngine:
             mismatched=mismatched,
             bytes=max(rank["bytes"] for rank in ranks),
             seconds=time.perf_counter() - started,
+            delta=all(rank["delta"] for rank in ranks),
+            phases={
+                phase: max(rank["seconds"][phase] for rank in ranks)
+                for phase in ranks[0]["seconds"]
+            },
         )
 
     def close(self) -> None:

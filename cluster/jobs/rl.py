@@ -70,8 +70,10 @@ def main(config: RLConfig) -> int:
     tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
     with tracker, session(roles(config), namespace=namespace):
-        store = ray.remote(WeightStore).options(name=STORE, num_cpus=0).remote()
-        learner = LearnerGroup(config.learner)
+        # What it held is lost with it: the loop then publishes all weights again.
+        options = {"name": STORE, "num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        store = ray.remote(WeightStore).options(**options).remote()
+        learner = LearnerGroup(config.learner, config.weights)
         address = StoreAddress(
             ray_address=ray.get_runtime_context().gcs_address,
             namespace=namespace,
