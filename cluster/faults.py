@@ -15,7 +15,7 @@ from ray.exceptions import (
 )
 
 from configs.errors import ConfigError
-from data.errors import EmbedRLError, EngineLost
+from data.errors import EmbedRLError, EngineLost, WeightSyncError
 
 DEAD = (
     RayActorError,
@@ -41,13 +41,14 @@ class Fault(StrEnum):
 def fault_of(error: BaseException) -> Fault:
     """Return what follows from the failure of a call.
 
-    An exception that is not ours counts against the actor: out of memory, a broken device, a
-    defect of a library that a fresh process may not have. Pools bound how often that may happen.
+    An engine without good weights serves nothing. An exception that is not ours counts against the
+    actor: out of memory, a broken device, a defect of a library that a fresh process may not have.
+    Pools bound how often that may happen.
     """
     cause = cause_of(error)
     if isinstance(error, ObjectLostError):
         return Fault.RETRY
-    if isinstance(error, DEAD) or isinstance(cause, EngineLost):
+    if isinstance(error, DEAD) or isinstance(cause, EngineLost | WeightSyncError):
         return Fault.REPLACE
     if isinstance(cause, EmbedRLError | ConfigError):
         return Fault.FATAL

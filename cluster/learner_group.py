@@ -12,23 +12,21 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.publisher import Published, Publisher
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
-from cluster.weights import Version
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig
-from data.errors import ClusterError, EmbedRLError, LearnerLost
+from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig
+from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
 from data.types import (
     Content,
     ContrastPair,
     EmbedRequest,
-    ParamSpec,
     Picture,
     StepReport,
     TrainSample,
 )
 from learner.batching import RowCost, plan_micro_batches
 from learner.contrastive import ContrastiveObjective
-from learner.export import restore, spec_of, weight_buckets
 from learner.policy import PolicyObjective, TokenScores
 from learner.sft import SupervisedObjective
 from learner.worker import LearnerPlan, LearnerWorker, Objective
@@ -37,7 +35,6 @@ START_TIMEOUT_S = 300.0
 """Longest wait for the ranks to find each other."""
 STOP_TIMEOUT_S = 60.0
 """Longest wait for stopped ranks to be gone."""
-ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def learner_role(config: LearnerConfig) -> Role:
@@ -48,44 +45,32 @@ def learner_role(config: LearnerConfig) -> Role:
 class LearnerRank(LearnerWorker):
     """One rank in a Ray actor."""
 
-    def __init__(self, rank: int, world: int) -> None:
+    def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
         super().__init__(rank, world)
-        self._published = False
-        self._specs: dict[str, ParamSpec] = {}
-        self._buckets: dict[str, Any] = {}
-        """The bucket that holds a tensor, by checkpoint name; rank 0's are the only ones."""
+        self._weights = weights
 
     def build(self, plan: LearnerPlan) -> None:
         """Load the model; nothing of it has been put yet."""
         super().build(plan)
-        self._published = False
-        self._specs.clear()
-        self._buckets.clear()
+        self._publisher = Publisher(self._weights)
+        self._again = False
 
     def address(self) -> str:
         """Return the address of this rank's node."""
         return ray.util.get_node_ip_address()
 
-    def put_weights(self) -> Version:
+    def put_weights(self, version: int, store: Any) -> Published | None:
         """Put the weights into the object store, frozen ones at the first time only.
 
         Only rank 0 puts and returns something; the others take part in gathering.
         """
-        again, self._published = self._published, True
-        named = self.parameters(trained_only=again)
-        if self.rank != 0:
-            for _ in named:
-                pass
-            return (), []
-        for bucket in weight_buckets(named):
-            ref = ray.put(bucket)
-            for name, dtype, shape, raw in bucket:
-                self._specs[name] = spec_of(name, restore(dtype, shape, raw))
-                self._buckets[name] = ref
-        held: dict[Any, list[str]] = {}
-        for name, ref in self._buckets.items():
-            held.setdefault(ref, []).append(name)
-        return tuple(self._specs.values()), [(tuple(names), ref) for ref, names in held.items()]
+        again, self._again = self._again, True
+        weights = self.unmerged(trained_only=again)
+        if self.rank == 0:
+            return self._publisher.publish(version, store, self.layout(), weights)
+        for _ in weights:
+            pass
+        return None
 
 
 class LearnerGroup:
@@ -99,8 +84,9 @@ class LearnerGroup:
         ClusterError: the ranks got no place, or did not find each other in time.
     """
 
-    def __init__(self, config: LearnerConfig) -> None:
+    def __init__(self, config: LearnerConfig, weights: WeightsConfig | None = None) -> None:
         self.config = config
+        self.weights = weights or WeightsConfig()
         self._group = place(learner_role(config))
         self._ranks: list[Any] = []
         self._plan: LearnerPlan | None = None
@@ -240,12 +226,30 @@ class LearnerGroup:
             vectors.update(some)
         return np.stack([vectors[request.key] for request in requests])
 
-    def publish(self, version: int, store: Any) -> int:
-        """Put the weights into the object store, register them, and return their bytes."""
-        refs = [rank.put_weights.remote() for rank in self._ranks]
-        specs, buckets = self._all(refs, f"publishing version {version}")[0]
-        self._all([store.publish.remote(version, specs, buckets)], f"registering version {version}")
-        return sum(int(np.prod(spec.shape)) * ITEM_BYTES[spec.dtype] for spec in specs)
+    def announce(self, version: int, store: Any, *, again: bool = False) -> None:
+        """Let engines wait for a version; ``again``: in place of all that the store holds.
+
+        Raises:
+            WeightSyncError: the version does not increase, or the store did not answer.
+        """
+        call = store.announce.remote(version, again=again)
+        wait_for([call], ["weight store"], timeout_s=self.config.timeout_s, what="announcing")
+
+    def publish(self, version: int, store: Any) -> Published:
+        """Put an announced version into the object store; engines pull it meanwhile.
+
+        Raises:
+            WeightSyncError: the store does not hold it; the ranks are well, so announce it again.
+        """
+        try:
+            refs = [rank.put_weights.remote(version, store) for rank in self._ranks]
+            published: Published = self._all(refs, f"publishing version {version}")[0]
+            if published.error:
+                raise WeightSyncError(f"version {version} was not published: {published.error}")
+        except EmbedRLError as error:
+            store.fail.remote(version, str(error))
+            raise
+        return published
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint: complete, or not there at all."""
@@ -273,7 +277,7 @@ class LearnerGroup:
             options = actor_options(role, self._group, index, bundle=index)
             if not config.gpus:
                 options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] = "cpu"
-            self._ranks.append(remote.options(**options).remote(index, config.ranks))
+            self._ranks.append(remote.options(**options).remote(index, config.ranks, self.weights))
         first = self._ranks[0]
         limit = min(START_TIMEOUT_S, config.timeout_s)
         [address] = self._all([first.address.remote()], "starting rank 0", limit)

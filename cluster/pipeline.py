@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cluster.clock import PhaseClock
 from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
 from cluster.pools import RolloutPool
+from cluster.publisher import Published
 from cluster.rounds import SampledRound, round_rewards
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
@@ -49,6 +51,7 @@ from evaluation.metrics import hit_at_1
 from learner.advantages import step_advantages
 from learner.policy import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
+from rollout.weight_sync import SyncReport
 
 log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
@@ -159,21 +162,39 @@ class Pipeline:
         Raises:
             WeightSyncError: an engine holds something else than what was sent.
         """
-        with self._learning:
-            self.learner.publish(self.version, self.store)
         try:
-            reports = self.rollout.pull_weights(self.version)
-        except EmbedRLError:
+            published, reports = self._publish_and_pull()
+        except WeightSyncError as error:
+            log.warning("%s; all weights are published again", error)
+            published, reports = self._publish_and_pull(again=True)
+        return {"sync/checksum_ok": 1.0, **sync_metrics(published, reports)}
+
+    def _publish_and_pull(self, *, again: bool = False) -> tuple[Published, list[SyncReport]]:
+        """Let the engines pull the current version while the learner puts it.
+
+        Raises:
+            LearnerLost: the learner failed, whatever became of the engines.
+            WeightSyncError: it could not be published, or an engine holds something else.
+        """
+
+        def publish() -> Published:
             with self._learning:
-                self.learner.check()  # the buckets vanish with the rank that put them
-            raise
+                return self.learner.publish(self.version, self.store)
+
+        self.learner.announce(self.version, self.store, again=again)
+        with ThreadPoolExecutor(1) as thread:
+            publishing = thread.submit(publish)
+            try:
+                reports = self.rollout.pull_weights(self.version)
+            except EmbedRLError:
+                publishing.result()  # its own failure explains the other one
+                with self._learning:
+                    self.learner.check()  # the buckets vanish with the rank that put them
+                raise
+            published = publishing.result()
         for report in reports:
             report.check()
-        return {
-            "sync/checksum_ok": 1.0,
-            "sync/tensors": float(sum(report.tensors for report in reports)),
-            "sync/bytes": float(sum(report.bytes for report in reports)),
-        }
+        return published, reports
 
     def held_out(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Return hit@1 of greedy traces on held-out pairs, candidates reasoned about as well."""
@@ -389,6 +410,22 @@ class Pipeline:
                 f"{self.config.logprob_tolerance:g}; the engine did not sample from the learner's "
                 "weights"
             )
+
+
+def sync_metrics(published: Published, reports: Sequence[SyncReport]) -> dict[str, float]:
+    """Return `sync/...` of one version: seconds by phase, of the slowest engine in each."""
+    phases = {phase for report in reports for phase in report.phases}
+    return {
+        "sync/tensors": float(sum(report.tensors for report in reports)),
+        "sync/bytes": float(sum(report.bytes for report in reports)),
+        "sync/put_bytes": float(published.bytes),
+        "sync/delta": float(published.delta),
+        **{f"sync/{phase}_s": seconds for phase, seconds in published.seconds.items()},
+        **{
+            f"sync/engine_{phase}_s": max(report.phases.get(phase, 0.0) for report in reports)
+            for phase in sorted(phases)
+        },
+    }
 
 
 def _mean(scored: Sequence[ScoredTrajectory], read: Callable[[ScoredTrajectory], float]) -> float:

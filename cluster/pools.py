@@ -13,12 +13,12 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from cluster.faults import Fault, cause_of, fault_of
+from cluster.faults import cause_of
 from cluster.pool import Answer, Batch, GivenUp, Pool
 from cluster.routing import CHUNKS_IN_FLIGHT, Chunk, Unit, content_cost, vector_fault
 from cluster.session import Role
 from configs.schema import EngineConfig, JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
-from data.errors import ClusterError, WeightSyncError
+from data.errors import ClusterError, EmbedRLError, EngineLost, WeightSyncError
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -155,11 +155,12 @@ class RolloutPool(Pool):
                         report.check()
                         reports.append(report)
                     except (RayError, WeightSyncError) as error:
-                        if fault_of(error) is Fault.REPLACE:
-                            self.lose(name, f"pulling version {version}: {cause_of(error)!r}")
-                        else:
-                            left |= {n: a for n, a in self.actors.items() if n == name}
-                            failure = f"{name}: {cause_of(error)}"
+                        cause = cause_of(error)
+                        if not isinstance(cause, EmbedRLError) or isinstance(cause, EngineLost):
+                            self.lose(name, f"pulling version {version}: {cause!r}")
+                        elif name in self.actors:
+                            left[name] = self.actors[name]
+                            failure = f"{name}: {cause}"
                 if not left:
                     break
             self.touch()

@@ -412,6 +412,16 @@ class EmbedderConfig:
 
 
 @dataclass(frozen=True)
+class WeightsConfig:
+    """How new weights travel from the learner to the engines."""
+
+    delta: bool = False
+    """Send only what changed, bit for bit; learner rank 0 keeps a copy of its weights for it."""
+    snapshot_every: int = 20
+    """With delta: every so many versions, and whenever the deltas grow large, all is sent."""
+
+
+@dataclass(frozen=True)
 class RLConfig:
     """Job `rl`: Embedder-guided RL of the Reasoner."""
 
@@ -423,6 +433,7 @@ class RLConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
     steps: int = 300
     pairs: int = 32
@@ -714,6 +725,7 @@ _CHECKS = {
     LoRAConfig: _lora_problems,
     LearnerConfig: _learner_problems,
     GRPOConfig: _grpo_problems,
+    WeightsConfig: lambda n: _positive(n, "snapshot_every"),
     RuleTracesConfig: lambda n: [
         *_share(n, "on_target", "heldout"),
         *(

@@ -1,63 +1,86 @@
-"""A checksum of a tensor's bits, equal on every device for the same numbers in the same places.
+"""A checksum of a tensor's bits, equal on every device for the same bits in the same places.
 
 It finds changed, moved and lost values; it is not a defence against someone who wants a collision.
 """
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 
-BLOCK_WORDS = 1 << 16
-"""32-bit words that are summed up under one table of weights; 256 KiB stay in a core's cache."""
-_BLOCKS_AT_ONCE = {"cpu": 1, "cuda": 256}
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+BLOCK_WORDS = 1 << 12
+"""32-bit words that are summed up under one table of weights, which stays in a core's cache."""
+BLOCKS_AT_ONCE = 1 << 12
+"""Where torch sums: bounds what it holds besides the tensor."""
+MASK = (1 << 64) - 1
+FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def tensor_checksum(tensor: torch.Tensor) -> int:
     """Return a number in [0, 2^64) from all bits of a tensor and their places.
 
-    A float's bits are read as sign and magnitude, cut into 32-bit words and these into blocks, the
-    last one filled up with zeros. A block's sum is that of its words, each times an odd weight of
-    its place; the result is the sum of the number of elements and the blocks' sums, again each
-    times an odd weight of its place: all of it modulo 2^64.
+    The bytes are cut into unsigned 32-bit words and these into blocks, the last one filled up with
+    zeros. A block's sum is that of its words, each times an odd 32-bit weight of its place; the
+    result is the sum of the number of bytes and the blocks' sums, each times an odd 64-bit weight
+    of its place: all of it modulo 2^64. So a single changed word always shows, and the checksum of
+    a tensor of which some words change follows from these words alone.
 
-    The shape is not part of it. Both zeros of a float count as the same, because a weight read
-    back through a matrix product loses the sign of its zeros.
+    The shape is not part of it.
     """
-    flat = tensor.detach().reshape(-1)
-    bits = flat.view(_BITS[flat.element_size()])
-    size = _BLOCKS_AT_ONCE.get(flat.device.type, 1) * BLOCK_WORDS * 4 // flat.element_size()
-    sums = [
-        _block_sums(bits[start : start + size], signed=flat.is_floating_point())
-        for start in range(0, len(bits), size)
-    ]
-    found = torch.cat([bits.new_tensor([len(bits)], dtype=torch.int64), *sums])
-    return int((found * place_weights(len(found)).to(found.device)).sum()) & ((1 << 64) - 1)
+    flat = as_bytes(tensor)
+    words = flat[: len(flat) // 4 * 4]
+    if words.data_ptr() % 4:
+        words = words.clone()
+    words = words.view(torch.int32)
+    tail = int.from_bytes(bytes(flat[4 * len(words) :].tolist()), "little")
+    if flat.device.type == "cpu":
+        from data.kernels import sum_words  # see there why not above
 
-
-def place_weights(count: int) -> torch.Tensor:
-    """Return odd int64 weights that look random in the place (all arithmetic modulo 2^64)."""
-    x = torch.arange(count, dtype=torch.int64)
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x + 1) * factor
-        # >> keeps the sign in int64; the mask makes it the shift of an unsigned number.
-        x = x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
-    return x | 1
-
-
-def _block_sums(bits: torch.Tensor, *, signed: bool) -> torch.Tensor:
-    """Return each block's sum, int64 [blocks]; ``signed``: the bits are a sign and a magnitude."""
-    if signed:
-        sign = bits >> (8 * bits.element_size() - 1)  # 0 or -1
-        own = (bits & torch.iinfo(bits.dtype).max).bitwise_xor_(sign).sub_(sign)
+        total = int(sum_words(words.numpy().view(np.uint32), word_weights()))
     else:
-        own = bits.clone()
-    if short := -len(own) % (BLOCK_WORDS * 4 // own.element_size()):
-        own = torch.nn.functional.pad(own, (0, short))
-    words = own.view(torch.int32).view(-1, BLOCK_WORDS)
-    return (words * _word_weights(own.device)).sum(-1)
+        total = _sum_words_torch(words)
+    last, place = divmod(len(words), BLOCK_WORDS)
+    total += tail * int(word_weights()[place]) * _block_weight(last + 1)
+    return (total + len(flat) * _block_weight(0)) & MASK
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a tensor, uint8 [n]; they share its memory where it is contiguous."""
+    flat = tensor.detach().reshape(-1)
+    # torch views no empty tensor of some strides.
+    return flat.view(torch.uint8) if len(flat) else flat.new_empty(0, dtype=torch.uint8)
 
 
 @lru_cache
-def _word_weights(device: torch.device) -> torch.Tensor:
-    return place_weights(BLOCK_WORDS).to(device)
+def word_weights() -> np.ndarray:
+    """Return the odd weights of the places in a block, uint32 [BLOCK_WORDS]."""
+    mixed = _mixed(torch.arange(BLOCK_WORDS, dtype=torch.int64)).numpy()
+    return (mixed.view(np.uint64) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+
+
+def _block_weight(place: int) -> int:
+    """Return the odd weight of a block; block 0 are the bytes' number."""
+    return int(_mixed(torch.tensor(place))) & MASK | 1
+
+
+def _sum_words_torch(words: torch.Tensor) -> int:
+    """Return the same where numba cannot read, of int32 [n]; int64 wraps around as uint64 does."""
+    weights = torch.from_numpy(word_weights().astype(np.int64)).to(words.device)
+    total = torch.zeros((), dtype=torch.int64, device=words.device)
+    size = BLOCKS_AT_ONCE * BLOCK_WORDS
+    for start in range(0, len(words), size):
+        some = words[start : start + size].long() & 0xFFFFFFFF
+        some = torch.nn.functional.pad(some, (0, -len(some) % BLOCK_WORDS)).view(-1, BLOCK_WORDS)
+        first = start // BLOCK_WORDS + 1
+        places = torch.arange(first, first + len(some), device=words.device)
+        total += ((some * weights).sum(-1) * (_mixed(places) | 1)).sum()
+    return int(total) & MASK
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """Return int64 numbers that look random, by place; made odd, these weigh the blocks."""
+    for shift, factor in zip((30, 27), FACTORS, strict=True):
+        x = (x + 1) * (factor - (1 << 64))
+        # >> keeps the sign in int64; the mask makes it the shift of an unsigned number.
+        x = x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))
+    return x

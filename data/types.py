@@ -343,13 +343,18 @@ class ContrastPair:
 
 @dataclass(frozen=True, slots=True)
 class ParamSpec:
-    """One tensor inside a weight bucket."""
+    """One tensor of a version of the weights."""
 
     name: str
     """Checkpoint (Hugging Face) name."""
     dtype: str
     shape: tuple[int, ...]
-    checksum: int
+    trained: bool = True
+    """Later versions may hold other bits."""
+    patched: bool = False
+    """Later versions may hold only what changed in it."""
+    adapted: bool = False
+    """It travels as what adapters change and the adapters themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

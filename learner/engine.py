@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,9 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from configs.schema import LearnerConfig, OptimizerConfig
 from data.errors import CheckpointError
-from learner.lora import stored_weights
+from data.parcels import dtype_name
+from data.types import ParamSpec
+from learner.lora import StoredWeight, UnmergedWeight, stored_weights
 
 STATE_TAG = "state"
 SHAPE_FILE = "learner.json"
@@ -189,23 +191,57 @@ class TrainEngine:
         norms = [p.grad.float().norm() for p in self._trained if p.grad is not None]
         return float(torch.stack(norms).norm())
 
-    def parameters(self, *, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield (checkpoint name, whole tensor on the CPU), frozen ones first.
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (checkpoint name, whole tensor on the CPU), adapters merged, frozen ones first.
 
-        Every rank must iterate. Adapters are merged into the weights they change. The tied output
-        layer is left out: loaders tie it again. Tensors share memory with the model where they are
-        whole already: use them before the next step. Other ranks than 0 get the same names and
-        empty tensors.
+        Every rank must iterate. The tied output layer is left out: loaders tie it again. Tensors
+        share memory with the model where they are whole already: use them before the next step.
+        Other ranks than 0 get the same names and empty tensors.
         """
-        partitioned = self._config.zero_stage == 3
-        for weight in sorted(stored_weights(self.net), key=lambda weight: weight.trained):
-            if trained_only and not weight.trained:
-                continue
+        for weight in self._stored():
             whole = torch.empty(0, dtype=weight.parts[0].dtype)
-            with deepspeed.zero.GatheredParameters(list(weight.parts), enabled=partitioned):
+            with self._gathered(weight.parts):
                 if dist.get_rank() == 0:
-                    whole = weight.merged().to("cpu", copy=partitioned)
+                    whole = weight.merged().to("cpu", copy=self._partitioned)
             yield weight.name, whole
+
+    def unmerged(self, *, trained_only: bool = False) -> Iterator[UnmergedWeight]:
+        """Yield the same with adapters apart; where ``trained_only``, without what is frozen."""
+        for weight in self._stored():
+            kept = [part for part in weight.parts if part.requires_grad or not trained_only]
+            if not kept:
+                continue
+            own: Tensor | None = None
+            factors: list[Tensor] = []
+            with self._gathered(kept):
+                if dist.get_rank() == 0:
+                    host = [part.detach().to("cpu", copy=self._partitioned) for part in kept]
+                    own = host[0] if kept[0] is weight.parts[0] else None
+                    factors = host if own is None else host[1:]
+            yield UnmergedWeight(weight.name, own, tuple(factors), weight.scale)
+
+    def layout(self) -> tuple[ParamSpec, ...]:
+        """Return what `unmerged` yields, in its order."""
+        return tuple(
+            ParamSpec(
+                weight.name,
+                dtype_name(weight.parts[0].dtype),
+                tuple(getattr(weight.parts[0], "ds_shape", weight.parts[0].shape)),
+                trained=weight.trained,
+                adapted=len(weight.parts) > 1,
+            )
+            for weight in self._stored()
+        )
+
+    def _stored(self) -> list[StoredWeight]:
+        return sorted(stored_weights(self.net), key=lambda weight: weight.trained)
+
+    @property
+    def _partitioned(self) -> bool:
+        return self._config.zero_stage == 3
+
+    def _gathered(self, parts: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+        return deepspeed.zero.GatheredParameters(list(parts), enabled=self._partitioned)
 
     def save(self, folder: Path) -> None:
         """Write parameters, optimiser and step count; complete or not there at all."""

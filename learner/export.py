@@ -1,59 +1,14 @@
-"""Gathered parameters to what others load: weight buckets for engines, a folder for everyone."""
+"""Gathered parameters to a folder that everyone loads."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from data.checksum import tensor_checksum
-from data.types import ParamSpec
-
-BUCKET_BYTES = 128 << 20
-"""Limits what is held at a time, and lets receivers start early."""
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-
-BucketEntry = tuple[str, str, tuple[int, ...], np.ndarray]
-"""Checkpoint name, torch dtype, shape, and the bytes, uint8 [n]: numpy has no bfloat16."""
-
-
-def weight_buckets(
-    named_tensors: Iterable[tuple[str, Tensor]], limit_bytes: int = BUCKET_BYTES
-) -> Iterator[list[BucketEntry]]:
-    """Yield the tensors in order as lists of byte views, each list within the limit.
-
-    A larger tensor goes alone. The views share memory with the tensors.
-    """
-    bucket: list[BucketEntry] = []
-    size = 0
-    for name, tensor in named_tensors:
-        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        if bucket and size + raw.nbytes > limit_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, dtype_name(tensor.dtype), tuple(tensor.shape), raw))
-        size += raw.nbytes
-    if bucket:
-        yield bucket
-
-
-def spec_of(name: str, tensor: Tensor) -> ParamSpec:
-    """Return what a manifest says of a tensor, its checksum included."""
-    return ParamSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), tensor_checksum(tensor))
-
-
-def restore(dtype: str, shape: tuple[int, ...], raw: np.ndarray) -> Tensor:
-    """Return the tensor that the bytes hold; it shares their memory."""
-    return torch.from_numpy(raw).view(getattr(torch, dtype)).reshape(shape)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return `bfloat16` for `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def export_folder(

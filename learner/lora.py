@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from configs.schema import LoRAConfig
 from data.errors import ConfigError
+from data.parcels import merge
 from learner.models import VISION_TOWER
 
 ADAPTER = "default"
@@ -38,16 +38,24 @@ class StoredWeight:
         return any(part.requires_grad for part in self.parts)
 
     def merged(self) -> Tensor:
-        """Return W, or W + scale * B A (Hu et al. 2021, section 4.1) as a new tensor.
+        """Return W, or W + scale * B A as a new tensor.
 
-        The sum is made in float32 or wider and rounded once; the parts stay as they are.
+        See `data.parcels.merge`; the parts stay as they are.
         """
         weight, *factors = (part.detach() for part in self.parts)
-        if not factors:
-            return weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        down, up = (factor.to(wide) for factor in factors)
-        return torch.addmm(weight.to(wide), up, down, alpha=self.scale).to(weight.dtype)
+        return merge(weight, *factors, self.scale) if factors else weight
+
+
+@dataclass(frozen=True, slots=True)
+class UnmergedWeight:
+    """A gathered parameter under its checkpoint name, on the host."""
+
+    name: str
+    weight: Tensor | None
+    """None where it is frozen and only what is trained was asked for."""
+    factors: tuple[Tensor, ...]
+    """A and B of an adapter, or none."""
+    scale: float
 
 
 def add_adapters(net: nn.Module, config: LoRAConfig) -> None:

@@ -20,7 +20,15 @@ from configs.schema import LearnerConfig, MediaConfig
 from data.chat import load_encoder
 from data.errors import ConfigError, DataError
 from data.model_folder import check_folder
-from data.types import ContrastPair, EmbedRequest, Picture, Pictures, StepReport, TrainSample
+from data.types import (
+    ContrastPair,
+    EmbedRequest,
+    ParamSpec,
+    Picture,
+    Pictures,
+    StepReport,
+    TrainSample,
+)
 from learner import engine
 from learner.batching import (
     Batch,
@@ -35,7 +43,7 @@ from learner.batching import (
 )
 from learner.contrastive import ContrastiveObjective, Temperature, accumulate_contrast
 from learner.export import export_folder
-from learner.lora import adapters_off, add_adapters
+from learner.lora import UnmergedWeight, adapters_off, add_adapters
 from learner.losses import policy_loss
 from learner.models import (
     EmbeddingHead,
@@ -277,9 +285,13 @@ class LearnerWorker:
             vectors.update((requests[i].key, row) for i, row in zip(index, rows, strict=True))
         return vectors
 
-    def parameters(self, *, trained_only: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield (checkpoint name, whole tensor on the CPU); whole on rank 0 only."""
-        return self._engine.parameters(trained_only=trained_only)
+    def layout(self) -> tuple[ParamSpec, ...]:
+        """Return the model's tensors; see `TrainEngine.layout`."""
+        return self._engine.layout()
+
+    def unmerged(self, *, trained_only: bool = False) -> Iterator[UnmergedWeight]:
+        """Yield the weights with adapters apart; whole on rank 0 only."""
+        return self._engine.unmerged(trained_only=trained_only)
 
     def save(self, folder: str) -> None:
         """Write a checkpoint."""
@@ -292,7 +304,7 @@ class LearnerWorker:
 
     def export(self, folder: str) -> None:
         """Write the model as an ordinary Hugging Face folder."""
-        named = list(self.parameters())
+        named = list(self._engine.parameters())
         if self.rank == 0:
             source = check_folder(self._plan.model)
             export_folder(self._engine.net, named, source=source, folder=Path(folder))

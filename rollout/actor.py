@@ -1,6 +1,7 @@
 """RolloutActor: a plain class around one vLLM engine; the cluster makes it a Ray actor."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,10 +10,11 @@ import numpy as np
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import EncodedPrompt
 from data.engine_args import set_engine_environment
-from data.errors import DataError
+from data.errors import DataError, WeightSyncError
 from data.types import Content, DroppedTrajectory, GenerationRequest, Pictures, Trajectory
 from rollout.weight_sync import StoreAddress, SyncReport
 
+log = logging.getLogger(__name__)
 FAILED = "generation_failed"
 
 
@@ -33,6 +35,7 @@ class RolloutActor:
         store: StoreAddress | None,
     ) -> None:
         self.name = name
+        self._takes_weights = store is not None
         set_engine_environment(engine)
         # Here and not above: the driver imports this file to wrap the class and must not load
         # vLLM, and vLLM reads its environment when it is imported.
@@ -41,8 +44,16 @@ class RolloutActor:
         self._engine = VLLMEngine(model, engine, sampling, media, store=store)
 
     async def ready(self) -> None:
-        """Start the engine; returns when it can serve."""
+        """Start the engine and load the newest weights, if there are any.
+
+        Where that fails the engine serves nothing until `pull_weights` succeeds.
+        """
         await self._engine.start()
+        if self._takes_weights:
+            try:
+                await self._engine.pull_newest()
+            except WeightSyncError as error:
+                log.warning("%s: serves nothing yet: %s", self.name, error)
 
     async def generate(
         self, requests: list[GenerationRequest], pictures: Pictures

@@ -33,7 +33,8 @@ from rollout.weight_sync import StoreAddress, SyncReport
 
 ATTEMPTS = 3
 """vLLM ends a request with an error of its own, for instance where caches of pictures are dropped
-for new weights while it is on its way, and expects to be asked again."""
+for new weights while it is on its way, and expects to be asked again. A pull that fails aborts
+what runs."""
 CPU_STEP_TOKENS = 1 << 16
 INITIAL_VERSION = 0
 """Version of the weights in the model folder."""
@@ -42,7 +43,7 @@ INITIAL_VERSION = 0
 class VLLMEngine:
     """vLLM's AsyncLLM for one Reasoner.
 
-    ``store`` None: the weights never change.
+    ``store`` None: the weights never change. Else nothing is served before a version was pulled.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class VLLMEngine:
         self._llm = AsyncLLM.from_engine_args(self._arguments)
         await self._llm.update_weight_version(str(INITIAL_VERSION))
         if self._store is not None:
+            self._stale = "it has not pulled any weights yet"
             await self._llm.init_weight_transfer_engine(
                 WeightTransferInitRequest(
                     {
@@ -83,12 +85,21 @@ class VLLMEngine:
                 )
             )
 
+    async def pull_newest(self) -> SyncReport | None:
+        """Load the newest version of the store; None where there is none yet.
+
+        Raises:
+            WeightSyncError: it could not be loaded; the engine serves nothing.
+        """
+        newest = (await self._llm.collective_rpc("newest_version"))[0]
+        return None if newest is None else await self.pull_weights(newest)
+
     async def generate(self, request: GenerationRequest, prompt: EncodedPrompt) -> Trajectory:
         """Sample one trace.
 
         Raises:
             DataError: vLLM refused the prompt or ran another one than the learner would.
-            WeightSyncError: the last pull failed, so the weights are nobody's.
+            WeightSyncError: there was no pull yet, or the last one failed.
             EngineLost: the engine's process died.
         """
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
@@ -109,7 +120,7 @@ class VLLMEngine:
             except (VLLMClientError, EngineGenerateError, ValueError) as error:
                 cause = error.__cause__ or error
                 raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
-            if output.outputs[0].finish_reason != "error":
+            if output.outputs[0].finish_reason not in ("error", "abort"):
                 break
         return self._trajectory(request, prompt, output)
 
@@ -161,6 +172,11 @@ class VLLMEngine:
             mismatched=mismatched,
             bytes=max(rank["bytes"] for rank in ranks),
             seconds=time.perf_counter() - started,
+            delta=all(rank["delta"] for rank in ranks),
+            phases={
+                phase: max(rank["seconds"][phase] for rank in ranks)
+                for phase in ranks[0]["seconds"]
+            },
         )
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """What a weight pull is given and what it reports; imports neither vLLM nor Ray."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from data.errors import WeightSyncError
 
@@ -27,6 +28,10 @@ class SyncReport:
     """Names whose bits in the engine are not those that the learner sent; empty = verified."""
     bytes: int
     seconds: float
+    delta: bool = False
+    """Only changes arrived, because the engine held the version before."""
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase, of the engine's slowest rank in each."""
 
     def check(self) -> None:
         """Return if the engine holds what was sent.

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 
+from cluster.publisher import Published
 from data.types import StepReport, Trajectory
 from learner.policy import TokenScores
 
@@ -85,8 +86,11 @@ class FakeLearner:
     def score_policy(self, samples, pictures):
         return {one.key: TokenScores(one.logprobs, one.logprobs) for one in samples}
 
+    def announce(self, version, store, *, again=False):
+        pass
+
     def publish(self, version, store):
-        return 0
+        return Published(delta=False, bytes=0, seconds={})
 
     def save(self, folder):
         pass

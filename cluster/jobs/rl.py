@@ -73,7 +73,7 @@ def main(config: RLConfig) -> int:
         # Both start again empty: weights are published again, sizes are asked for again.
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()
-        learner = LearnerGroup(config.learner)
+        learner = LearnerGroup(config.learner, config.weights)
         address = StoreAddress(
             ray_address=ray.get_runtime_context().gcs_address,
             namespace=namespace,

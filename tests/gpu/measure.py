@@ -32,6 +32,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from configs.schema import EngineConfig, LearnerConfig, OptimizerConfig, SamplingConfig
 from data.chat import load_encoder
+from data.checksum import tensor_checksum
+from data.parcels import BUCKET_BYTES, Whole, whole
 from data.types import (
     GenerationRequest,
     GroupKey,
@@ -42,7 +44,6 @@ from data.types import (
     TrajectoryKey,
 )
 from learner.batching import process_pictures
-from learner.export import BUCKET_BYTES, restore, spec_of, weight_buckets
 from learner.logprobs import OutputLayer
 from learner.models import load_model
 from tests.gpu.loops import LearnerLoop, PartsLoop, PlainLoop, Task, Work, build_work
@@ -224,14 +225,23 @@ def measure_weights(bench: Bench, rates: dict[str, float]) -> None:
     def named() -> Iterator[tuple[str, Tensor]]:
         return ((name, param.detach().cpu()) for name, param in net.named_parameters())
 
+    def buckets() -> Iterator[list[Whole]]:
+        bucket: list[Whole] = []
+        for name, tensor in named():
+            bucket.append(whole(name, tensor))
+            if sum(parcel.nbytes for parcel in bucket) >= BUCKET_BYTES:
+                yield bucket
+                bucket = []
+        yield bucket
+
     def copied() -> None:
-        for _ in weight_buckets(named()):
+        for _ in buckets():
             pass
 
     def checked() -> None:
-        for bucket in weight_buckets(named()):
-            for name, dtype, shape, raw in bucket:
-                spec_of(name, restore(dtype, shape, raw))
+        for bucket in buckets():
+            for parcel in bucket:
+                tensor_checksum(parcel.tensor())
 
     views = [param.detach().reshape(-1).view(torch.uint8) for param in net.parameters()]
     groups: list[list[Tensor]] = [[]]

@@ -19,6 +19,7 @@ from data.types import Kind, Picture
 from reward.actor import EmbedderActor
 from rollout.actor import RolloutActor
 from rollout.weight_sync import StoreAddress
+from tests.published import put_by_hand
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,8 +119,11 @@ def store(local_ray: str) -> Call:
 
 
 @pytest.fixture(scope="session")
-def reasoner(local_ray: str, tiny_folder: Path, store: Call) -> Iterator[Call]:
-    """Return a real rollout actor that takes weights from the store."""
+def reasoner(
+    local_ray: str, tiny_folder: Path, tiny_model: torch.nn.Module, store: Call
+) -> Iterator[Call]:
+    """Return a real rollout actor that took the folder's weights, version 0, from the store."""
+    put_by_hand(0, store.actor, tiny_model)
     address = StoreAddress(ray_address=local_ray, namespace=NAMESPACE, actor_name=STORE)
     actor = (
         ray.remote(RolloutActor)

@@ -14,20 +14,11 @@ from cluster.weights import WeightStore
 from configs.schema import PoolConfig, RolloutConfig
 from data.errors import ClusterError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
-from learner.export import spec_of, weight_buckets
 from rollout.weight_sync import StoreAddress
 from tests.integration.conftest import ENGINE, MEDIA, NAMESPACE, SAMPLING
+from tests.published import put_by_hand
 
 GROUPS, SIBLINGS = 6, 2
-
-
-def publish(store, model, version):
-    named = [(name, param.detach()) for name, param in model.named_parameters()]
-    buckets = [
-        (tuple(name for name, *_ in bucket), ray.put(bucket)) for bucket in weight_buckets(named)
-    ]
-    specs = tuple(spec_of(*one) for one in named)
-    ray.get(store.publish.remote(version, specs, buckets))
 
 
 def engine_core():
@@ -91,7 +82,7 @@ def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repe
     targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("rollout",))
     pool.ready()
     version = 5
-    publish(store, tiny_model, version)
+    put_by_hand(version, store, tiny_model)
     pool.pull_weights(version)
 
     scaler = PoolScaler({"rollout": pool}, {}, targets)

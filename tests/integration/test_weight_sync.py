@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,14 @@ import ray
 import torch
 from transformers import AutoModelForImageTextToText
 
-from data.checksum import tensor_checksum
 from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
-from data.types import ParamSpec
+from data.parcels import Whole
 from tests.integration.conftest import ENGINE, NAMESPACE, STORE
 from tests.integration.reference import logprobs, request
+from tests.published import layout, put_by_hand
 
-Bucket = list[tuple[str, str, tuple[int, ...], np.ndarray]]
+Buckets = list[list[Whole]]
 _published = iter(range(1, 1000))
 
 
@@ -26,25 +27,10 @@ def publish(store) -> Callable[..., int]:
     """Return a function that publishes a model, or what ``damage`` makes of its buckets."""
 
     def publish(
-        model: torch.nn.Module, damage: Callable[[list[Bucket]], object] | None = None
+        model: torch.nn.Module, damage: Callable[[Buckets], object] | None = None, **changes: object
     ) -> int:
-        tensors = list(model.named_parameters())
-        manifest = tuple(
-            ParamSpec(name, "float32", tuple(t.shape), tensor_checksum(t)) for name, t in tensors
-        )
-        entries = [
-            (name, "float32", tuple(t.shape), t.detach().view(-1).view(torch.uint8).numpy().copy())
-            for name, t in tensors
-        ]
-        buckets = [entries[start : start + 7] for start in range(0, len(entries), 7)]
-        if damage:
-            damage(buckets)
         version = next(_published)
-        store.publish(
-            version,
-            manifest,
-            [(tuple(name for name, *_ in bucket), ray.put(bucket)) for bucket in buckets],
-        )
+        put_by_hand(version, store.actor, model, damage=damage, **changes)
         return version
 
     return publish
@@ -138,8 +124,8 @@ def _name(suffix: str) -> Callable[[str], bool]:
 def test_one_changed_bit_is_found_and_the_engine_refuses_until_a_good_pull(
     suffix, reasoner, publish, other_model, tiny_model, encoder, contents, pictures
 ) -> None:
-    def flip(buckets: list[Bucket]) -> None:
-        (data,) = [e[3] for bucket in buckets for e in bucket if e[0].endswith(suffix)]
+    def flip(buckets: Buckets) -> None:
+        (data,) = [e.bits for bucket in buckets for e in bucket if e.name.endswith(suffix)]
         data[-4] ^= 1  # the lowest bit of the last number
 
     assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()  # so all is fetched
@@ -157,18 +143,18 @@ def test_one_changed_bit_is_found_and_the_engine_refuses_until_a_good_pull(
     assert np.abs(trace.logprobs - expected).max() < 1e-3
 
 
-def _drop_one(buckets: list[Bucket]) -> None:
+def _drop_one(buckets: Buckets) -> None:
     buckets[2].pop(3)
 
 
-def _reshape_one(buckets: list[Bucket]) -> None:
-    name, dtype, shape, data = buckets[2][3]
-    buckets[2][3] = (name, dtype, (*shape, 1), data)
+def _reshape_one(buckets: Buckets) -> None:
+    one = buckets[2][3]
+    buckets[2][3] = replace(one, shape=(*one.shape, 1))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_drop_one, "the buckets lack 1 tensors"), (_reshape_one, "does not fit the manifest")],
+    [(_drop_one, "the buckets lack 1 tensors"), (_reshape_one, "does not fit the version's list")],
 )
 def test_a_failed_pull_leaves_an_engine_that_refuses_and_recovers(
     damage, message, reasoner, publish, other_model, tiny_model, encoder, contents, pictures
@@ -188,14 +174,14 @@ def test_an_unknown_version_is_refused(reasoner, publish, other_model) -> None:
     assert reasoner.pull_weights(publish(other_model)).mismatched == ()
 
 
-def test_a_manifest_without_a_parameter_is_refused(reasoner, store, publish, other_model) -> None:
+def test_a_list_without_a_parameter_is_refused(reasoner, publish, other_model) -> None:
     version = publish(other_model)
-    manifest, refs = store.get(version)
-    short = tuple(
-        spec for spec in manifest if not spec.name.endswith("layers.0.mlp.up_proj.weight")
-    )
-    partial = next(_published)
-    store.publish(partial, short, refs)
+    short = [
+        spec
+        for spec in layout(other_model)
+        if not spec.name.endswith("layers.0.mlp.up_proj.weight")
+    ]
+    partial = publish(other_model, specs=short)
     with pytest.raises(WeightSyncError, match=r"1 parameters .* first .*gate_up_proj.weight"):
         reasoner.pull_weights(partial)
     assert reasoner.pull_weights(version).mismatched == ()
@@ -221,7 +207,8 @@ def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
     from vllm import LLM
     from vllm.config import set_current_vllm_config
 
-    from rollout.object_store import RayObjectsEngine, held_parameter, transfer_config
+    from rollout.object_store import RayObjectsEngine, transfer_config
+    from rollout.places import held_parameter
 
     llm = LLM(**engine_arguments(folder, ENGINE, max_pictures=1))
     worker = llm.llm_engine.model_executor.driver_worker.worker

@@ -3,34 +3,39 @@ import itertools
 import pytest
 import torch
 
-from data.checksum import BLOCK_WORDS, tensor_checksum
+from data.checksum import (
+    BLOCK_WORDS,
+    MASK,
+    _sum_words_torch,
+    tensor_checksum,
+    word_weights,
+)
+from data.kernels import sum_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
-MASK = (1 << 64) - 1
 
 
-def _weight(place: int) -> int:
+def _mixed(place: int) -> int:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         place = (place + 1) * factor & MASK
         place ^= place >> shift
-    return place | 1
+    return place
+
+
+def _weight(place: int) -> int:
+    return _mixed(place) | 1
 
 
 def _slow(tensor: torch.Tensor) -> int:
     """The definition with Python's own integers."""
-    size, count = tensor.element_size(), tensor.numel()
     raw = bytes(tensor.contiguous().view(-1).view(torch.uint8).tolist())
-    if tensor.is_floating_point():
-        half = 1 << (8 * size - 1)
-        parts = [int.from_bytes(raw[i : i + size], "little") for i in range(0, len(raw), size)]
-        values = [half - part if part & half else part for part in parts]
-        raw = b"".join(value.to_bytes(size, "little", signed=True) for value in values)
+    total = len(raw) * _weight(0)
     raw += bytes(-len(raw) % 4)
-    words = [int.from_bytes(raw[i : i + 4], "little", signed=True) for i in range(0, len(raw), 4)]
-    total = count * _weight(0)
+    words = [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)]
     for place, start in enumerate(range(0, len(words), BLOCK_WORDS), 1):
         block = words[start : start + BLOCK_WORDS]
-        total += sum(word * _weight(i) for i, word in enumerate(block)) * _weight(place)
+        own = sum(word * (_mixed(i) >> 32 | 1) for i, word in enumerate(block))
+        total += own * _weight(place)
     return total & MASK
 
 
@@ -78,10 +83,20 @@ def test_every_single_bit_counts() -> None:
     assert len(sums) == 161
 
 
-def test_lengths_of_zeros_differ_and_signs_of_zeros_do_not() -> None:
+def test_lengths_of_zeros_and_their_signs_differ() -> None:
     sums = {tensor_checksum(torch.zeros(count)) for count in range(9)}
     assert len(sums) == 9
-    assert tensor_checksum(torch.tensor([0.0, -0.0])) == tensor_checksum(torch.zeros(2))
+    assert tensor_checksum(torch.tensor([0.0, -0.0])) != tensor_checksum(torch.zeros(2))
+
+
+def test_no_two_places_of_a_block_weigh_the_same() -> None:
+    assert len(set(word_weights().tolist())) == BLOCK_WORDS
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK_WORDS, 3 * BLOCK_WORDS + 5])
+def test_what_sums_on_a_host_and_on_a_device_agree(count: int) -> None:
+    words = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32)
+    assert _sum_words_torch(words) == int(sum_words(words.numpy().view("uint32"), word_weights()))
 
 
 def test_signs_that_change_in_two_places_count() -> None:
