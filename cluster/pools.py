@@ -148,7 +148,7 @@ class Pool(ABC):
 
 
 class RolloutPool(Pool):
-    """Reasoner engines that sample traces."""
+    """Reasoner engines that sample traces; ``actor`` is their class."""
 
     def __init__(
         self,
@@ -157,9 +157,10 @@ class RolloutPool(Pool):
         media: MediaConfig,
         *,
         store: StoreAddress | None = None,
+        actor: type = RolloutActor,
     ) -> None:
         pool = rollout.pool
-        remote = ray.remote(RolloutActor)
+        remote = ray.remote(actor)
         self._version: int | None = None
         self._pulling = threading.Lock()
         """Held while engines come to hold a version: none may join with another one."""
@@ -227,9 +228,16 @@ class RolloutPool(Pool):
 
 
 class RewardPool(Pool):
-    """Frozen Embedder engines."""
+    """Frozen Embedder engines; ``actor`` is their class."""
 
-    def __init__(self, reward: RewardConfig, media: MediaConfig, *, role: str = "reward") -> None:
+    def __init__(
+        self,
+        reward: RewardConfig,
+        media: MediaConfig,
+        *,
+        role: str = "reward",
+        actor: type = EmbedderActor,
+    ) -> None:
         pool = reward.pool
         self.media = media
         # Two engine batches in flight: one runs, the next is at hand.
@@ -237,7 +245,7 @@ class RewardPool(Pool):
         self.width = 0
         self.counts: Counter[str] = Counter()
         self._embedding = threading.Lock()
-        remote = ray.remote(EmbedderActor)
+        remote = ray.remote(actor)
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
