@@ -259,9 +259,10 @@ class Pipeline:
         """
         siblings = self.config.siblings
         issued = Counter(
-            TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+            TrajectoryKey(group, sibling)
             for serial, pair in step.pairs.items()
             for side in Side
+            for group in [GroupKey(serial, pair.pair_id, side)]
             for sibling in range(siblings)
         )
         ended = Counter(one.trajectory.key for one in step.scored)

@@ -87,14 +87,16 @@ class Router:
         """Items that were sent again."""
         self.in_flight_max = 0
         """Most items that one actor held at a time."""
-        self._requests = requests
-        self._costs = costs
+        self._keys: dict[str, str] = {}
+        """By each request's key, that of the first request of its content: the one that is sent."""
+        self._costs: dict[str, float] = {}
+        """The rest is by the key that is sent: a content's hash costs as much as reading it."""
         self._width = width
         self._sent: dict[str, list[Chunk]] = {name: [] for name in actors}
         self._lost: dict[str, str] = {}
-        self._vectors: dict[Content, np.ndarray] = {}
-        self._reasons: dict[Content, str] = {}
-        self._waiting = self._buckets(max_items)
+        self._vectors: dict[str, np.ndarray] = {}
+        self._reasons: dict[str, str] = {}
+        self._waiting = self._buckets(requests, costs, max_items)
 
     def next(self) -> tuple[str, Chunk] | None:
         """Return an actor and the chunk to send to it now; None: wait for an answer first.
@@ -134,11 +136,11 @@ class Router:
             else:
                 reason = failed.get(request.key, f"{actor} gave neither a vector nor a reason")
             if reason is None:
-                self._vectors[request.content] = vectors[request.key]
+                self._vectors[request.key] = vectors[request.key]
             elif chunk.failed_on is None:
                 again.append(request)
             else:
-                self._reasons[request.content] = reason
+                self._reasons[request.key] = reason
         if again:
             self.retried += len(again)
             self._waiting.append(self._chunk(again, failed_on=actor))
@@ -165,40 +167,35 @@ class Router:
     def results(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Return vectors and reasons by key, in the order of the requests."""
         return (
-            {
-                one.key: self._vectors[one.content]
-                for one in self._requests
-                if one.content in self._vectors
-            },
-            {
-                one.key: self._reasons[one.content]
-                for one in self._requests
-                if one.content in self._reasons
-            },
+            {key: self._vectors[sent] for key, sent in self._keys.items() if sent in self._vectors},
+            {key: self._reasons[sent] for key, sent in self._keys.items() if sent in self._reasons},
         )
 
-    def _buckets(self, max_items: int) -> list[Chunk]:
+    def _buckets(
+        self, requests: Sequence[EmbedRequest], costs: Mapping[Content, float], max_items: int
+    ) -> list[Chunk]:
         """Return chunks of neighbours in cost, costly ones first, enough to keep every actor busy.
 
         A single actor has nothing to balance: few requests are one call.
         """
-        unique: dict[Content, EmbedRequest] = {}
-        for request in self._requests:
-            unique.setdefault(request.content, request)
-        ordered = sorted(unique.values(), key=lambda one: -self._costs[one.content])
+        first: dict[Content, EmbedRequest] = {}
+        for request in requests:
+            self._keys[request.key] = first.setdefault(request.content, request).key
+        self._costs = {one.key: costs[content] for content, one in first.items()}
+        ordered = sorted(first.values(), key=lambda one: -self._costs[one.key])
         parts = len(self._sent) * CHUNKS_IN_FLIGHT if len(self._sent) > 1 else 1
-        share = self._cost(ordered) / parts
+        share = sum(self._costs[one.key] for one in ordered) / parts
         chunks: list[Chunk] = []
         some: list[EmbedRequest] = []
+        cost = 0.0
         for request in ordered:
             some.append(request)
-            if len(some) == max_items or self._cost(some) >= share:
+            cost += self._costs[request.key]
+            if len(some) == max_items or cost >= share:
                 chunks.append(self._chunk(some))
-                some = []
+                some, cost = [], 0.0
         return [*chunks, self._chunk(some)] if some else chunks
 
     def _chunk(self, requests: list[EmbedRequest], failed_on: str | None = None) -> Chunk:
-        return Chunk(tuple(requests), self._cost(requests), failed_on)
-
-    def _cost(self, requests: list[EmbedRequest]) -> float:
-        return sum(self._costs[one.content] for one in requests)
+        cost = sum(self._costs[one.key] for one in requests)
+        return Chunk(tuple(requests), cost, failed_on)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
+from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
@@ -98,6 +99,7 @@ def main(config: RLConfig) -> int:
         scaler = PoolScaler(elastic, targets)
         for pool in pools:
             pool.ready()
+        spare_collections()
 
         def attempt(restarts: Restarts) -> None:
             ray.get(store.clear.remote(), timeout=config.learner.timeout_s)

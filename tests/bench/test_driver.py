@@ -12,6 +12,7 @@ import pytest
 import ray
 from PIL import Image
 
+from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup
 from cluster.pipeline import Pipeline, StepResult
 from cluster.pools import RewardPool, RolloutPool
@@ -196,6 +197,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
     )
     try:
         pipeline.sync()
+        spare_collections()
         yield pipeline
     finally:
         pipeline.close()
