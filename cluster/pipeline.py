@@ -343,6 +343,8 @@ class Pipeline:
 
     def _remember(self, scored: Sequence[ScoredTrajectory], samples: Sequence[TrainSample]) -> None:
         """Keep the step's own groups for later steps."""
+        if not self.replay.groups:
+            return
         traces = {str(one.trajectory.key): one.trajectory for one in scored}
         groups: dict[GroupKey, list[TrainSample]] = {}
         for sample in samples:
