@@ -45,9 +45,10 @@ class Accounts:
             ClusterError: a trace has no end, or two.
         """
         issued = Counter(
-            TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+            TrajectoryKey(group, sibling)
             for serial, pair in step.pairs.items()
             for side in Side
+            for group in [GroupKey(serial, pair.pair_id, side)]
             for sibling in range(self.siblings)
         )
         ended = Counter(one.trajectory.key for one in step.scored)

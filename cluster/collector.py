@@ -269,8 +269,9 @@ class Collector:
         for serial, pair in pairs.items():
             for side in Side:
                 content = self.content(pair, side)
+                group = GroupKey(serial, pair.pair_id, side)  # one for all: it travels once
                 for sibling in range(self.config.siblings):
-                    key = TrajectoryKey(GroupKey(serial, pair.pair_id, side), sibling)
+                    key = TrajectoryKey(group, sibling)
                     seed = zlib.crc32(f"{self.config.run.seed}/{key}".encode())
                     requests.append(GenerationRequest(key=key, content=content, seed=seed))
         return requests

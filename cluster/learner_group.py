@@ -76,6 +76,8 @@ class LearnerRank(LearnerWorker):
 class LearnerGroup:
     """The ranks, started and joined; build it for one objective, then train.
 
+    ``rank`` is their class.
+
     Pictures are given as a reference to a dict from uri to uint8 [H, W, 3]. Any call raises
     LearnerLost where a rank died, failed or did not answer in time, and an EmbedRLError that a rank
     itself raised; the ranks are stopped then.
@@ -84,9 +86,16 @@ class LearnerGroup:
         ClusterError: the ranks got no place, or did not find each other in time.
     """
 
-    def __init__(self, config: LearnerConfig, weights: WeightsConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: LearnerConfig,
+        weights: WeightsConfig | None = None,
+        *,
+        rank: type = LearnerRank,
+    ) -> None:
         self.config = config
         self.weights = weights or WeightsConfig()
+        self._rank = rank
         self._group = place(learner_role(config))
         self._ranks: list[Any] = []
         self._plan: LearnerPlan | None = None
@@ -272,7 +281,7 @@ class LearnerGroup:
     def _start(self) -> None:
         config = self.config
         role = learner_role(config)
-        remote = ray.remote(LearnerRank)
+        remote = ray.remote(self._rank)
         for index in range(config.ranks):
             options = actor_options(role, self._group, index, bundle=index)
             if not config.gpus:

@@ -48,7 +48,7 @@ def _chunk_items(engine: EngineConfig) -> int:
 
 
 class RolloutPool(Pool):
-    """Reasoner engines that sample traces."""
+    """Reasoner engines that sample traces; ``actor`` is their class."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class RolloutPool(Pool):
         media: MediaConfig,
         *,
         store: StoreAddress | None = None,
-        actor: type[RolloutActor] = RolloutActor,
+        actor: type = RolloutActor,
     ) -> None:
         pool = rollout.pool
         self.max_items = _chunk_items(rollout.engine)
@@ -170,7 +170,7 @@ class RolloutPool(Pool):
 
 
 class RewardPool(Pool):
-    """Frozen Embedder engines."""
+    """Frozen Embedder engines; ``actor`` is their class."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class RewardPool(Pool):
         media: MediaConfig,
         *,
         role: str = "reward",
-        actor: type[EmbedderActor] = EmbedderActor,
+        actor: type = EmbedderActor,
     ) -> None:
         pool = reward.pool
         self.media = media
@@ -231,38 +231,37 @@ class RewardPool(Pool):
 
     def begin(self, requests: Sequence[EmbedRequest], pictures: Any) -> Callable[[], Embedded]:
         """Begin to embed, and return what waits for the end; as `embed`."""
-        unique: dict[Content, EmbedRequest] = {}
-        for request in requests:
-            unique.setdefault(request.content, request)
+        first: dict[Content, EmbedRequest] = {}
+        # By key from here on: a content's hash costs as much as reading it.
+        sent = {one.key: first.setdefault(one.content, one).key for one in requests}
         sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         units = [
-            Unit((one,), content_cost(one.content, sizes, self.media)) for one in unique.values()
+            Unit((one,), content_cost(one.content, sizes, self.media)) for one in first.values()
         ]
-        first = self.submit(units, pictures, max_items=self.max_items)
+        batch = self.submit(units, pictures, max_items=self.max_items)
 
         def finish() -> Embedded:
-            vectors, failed = self._collected(first, pictures)
+            vectors, failed = self._collected(batch, pictures)
             return (
-                {r.key: vectors[r.content] for r in requests if r.content in vectors},
-                {r.key: failed[r.content] for r in requests if r.content in failed},
+                {key: vectors[one] for key, one in sent.items() if one in vectors},
+                {key: failed[one] for key, one in sent.items() if one in failed},
             )
 
         return finish
 
-    def _collected(
-        self, first: Batch, pictures: Any
-    ) -> tuple[dict[Content, np.ndarray], dict[Content, str]]:
-        vectors: dict[Content, np.ndarray] = {}
-        failed: dict[Content, str] = {}
+    def _collected(self, batch: Batch, pictures: Any) -> Embedded:
+        """Return what became of a batch; what failed is tried once more."""
+        vectors: dict[str, np.ndarray] = {}
+        failed: dict[str, str] = {}
         again: dict[str, list[Unit]] = {}
         """What failed once, by the actor on which it did."""
-        for answer in first:
+        for answer in batch:
             found, reasons = self._sorted(answer)
             vectors |= found
             if isinstance(answer.value, GivenUp):
                 failed |= reasons
             elif reasons:
-                units = [one for one in answer.chunk.units if one.requests[0].content in reasons]
+                units = [one for one in answer.chunk.units if one.requests[0].key in reasons]
                 again.setdefault(answer.actor, []).extend(units)
         second = [
             self.submit(units, pictures, max_items=self.max_items, failed_on=name)
@@ -277,14 +276,14 @@ class RewardPool(Pool):
             self.counts["failed"] += len(failed)
         return vectors, failed
 
-    def _sorted(self, answer: Answer) -> tuple[dict[Content, np.ndarray], dict[Content, str]]:
+    def _sorted(self, answer: Answer) -> Embedded:
         """Return the good vectors of an answer, and the reasons for what is missing."""
         asked = answer.chunk.requests
         if isinstance(answer.value, GivenUp):
-            return {}, {request.content: answer.value.reason for request in asked}
+            return {}, {request.key: answer.value.reason for request in asked}
         vectors, failed = answer.value
-        good: dict[Content, np.ndarray] = {}
-        bad: dict[Content, str] = {}
+        good: dict[str, np.ndarray] = {}
+        bad: dict[str, str] = {}
         for request in asked:
             if request.key in vectors:
                 reason = vector_fault(vectors[request.key], self.width)
@@ -292,9 +291,9 @@ class RewardPool(Pool):
                 nothing = f"{answer.actor} gave neither a vector nor a reason"
                 reason = failed.get(request.key, nothing)
             if reason is None:
-                good[request.content] = vectors[request.key]
+                good[request.key] = vectors[request.key]
             else:
-                bad[request.content] = reason
+                bad[request.key] = reason
         return good, bad
 
 

@@ -35,7 +35,7 @@ from reward.cache import EmbeddingCache
 from reward.counterfactuals import counterfactuals, score_probe
 from reward.judge import build_question
 from reward.monitors import WatchedRound, watch
-from reward.round import RankedTrajectory, rank_round
+from reward.round import RankedTrajectory, Ranking, rank_round
 from reward.score import score_round
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ class Scorer:
         if self.config.gain_weight > 0:
             plain, hits = self._embed_plain(pairs, pictures)
             metrics["reward/cache_hits"] = float(hits)
-        found = rank_round(trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain)
+        ranking = Ranking(trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain)
+        # Nobody but the judge reads other pairs' traces.
+        found = ranking.rank(closest=self.config.judge.negatives if self.judge else 0)
         ranked = found.ranked
         judged: dict[str, Judgement] = {}
         if self.judge is not None:
@@ -120,7 +122,7 @@ class Scorer:
         scored, lost = score_round(
             ranked, judged, pairs, reward=self.config, max_frames=self.max_frames
         )
-        metrics |= self._watch(scored, vectors, pairs, pictures, plain)
+        metrics |= self._watch(scored, ranking, vectors, pairs, pictures, plain)
         for side, own in found.candidates.items():
             self.bank.add(side, own)
         if ranked:
@@ -172,6 +174,7 @@ class Scorer:
     def _watch(
         self,
         scored: Sequence[ScoredTrajectory],
+        ranking: Ranking,
         vectors: Mapping[str, np.ndarray],
         pairs: Mapping[int, Pair],
         pictures: Any,
@@ -184,13 +187,16 @@ class Scorer:
         """
         traces = [one.trajectory for one in scored]
         unjudged = replace(self.config, process_weight=0.0)
+        if len(traces) < ranking.size:
+            ranking = Ranking(traces, vectors, pairs, self.bank, reward=unjudged, plain=plain)
 
         def score(
             changed: Mapping[str, np.ndarray], only: Collection[str]
         ) -> list[ScoredTrajectory]:
-            found = rank_round(
-                traces, changed, pairs, self.bank, reward=unjudged, plain=plain, only=only
-            )
+            # Only the traces asked for may have changed, and only on one side: what they are
+            # ranked among, the other side, is as it was.
+            some = {key: changed[key] for key in only if key in changed}
+            found = ranking.rank(some, only=only, closest=0)
             return score_round(
                 found.ranked, {}, pairs, reward=unjudged, max_frames=self.max_frames
             )[0]

@@ -6,6 +6,7 @@ One parser serves both uses: its `repairs` are empty exactly when the text is st
 
 import json
 import re
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,8 @@ from data.types import Kind, TCoT
 TAGS = ("thinking", "rethink", "answer")
 MAX_CHARS = 1 << 16
 """Longer texts are no traces: the 2,048 tokens that are sampled hold about 10,000 characters."""
+REMEMBERED = 1 << 13
+"""Traces parsed last: from format reward to monitors a scoring round asks for each five times."""
 MAX_CUE_STARTS = 8
 """Braces tried as the cue's first: each try may read the whole text before it fails."""
 
@@ -37,6 +40,23 @@ def parse(text: str, *, kind: Kind, num_frames: int = 0) -> TCoT:
     Raises:
         TCoTError: the text is too long, or the three parts or a usable cue are missing.
     """
+    found = _remembered(text, kind, num_frames)
+    if isinstance(found, TCoT):
+        return found
+    message, repairs = found
+    raise TCoTError(message, repairs=repairs)
+
+
+@lru_cache(REMEMBERED)
+def _remembered(text: str, kind: Kind, num_frames: int) -> TCoT | tuple[str, tuple[str, ...]]:
+    """Return the trace, or message and repairs of the error: an error itself keeps its frames."""
+    try:
+        return _parse(text, kind, num_frames)
+    except TCoTError as error:
+        return str(error), error.repairs
+
+
+def _parse(text: str, kind: Kind, num_frames: int) -> TCoT:
     if len(text) > MAX_CHARS:
         raise TCoTError(
             f"expected a trace of at most {MAX_CHARS} characters, found {len(text)}",

@@ -14,10 +14,33 @@ Results are joined by key, never by position.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
+
+
+def quick_to_pickle(cls: type[T]) -> type[T]:
+    """Let a slotted dataclass of two fields or more be pickled in a third of the time.
+
+    For what travels by the thousand: a frozen one's own pickling asks for its fields every time.
+    """
+    names = [one.name for one in fields(cls)]  # type: ignore[arg-type]
+    read = attrgetter(*names)
+    cls._writers = tuple(getattr(cls, name).__set__ for name in names)  # type: ignore[attr-defined]
+    cls.__reduce__ = lambda self: (_restored, (cls, *read(self)))  # type: ignore[assignment]
+    return cls
+
+
+def _restored(cls: Any, *values: Any) -> Any:
+    one = object.__new__(cls)
+    for write, value in zip(cls._writers, values, strict=True):
+        write(one, value)
+    return one
 
 
 class Kind(StrEnum):
@@ -47,6 +70,7 @@ class Evidence(StrEnum):
     """The text, and the crops or key frames that it points at."""
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Box:
     """A rectangle on a picture in relative coordinates, 0 <= x1 < x2 <= 1, origin top left."""
@@ -155,6 +179,7 @@ class Pair:
         return self.label or self.target.key()
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Picture:
     """A picture in a model's input: a whole file, or one crop of it."""
@@ -172,6 +197,7 @@ Pictures = Mapping[str, np.ndarray]
 """Decoded files by uri, uint8 [height, width, 3]; put once a step, shared by all actors."""
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class GroupKey:
     """Identity of a group of sibling traces within a run."""
@@ -185,6 +211,7 @@ class GroupKey:
         return f"g={self.serial}/p={self.pair_id}/{self.side}"
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class TrajectoryKey:
     """Identity of one trace: request id, seed, join key and log prefix."""
@@ -196,6 +223,7 @@ class TrajectoryKey:
         return f"{self.group}/{self.sibling}"
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One trace to sample."""
@@ -208,6 +236,7 @@ class GenerationRequest:
     """None: as many as the sampling settings allow."""
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """One sampled trace with what the learner needs to train on it."""
@@ -296,6 +325,7 @@ class DroppedTrajectory:
     detail: str = ""
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSample:
     """One sequence to train on: a sampled trace (RL) or a written one (supervised)."""
@@ -317,6 +347,7 @@ class TrainSample:
     the one in training. Where the learner never computed them, `logprobs` stand in."""
 
 
+@quick_to_pickle
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedRequest:
     """One input to embed."""

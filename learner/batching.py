@@ -5,7 +5,7 @@ Shape suffixes: B = rows, L = padded length, T = response tokens of all rows, la
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -149,43 +149,43 @@ def plan_micro_batches(
     return plan
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Chunk:
     """Consecutive rows that would share a micro-batch; the first is the longest."""
 
     start: int
-    longest: int = 0
     rows: int = 0
     tokens: int = 0
-    seen: set[Picture] = field(default_factory=set)
-    vision: int = 0
-
-    @property
-    def padded(self) -> int:
-        return self.rows * self.longest
-
-    @property
-    def cost(self) -> int:
-        return self.padded + self.vision
-
-    def more(self, row: RowCost) -> int:
-        """Return what that row would add to the cost."""
-        return self.longest + sum(n for p, n in row.pictures.items() if p not in self.seen)
-
-    def add(self, row: RowCost) -> None:
-        self.vision += self.more(row) - self.longest
-        self.seen.update(row.pictures)
-        self.rows += 1
-        self.tokens += row.tokens
+    padded: int = 0
+    """Tokens with padding."""
+    cost: int = 0
+    """Those, and the pictures'."""
 
 
 def _cut(ordered: Sequence[RowCost], limit: int) -> list[_Chunk]:
     """Return consecutive runs of at most that cost; a dearer row is a run of its own."""
+    # Plain numbers: a plan cuts its rows dozens of times.
     chunks: list[_Chunk] = []
+    start = longest = vision = tokens = 0
+    seen: set[Picture] = set()
     for index, row in enumerate(ordered):
-        if not chunks or chunks[-1].cost + chunks[-1].more(row) > limit:
-            chunks.append(_Chunk(start=index, longest=row.tokens))
-        chunks[-1].add(row)
+        fresh = 0
+        for picture, cost in row.pictures.items():
+            if picture not in seen:
+                fresh += cost
+        rows = index - start
+        if not rows or (rows + 1) * longest + vision + fresh > limit:
+            if rows:
+                padded = rows * longest
+                chunks.append(_Chunk(start, rows, tokens, padded, padded + vision))
+            start, longest, tokens = index, row.tokens, 0
+            vision, fresh, seen = 0, sum(row.pictures.values()), set()
+        vision += fresh
+        seen.update(row.pictures)
+        tokens += row.tokens
+    if ordered:
+        rows = len(ordered) - start
+        chunks.append(_Chunk(start, rows, tokens, rows * longest, rows * longest + vision))
     return chunks
 
 

@@ -18,7 +18,16 @@ from enum import StrEnum
 import numpy as np
 
 from data.embed_inputs import embed_content
-from data.types import Content, EmbedRequest, Evidence, Pair, ScoredTrajectory, Side, TrajectoryKey
+from data.types import (
+    Content,
+    EmbedRequest,
+    Evidence,
+    GroupKey,
+    Pair,
+    ScoredTrajectory,
+    Side,
+    TrajectoryKey,
+)
 
 SAMPLE = 32
 """Traces a change is tried on. With 16 the draw alone makes evidence look worthless in every
@@ -72,24 +81,28 @@ def counterfactuals(
         return embed_content(item, text, max_frames=max_frames, evidence=evidence)
 
     order = sorted(scored, key=lambda one: _draw(str(one.trajectory.key)))
+    others = _Others(order, pairs)
     planned: dict[Change, list[Counterfactual]] = {change: [] for change in Change}
     for one in order:
+        short = [change for change, found in planned.items() if len(found) < SAMPLE]
+        if not short:
+            break
         if one.parts.outcome <= 0:
             continue
         text = one.trajectory.text
-        shown = content(one, text, evidence=evidence)
         inputs = {}
-        bare = content(one, text, evidence=Evidence.TEXT)
-        if bare != shown:
-            inputs[Change.WITHOUT_EVIDENCE] = bare
-        other = _other(one, order, pairs)
-        if other is not None:
-            inputs[Change.OTHER_TRACE] = content(one, other.trajectory.text, evidence=evidence)
+        if Change.WITHOUT_EVIDENCE in short:
+            bare = content(one, text, evidence=Evidence.TEXT)
+            if bare != content(one, text, evidence=evidence):
+                inputs[Change.WITHOUT_EVIDENCE] = bare
+        if Change.OTHER_TRACE in short:
+            other = others.draw(one)
+            if other is not None:
+                inputs[Change.OTHER_TRACE] = content(one, other.trajectory.text, evidence=evidence)
         for change, found in inputs.items():
-            if len(planned[change]) < SAMPLE:
-                key = one.trajectory.key
-                request = EmbedRequest(key=f"{key}#{change}", content=found)
-                planned[change].append(Counterfactual(key=key, change=change, request=request))
+            key = one.trajectory.key
+            request = EmbedRequest(key=f"{key}#{change}", content=found)
+            planned[change].append(Counterfactual(key=key, change=change, request=request))
     return [one for some in planned.values() for one in some]
 
 
@@ -128,22 +141,38 @@ def score_probe(
     return Probe(as_is=as_is, changed=changed)
 
 
-def _other(
-    one: ScoredTrajectory, order: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair]
-) -> ScoredTrajectory | None:
-    """Return the trace drawn for that one among those of other items, if there is any."""
-    group = one.trajectory.key.group
-    own = pairs[group.serial]
-    item = own.item(group.side)
-    found = [
-        other
-        for other in order
-        if (there := other.trajectory.key.group).side is group.side
-        and (pair := pairs[there.serial]).item(group.side).kind is item.kind
-        and pair.item(group.side).key() != item.key()
-        and pair.target_key() != own.target_key()
-    ]
-    return found[_draw(str(one.trajectory.key)) % len(found)] if found else None
+class _Others:
+    """The traces of a round, to draw those of other items from; compared group by group."""
+
+    def __init__(self, order: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair]) -> None:
+        self._groups: dict[GroupKey, list[int]] = {}
+        """Places of a group's traces in the order."""
+        self._order = order
+        for place, one in enumerate(order):
+            self._groups.setdefault(one.trajectory.key.group, []).append(place)
+        self._seeks = {
+            group: (group.side, item.kind, item.key(), pairs[group.serial].target_key())
+            for group in self._groups
+            for item in [pairs[group.serial].item(group.side)]
+        }
+        self._found: dict[GroupKey, list[int]] = {}
+
+    def draw(self, one: ScoredTrajectory) -> ScoredTrajectory | None:
+        """Return the trace drawn for that one among those of other items, if there is any."""
+        key = one.trajectory.key
+        if key.group not in self._found:
+            self._found[key.group] = self._of_others(key.group)
+        found = self._found[key.group]
+        return self._order[found[_draw(str(key)) % len(found)]] if found else None
+
+    def _of_others(self, group: GroupKey) -> list[int]:
+        side, kind, item, target = self._seeks[group]
+        return sorted(
+            place
+            for there, (its_side, its_kind, its_item, its_target) in self._seeks.items()
+            if its_side is side and its_kind is kind and its_item != item and its_target != target
+            for place in self._groups[there]
+        )
 
 
 def _draw(key: str) -> int:

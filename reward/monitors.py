@@ -295,11 +295,12 @@ def _runs(words: Sequence[str]) -> Runs:
 
 def _covered(words: Sequence[str], runs: Runs) -> int:
     """Return how many of the words lie in one of the runs."""
-    covered = np.zeros(len(words), dtype=bool)
+    covered = end = 0
     for start in range(len(words) - RUN_WORDS + 1):
         if tuple(words[start : start + RUN_WORDS]) in runs:
-            covered[start : start + RUN_WORDS] = True
-    return int(covered.sum())
+            covered += start + RUN_WORDS - max(start, end)
+            end = start + RUN_WORDS
+    return covered
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -7,17 +7,21 @@ on the order in which embeddings arrive or on how many actors computed them.
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from configs.schema import RewardConfig
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
-from reward.contrast import SIMILARITY_DECIMALS, contrastive_rank
+from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
 
 TOP_RETRIEVED = 3
+ROW_BLOCK = 256
+"""Traces ranked at a time: their similarities stay in a core's cache, a round's would not."""
+OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +37,7 @@ class RankedTrajectory:
     positives: tuple[str, ...]
     """Keys of the other side's traces of the same pair, by key."""
     negatives: tuple[str, ...]
-    """Of every other pair of the step the key of its closest trace, closest pair first."""
+    """Of other pairs of the step the keys of their closest traces, closest pair first."""
     retrieved: tuple[str, ...]
     """Keys of the nearest candidates, best first."""
     candidates_id: str
@@ -62,179 +66,331 @@ def rank_round(
     plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
     only: Collection[str] | None = None,
 ) -> Round:
-    """Rank every trace of a step in both directions, among the step's and the bank's candidates.
+    """Rank every trace of a step in both directions; see `Ranking`.
+
+    With ``only``, just the traces of these keys are ranked; the candidates are all the same.
+    """
+    return Ranking(trajectories, vectors, pairs, bank, reward=reward, plain=plain).rank(only=only)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """The usable traces of one side, and as what the other side's traces meet them.
+
+    Shapes: N traces, M candidates (the N first, then the bank's), G groups of traces, D dimensions.
+    """
+
+    traces: list[Trajectory]
+    """By key; a group's stand together."""
+    keys: list[str]
+    """Of the candidates, [M]."""
+    vectors_MD: np.ndarray
+    """float64."""
+    serials: np.ndarray
+    """Of the groups, [G], in the order of the traces."""
+    starts: np.ndarray
+    """The first trace of each group, [G]."""
+    contents: np.ndarray
+    """Numbers that stand for the candidates' contents, [M]."""
+    targets: np.ndarray
+    """Numbers that stand for the candidates' targets, [M]."""
+    declared: str
+    """Hash of the candidates' keys."""
+
+
+class Ranking:
+    """A step's traces before its candidates: made ready once, ranked as often as is asked.
 
     ``vectors`` holds unit embeddings [D] by trajectory key (as text), ``pairs`` the step's pairs by
     group serial, ``plain`` the embeddings of items without a trace (None: no gain is asked for).
-    With ``only``, just the traces of these keys are ranked; the candidates are all the same.
+    The candidates are the step's traces of the other side and those that the bank adds.
 
     What cannot be ranked is dropped with a reason: `embedding_failed` (missing, not finite, or of
     another width than most), `no_positive` (nothing of the other side is left) and `no_negative`
     (every candidate is right for it, as where all pairs of a step share one target: what is left
     of the reward would be the bare similarity, which pays for making all embeddings alike).
     """
-    usable, dropped = _usable(trajectories, vectors, plain)
-    sides = {side: _candidates(usable, side, vectors, pairs) for side in Side}
-    drawn = {
-        side: bank.draw(side, np.stack([one.vector for one in own])) if own else []
-        for side, own in sides.items()
-    }
-    ranked: list[RankedTrajectory] = []
-    for side, other in ((Side.QUERY, Side.TARGET), (Side.TARGET, Side.QUERY)):
-        rows = [
-            one
-            for one in usable
-            if one.key.group.side is side and (only is None or str(one.key) in only)
+
+    def __init__(
+        self,
+        trajectories: Sequence[Trajectory],
+        vectors: Mapping[str, np.ndarray],
+        pairs: Mapping[int, Pair],
+        bank: CandidateBank,
+        *,
+        reward: RewardConfig,
+        plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
+    ) -> None:
+        self._pairs = pairs
+        self._reward = reward
+        self._plain = plain
+        self._usable, self._dropped = _usable(trajectories, vectors, plain)
+        self._numbers: dict[str, int] = {}
+        self._candidates = {side: self._of_side(side, vectors) for side in Side}
+        self._sides = {side: self._met(side, bank) for side, own in self._candidates.items() if own}
+
+    @property
+    def size(self) -> int:
+        """How many traces of the step can be ranked."""
+        return len(self._usable)
+
+    def rank(
+        self,
+        changed: Mapping[str, np.ndarray] | None = None,
+        *,
+        only: Collection[str] | None = None,
+        closest: int | None = None,
+    ) -> Round:
+        """Rank the traces in both directions, with ``only`` just those of these keys.
+
+        ``changed`` embeddings stand in for those of some of these traces as they are ranked, not
+        as what others are ranked among. Of ``closest`` other pairs at most (None: of all) the
+        closest trace is named.
+        """
+        ranked: list[RankedTrajectory] = []
+        dropped = list(self._dropped)
+        for side, other in OTHER.items():
+            if side not in self._sides:
+                continue
+            own = self._sides[side]
+            places = [
+                place for place in range(len(own.traces)) if only is None or own.keys[place] in only
+            ]
+            met = set(self._sides[other].serials.tolist()) if other in self._sides else set()
+            lonely = [own.traces[i] for i in places if own.traces[i].key.group.serial not in met]
+            dropped += [DroppedTrajectory(one.key, "no_positive") for one in lonely]
+            places = [i for i in places if own.traces[i].key.group.serial in met]
+            rows_ND = own.vectors_MD[places]
+            if changed:
+                places, rows_ND, lost = self._change(own, places, rows_ND, changed)
+                dropped += lost
+            if places:
+                some, lost = self._rank_side(side, places, rows_ND, closest)
+                ranked += some
+                dropped += lost
+        return Round(ranked=ranked, dropped=dropped, candidates=self._candidates)
+
+    def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
+        @cache
+        def facts(serial: int) -> tuple[str, str]:
+            return self._pairs[serial].item(side).key(), self._pairs[serial].target_key()
+
+        return [
+            Candidate(key=name, content=content, target=target, vector=vectors[name])
+            for name, one in self._usable
+            if one.key.group.side is side
+            for content, target in [facts(one.key.group.serial)]
         ]
-        step = [one for one in usable if one.key.group.side is other]
-        answered = {one.key.group.serial for one in step}
-        lonely = [one for one in rows if one.key.group.serial not in answered]
-        dropped += [DroppedTrajectory(one.key, "no_positive") for one in lonely]
-        rows = [one for one in rows if one.key.group.serial in answered]
-        if rows:
-            columns = [*sides[other], *drawn[other]]
-            some, lost = _rank_side(rows, step, columns, vectors, pairs, reward, plain)
-            ranked += some
-            dropped += lost
-    return Round(ranked=ranked, dropped=dropped, candidates=sides)
+
+    def _met(self, side: Side, bank: CandidateBank) -> _Side:
+        own = self._candidates[side]
+        traces = [one for _, one in self._usable if one.key.group.side is side]
+        own_ND = np.stack([one.vector for one in own])
+        drawn = bank.draw(side, own_ND)
+        met = [*own, *drawn]
+        keys = [one.key for one in met]
+        serials = np.array([one.key.group.serial for one in traces])
+        starts = np.flatnonzero(np.diff(serials, prepend=serials[0] - 1))
+        return _Side(
+            traces=traces,
+            keys=keys,
+            vectors_MD=np.concatenate(
+                [own_ND, *(one.vector[None] for one in drawn)], dtype=np.float64
+            ),
+            serials=serials[starts],
+            starts=starts,
+            contents=np.array([self._number(one.content) for one in met]),
+            targets=np.array([self._number(one.target) for one in met]),
+            declared=hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16],
+        )
+
+    def _number(self, text: str) -> int:
+        return self._numbers.setdefault(text, len(self._numbers))
+
+    def _change(
+        self,
+        own: _Side,
+        places: list[int],
+        rows_ND: np.ndarray,
+        changed: Mapping[str, np.ndarray],
+    ) -> tuple[list[int], np.ndarray, list[DroppedTrajectory]]:
+        """Return the places whose embeddings can be used after the change, and these."""
+        kept, dropped = [], []
+        for row, place in enumerate(places):
+            vector = changed.get(own.keys[place])
+            if vector is not None:
+                problem = _fault([vector], rows_ND.shape[1:])
+                if problem:
+                    key = own.traces[place].key
+                    dropped.append(DroppedTrajectory(key, "embedding_failed", problem))
+                    continue
+                rows_ND[row] = vector
+            kept.append(row)
+        return [places[row] for row in kept], rows_ND[kept], dropped
+
+    def _rank_side(
+        self, side: Side, places: list[int], rows_ND: np.ndarray, closest: int | None
+    ) -> tuple[list[RankedTrajectory], list[DroppedTrajectory]]:
+        """Rank some of one side's traces, whose embeddings are given."""
+        own, met = self._sides[side], self._sides[OTHER[side]]
+        traces = [own.traces[place] for place in places]
+        # All rows of a group have the same positives and the same false negatives.
+        serials, group_N = np.unique([one.key.group.serial for one in traces], return_inverse=True)
+        gold_GM, valid_GM = self._masks(serials.tolist(), OTHER[side])
+        has_negative_G = (valid_GM & ~gold_GM).any(axis=1)
+        golds = [tuple(met.keys[j] for j in np.flatnonzero(gold)) for gold in gold_GM]
+        twins_G = (~valid_GM).sum(axis=1)
+        dropped = [
+            DroppedTrajectory(
+                traces[i].key, "no_negative", "every candidate of the round is right for it"
+            )
+            for i in np.flatnonzero(~has_negative_G[group_N])
+        ]
+        kept_N = np.flatnonzero(has_negative_G[group_N])
+        ranked = []
+        for begin in range(0, len(kept_N), ROW_BLOCK):
+            some = kept_N[begin : begin + ROW_BLOCK]
+            group = group_N[some]
+            similarity = _similarities(rows_ND[some], met)
+            positive, valid = gold_GM[group], valid_GM[group]
+            found = rank_in_order(
+                similarity, positive, temperature=self._reward.temperature, valid=valid
+            )
+            gain = np.zeros(len(some))
+            if self._plain is not None:
+                bare = [self._plain[traces[i].key.group.serial, side] for i in some]
+                gain = found.margin - self._margin(np.stack(bare), met, positive, valid)
+            rivals = _rivals(similarity, valid & ~positive, met, closest)
+            nearest = _nearest(similarity)
+            numbers = zip(
+                found.accuracy.tolist(),
+                found.margin.tolist(),
+                found.rank.tolist(),
+                gain.tolist(),
+                strict=True,
+            )
+            for i, g, near, close, (accuracy, margin, rank, more) in zip(
+                some.tolist(), group.tolist(), nearest, rivals, numbers, strict=True
+            ):
+                ranked.append(
+                    RankedTrajectory(
+                        trajectory=traces[i],
+                        accuracy=accuracy,
+                        margin=margin,
+                        rank=rank,
+                        gain=more,
+                        positives=golds[g],
+                        negatives=tuple(met.keys[j] for j in close),
+                        retrieved=tuple(met.keys[j] for j in near),
+                        candidates_id=met.declared,
+                        candidates_size=len(met.keys),
+                        false_negatives=int(twins_G[g]),
+                    )
+                )
+        return ranked, dropped
+
+    def _margin(
+        self, rows_ND: np.ndarray, met: _Side, positive: np.ndarray, valid: np.ndarray
+    ) -> np.ndarray:
+        return rank_in_order(
+            _similarities(rows_ND.astype(np.float64), met),
+            positive,
+            temperature=self._reward.temperature,
+            valid=valid,
+        ).margin
+
+    def _masks(self, serials: list[int], side: Side) -> tuple[np.ndarray, np.ndarray]:
+        """Return which candidates of that side are positives and which count, boolean [G, M].
+
+        Those do not count that are right without being positives: of the same content as the gold
+        item, with an interchangeable target, or with an embedding closer than
+        ``false_negative_similarity`` to one of the gold candidates.
+        """
+        met = self._sides[side]
+        counts = np.diff(met.starts, append=len(met.traces))
+        column_serials = np.repeat(met.serials, counts)
+        gold = np.zeros((len(serials), len(met.keys)), dtype=bool)
+        gold[:, : len(met.traces)] = column_serials == np.array(serials)[:, None]
+        pairs = [self._pairs[serial] for serial in serials]
+        contents = np.array([self._number(pair.item(side).key()) for pair in pairs])
+        targets = np.array([self._number(pair.target_key()) for pair in pairs])
+        same = (met.contents == contents[:, None]) | (met.targets == targets[:, None])
+        if self._reward.false_negative_similarity < 1:
+            for twins, positive in zip(same, gold, strict=True):
+                closeness = (met.vectors_MD @ met.vectors_MD[positive].T).max(axis=1)
+                twins |= closeness > self._reward.false_negative_similarity
+        return gold, gold | ~same
 
 
 def _usable(
     trajectories: Sequence[Trajectory],
     vectors: Mapping[str, np.ndarray],
     plain: Mapping[tuple[int, Side], np.ndarray] | None,
-) -> tuple[list[Trajectory], list[DroppedTrajectory]]:
-    """Return the traces that can be ranked, in the order of their keys, and those that cannot."""
+) -> tuple[list[tuple[str, Trajectory]], list[DroppedTrajectory]]:
+    """Return the traces that can be ranked, by key, and those that cannot."""
     widths = Counter(vector.shape for vector in vectors.values())
     width = max(widths, key=lambda shape: (widths[shape], shape), default=())
+    named = sorted(((str(one.key), one) for one in trajectories), key=lambda entry: entry[0])
     usable, dropped = [], []
-    for one in sorted(trajectories, key=lambda one: str(one.key)):
-        group = one.key.group
-        used = [vectors.get(str(one.key))]
+    for name, one in named:
+        used = [vectors.get(name)]
         if plain is not None:
-            used.append(plain.get((group.serial, group.side)))
-        if any(vector is None for vector in used):
-            problem = "no embedding"
-        elif any(vector.shape != width for vector in used):
-            found = [vector.shape for vector in used]
-            problem = f"expected embeddings of the round's shape {width}, found {found}"
-        elif not all(np.isfinite(vector).all() for vector in used):
-            problem = "the embedding is not finite"
+            used.append(plain.get((one.key.group.serial, one.key.group.side)))
+        problem = _fault(used, width)
+        if problem:
+            dropped.append(DroppedTrajectory(one.key, "embedding_failed", problem))
         else:
-            usable.append(one)
-            continue
-        dropped.append(DroppedTrajectory(one.key, "embedding_failed", problem))
+            usable.append((name, one))
     return usable, dropped
 
 
-def _candidates(
-    trajectories: Sequence[Trajectory],
-    side: Side,
-    vectors: Mapping[str, np.ndarray],
-    pairs: Mapping[int, Pair],
-) -> list[Candidate]:
-    return [
-        Candidate(
-            key=str(one.key),
-            content=pairs[one.key.group.serial].item(side).key(),
-            target=pairs[one.key.group.serial].target_key(),
-            vector=vectors[str(one.key)],
-        )
-        for one in trajectories
-        if one.key.group.side is side
-    ]
+def _fault(used: Sequence[np.ndarray | None], width: tuple[int, ...]) -> str:
+    """Return why embeddings cannot be used that should be of that shape; empty: they can."""
+    if any(vector is None for vector in used):
+        return "no embedding"
+    if any(vector.shape != width for vector in used):
+        found = [vector.shape for vector in used]
+        return f"expected embeddings of the round's shape {width}, found {found}"
+    if not all(np.isfinite(vector).all() for vector in used):
+        return "the embedding is not finite"
+    return ""
 
 
-def _rank_side(
-    rows: list[Trajectory],
-    step: list[Trajectory],
-    columns: list[Candidate],
-    vectors: Mapping[str, np.ndarray],
-    pairs: Mapping[int, Pair],
-    reward: RewardConfig,
-    plain: Mapping[tuple[int, Side], np.ndarray] | None,
-) -> tuple[list[RankedTrajectory], list[DroppedTrajectory]]:
-    """Rank one side's traces; the first of the ``columns`` are the ``step``'s, then the bank's."""
-    serials = [one.key.group.serial for one in rows]
-    column_serials = np.array([one.key.group.serial for one in step])
-    # All rows of a group have the same positives and the same false negatives.
-    gold = {serial: column_serials == serial for serial in dict.fromkeys(serials)}
-    beyond = np.zeros(len(columns) - len(step), dtype=bool)
-    gold = {serial: np.concatenate([mask, beyond]) for serial, mask in gold.items()}
-    vectors_MD = np.stack([one.vector for one in columns]).astype(np.float64)
-    twins = _twins(gold, pairs, step[0].key.group.side, columns, vectors_MD, reward)
-    positive = np.stack([gold[serial] for serial in serials])
-    valid = ~np.stack([twins[serial] for serial in serials])
-    kept = (valid & ~positive).any(axis=1)
-    dropped = [
-        DroppedTrajectory(one.key, "no_negative", "every candidate of the round is right for it")
-        for one, keep in zip(rows, kept, strict=True)
-        if not keep
-    ]
-    if not kept.any():
-        return [], dropped
-    rows = [one for one, keep in zip(rows, kept, strict=True) if keep]
-    positive, valid = positive[kept], valid[kept]
-
-    def similarities(embeddings: list[np.ndarray]) -> np.ndarray:
-        product = np.stack(embeddings).astype(np.float64) @ vectors_MD.T
-        return product.round(SIMILARITY_DECIMALS)
-
-    similarity = similarities([vectors[str(one.key)] for one in rows])
-    found = contrastive_rank(similarity, positive, temperature=reward.temperature, valid=valid)
-    gain = np.zeros(len(rows))
-    if plain is not None:
-        without = similarities([plain[one.key.group.serial, one.key.group.side] for one in rows])
-        bare = contrastive_rank(without, positive, temperature=reward.temperature, valid=valid)
-        gain = found.margin - bare.margin
-    keys = [one.key for one in columns]
-    declared = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    rival = valid & ~positive
-    rival[:, len(step) :] = False
-    ranked = []
-    for index, one in enumerate(rows):
-        rivals = order[index][rival[index, order[index]]]
-        _, closest = np.unique(column_serials[rivals], return_index=True)
-        ranked.append(
-            RankedTrajectory(
-                trajectory=one,
-                accuracy=float(found.accuracy[index]),
-                margin=float(found.margin[index]),
-                rank=int(found.rank[index]),
-                gain=float(gain[index]),
-                positives=tuple(keys[j] for j in np.flatnonzero(positive[index])),
-                negatives=tuple(keys[j] for j in rivals[np.sort(closest)]),
-                retrieved=tuple(keys[j] for j in order[index, :TOP_RETRIEVED]),
-                candidates_id=declared,
-                candidates_size=len(columns),
-                false_negatives=int((~valid[index]).sum()),
-            )
-        )
-    return ranked, dropped
+def _similarities(rows_ND: np.ndarray, met: _Side) -> np.ndarray:
+    product = rows_ND @ met.vectors_MD.T
+    return product.round(SIMILARITY_DECIMALS, out=product)
 
 
-def _twins(
-    gold: Mapping[int, np.ndarray],
-    pairs: Mapping[int, Pair],
-    side: Side,
-    columns: Sequence[Candidate],
-    vectors_MD: np.ndarray,
-    reward: RewardConfig,
-) -> dict[int, np.ndarray]:
-    """Return by serial which columns, boolean [M], are right without being positives.
+def _nearest(similarity_NM: np.ndarray) -> list[list[int]]:
+    """Return by row the nearest candidates, best first; of equal ones the first is nearer."""
+    left = similarity_NM.copy()
+    rows = np.arange(len(left))
+    found = []
+    for _ in range(min(TOP_RETRIEVED, left.shape[1])):
+        found.append(left.argmax(axis=1))
+        left[rows, found[-1]] = -np.inf
+    return np.stack(found, axis=1).tolist()
 
-    Those of the same content as the gold item, those with an interchangeable target, and those
-    whose embedding is closer than ``false_negative_similarity`` to one of the gold candidates.
+
+def _rivals(
+    similarity_NM: np.ndarray, rival_NM: np.ndarray, met: _Side, closest: int | None
+) -> Iterator[list[int]]:
+    """Yield by row the closest trace of each of the closest other pairs, closest first.
+
+    Of equal ones the first is closer. Rivals are the candidates marked in ``rival_NM``; the bank's
+    are none.
     """
-    content = np.array([one.content for one in columns])
-    target = np.array([one.target for one in columns])
-    twins = {}
-    for serial, positive in gold.items():
-        pair = pairs[serial]
-        same = (content == pair.item(side).key()) | (target == pair.target_key())
-        if reward.false_negative_similarity < 1:
-            closeness = (vectors_MD @ vectors_MD[positive].T).max(axis=1)
-            same |= closeness > reward.false_negative_similarity
-        twins[serial] = same & ~positive
-    return twins
+    if closest == 0:
+        yield from ([] for _ in similarity_NM)
+        return
+    step = slice(0, len(met.traces))
+    close = np.where(rival_NM[:, step], similarity_NM[:, step], -np.inf)
+    best = np.maximum.reduceat(close, met.starts, axis=1)
+    order = np.argsort(-best, axis=1, kind="stable")[:, :closest]
+    ends = [*met.starts[1:].tolist(), len(met.traces)]
+    for row, pairs, bests in zip(close, order, best, strict=True):
+        yield [
+            met.starts[pair] + int(row[met.starts[pair] : ends[pair]].argmax())
+            for pair in pairs
+            if bests[pair] > -np.inf
+        ]

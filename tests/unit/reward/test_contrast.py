@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.errors import DataError
-from reward.contrast import contrastive_rank, rank_embeddings
+from reward.contrast import contrastive_rank, rank_embeddings, rank_in_order
 
 
 def slow(similarity, positive, valid, temperature):
@@ -60,10 +60,19 @@ def check_same(found, expected):
     np.testing.assert_array_equal(found.rank, rank)
 
 
-def test_a_case_worked_by_hand():
+def in_order(similarity, positive, *, temperature, valid=None):
+    valid = np.ones_like(positive) if valid is None else valid
+    return rank_in_order(similarity, positive, temperature=temperature, valid=valid)
+
+
+BOTH = pytest.mark.parametrize("rank", [contrastive_rank, in_order])
+
+
+@BOTH
+def test_a_case_worked_by_hand(rank):
     similarity = np.array([[0.8, 0.2, 0.6, 0.4]])
     positive = np.array([[True, True, False, False]])
-    found = contrastive_rank(similarity, positive, temperature=0.5)
+    found = rank(similarity, positive, temperature=0.5)
     # Best first: 0.8 (positive), 0.6, 0.4, 0.2: one of the two positives is among the top two.
     weight = math.exp(0.6 / 0.5), math.exp(0.4 / 0.5)
     negative = (weight[0] * 0.6 + weight[1] * 0.4) / sum(weight)
@@ -72,7 +81,8 @@ def test_a_case_worked_by_hand():
     assert found.rank.tolist() == [1]
 
 
-def test_a_thousand_random_rounds_equal_slow_loops_in_both_directions():
+@BOTH
+def test_a_thousand_random_rounds_equal_slow_loops_in_both_directions(rank):
     rng = np.random.default_rng(0)
     for index in range(1000):
         similarity, positive, valid = draw(rng, ties=bool(index % 2))
@@ -83,7 +93,7 @@ def test_a_thousand_random_rounds_equal_slow_loops_in_both_directions():
             (similarity, positive, valid),
             (similarity.T[answered], positive.T[answered], valid.T[answered]),
         ):
-            found = contrastive_rank(*one[:2], temperature=temperature, valid=one[2])
+            found = rank(*one[:2], temperature=temperature, valid=one[2])
             check_same(found, slow(*one, temperature))
 
 
@@ -191,38 +201,43 @@ def test_embeddings_that_cannot_be_ranked_raise(size, change, words):
         rank_embeddings(*change(rows, columns, keys, keys), temperature=0.5)
 
 
-def test_candidates_that_do_not_exist_change_nothing_whatever_they_hold():
+@BOTH
+def test_candidates_that_do_not_exist_change_nothing_whatever_they_hold(rank):
     similarity = np.array([[0.5, 0.4, np.nan], [0.5, 0.4, np.inf]])
     positive = np.array([[True, False, True], [True, False, False]])
     valid = np.array([[True, True, False]] * 2)
-    found = contrastive_rank(similarity, positive, temperature=0.5, valid=valid)
-    small = contrastive_rank(similarity[:, :2], positive[:, :2], temperature=0.5)
+    found = rank(similarity, positive, temperature=0.5, valid=valid)
+    small = rank(similarity[:, :2], positive[:, :2], temperature=0.5)
     check_same(found, (small.accuracy, small.margin, small.rank))
 
 
-def test_a_negative_as_close_as_the_positive_ranks_above_it():
+@BOTH
+def test_a_negative_as_close_as_the_positive_ranks_above_it(rank):
     similarity = np.array([[0.5, 0.5]])
     for positive in ([[True, False]], [[False, True]]):
-        found = contrastive_rank(similarity, np.array(positive), temperature=0.5)
+        found = rank(similarity, np.array(positive), temperature=0.5)
         assert (found.accuracy[0], found.rank[0], found.margin[0]) == (0.0, 2, 0.0)
 
 
-def test_without_negatives_nothing_is_subtracted():
-    found = contrastive_rank(np.array([[0.3, 0.5]]), np.ones((1, 2), bool), temperature=0.5)
+@BOTH
+def test_without_negatives_nothing_is_subtracted(rank):
+    found = rank(np.array([[0.3, 0.5]]), np.ones((1, 2), bool), temperature=0.5)
     assert (found.accuracy[0], found.rank[0]) == (1.0, 1)
     assert found.margin[0] == pytest.approx(0.4)
 
 
-def test_no_rows_give_no_ranks():
+@BOTH
+def test_no_rows_give_no_ranks(rank):
     for columns in (0, 3):
         none = np.zeros((0, columns))
-        assert contrastive_rank(none, none > 0, temperature=0.5).rank.tolist() == []
+        assert rank(none, none > 0, temperature=0.5).rank.tolist() == []
 
 
-def test_tiny_temperatures_take_the_hardest_negative():
+@BOTH
+def test_tiny_temperatures_take_the_hardest_negative(rank):
     similarity = np.array([[0.9, 0.7, -0.3]])
     positive = np.array([[True, False, False]])
-    found = contrastive_rank(similarity, positive, temperature=1e-4)
+    found = rank(similarity, positive, temperature=1e-4)
     assert found.margin == pytest.approx([0.2])
 
 
@@ -245,4 +260,19 @@ def test_degenerate_input_raises(similarity, positive, valid, words):
             np.array(positive),
             temperature=0.5,
             valid=None if valid is None else np.array(valid),
+        )
+
+
+@pytest.mark.parametrize(
+    ("similarity", "positive", "valid", "words"),
+    [
+        ([[0.1, 0.2]], [[False, False]], [[True, True]], r"rows \[0\] have no valid positive"),
+        ([[0.1, 0.2]], [[True, False]], [[False, True]], "no valid positive"),
+        ([[0.1, np.nan]], [[True, False]], [[True, True]], "finite"),
+    ],
+)
+def test_degenerate_input_raises_in_order_too(similarity, positive, valid, words):
+    with pytest.raises(DataError, match=words):
+        rank_in_order(
+            np.array(similarity), np.array(positive), temperature=0.5, valid=np.array(valid)
         )

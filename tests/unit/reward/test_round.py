@@ -8,7 +8,7 @@ import pytest
 from configs.schema import BankConfig, RewardConfig
 from data.types import Side
 from reward.bank import CandidateBank
-from reward.round import rank_round
+from reward.round import Ranking, rank_round
 from tests.builders import make_pair, make_trajectory
 
 REWARD = RewardConfig(model="m", bank=BankConfig(recent=2, hard=3, capacity=6))
@@ -23,9 +23,12 @@ def step(start, *, count=4, seed=0):
     ]
     vectors = {}
     for one in traces:
-        vector = rng.normal(size=4)
-        vectors[str(one.key)] = (vector / np.linalg.norm(vector)).astype(np.float32)
+        vectors[str(one.key)] = unit(rng.normal(size=4))
     return traces, pairs, vectors
+
+
+def unit(vector):
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def remember(bank, found):
@@ -118,3 +121,42 @@ def test_a_restart_between_steps_changes_no_reward(odd, tmp_path):
             bank = CandidateBank(REWARD.bank)
             bank.load(tmp_path / "bank.npz")
     assert {str(one.trajectory.key): one for one in found.ranked} == run(STEPS)
+
+
+def test_changed_embeddings_rank_as_in_a_round_of_their_own():
+    traces, pairs, vectors = STEPS[0]
+    bank = CandidateBank(BankConfig())
+    ranking = Ranking(traces, vectors, pairs, bank, reward=REWARD)
+    before = {str(one.trajectory.key): one for one in ranking.rank().ranked}
+    some = [name for name in vectors if "/query/" in name][:3]
+    rng = np.random.default_rng(5)
+    changed = {name: unit(rng.normal(size=4)) for name in some}
+    found = ranking.rank(changed, only=changed).ranked
+    afresh = rank_round(traces, {**vectors, **changed}, pairs, bank, reward=REWARD, only=changed)
+    assert found == afresh.ranked
+    assert {str(one.trajectory.key) for one in found} == set(some)
+    assert {str(one.trajectory.key): one for one in ranking.rank().ranked} == before
+
+
+def test_a_changed_embedding_that_cannot_be_used_drops_its_trace_alone():
+    traces, pairs, vectors = STEPS[0]
+    ranking = Ranking(traces, vectors, pairs, CandidateBank(BankConfig()), reward=REWARD)
+    changed = {name: vectors[name] for name in list(vectors)[:3]}
+    broken = list(changed)[1]
+    for odd in (np.full(4, np.nan, dtype=np.float32), np.ones(3, dtype=np.float32)):
+        found = ranking.rank(changed | {broken: odd}, only=changed)
+        [dropped] = found.dropped
+        assert (str(dropped.key), dropped.reason) == (broken, "embedding_failed")
+        assert {str(one.trajectory.key) for one in found.ranked} == changed.keys() - {broken}
+
+
+@pytest.mark.parametrize("closest", [0, 1, 2, None])
+def test_as_many_other_pairs_are_named_as_are_asked_for(closest):
+    traces, pairs, vectors = STEPS[0]
+    ranking = Ranking(traces, vectors, pairs, CandidateBank(BankConfig()), reward=REWARD)
+    every = {str(one.trajectory.key): one.negatives for one in ranking.rank().ranked}
+    for one in ranking.rank(closest=closest).ranked:
+        assert one.negatives == every[str(one.trajectory.key)][:closest]
+        key = vectors[str(one.trajectory.key)].astype(np.float64)
+        closeness = [float(key @ vectors[name]) for name in one.negatives]
+        assert closeness == sorted(closeness, reverse=True)
