@@ -55,6 +55,7 @@ class Publisher:
 
     def __init__(self, config: WeightsConfig) -> None:
         self._config = config
+        self.bucket_bytes = BUCKET_BYTES
         self._kept: list[Bucket] = []
         """Buckets of frozen tensors."""
         self._held: dict[str, Tensor] = {}
@@ -147,7 +148,7 @@ class _Turn:
             self._add(spec.name, *self._adapter(weight), kept=False)
             self._size += sum(factor.nbytes for factor in weight.factors)
         self.seconds["diff"] += time.perf_counter() - since
-        if self._size >= BUCKET_BYTES:
+        if self._size >= self._of.bucket_bytes:
             self._flush()
 
     def close(self) -> Published:
