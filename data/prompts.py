@@ -6,7 +6,7 @@ right answer is known. Their version is a hash of the whole set, recorded with e
 
 import hashlib
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from string import Template
 
@@ -77,8 +77,12 @@ def filter_content(task: str, query_trace: str, target_trace: str) -> Content:
     return (text,)
 
 
+@lru_cache(1 << 12)
 def pictures_of(item: Item, max_frames: int) -> tuple[Picture, ...]:
-    """Return the pictures that an item shows, frames sampled to the limit."""
+    """Return the pictures that an item shows, frames sampled to the limit.
+
+    Remembered, so that siblings show the same objects: what is shared is pickled once.
+    """
     uris = sample_frames(item.uris, max_frames) if item.kind is Kind.VIDEO else item.uris
     return tuple(Picture(uri, item.kind) for uri in uris)
 

@@ -283,7 +283,11 @@ def effective_rank(vectors: np.ndarray) -> float:
 
     Source: Roy and Vetterli, The effective rank, 2007. Rows that are all equal have rank 1.
     """
-    values = np.linalg.svd(np.asarray(vectors, dtype=np.float64), compute_uv=False)
+    rows = np.asarray(vectors, dtype=np.float64)
+    # Their squares are the eigenvalues of the smaller product, found in a fraction of the time.
+    product = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+    squares = np.linalg.eigvalsh(product)
+    values = np.sqrt(squares[squares > squares[-1] * len(squares) * np.finfo(np.float64).eps])
     shares = values / values.sum()
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -19,8 +19,9 @@ from reward.bank import Candidate, CandidateBank
 from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
 
 TOP_RETRIEVED = 3
-ROW_BLOCK = 256
-"""Traces ranked at a time: their similarities stay in a core's cache, a round's would not."""
+PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
+"""Traces whose similarities are made at a time, as products of few rows are slow, and of these the
+ones ranked at a time, as their similarities stay in a core's cache."""
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
@@ -248,10 +249,8 @@ class Ranking:
         ]
         kept_N = np.flatnonzero(has_negative_G[group_N])
         ranked = []
-        for begin in range(0, len(kept_N), ROW_BLOCK):
-            some = kept_N[begin : begin + ROW_BLOCK]
+        for some, similarity in _blocks(rows_ND, kept_N, met):
             group = group_N[some]
-            similarity = _similarities(rows_ND[some], met)
             positive, valid = gold_GM[group], valid_GM[group]
             found = rank_in_order(
                 similarity, positive, temperature=self._reward.temperature, valid=valid
@@ -354,6 +353,18 @@ def _fault(used: Sequence[np.ndarray | None], width: tuple[int, ...]) -> str:
     if not all(np.isfinite(vector).all() for vector in used):
         return "the embedding is not finite"
     return ""
+
+
+def _blocks(
+    rows_ND: np.ndarray, kept: np.ndarray, met: _Side
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the kept rows' places and similarities, ROW_BLOCK of them at a time."""
+    for first in range(0, len(kept), PRODUCT_BLOCK):
+        places = kept[first : first + PRODUCT_BLOCK]
+        similarity = _similarities(rows_ND[places], met)
+        for begin in range(0, len(places), ROW_BLOCK):
+            some = slice(begin, begin + ROW_BLOCK)
+            yield places[some], similarity[some]
 
 
 def _similarities(rows_ND: np.ndarray, met: _Side) -> np.ndarray:
