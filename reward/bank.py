@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +52,16 @@ class CandidateBank:
 
     def add(self, side: Side, candidates: Sequence[Candidate]) -> None:
         """Remember the first candidate of each item; an item met again moves to the end."""
+        if not self._config.recent + self._config.capacity:
+            return
         kept = self._kept[side]
         fresh: dict[str, Candidate] = {}
         for one in sorted(candidates, key=lambda one: one.key):
             fresh.setdefault(one.content, one)
         for content, one in fresh.items():
             kept.pop(content, None)
-            kept[content] = one
+            # A copy: the vector may be a view that holds all others of an actor's answer.
+            kept[content] = replace(one, vector=one.vector.copy())
         excess = len(kept) - self._config.recent - self._config.capacity
         for content in list(kept)[: max(excess, 0)]:
             del kept[content]

@@ -27,7 +27,7 @@ class EmbeddingCache:
 
     def put(self, content: Content, vector: np.ndarray) -> None:
         """Remember an embedding; beyond the capacity the least recently used one is forgotten."""
-        self._vectors[content] = vector
+        self._vectors[content] = vector.copy()  # it may be a view that holds a whole answer
         self._vectors.move_to_end(content)
         if len(self._vectors) > self._capacity:
             self._vectors.popitem(last=False)

@@ -257,8 +257,11 @@ class Ranking:
             )
             gain = np.zeros(len(some))
             if self._plain is not None:
-                bare = [self._plain[traces[i].key.group.serial, side] for i in some]
-                gain = found.margin - self._margin(np.stack(bare), met, positive, valid)
+                # Siblings have one item: its margin is found once.
+                _, first, back = np.unique(group, return_index=True, return_inverse=True)
+                bare = [self._plain[traces[i].key.group.serial, side] for i in some[first]]
+                margin = self._margin(np.stack(bare), met, positive[first], valid[first])
+                gain = found.margin - margin[back]
             rivals = _rivals(similarity, valid & ~positive, met, closest)
             nearest = _nearest(similarity)
             numbers = zip(

@@ -95,3 +95,12 @@ def test_an_empty_bank_can_be_saved(tmp_path):
     bank = CandidateBank(BankConfig(recent=2))
     bank.load(tmp_path / "bank.npz")
     assert drawn(bank, 0) == []
+
+
+def test_what_is_remembered_keeps_no_other_embedding_alive():
+    answer = np.eye(2, dtype=np.float32)
+    bank = CandidateBank(BankConfig(recent=1))
+    bank.add(Side.TARGET, [Candidate(key="a/0", content="a", target="a", vector=answer[0])])
+    [one] = bank.draw(Side.TARGET, golds(0))
+    assert one.vector.tolist() == [1.0, 0.0]
+    assert one.vector.base is None

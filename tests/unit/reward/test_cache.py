@@ -19,3 +19,10 @@ def test_beyond_the_capacity_the_least_recently_used_is_forgotten():
     cache.get(("a",))
     cache.put(("c",), np.zeros(1))
     assert [name for name in "abc" if cache.get((name,)) is not None] == ["a", "c"]
+
+
+def test_what_is_remembered_keeps_no_other_embedding_alive():
+    answer = np.eye(2)
+    cache = EmbeddingCache(1)
+    cache.put(("a",), answer[0])
+    assert cache.get(("a",)).base is None
