@@ -186,6 +186,8 @@ class WeightStore:
                 )
             return there(one)
 
+        if ended():
+            return
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(ended), wait_s)

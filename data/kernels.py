@@ -43,98 +43,110 @@ def sum_words(words: Any, weights: Any) -> Any:
 def find(held: Any, new: Any, gaps: Any, bits: Any, most: Any, weights: Any) -> Any:
     """Return the number of gaps and of units, and the checksums' difference.
 
-    It stops where there are more units than ``most``.
+    It stops where there are more units than ``most``. Numbers are unsigned, because an index that
+    could be negative costs a comparison.
     """
-    num_gaps, num_bits, last = 0, 0, -1
-    total = np.uint64(0)
-    low = np.uint64(0xFFFFFFFF)
-    half = np.uint64(32)
+    one, zero, skip = np.uint64(1), np.uint64(0), np.uint64(SKIP)
+    quarter, low, three = np.uint64(0xFFFF), np.uint64(0xFFFFFFFF), np.uint64(0xFFFFFFFFFFFF)
+    half, sixteen = np.uint64(32), np.uint64(4)
+    num_gaps, num_bits, free = zero, zero, zero  # the last: the unit after the last change
+    total = zero
     whole = len(held) // 4 * 4
     held64 = held[:whole].view(np.uint64)
     new64 = new[:whole].view(np.uint64)
-    hits = np.empty(BLOCK + 1, np.int32)
+    hits = np.empty(BLOCK + 1, np.uint32)
     for start in range(0, len(held64), BLOCK):
         if num_bits > most:
             return num_gaps, num_bits, total
         old_words = held64[start : start + BLOCK]
         new_words = new64[start : start + BLOCK]
-        found = 0
+        found = zero
         # Without a branch: half of all cache lines hold a change where one unit in fifty does.
         for i in range(len(old_words)):
             hits[found] = i
-            found += old_words[i] != new_words[i]
-        own = np.uint64(0)
+            found += np.uint64(old_words[i] != new_words[i])
+        own = zero
+        first = np.uint64(4 * start)
         for hit in range(found):
-            i = hits[hit]
+            i = np.uint64(hits[hit])
             x = old_words[i]
             y = new_words[i]
             old_words[i] = y
-            own += ((y & low) - (x & low)) * np.uint64(weights[2 * i])
-            own += ((y >> half) - (x >> half)) * np.uint64(weights[2 * i + 1])
+            own += ((y & low) - (x & low)) * np.uint64(weights[i + i])
+            own += ((y >> half) - (x >> half)) * np.uint64(weights[i + i + one])
             differing = x ^ y
-            unit = 4 * (start + i)
-            while differing != np.uint64(0):
-                if differing & np.uint64(0xFFFF):
-                    gap = unit - last - 1
-                    while gap >= SKIP:
-                        gaps[num_gaps] = SKIP
-                        num_gaps += 1
-                        gap -= SKIP
-                    gaps[num_gaps] = gap
-                    num_gaps += 1
-                    bits[num_bits] = y & np.uint64(0xFFFF)
-                    num_bits += 1
-                    last = unit
-                differing >>= np.uint64(16)
-                y >>= np.uint64(16)
-                unit += 1
+            while differing != zero:
+                lane = np.uint64((differing & quarter) == zero)
+                lane += np.uint64((differing & low) == zero)
+                lane += np.uint64((differing & three) == zero)
+                unit = first + np.uint64(4) * i + lane
+                gap = unit - free
+                while gap >= skip:
+                    gaps[num_gaps] = SKIP
+                    num_gaps += one
+                    gap -= skip
+                gaps[num_gaps] = gap
+                num_gaps += one
+                shift = lane << sixteen
+                bits[num_bits] = (y >> shift) & quarter
+                num_bits += one
+                free = unit + one
+                differing &= ~(quarter << shift)
         total += own * block_weight(np.uint64(start // BLOCK + 1))
-    for unit in range(whole, len(held)):
+    for place in range(whole, len(held)):
+        unit = np.uint64(place)
         x = np.uint64(held[unit])
         y = np.uint64(new[unit])
         if x == y:
             continue
-        held[unit] = new[unit]
-        gap = unit - last - 1
-        while gap >= SKIP:
+        held[unit] = y
+        gap = unit - free
+        while gap >= skip:
             gaps[num_gaps] = SKIP
-            num_gaps += 1
-            gap -= SKIP
+            num_gaps += one
+            gap -= skip
         gaps[num_gaps] = gap
-        num_gaps += 1
-        bits[num_bits] = new[unit]
-        num_bits += 1
-        last = unit
-        word = unit // 2
-        own = ((y - x) << np.uint64(16 * (unit % 2))) * np.uint64(weights[word % BLOCK_WORDS])
-        total += own * block_weight(np.uint64(word // BLOCK_WORDS + 1))
+        num_gaps += one
+        bits[num_bits] = y
+        num_bits += one
+        free = unit + one
+        total += _weighed(x, y, unit, weights) * block_weight(
+            unit // np.uint64(2 * BLOCK_WORDS) + one
+        )
     return num_gaps, num_bits, total
+
+
+@njit(nogil=True)
+def _weighed(x: Any, y: Any, unit: Any, weights: Any) -> Any:
+    """Return by how much the sum of a block differs where a unit ``x`` becomes ``y``."""
+    word = (unit >> np.uint64(1)) & np.uint64(BLOCK_WORDS - 1)
+    shift = (unit & np.uint64(1)) << np.uint64(4)
+    return ((y - x) << shift) * np.uint64(weights[word])
 
 
 @njit(nogil=True)
 def apply(held: Any, gaps: Any, bits: Any, weights: Any) -> Any:
     """Return whether gaps and bits fit, and the checksums' difference."""
-    total = np.uint64(0)
-    own = np.uint64(0)
-    unit, done = -1, 0
-    block = np.int64(0)
-    block_end = 2 * BLOCK_WORDS
-    for gap in gaps:
+    one, zero = np.uint64(1), np.uint64(0)
+    total, own, unit, done, block = zero, zero, zero, zero, zero
+    block_units = np.uint64(2 * BLOCK_WORDS)
+    block_end = block_units
+    for index in range(len(gaps)):
+        gap = gaps[index]
+        unit += np.uint64(gap)
         if gap == SKIP:
-            unit += SKIP
             continue
-        unit += np.int64(gap) + 1
-        if unit >= len(held) or done >= len(bits):
+        if unit >= np.uint64(len(held)) or done >= np.uint64(len(bits)):
             return False, total
         if unit >= block_end:
-            total += own * block_weight(np.uint64(block + 1))
-            own = np.uint64(0)
-            block = unit // (2 * BLOCK_WORDS)
-            block_end = (block + 1) * 2 * BLOCK_WORDS
+            total += own * block_weight(block + one)
+            own = zero
+            block = unit // block_units
+            block_end = (block + one) * block_units
         x = np.uint64(held[unit])
         y = np.uint64(bits[done])
-        held[unit] = bits[done]
-        done += 1
-        weight = np.uint64(weights[(unit >> 1) & (BLOCK_WORDS - 1)])
-        own += ((y - x) << np.uint64((unit & 1) << 4)) * weight
-    return done == len(bits), total + own * block_weight(np.uint64(block + 1))
+        held[unit] = y
+        own += _weighed(x, y, unit, weights)
+        done += one
+        unit += one
+    return done == np.uint64(len(bits)), total + own * block_weight(block + one)

@@ -17,7 +17,7 @@ from tests.bench.weight_actors import CHANGED, Engine, Sender
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = 2
 STORE_BYTES = 6 << 30
-WARM_UP = 3
+WARM_UP = 7
 """Versions until the pages of the object store are used again."""
 TIMEOUT_S = 300.0
 

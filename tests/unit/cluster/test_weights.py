@@ -9,7 +9,7 @@ from data.types import ParamSpec
 
 LAYOUT = (ParamSpec("v", "float32", (2,)), ParamSpec("w", "float32", (2,)))
 MANIFEST = {"v": 6, "w": 7}
-SOON, LONG = 0.01, 60.0
+SOON, LONG = 0.0, 60.0
 
 
 async def put(store: WeightStore, version: int, *, base: int | None = None) -> None:
