@@ -21,7 +21,7 @@ TOKEN_S = 0.15
 """A rollout engine's step: all its sequences get a token."""
 ITEM_S = 0.75e-3
 """An Embedder's time for an item."""
-TRAINED_TOKEN_S = 25e-6
+TRAINED_TOKEN_S = 17e-6
 """The learner group's time for a response token."""
 SEQUENCES = 64
 """Of which a rollout engine samples a trace each at a time."""

@@ -1,6 +1,7 @@
 """What the driver itself takes at the size of a cluster: the real loop over engines that sleep.
 
-Steps are simulated to take 9 s, so that two cores carry the work of 75 actors beside the driver's.
+Rollout is simulated to take 9 s, rewards and training 5 s: two cores carry the work of 75 actors
+beside the driver's.
 Set OMP_NUM_THREADS=1 as for the actors: threads of BLAS that spin between products count as work.
 """
 
