@@ -56,7 +56,8 @@ from rollout.weight_sync import SyncReport
 log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
 PROBES, PROBE_TOKENS = 4, 8
-"""Traces per engine, and their length, that show after a sync what the engines sample from."""
+"""Traces that show after a sync what the engines sample from, one per engine or more; their
+length."""
 SHOWN_REASONS = 3
 """Failures spelled out in one line of the log."""
 
@@ -312,7 +313,7 @@ class Pipeline:
                 max_tokens=PROBE_TOKENS,
             )
             for group, content in contents.items()
-        ][: PROBES * self.config.rollout.pool.actors]
+        ][: max(PROBES, len(self.rollout.actors))]
         traces, dropped = self.rollout.generate(requests, step.pictures)
         for one in dropped:
             log.warning("parity of version %d: %s: %s", self.version, one.key, one.detail)

@@ -39,6 +39,7 @@ class FakeRollout:
     def __init__(self, dull=lambda group: False):
         self.dull = dull
         self.version = 0
+        self.actors = {"rollout-0": self}
         self.asked = []
         """Requests by call."""
 

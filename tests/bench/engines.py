@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.publisher import Published
 from configs.schema import SamplingConfig
 from data.types import Content, EmbedRequest, GenerationRequest, StepReport, TrainSample, Trajectory
 from rollout.weight_sync import SyncReport
@@ -132,7 +133,7 @@ class SleepingEmbedder:
 class SleepingRank:
     """Stands in for `cluster.learner_group.LearnerRank`."""
 
-    def __init__(self, rank: int, world: int) -> None:
+    def __init__(self, rank: int, world: int, weights: object) -> None:
         pass
 
     def address(self) -> str:
@@ -147,8 +148,8 @@ class SleepingRank:
     def build(self, plan: object) -> None:
         pass
 
-    def put_weights(self) -> tuple[tuple[()], list[Any]]:
-        return (), []
+    def put_weights(self, version: int, store: Any) -> Published:
+        return Published(delta=False, bytes=0, seconds={})
 
     def train_policy(
         self,
