@@ -1,73 +1,44 @@
 """On a cluster of several nodes a bucket goes to each node once."""
 
-import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from torch import nn
 
 from cluster.weights import WeightStore
 from tests.published import publish, publisher
+from tests.weight_engine import TENSOR_BYTES, TENSORS, Engine, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = 3
-TENSORS, TENSOR_BYTES = 8, 16 << 20
 NOISE_BYTES = 16 << 20
 """More than Ray's own messages take meanwhile; a node that gets the buckets twice exceeds it."""
-PULL_S = 60.0
-
-
-def make_model() -> nn.Module:
-    model = nn.ModuleDict({"layers": nn.Module()})
-    for index in range(TENSORS):
-        weight = torch.full((TENSOR_BYTES // 2,), float(index)).bfloat16()
-        model["layers"].register_parameter(f"w{index}", nn.Parameter(weight, requires_grad=True))
-    return model
-
-
-@ray.remote(num_cpus=0, resources={"engines": 1})
-class Engine:
-    """Pulls into a model of its own."""
-
-    def __init__(self) -> None:
-        from rollout.object_store import Receiver
-
-        self.receiver = Receiver(make_model(), "bfloat16")
-
-    def pull(self, version: int, store: Any) -> list[str]:
-        """Return the names of what differs after a pull."""
-        self.receiver.pull(store, version, PULL_S)
-        return self.receiver.compare()["mismatched"]
 
 
 @pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[None]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run a cluster of a node for the learner and one for the engines."""
     if ray.is_initialized():
         pytest.skip("needs a Ray of its own")
-    before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = str(tmp_path)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1, resources={"engines": ENGINES})
-        ray.init(
-            address=cluster.address,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
-        )
-        yield
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        if before is None:
-            del os.environ["RAY_TMPDIR"]
-        else:
-            os.environ["RAY_TMPDIR"] = before
+    # Sockets lie there, whose paths must be short, shorter than pytest's own folders.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        try:
+            cluster.add_node(num_cpus=1, resources={"engines": ENGINES})
+            ray.init(
+                address=cluster.address,
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+            )
+            yield
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 def loopback_bytes() -> int:
