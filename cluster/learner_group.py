@@ -242,7 +242,10 @@ class LearnerGroup:
             WeightSyncError: the version does not increase, or the store did not answer.
         """
         call = store.announce.remote(version, again=again)
-        wait_for([call], ["weight store"], timeout_s=self.config.timeout_s, what="announcing")
+        try:
+            wait_for([call], ["weight store"], timeout_s=self.config.timeout_s, what="announcing")
+        except ClusterError as error:
+            raise WeightSyncError(f"version {version} was not announced: {error}") from error
 
     def publish(self, version: int, store: Any) -> Published:
         """Put an announced version into the object store; engines pull it meanwhile.

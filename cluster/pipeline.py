@@ -111,11 +111,12 @@ class Pipeline:
         version = self.version
         collected = self.collector.take(version)
         step = self._within_bound(collected.traces)
+        rewards, penalties = round_rewards(step, self.config)
+        advantages, skipped = step_advantages(rewards, self.config.grpo)
         with clock.phase("data"):
-            replayed, pictures = self._replay(step.pictures, sum(collected.found))
+            taught = len({key.group for key in advantages})
+            replayed, pictures = self._replay(step.pictures, taught)
         with self._learning, clock.phase("train"):
-            rewards, penalties = round_rewards(step, self.config)
-            advantages, skipped = step_advantages(rewards, self.config.grpo)
             samples = self._samples(step.scored, advantages, step.contents)
             again = [sample for group in replayed for sample in group.samples]
             trained = self.learner.train_policy([*samples, *again], pictures)
@@ -168,7 +169,9 @@ class Pipeline:
         except WeightSyncError as error:
             log.warning("%s; all weights are published again", error)
             published, reports = self._publish_and_pull(again=True)
-        return {"sync/checksum_ok": 1.0, **sync_metrics(published, reports)}
+        # Where all engines were lost meanwhile, nothing was compared; their successors are.
+        compared = {"sync/checksum_ok": 1.0} if reports else {}
+        return {**compared, **sync_metrics(published, reports)}
 
     def _publish_and_pull(self, *, again: bool = False) -> tuple[Published, list[SyncReport]]:
         """Let the engines pull the current version while the learner puts it.

@@ -35,6 +35,9 @@ FAILED_STARTS = 3
 """Starts that may fail in a row in a pool that has no actor left."""
 RESTART_DELAYS_S = (1.0, 5.0, 20.0, 60.0)
 """Before a start that failed is tried again; the last one for all further ones."""
+MOST_LOSSES = 5
+"""Actors, beside as many as a pool has, that may be lost without an answer in between."""
+REMIND_S = 60.0
 LOST_ANSWERS = 3
 """Times that the answer to a chunk may be lost on its way."""
 STOP_TIMEOUT_S = 30.0
@@ -43,7 +46,7 @@ STOP_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """In the place of an answer: the request that was alone with every actor it killed."""
+    """In the place of an answer: an actor died of it that held nothing else, and others before."""
 
     reason: str
 
@@ -132,6 +135,8 @@ class Pool(ABC):
         """When an actor last answered, or got work while it had none."""
         self._batches: set[Batch] = set()
         self._defect: Exception | None = None
+        self._losses = 0
+        """Actors lost since the last answer."""
         self._failed_starts = 0
         self._start_error: Exception | None = None
         self._settled = False
@@ -207,12 +212,17 @@ class Pool(ABC):
             ClusterError: one has found no place, died, or did not load in time.
             EmbedRLError: one refused what it should load.
         """
+
+        def over() -> bool:
+            failed = self._start_error is not None and not self._settled
+            return failed or self._closing.is_set() or len(self._serving) >= self._wanted
+
         with self._change:
-            self._change.wait_for(
-                lambda: self._start_error is not None or len(self._serving) >= self._wanted
-            )
-            if len(self._serving) < self._wanted and self._start_error is not None:
-                raise self._start_error
+            while not self._change.wait_for(over, REMIND_S):  # starts have time limits of their own
+                missing = ", ".join(self._starting)
+                log.info("%s: still waiting for %s", self.role.name, missing)
+            if len(self._serving) < self._wanted:
+                raise self._start_error or ClusterError(f"{self.role.name}: the pool was closed")
             self._settled = True
 
     def stats(self) -> PoolStats:
@@ -255,10 +265,22 @@ class Pool(ABC):
             self.counts["retried"] += held
             for chunk in self._router.lose(name):
                 self.counts["poisoned"] += len(chunk.requests)
+                self.counts["retried"] -= len(chunk.requests)
                 why = f"killed {chunk.deaths} actors, alone with the last: {reason}"
                 self._answer(chunk, GivenUp(why), name)
+            self._losses += 1
+            if self._losses > MOST_LOSSES + self._wanted:
+                self._fail(
+                    ClusterError(
+                        f"{self.role.name}: {self._losses} actors were lost since the last answer, "
+                        f"the last, {name}: {reason}; see the actors' logs"
+                    )
+                )
+            for batch in {chunk.batch for chunk in self._router.waiting} - self._batches:
+                self._router.forget(batch)
             if not self._serving:
                 self._empty_since = time.monotonic()
+                self._failed_starts = 0
             self._remove(name, actor)
             self._balance()
         self._events.put(None)
@@ -278,7 +300,8 @@ class Pool(ABC):
                 self._abandon(name)
             left = self._serving | self._draining
             self._serving, self._draining = {}, {}
-            self._fail(ClusterError(f"{self.role.name}: the pool was closed"))
+            self._defect = ClusterError(f"{self.role.name}: the pool was closed")
+            self._fail(self._defect)
             self._change.notify_all()
         self._events.put(None)
         self._dispatcher.join()
@@ -303,7 +326,9 @@ class Pool(ABC):
             del self._loading[name]
             self._measure()
             self._serving[name] = actor
-            self._failed_starts, self._start_error = 0, None
+            self._failed_starts = 0
+            if self._settled:  # before, `ready` must see every failure
+                self._start_error = None
             self._change.notify_all()
         self._events.put(None)
 
@@ -407,6 +432,7 @@ class Pool(ABC):
         self._heard[name] = time.monotonic()
         error = answer.exception()
         if error is None:
+            self._losses = 0
             self._router.done(name, chunk)
             self._answer(chunk, answer.result(), name)
         elif fault_of(error) is Fault.REPLACE:

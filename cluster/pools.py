@@ -142,6 +142,7 @@ class RolloutPool(Pool):
         """
         with self._pulling:
             self._version = version
+            self.touch()  # frozen engines answer nothing meanwhile
             left = self.actors
             reports: list[SyncReport] = []
             failure = ""

@@ -82,6 +82,8 @@ def _wait_for_predecessor(namespace: str) -> None:
         ClusterError: they stay.
     """
     deadline = time.monotonic() + PREDECESSOR_TIMEOUT_S
+    if left := _named_actors(namespace):
+        log.info("waiting for the actors of the job before: %s", ", ".join(left[:5]))
     while left := _named_actors(namespace):
         if time.monotonic() >= deadline:
             raise ClusterError(

@@ -446,7 +446,8 @@ class RLConfig:
     stale: Literal["wait", "drop"] = "wait"
     """What keeps the bound. `wait`: no step is begun before the engines hold weights that are new
     enough for all of it. `drop`: one more step is begun, so that engines never wait, and what of it
-    began under weights that are too old is dropped before it trains."""
+    began under weights that are too old is dropped before it trains: whole steps, where the learner
+    is the slower one."""
     checkpoint_every: int = 50
     """The newest two checkpoints are kept, and the best by held-out hit@1 (`evaluation.every`)."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
@@ -765,6 +766,11 @@ _CHECKS = {
     RLConfig: lambda n: [
         *_positive(n, "steps", "pairs", "checkpoint_every", "logprob_tolerance"),
         *_not_negative(n, "max_staleness"),
+        *(
+            ["stale: expected wait where max_staleness is 0: a step begun ahead is always too old"]
+            if n.stale == "drop" and not n.max_staleness
+            else []
+        ),
     ],
     EvaluateConfig: lambda n: _positive(n, "bootstrap"),
     ReportConfig: lambda n: _not_negative(n, "gallery"),

@@ -138,6 +138,7 @@ class Loading:
             for name, tensor in self._staged.items():
                 own = _readable(self._places[name].sent(tensor))
                 self._held[name].own = tensor_checksum(own)
+                self._held[name].compared = False  # its whole module is loaded anew
             initialize_layerwise_reload(self._model)
             try:
                 self._model.load_weights(iter(self._staged.items()))

@@ -35,6 +35,8 @@ ATTEMPTS = 3
 """vLLM ends a request with an error of its own, for instance where caches of pictures are dropped
 for new weights while it is on its way, and expects to be asked again. A pull that fails aborts
 what runs."""
+STALE_WAIT_S, STALE_LOOK_S = 3.0, 0.05
+"""A pull that failed is tried again at once."""
 CPU_STEP_TOKENS = 1 << 16
 INITIAL_VERSION = 0
 """Version of the weights in the model folder."""
@@ -107,11 +109,7 @@ class VLLMEngine:
             inputs["multi_modal_data"] = {"image": prompt.images}
         for attempt in range(ATTEMPTS):
             name = f"{request.key}#{attempt}"
-            async with self._pulling:  # a request that comes during a pull waits for its end
-                if self._stale:
-                    raise WeightSyncError(
-                        f"{request.key}: the engine serves nothing: {self._stale}"
-                    )
+            await self._good_weights(str(request.key))
             try:
                 stream = self._llm.generate(inputs, self._params(request), name)
                 (output,) = [final async for final in stream]
@@ -123,6 +121,21 @@ class VLLMEngine:
             if output.outputs[0].finish_reason not in ("error", "abort"):
                 break
         return self._trajectory(request, prompt, output)
+
+    async def _good_weights(self, key: str) -> None:
+        """Wait for the end of a pull, and after one that failed some time for the next one.
+
+        Raises:
+            WeightSyncError: there was no good one.
+        """
+        deadline = time.monotonic() + STALE_WAIT_S
+        while True:
+            async with self._pulling:
+                if not self._stale:
+                    return
+                if time.monotonic() >= deadline:
+                    raise WeightSyncError(f"{key}: the engine serves nothing: {self._stale}")
+            await asyncio.sleep(STALE_LOOK_S)
 
     async def pull_weights(self, version: int) -> SyncReport:
         """Load a published version and compare every tensor with what the learner sent.

@@ -5,7 +5,7 @@ Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/dem
 
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import ray
@@ -70,11 +70,12 @@ def main(config: RLConfig) -> int:
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
-    with tracker, session(roles(config), namespace=namespace):
+    with tracker, session(roles(config), namespace=namespace), ExitStack() as stack:
         # Both start again empty: weights are published again, sizes are asked for again.
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()
         learner = LearnerGroup(config.learner, config.weights)
+        stack.callback(learner.close)
         address = StoreAddress(
             ray_address=ray.get_runtime_context().gcs_address,
             namespace=namespace,
@@ -97,6 +98,8 @@ def main(config: RLConfig) -> int:
         )
         some = (rollout, reward, second, judge)
         pools = {pool.role.name: pool for pool in some if pool is not None}
+        for pool in pools.values():
+            stack.callback(pool.close)
         targets = ray.remote(PoolTargets).options(name=TARGETS, **lasting).remote(tuple(pools))
         policies = {
             "rollout": config.rollout.pool,
@@ -145,8 +148,6 @@ def main(config: RLConfig) -> int:
 
         with StopRequest() as request:
             keep_training(learner, attempt)
-        for part in (*pools.values(), learner):
-            part.close()
     folder.finish(steps=config.steps)
     return 0
 

@@ -136,6 +136,24 @@ def test_a_start_that_is_refused_ends_the_wait_for_the_pool(pool_of):
         pool.ready()
 
 
+def test_a_failure_before_the_pool_was_ready_is_seen_though_others_come_up_later(pool_of):
+    pool = pool_of(3, refuse_from=1)
+    with pool._change:
+        pool._change.wait_for(lambda: pool._serving and len(pool._starting) == 0, 60)
+    with pytest.raises(DataError, match="has no model"):
+        pool.ready()
+
+
+def test_actors_that_all_break_end_the_wait_instead_of_being_replaced_for_ever(pool_of):
+    pool = pool_of(1)
+    pool.ready()
+    with pytest.raises(ClusterError, match="7 actors were lost since the last answer"):
+        pool.answers(["break"] * 20)
+    pool.close()
+    with pytest.raises(ClusterError, match="closed"):
+        pool.answers(["r00"])
+
+
 def test_a_pool_that_loses_its_last_actor_for_good_says_so(pool_of):
     pool = pool_of(1, timeout_s=60.0, refuse_from=1)
     pool.ready()
