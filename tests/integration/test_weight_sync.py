@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
 from data.parcels import Whole
+from tests import published
 from tests.integration.conftest import ENGINE, NAMESPACE, STORE
 from tests.integration.reference import logprobs, request
 from tests.published import layout, put_by_hand
@@ -198,6 +199,25 @@ def test_a_pull_under_running_requests_loses_none(
     traces = ray.get(running, timeout=60)
     assert {str(trace.key) for trace in traces} == {str(r.key) for r in asked}
     assert all(trace.min_version <= trace.max_version <= version for trace in traces)
+
+
+def test_deltas_arrive_bit_equal_in_packed_matrices_too(
+    reasoner, store, other_model, encoder, contents, pictures
+) -> None:
+    sent, own = copy.deepcopy(other_model), published.publisher(delta=True)
+    noise = torch.Generator().manual_seed(2)
+    for turn in range(3):
+        with torch.no_grad():
+            for one in sent.parameters():
+                one += (torch.rand(one.shape, generator=noise) < 0.02) * 0.1
+        version = next(_published)
+        put = published.publish(own, version, store.actor, sent, first=turn == 0)
+        report = reasoner.pull_weights(version)
+        assert report.mismatched == ()
+        assert report.delta == put.delta == (turn > 0)
+        assert report.bytes == put.bytes
+    assert put.bytes < 0.1 * sum(one.nbytes for one in sent.parameters())
+    assert _largest_difference(reasoner, sent, encoder, contents, pictures) < 1e-3
 
 
 @ray.remote(num_cpus=0, max_calls=1)
