@@ -12,7 +12,7 @@ import pytest
 from cluster import mend_torchvision
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["demo", "test", "lint", "unit", "integration", "e2e", "gpu", "bench"]
+TARGETS = ["demo", "test", "lint", "unit", "integration", "e2e", "chaos", "soak", "gpu", "bench"]
 TARGETS += ["doctor", "submit", "mlflow", "clean"]
 
 # Stand-ins with the one property that matters: torchvision needs two schemas to import.
