@@ -31,7 +31,7 @@ from data.types import GenerationRequest, Trajectory
 from rollout.object_store import WeightPuller, transfer_config
 from rollout.weight_sync import StoreAddress, SyncReport
 
-ATTEMPTS = 3
+ATTEMPTS = 8
 """vLLM ends a request with an error of its own, for instance where caches of pictures are dropped
 for new weights while it is on its way, and expects to be asked again. A pull that fails aborts
 what runs."""
@@ -120,6 +120,7 @@ class VLLMEngine:
                 raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
             if output.outputs[0].finish_reason not in ("error", "abort"):
                 break
+            await asyncio.sleep(STALE_LOOK_S * attempt)  # siblings fill the cache meanwhile
         return self._trajectory(request, prompt, output)
 
     async def _good_weights(self, key: str) -> None:

@@ -110,7 +110,7 @@ def test_an_actor_whose_engine_is_gone_or_that_breaks_is_replaced_too(pool_of, r
     pool.ready()
     done, given_up = pool.answers([*names(3), request_])
     assert (done, set(given_up)) == (names(3), {request_})
-    assert pool.counters()["pool/worker/lost"] == 2
+    assert 2 <= pool.counters()["pool/worker/lost"] <= 3  # alone the second or the third time
 
 
 def test_a_hung_actor_is_found_by_its_deadline(pool_of):

@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
 from data.parcels import Whole
+from data.types import DroppedTrajectory
 from tests import published
 from tests.integration.conftest import ENGINE, NAMESPACE, STORE
 from tests.integration.reference import logprobs, request
@@ -198,6 +199,7 @@ def test_a_pull_under_running_requests_loses_none(
     assert reasoner.pull_weights(version).mismatched == ()
     traces = ray.get(running, timeout=60)
     assert {str(trace.key) for trace in traces} == {str(r.key) for r in asked}
+    assert [one.detail for one in traces if isinstance(one, DroppedTrajectory)] == []
     assert all(trace.min_version <= trace.max_version <= version for trace in traces)
 
 
