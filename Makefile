@@ -51,6 +51,7 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 # Most of a test with engines is one process that starts: two at a time take half as long.
 test: lint unit ## lint and unit, then integration beside e2e
 	@$(PY) -m pytest -n 2 --dist loadfile tests/e2e tests/integration
+	@$(PY) -m pytest tests/nodes
 
 lint: .venv/.ready ## ruff check, ruff format, import arrows
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo
@@ -60,6 +61,7 @@ unit: .venv/.ready ## pure parts, no engines (COV=1 prints coverage)
 
 integration: .venv/.ready ## real vLLM, DeepSpeed and Ray on tiny models
 	@$(PY) -m pytest tests/integration
+	@$(PY) -m pytest tests/nodes
 
 e2e: .venv/.ready ## all jobs, small, as processes
 	@$(PY) -m pytest -m e2e tests/e2e

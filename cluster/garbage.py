@@ -10,7 +10,7 @@ def spare_collections() -> None:
     """Leave what exists now out of all later searches, and search more rarely.
 
     For a driver that is set up: the libraries' million objects stay to the end, and every full
-    search would visit them, a third of a second each time.
+    search would visit them.
     """
     gc.collect()
     gc.freeze()

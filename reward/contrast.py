@@ -94,7 +94,7 @@ def contrastive_rank(
 def rank_in_order(
     similarity: np.ndarray, positive: np.ndarray, *, temperature: float, valid: np.ndarray
 ) -> ContrastiveRank:
-    """Return `contrastive_rank`, but for the last bits of a margin, in a third of the time.
+    """Return `contrastive_rank`, but for the last bits of a margin, in less time.
 
     For columns whose order is fixed: the margin's sums run in it, nothing is sorted.
 

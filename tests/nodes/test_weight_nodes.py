@@ -1,4 +1,4 @@
-"""On a cluster of several nodes a bucket goes to each node once."""
+"""On a cluster of several nodes a bucket goes to each node once; needs a process without a Ray."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,8 +23,7 @@ NOISE_BYTES = 16 << 20
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Run a cluster of a node for the learner and one for the engines."""
-    if ray.is_initialized():
-        pytest.skip("needs a Ray of its own")
+    assert not ray.is_initialized(), "run tests/nodes in a process of its own"
     # Sockets lie there, whose paths must be short, shorter than pytest's own folders.
     with tempfile.TemporaryDirectory(prefix="ray") as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
