@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -25,7 +26,7 @@ PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 GRACE_S = 5.0
 PREDECESSOR_TIMEOUT_S = 60.0
-PREDECESSOR_LOOK_S = 0.5
+LOOK_S = 0.5
 log = logging.getLogger(__name__)
 QUIET_ENV = {
     # Deprecations and notices of the libraries; our own word goes through logging.
@@ -50,8 +51,12 @@ class Role:
 
 
 @contextmanager
-def session(roles: Sequence[Role], *, namespace: str) -> Iterator[None]:
+def session(
+    roles: Sequence[Role], *, namespace: str, nodes_timeout_s: float = 0.0
+) -> Iterator[None]:
     """Connect to Ray, refuse a plan that cannot fit, and disconnect at the end.
+
+    A cluster that exists may grow for ``nodes_timeout_s`` until the plan fits.
 
     Raises:
         NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
@@ -68,11 +73,42 @@ def session(roles: Sequence[Role], *, namespace: str) -> Iterator[None]:
         **own,
     )
     try:
-        check_resources(roles, ray.cluster_resources())
+        _wait_for_nodes(roles, timeout_s=nodes_timeout_s if address else 0.0)
         _wait_for_predecessor(namespace)
         yield
     finally:
         ray.shutdown()
+
+
+def _wait_for_nodes(roles: Sequence[Role], *, timeout_s: float) -> None:
+    """Wait until the cluster holds what the roles ask for; an autoscaler is told what that is.
+
+    Raises:
+        NotEnoughResources: it does not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    asked = False
+    try:
+        while True:
+            try:
+                return check_resources(roles, ray.cluster_resources())
+            except NotEnoughResources as error:
+                if time.monotonic() >= deadline:
+                    raise
+                if not asked:
+                    asked = True
+                    request_resources(bundles=[_bundle(r) for r in roles for _ in range(r.actors)])
+                    log.info("waiting up to %.0f s for nodes: %s", timeout_s, error)
+            time.sleep(LOOK_S)
+    finally:
+        if asked:
+            request_resources(bundles=[])  # the roles' own placement groups ask from here on
+
+
+def _bundle(role: Role) -> dict[str, float]:
+    """Return what one actor asks for; Ray counts in ten-thousandths and grants no empty bundle."""
+    bundle = {"CPU": max(role.cpus, 0.0001)}
+    return {**bundle, "GPU": role.gpus} if role.gpus else bundle
 
 
 def _wait_for_predecessor(namespace: str) -> None:
@@ -90,7 +126,7 @@ def _wait_for_predecessor(namespace: str) -> None:
                 f"{namespace}: expected no job that runs in this folder, found its actors "
                 f"{left[:5]}; stop it (`ray job list`, `ray job stop`) or choose another run.dir"
             )
-        time.sleep(PREDECESSOR_LOOK_S)
+        time.sleep(LOOK_S)
 
 
 def _named_actors(namespace: str) -> list[str]:
@@ -131,10 +167,7 @@ def place(
     Raises:
         ClusterError: not granted in time, or not wanted any more; the message says what is free.
     """
-    # Ray counts in ten-thousandths; a bundle must ask for something.
-    bundle = {"CPU": max(role.cpus, 0.0001)}
-    if role.gpus:
-        bundle["GPU"] = role.gpus
+    bundle = _bundle(role)
     group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
     began = reminded = time.monotonic()
     while not group.wait(PLACEMENT_LOOK_S):

@@ -28,6 +28,9 @@ class RunConfig:
     """Decides data order, sampling and initial weights."""
     experiment: str = "embed-rl"
     """MLflow experiment. The tracking store is MLFLOW_TRACKING_URI, else SQLite under runs/."""
+    nodes_timeout_s: float = 60.0
+    """Longest wait for a cluster that is still growing to hold what the job asks for; on an
+    autoscaler's, the minutes that a node takes to come up."""
 
 
 @dataclass(frozen=True)

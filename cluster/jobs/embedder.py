@@ -67,7 +67,9 @@ def main(config: EmbedderConfig) -> int:
             feed.restore(state)
         return batches(feed, config)
 
-    with tracker, session(roles(config), namespace=str(folder.path.absolute())):
+    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
+    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    with tracker, connected:
         group = LearnerGroup(config.learner)
         group.build_contrastive(
             model=config.model,

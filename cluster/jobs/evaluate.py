@@ -58,7 +58,9 @@ def main(config: EvaluateConfig) -> int:
     for reason in failed.values():
         console.print(f"left out: {reason}", highlight=False)
     tracker = Tracker(config, job="evaluate", folder=folder.path)
-    with tracker, session(roles(config), namespace=str(folder.path.absolute())):
+    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
+    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    with tracker, connected:
         pictures = ray.put(decoded)
         embedder: list[RewardPool] = []
 

@@ -70,7 +70,9 @@ def main(config: RLConfig) -> int:
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
-    with tracker, session(roles(config), namespace=namespace), ExitStack() as stack:
+    nodes_timeout_s = config.run.nodes_timeout_s
+    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    with tracker, connected, ExitStack() as stack:
         # Both start again empty: weights are published again, sizes are asked for again.
         lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
         store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()

@@ -44,7 +44,9 @@ def main(config: WarmStartConfig) -> int:
     rows = {split: load_rows(config, split) for split in ("train", "eval")}
     tracker = Tracker(config, job="warm_start", folder=folder.path)
     encoder = load_encoder(config.model, config.data.media)
-    with tracker, session(roles(config), namespace=str(folder.path.absolute())):
+    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
+    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    with tracker, connected:
         group = LearnerGroup(config.learner)
         group.build_supervised(
             model=config.model,

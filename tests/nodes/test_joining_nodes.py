@@ -1,0 +1,45 @@
+"""A job that starts while its cluster still grows waits for the nodes; needs its own process."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cluster.session import Role, session
+from data.errors import NotEnoughResources
+
+ROLES = (Role("rollout", actors=2, cpus=1, gpus=0),)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Run a cluster of one node with one CPU."""
+    assert not ray.is_initialized(), "run tests/nodes in a process of its own"
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        try:
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+
+@pytest.mark.timeout(300)
+def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(cluster: Cluster) -> None:
+    def cpus_found(nodes_timeout_s: float) -> float:
+        with session(ROLES, namespace="early", nodes_timeout_s=nodes_timeout_s):
+            return ray.cluster_resources()["CPU"]
+
+    with pytest.raises(NotEnoughResources, match="2 CPUs asked, 1 in the cluster"):
+        cpus_found(nodes_timeout_s=1)
+    with ThreadPoolExecutor(1) as job:
+        found = job.submit(cpus_found, 120)
+        time.sleep(3)
+        assert not found.done()
+        cluster.add_node(num_cpus=1)
+        assert found.result() == 2
