@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from cluster.buffer import StepBuffer
 from cluster.clock import PhaseClock
+from cluster.pictures import SharedPictures, share_pictures
 from cluster.pools import RolloutPool
 from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_rewards
 from cluster.scoring import Embedding, Scorer
@@ -50,7 +49,8 @@ from reward.bank import CandidateBank
 BANK_FILE = "bank.npz"
 
 ScoreTokens = Callable[
-    [Sequence[ScoredTrajectory], Mapping[TrajectoryKey, Content], Any], Mapping[str, TokenScores]
+    [Sequence[ScoredTrajectory], Mapping[TrajectoryKey, Content], SharedPictures],
+    Mapping[str, TokenScores],
 ]
 
 
@@ -77,7 +77,7 @@ class _Traces:
 
     pairs: Mapping[int, Pair]
     contents: Mapping[TrajectoryKey, Content]
-    pictures: Any
+    pictures: SharedPictures
     trajectories: Sequence[Trajectory]
     dropped: Sequence[DroppedTrajectory]
     embedded: Sequence[Embedding]
@@ -278,7 +278,7 @@ class Collector:
 
     def _with_pictures(
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
-    ) -> tuple[Any, list[GenerationRequest], list[DroppedTrajectory]]:
+    ) -> tuple[SharedPictures, list[GenerationRequest], list[DroppedTrajectory]]:
         """Decode the round's pictures once and put them into the object store."""
         decoded, failed = self.decoded(pairs.values())
         kept, dropped = [], []
@@ -290,4 +290,4 @@ class Collector:
                 dropped.append(DroppedTrajectory(request.key, "bad_picture", bad[0]))
             else:
                 kept.append(request)
-        return ray.put(decoded), kept, dropped
+        return share_pictures(decoded), kept, dropped

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.pictures import SharedPictures
 from cluster.publisher import Published, Publisher
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
@@ -160,7 +161,7 @@ class LearnerGroup:
         )
         self._build(self._planned(objective, model, media, total_steps, seed))
 
-    def train_policy(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
+    def train_policy(self, samples: Sequence[TrainSample], pictures: SharedPictures) -> StepReport:
         """Take one policy step; without samples nothing is changed, and that is reported."""
         if not samples:
             return StepReport(
@@ -170,17 +171,19 @@ class LearnerGroup:
         return self._step(
             [
                 rank.train_policy.remote(
-                    share, pictures, total_tokens=tokens, total_traces=len(samples)
+                    share, pictures.ref, total_tokens=tokens, total_traces=len(samples)
                 )
                 for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
             ],
             "training the policy",
         )
 
-    def score_policy(self, samples: Sequence[TrainSample], pictures: Any) -> dict[str, TokenScores]:
+    def score_policy(
+        self, samples: Sequence[TrainSample], pictures: SharedPictures
+    ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to each trace, by key."""
         refs = [
-            rank.score_policy.remote(share, pictures)
+            rank.score_policy.remote(share, pictures.ref)
             for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         scores: dict[str, TokenScores] = {}
@@ -188,7 +191,9 @@ class LearnerGroup:
             scores.update(some)
         return scores
 
-    def train_supervised(self, samples: Sequence[TrainSample], pictures: Any) -> StepReport:
+    def train_supervised(
+        self, samples: Sequence[TrainSample], pictures: SharedPictures
+    ) -> StepReport:
         """Take one supervised step; without samples nothing is changed, and that is reported."""
         if not samples:
             return StepReport(
@@ -197,37 +202,39 @@ class LearnerGroup:
         tokens = _response_tokens(samples)
         return self._step(
             [
-                rank.train_supervised.remote(share, pictures, total_tokens=tokens)
+                rank.train_supervised.remote(share, pictures.ref, total_tokens=tokens)
                 for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
             ],
             "supervised training",
         )
 
     def evaluate_supervised(
-        self, samples: Sequence[TrainSample], pictures: Any
+        self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> dict[str, float]:
         """Return `eval/loss`, `eval/token_accuracy` and `eval/exact` (share of samples)."""
         refs = [
-            rank.evaluate_supervised.remote(share, pictures)
+            rank.evaluate_supervised.remote(share, pictures.ref)
             for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         return self._all(refs, "evaluating")[0]
 
-    def train_contrastive(self, rows: Sequence[ContrastPair], pictures: Any) -> StepReport:
+    def train_contrastive(
+        self, rows: Sequence[ContrastPair], pictures: SharedPictures
+    ) -> StepReport:
         """Take one contrastive step; rows that share no identity are each other's negatives."""
         return self._step(
             [
-                rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures)
+                rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures.ref)
                 for index, rank in enumerate(self._ranks)
             ],
             "contrastive training",
         )
 
-    def embed(self, contents: Sequence[Content], pictures: Any) -> np.ndarray:
+    def embed(self, contents: Sequence[Content], pictures: SharedPictures) -> np.ndarray:
         """Return unit vectors of the contents by the model in training, float32 [N, D]."""
         requests = [EmbedRequest(key=str(i), content=one) for i, one in enumerate(contents)]
         refs = [
-            rank.embed.remote(requests[index :: self.config.ranks], pictures)
+            rank.embed.remote(requests[index :: self.config.ranks], pictures.ref)
             for index, rank in enumerate(self._ranks)
         ]
         vectors: dict[str, np.ndarray] = {}
@@ -322,17 +329,16 @@ class LearnerGroup:
         self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {plan.model}")
 
     def _shares(
-        self, samples: Sequence[TrainSample], pictures: Any
+        self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> list[list[list[TrainSample]]]:
         """Return the samples by [rank][micro-batch]."""
         self._check_running("sharing out samples")
-        sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         plan = plan_micro_batches(
             [
                 RowCost(
                     tokens=len(one.prompt_ids) + len(one.response_ids),
                     pictures={
-                        part: round(picture_cost(part, sizes, self._plan.media))
+                        part: round(picture_cost(part, pictures.sizes, self._plan.media))
                         for part in one.content
                         if isinstance(part, Picture)
                     },

@@ -26,6 +26,7 @@ from cluster.checkpoints import LEARNER_FOLDER
 from cluster.clock import PhaseClock
 from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
+from cluster.pictures import SharedPictures, share_pictures
 from cluster.pools import RolloutPool
 from cluster.publisher import Published
 from cluster.rounds import SampledRound, round_rewards
@@ -216,7 +217,7 @@ class Pipeline:
         decoded, failed = self.collector.decoded(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
-        pictures = ray.put(decoded)
+        pictures = share_pictures(decoded)
         trajectories, lost = self.rollout.generate(requests, pictures)
         texts = {one.key: one.text for one in trajectories}
         inputs = [
@@ -344,14 +345,16 @@ class Pipeline:
         self,
         scored: Sequence[ScoredTrajectory],
         contents: Mapping[TrajectoryKey, Content],
-        pictures: Any,
+        pictures: SharedPictures,
     ) -> Mapping[str, TokenScores]:
         """Return what learner and reference give to the traces; waits while the learner trains."""
         unpaid = dict.fromkeys((one.trajectory.key for one in scored), 0.0)
         with self._learning:
             return self.learner.score_policy(self._samples(scored, unpaid, contents), pictures)
 
-    def _replay(self, pictures: Any, found: int) -> tuple[list[KeptGroup], Any]:
+    def _replay(
+        self, pictures: SharedPictures, found: int
+    ) -> tuple[list[KeptGroup], SharedPictures]:
         """Return recent groups for a step that is short, and its pictures with theirs."""
         drawn = self.replay.draw(2 * self.config.pairs - found, version=self.version)
         uris = {uri for group in drawn for uri in group.uris()}
@@ -361,7 +364,7 @@ class Pipeline:
         for reason in failed.values():
             log.warning("not replayed: %s", reason)
         kept = [group for group in drawn if not group.uris() & failed.keys()]
-        return kept, ray.put({**decoded, **ray.get(pictures)})
+        return kept, share_pictures({**decoded, **ray.get(pictures.ref)})
 
     def _remember(self, scored: Sequence[ScoredTrajectory], samples: Sequence[TrainSample]) -> None:
         """Keep the step's own groups for later steps."""

@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
+from cluster.batch import Answer, Batch, GivenUp
 from cluster.faults import Fault, cause_of, fault_of
 from cluster.routing import Chunk, Router, Unit, plan_chunks
 from cluster.session import Role, actor_options, place
@@ -44,23 +45,6 @@ STOP_TIMEOUT_S = 30.0
 """Longest wait for an engine to stop by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class GivenUp:
-    """In the place of an answer: an actor died of it that held nothing else, and others before."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an actor made of a chunk."""
-
-    chunk: Chunk
-    value: Any
-    """What the call returned, or `GivenUp`."""
-    actor: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """Means over a span of time."""
@@ -70,37 +54,6 @@ class PoolStats:
     """Actors that had work."""
     waiting: float
     """Chunks that no actor had room for."""
-
-
-class Batch:
-    """Work handed to a pool; iterate once for its `Answer`s, in any order.
-
-    Raises:
-        ClusterError: the pool cannot do it any more.
-        EmbedRLError: an actor refused it.
-    """
-
-    def __init__(self, shared: Any) -> None:
-        self.shared = shared
-        """What every call gets beside its requests."""
-        self.units = 0
-        """Units whose answers nobody has taken yet."""
-        self.due = 0
-        """Units that the pool still has to answer."""
-        self._answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
-
-    def put(self, answer: Answer | Exception) -> None:
-        """Give an answer, or say why there will be none."""
-        self._answers.put(answer)
-
-    def __iter__(self) -> Iterator[Answer]:
-        while self.units:
-            answer = self._answers.get()  # the pool answers or fails in bounded time
-            if isinstance(answer, Exception):
-                self.units = 0
-                raise answer
-            self.units -= len(answer.chunk.units)
-            yield answer
 
 
 class Pool(ABC):

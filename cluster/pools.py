@@ -13,8 +13,10 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from cluster.batch import Answer, Batch, GivenUp
 from cluster.faults import cause_of
-from cluster.pool import Answer, Batch, GivenUp, Pool
+from cluster.pictures import SharedPictures
+from cluster.pool import Pool
 from cluster.routing import CHUNKS_IN_FLIGHT, Chunk, Unit, content_cost, vector_fault
 from cluster.session import Role
 from configs.schema import EngineConfig, JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
@@ -45,6 +47,13 @@ Embedded = tuple[dict[str, np.ndarray], dict[str, str]]
 def _chunk_items(engine: EngineConfig) -> int:
     """Return how many requests a call holds: two engine batches are in flight, one at hand."""
     return max(1, 2 * engine.max_num_seqs // CHUNKS_IN_FLIGHT)
+
+
+def _traces(answer: Answer) -> Sequence[Trajectory | DroppedTrajectory]:
+    if isinstance(answer.value, GivenUp):
+        asked = answer.chunk.requests
+        return [DroppedTrajectory(one.key, POISONED, answer.value.reason) for one in asked]
+    return answer.value
 
 
 class RolloutPool(Pool):
@@ -99,27 +108,23 @@ class RolloutPool(Pool):
             super().admit(name, actor)
 
     def stream(
-        self, requests: Sequence[GenerationRequest], pictures: Any
+        self, requests: Sequence[GenerationRequest], pictures: SharedPictures
     ) -> Iterator[tuple[list[Trajectory], list[DroppedTrajectory]]]:
         """Sample one trace per request; yield them as they are done.
 
-        Siblings go to one engine, where they share a prefix. ``pictures`` is an object reference
-        to the decoded files.
+        Siblings go to one engine, where they share a prefix.
         """
         groups: dict[GroupKey, list[GenerationRequest]] = {}
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
         units = [Unit(tuple(some), float(len(some))) for some in groups.values()]
-        for answer in self.submit(units, pictures, max_items=self.max_items):
-            found = answer.value
-            if isinstance(found, GivenUp):
-                asked = answer.chunk.requests
-                found = [DroppedTrajectory(one.key, POISONED, found.reason) for one in asked]
+        for answers in self.submit(units, pictures.ref, max_items=self.max_items).arrivals():
+            found = [one for answer in answers for one in _traces(answer)]
             done = [one for one in found if isinstance(one, Trajectory)]
             yield done, [one for one in found if isinstance(one, DroppedTrajectory)]
 
     def generate(
-        self, requests: Sequence[GenerationRequest], pictures: Any
+        self, requests: Sequence[GenerationRequest], pictures: SharedPictures
     ) -> tuple[list[Trajectory], list[DroppedTrajectory]]:
         """Return what `stream` yields, in the order of the requests."""
         place = {request.key: index for index, request in enumerate(requests)}
@@ -218,31 +223,32 @@ class RewardPool(Pool):
         """Have contents embedded."""
         return actor.embed.remote(list(chunk.requests), chunk.batch.shared)
 
-    def embed(self, requests: Sequence[EmbedRequest], pictures: Any) -> Embedded:
+    def embed(self, requests: Sequence[EmbedRequest], pictures: SharedPictures) -> Embedded:
         """Return unit vectors [D] by key, and the reason for each key that failed.
 
-        Both in the order of the requests; equal contents are embedded once. ``pictures`` is an
-        object reference to the decoded files. An item that fails is tried on another actor before
-        it is given up. Call `ready` before.
+        Both in the order of the requests; equal contents are embedded once. An item that fails is
+        tried on another actor before it is given up. Call `ready` before.
 
         Raises:
             ClusterError: no actor is left.
         """
         return self.begin(requests, pictures)()
 
-    def begin(self, requests: Sequence[EmbedRequest], pictures: Any) -> Callable[[], Embedded]:
+    def begin(
+        self, requests: Sequence[EmbedRequest], pictures: SharedPictures
+    ) -> Callable[[], Embedded]:
         """Begin to embed, and return what waits for the end; as `embed`."""
         first: dict[Content, EmbedRequest] = {}
         # By key from here on: a content's hash costs as much as reading it.
         sent = {one.key: first.setdefault(one.content, one).key for one in requests}
-        sizes = {uri: pixels.shape[:2] for uri, pixels in ray.get(pictures).items()}
         units = [
-            Unit((one,), content_cost(one.content, sizes, self.media)) for one in first.values()
+            Unit((one,), content_cost(one.content, pictures.sizes, self.media))
+            for one in first.values()
         ]
-        batch = self.submit(units, pictures, max_items=self.max_items)
+        batch = self.submit(units, pictures.ref, max_items=self.max_items)
 
         def finish() -> Embedded:
-            vectors, failed = self._collected(batch, pictures)
+            vectors, failed = self._collected(batch, pictures.ref)
             return (
                 {key: vectors[one] for key, one in sent.items() if one in vectors},
                 {key: failed[one] for key, one in sent.items() if one in failed},

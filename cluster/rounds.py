@@ -7,10 +7,10 @@ among those of the bank, never among another sampling's.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
+from cluster.pictures import SharedPictures, share_pictures
 from configs.schema import RLConfig
 from data.types import (
     Content,
@@ -35,8 +35,7 @@ class SampledRound:
     pairs: Mapping[int, Pair]
     """By the serial numbers of their groups."""
     contents: Mapping[TrajectoryKey, Content]
-    pictures: Any
-    """Reference to the decoded files."""
+    pictures: SharedPictures
     trajectories: Sequence[Trajectory]
     scored: Sequence[ScoredTrajectory]
     dropped: Sequence[DroppedTrajectory]
@@ -82,11 +81,11 @@ def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:
     first, *more = rounds
     if not more:
         return first
-    pictures = {uri: pixels for one in rounds for uri, pixels in ray.get(one.pictures).items()}
+    pictures = {uri: pixels for one in rounds for uri, pixels in ray.get(one.pictures.ref).items()}
     return SampledRound(
         pairs={serial: pair for one in rounds for serial, pair in one.pairs.items()},
         contents={key: content for one in rounds for key, content in one.contents.items()},
-        pictures=ray.put(pictures),
+        pictures=share_pictures(pictures),
         trajectories=[trace for one in rounds for trace in one.trajectories],
         scored=[scored for one in rounds for scored in one.scored],
         dropped=[dropped for one in rounds for dropped in one.dropped],

@@ -97,13 +97,14 @@ class Chunk:
 def plan_chunks(
     units: Sequence[Unit], batch: Any, *, actors: int, max_items: int, failed_on: str | None = None
 ) -> list[Chunk]:
-    """Return chunks of neighbours in cost, costly ones first, enough to keep every actor busy.
+    """Return chunks of neighbours in cost, costly ones first: a share for each actor, or more.
 
-    A single actor has nothing to balance: few requests are one call. Chunks hold at most
-    ``max_items`` requests, or one unit.
+    Chunks hold at most ``max_items`` requests, or one unit. Below half of that more chunks would
+    balance nothing: an actor holds several at a time, and every call costs the driver.
     """
     ordered = sorted(units, key=lambda one: -one.cost)
-    parts = actors * CHUNKS_IN_FLIGHT if actors > 1 else 1
+    halves = 2 * sum(len(unit.requests) for unit in units) // max_items
+    parts = min(max(halves, actors), CHUNKS_IN_FLIGHT * actors) if actors > 1 else 1
     share = sum(unit.cost for unit in ordered) / parts
     chunks: list[Chunk] = []
     some: list[Unit] = []

@@ -28,12 +28,20 @@ def project_root() -> Path:
     which vanishes: there it is the folder of the virtual environment. Else the current folder.
 
     Raises:
-        ConfigError: a submitted job without either.
+        ConfigError: a submitted job without either, or another copy of the code lies there.
     """
     named = os.environ.get("EMBED_RL_ROOT")
+    submitted = "runtime_resources" in Path.cwd().parts
     if named:
+        # Ray's workers import from the folder of a job that was not submitted with its own.
+        own, there = Path(__file__), Path(named) / "cluster" / Path(__file__).name
+        if not submitted and there.is_file() and not there.samefile(own):
+            raise ConfigError(
+                f"EMBED_RL_ROOT={named} holds another copy of the code than {own.parents[1]}: start "
+                "the job there, or let EMBED_RL_ROOT be a folder without code"
+            )
         return Path(named)
-    if "runtime_resources" not in Path.cwd().parts:
+    if not submitted:
         return Path.cwd()
     beside = Path(sys.prefix).parent
     if (beside / "setup.cfg").is_file():

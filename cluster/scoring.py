@@ -9,10 +9,10 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
+from cluster.pictures import SharedPictures
 from cluster.pools import Embedded, JudgePool, RewardPool
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
@@ -75,7 +75,10 @@ class Scorer:
         self.cache = EmbeddingCache(CACHED_ITEMS)
 
     def begin(
-        self, trajectories: Sequence[Trajectory], pairs: Mapping[int, Pair], pictures: Any
+        self,
+        trajectories: Sequence[Trajectory],
+        pairs: Mapping[int, Pair],
+        pictures: SharedPictures,
     ) -> Embedding:
         """Begin to embed some of a step's traces; `score` waits for them."""
         return self.embedder.begin(
@@ -87,13 +90,13 @@ class Scorer:
         self,
         trajectories: Sequence[Trajectory],
         pairs: Mapping[int, Pair],
-        pictures: Any,
+        pictures: SharedPictures,
         embedded: Sequence[Embedding],
     ) -> Scores:
         """Return the rewards of a step's traces, joined by key; what fails is dropped.
 
-        ``pairs`` holds the step's pairs by group serial, ``pictures`` is a reference to their
-        decoded files, ``embedded`` is what `begin` returned for all of the traces.
+        ``pairs`` holds the step's pairs by group serial, ``embedded`` is what `begin` returned for
+        all of the traces.
         """
         metrics = _repairs(trajectories, pairs, self.max_frames)
         vectors: dict[str, np.ndarray] = {}
@@ -145,7 +148,7 @@ class Scorer:
         )
 
     def _embed_plain(
-        self, pairs: Mapping[int, Pair], pictures: Any
+        self, pairs: Mapping[int, Pair], pictures: SharedPictures
     ) -> tuple[dict[tuple[int, Side], np.ndarray], int]:
         """Return the items' embeddings without trace, and how many were in the cache."""
         contents = {
@@ -177,7 +180,7 @@ class Scorer:
         ranking: Ranking,
         vectors: Mapping[str, np.ndarray],
         pairs: Mapping[int, Pair],
-        pictures: Any,
+        pictures: SharedPictures,
         plain: Mapping[tuple[int, Side], np.ndarray] | None,
     ) -> dict[str, float]:
         """Return the `hack/` metrics of a step's rewards, and log what rings.

@@ -28,25 +28,40 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
     The shape is not part of it.
     """
     flat = as_bytes(tensor)
-    words = flat[: len(flat) // 4 * 4]
-    if words.data_ptr() % 4:
-        words = words.clone()
-    words = words.view(torch.int32)
-    tail = int.from_bytes(bytes(flat[4 * len(words) :].tolist()), "little")
+    words = _words(flat)
     if flat.device.type == "cpu":
         from data.kernels import sum_words  # see there why not above
 
         total = int(sum_words(words.numpy().view(np.uint32), word_weights()))
     else:
         total = _sum_words_torch(words)
-    last, place = divmod(len(words), BLOCK_WORDS)
-    total += tail * int(word_weights()[place]) * _block_weight(last + 1)
-    return (total + len(flat) * _block_weight(0)) & MASK
+    return _with_rest(total, flat)
+
+
+def copy_with_checksum(to: torch.Tensor, since: torch.Tensor) -> int:
+    """Copy a tensor's bits and return the checksum of what lies in ``to`` afterwards.
+
+    Both are of one type and size. Host memory is read back block by block as it is written, which
+    takes little longer than the copy.
+    """
+    here, there = as_bytes(to), as_bytes(since)
+    on_host = to.device.type == since.device.type == "cpu"
+    if not on_host or here.data_ptr() != to.data_ptr() or here.data_ptr() % 4:
+        to.copy_(since.reshape(to.shape))
+        return tensor_checksum(to)
+    from data.kernels import copy_words  # see there why not above
+
+    words = _words(here)
+    here[4 * len(words) :] = there[4 * len(words) :]
+    both = (one.numpy().view(np.uint32) for one in (_words(there), words))
+    return _with_rest(int(copy_words(*both, word_weights())), here)
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return the bytes of a tensor, uint8 [n]; they share its memory where it is contiguous."""
     flat = tensor.detach().reshape(-1)
+    if flat.stride(0) != 1:
+        flat = flat.clone(memory_format=torch.contiguous_format)
     # torch views no empty tensor of some strides.
     return flat.view(torch.uint8) if len(flat) else flat.new_empty(0, dtype=torch.uint8)
 
@@ -56,6 +71,21 @@ def word_weights() -> np.ndarray:
     """Return the odd weights of the places in a block, uint32 [BLOCK_WORDS]."""
     mixed = _mixed(torch.arange(BLOCK_WORDS, dtype=torch.int64)).numpy()
     return (mixed.view(np.uint64) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+
+
+def _words(flat: torch.Tensor) -> torch.Tensor:
+    """Return bytes as int32 [n] without the last ones; they share memory that is aligned."""
+    words = flat[: len(flat) // 4 * 4]
+    return (words.clone() if flat.data_ptr() % 4 else words).view(torch.int32)
+
+
+def _with_rest(total: int, flat: torch.Tensor) -> int:
+    """Return the checksum of bytes of which the words' sum is known."""
+    words = len(flat) // 4
+    tail = int.from_bytes(bytes(flat[4 * words :].tolist()), "little")
+    last, place = divmod(words, BLOCK_WORDS)
+    total += tail * int(word_weights()[place]) * _block_weight(last + 1)
+    return (total + len(flat) * _block_weight(0)) & MASK
 
 
 def _block_weight(place: int) -> int:

@@ -40,6 +40,20 @@ def sum_words(words: Any, weights: Any) -> Any:
 
 
 @njit(nogil=True)
+def copy_words(since: Any, to: Any, weights: Any) -> Any:
+    """Copy uint32 [n] and return the same sum of what then lies there: read from the cache."""
+    total = np.uint64(0)
+    for start in range(0, len(since), BLOCK_WORDS):
+        block = to[start : start + BLOCK_WORDS]
+        block[:] = since[start : start + BLOCK_WORDS]
+        own = np.uint64(0)
+        for i in range(len(block)):
+            own += np.uint64(block[i]) * np.uint64(weights[i])
+        total += own * block_weight(np.uint64(start // BLOCK_WORDS + 1))
+    return total
+
+
+@njit(nogil=True)
 def find(held: Any, new: Any, gaps: Any, bits: Any, most: Any, weights: Any) -> Any:
     """Return the number of gaps and of units, and the checksums' difference.
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import ray
 
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
+from cluster.pictures import SharedPictures, share_pictures
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
 from cluster.stage import State, train_stage
@@ -81,12 +81,12 @@ def main(config: EmbedderConfig) -> int:
             dimensions=config.dimensions,
         )
         held_out, pictures = with_pictures(held_out, config)
-        pictures_ref = ray.put(pictures)
+        shared = share_pictures(pictures)
         facts = train_stage(
             group,
             batches=batches_from,
-            train=lambda batch: group.train_contrastive(batch[0], ray.put(batch[1])),
-            measure=lambda: measure(group, held_out, pictures_ref, config),
+            train=lambda batch: group.train_contrastive(batch[0], share_pictures(batch[1])),
+            measure=lambda: measure(group, held_out, shared, config),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
@@ -195,7 +195,7 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
 
 
 def measure(
-    group: LearnerGroup, pairs: list[Pair], pictures: object, config: EmbedderConfig
+    group: LearnerGroup, pairs: list[Pair], pictures: SharedPictures, config: EmbedderConfig
 ) -> dict[str, float]:
     """Return held-out hit@1 with the written traces, by leading dimensions too, and without any."""
     found = {}

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Mapping
 
 import numpy as np
-import ray
 from rich.console import Console
 
 from cluster.entry import run_job
+from cluster.pictures import SharedPictures, share_pictures
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
@@ -61,7 +61,7 @@ def main(config: EvaluateConfig) -> int:
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with tracker, connected:
-        pictures = ray.put(decoded)
+        pictures = share_pictures(decoded)
         embedder: list[RewardPool] = []
 
         def reason_with(model: str) -> Reason:
@@ -109,7 +109,7 @@ def greedy_traces(
     prompts: list[tuple[str, Content]],
     model: str,
     config: EvaluateConfig,
-    pictures: object,
+    pictures: SharedPictures,
     console: Console,
 ) -> dict[str, str]:
     """Return one greedy trace per prompt, from engines that live for this call only."""

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
-import ray
 
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
+from cluster.pictures import share_pictures
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
 from cluster.stage import State, train_stage
@@ -55,12 +55,12 @@ def main(config: WarmStartConfig) -> int:
             seed=config.run.seed,
         )
         held_out, pictures = encode(rows["eval"], encoder, config)
-        held_out_ref = ray.put(pictures)
+        held_out_pictures = share_pictures(pictures)
         facts = train_stage(
             group,
             batches=lambda state: batches(rows["train"], encoder, config, state),
-            train=lambda batch: group.train_supervised(batch[0], ray.put(batch[1])),
-            measure=lambda: group.evaluate_supervised(held_out, held_out_ref),
+            train=lambda batch: group.train_supervised(batch[0], share_pictures(batch[1])),
+            measure=lambda: group.evaluate_supervised(held_out, held_out_pictures),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.pictures import SharedPictures, share_pictures
 from cluster.pool import Pool
 from cluster.pools import RewardPool
 from cluster.routing import Chunk
@@ -104,13 +105,13 @@ def test_embedding_traces_with_crops(both: tuple[RewardPool, DirectPool]) -> Non
     pool, direct = both
     rng = np.random.default_rng(0)
     requests: list[EmbedRequest] = []
-    shared: list[ray.ObjectRef] = []
+    shared: list[SharedPictures] = []
 
     def prepare() -> None:
         # New traces and pictures each turn: neither engine has them in a cache, both get the same.
         requests[:], pictures = step_of(rng)
-        shared[:] = [ray.put(pictures)]
-        direct.ask("prepare", requests, *shared)
+        shared[:] = [share_pictures(pictures)]
+        direct.ask("prepare", requests, shared[0].ref)
 
     def ours() -> None:
         vectors, failed = pool.embed(requests, *shared)

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from cluster.elastic import PoolScaler, PoolTargets
+from cluster.pictures import share_pictures
 from cluster.pools import RolloutPool
 from cluster.weights import WeightStore
 from configs.schema import PoolConfig, RolloutConfig
@@ -33,7 +34,7 @@ class Load:
     def __init__(self, pool, content, pictures):
         self.asked, self.traces, self.batches = [], [], 0
         self._stop = threading.Event()
-        self._pool, self._content, self._pictures = pool, content, ray.put(pictures)
+        self._pool, self._content, self._pictures = pool, content, share_pictures(pictures)
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import ray
 
+from cluster.pictures import share_pictures
 from cluster.pools import RewardPool
 from configs.schema import PoolConfig, RewardConfig
 from data.types import Box, EmbedRequest, Kind, Picture
@@ -73,7 +74,7 @@ def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
 def test_a_pool_embeds_like_one_actor_also_when_one_of_two_is_killed(
     pool, embedder, requests, pictures
 ) -> None:
-    shared = ray.put(pictures)
+    shared = share_pictures(pictures)
     alone, _ = embedder.embed(requests, pictures)
     twin = EmbedRequest(key="twin", content=requests[1].content)
     lost = EmbedRequest(key="lost", content=(Picture("nowhere", Kind.IMAGE), "red"))

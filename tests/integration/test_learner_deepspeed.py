@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cluster.learner_group import LearnerGroup
+from cluster.pictures import share_pictures
 from cluster.weights import WeightStore
 from configs.schema import (
     GRPOConfig,
@@ -256,11 +257,11 @@ def test_supervised_training_follows_plain_adamw(
 ):
     configure(group, zero_stage=zero_stage, offload=offload)
     build_supervised(group, tiny_folder)
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     for batch, expected in zip(batches(rows), plain_supervised, strict=True):
-        metrics = group.train_supervised(batch, ref).metrics
+        metrics = group.train_supervised(batch, shared).metrics
         assert follows(metrics, expected), (metrics, expected)
-    measured = group.evaluate_supervised(rows, ref)
+    measured = group.evaluate_supervised(rows, shared)
     assert measured["eval/loss"] < plain_supervised[-1]["supervised/loss"]
 
 
@@ -271,10 +272,10 @@ def test_adapters_alone_train_and_leave_the_learner_merged(
 ):
     configure(group, zero_stage=zero_stage, offload=offload, lora=LORA, **ONE_BATCH)
     build_supervised(group, tiny_folder)
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     plain = Plain(tiny_folder, encoder, pictures, LORA)
     for batch, expected in zip(batches(rows), supervised_steps(plain, rows), strict=True):
-        metrics = group.train_supervised(batch, ref).metrics
+        metrics = group.train_supervised(batch, shared).metrics
         assert follows(metrics, expected), (metrics, expected)
     initial, found = load_file(tiny_folder / "model.safetensors"), weights(group)
     assert found.keys() == initial.keys()
@@ -282,7 +283,7 @@ def test_adapters_alone_train_and_leave_the_learner_merged(
         trained = len(weight.parts) > 1
         assert torch.equal(found[weight.name], initial[weight.name]) != trained
         torch.testing.assert_close(found[weight.name], weight.merged(), atol=1e-4, rtol=0)
-    measured = group.evaluate_supervised(rows, ref)["eval/loss"]
+    measured = group.evaluate_supervised(rows, shared)["eval/loss"]
     group.export(tmp_path / "export")
     exported = Plain(tmp_path / "export", encoder, pictures)
     with torch.no_grad():
@@ -301,11 +302,11 @@ def test_the_reference_of_adapters_is_the_initial_model(
 ):
     configure(group, zero_stage=zero_stage, lora=LORA, **ONE_BATCH)
     build_policy(group, tiny_folder)
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
-    initial = group.score_policy(rows, ref)
-    first, second = (group.train_policy(rows, ref).metrics["policy/kl"] for _ in range(2))
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
+    initial = group.score_policy(rows, shared)
+    first, second = (group.train_policy(rows, shared).metrics["policy/kl"] for _ in range(2))
     assert first == 0.0 < second
-    for key, scores in group.score_policy(rows, ref).items():
+    for key, scores in group.score_policy(rows, shared).items():
         np.testing.assert_array_equal(scores.reference, initial[key].own)
         assert np.abs(scores.own - initial[key].own).max() > 1e-4
 
@@ -357,9 +358,9 @@ def test_policy_training_follows_plain_adamw(
 ):
     configure(group, zero_stage=zero_stage)
     build_policy(group, tiny_folder)
-    ref = ray.put(pictures)
+    shared = share_pictures(pictures)
     for batch, expected in zip(batches(samples(encoder, pictures)), plain_policy, strict=True):
-        metrics = group.train_policy(batch, ref).metrics
+        metrics = group.train_policy(batch, shared).metrics
         assert follows(metrics, expected), (metrics, expected)
 
 
@@ -452,26 +453,26 @@ def test_contrastive_training_follows_plain_adamw(
     configure(group, zero_stage=zero_stage, micro_batch_tokens=micro_batch_tokens)
     dimensions = DIMENSIONS if learned else ()
     build_contrastive(group, tiny_folder, learn_temperature=learned, dimensions=dimensions)
-    ref = ray.put(pictures)
+    shared = share_pictures(pictures)
     steps, vector = plain_contrastive(learned)
     for batch, expected in zip(batches(contrast_rows()), steps, strict=True):
-        metrics = group.train_contrastive(batch, ref).metrics
+        metrics = group.train_contrastive(batch, shared).metrics
         assert follows(metrics, expected), (metrics, expected)
-    np.testing.assert_allclose(group.embed(contents(), ref)[3], vector, atol=1e-3)
+    np.testing.assert_allclose(group.embed(contents(), shared)[3], vector, atol=1e-3)
     assert weights(group).keys() == load_file(tiny_folder / "model.safetensors").keys()
 
 
 @TWO_RANKS
 def test_a_learned_temperature_resumes_bit_identically(group, tiny_folder, pictures, tmp_path):
     configure(group, zero_stage=2, micro_batch_tokens=10_000)
-    ref = ray.put(pictures)
+    shared = share_pictures(pictures)
     build_contrastive(group, tiny_folder, learn_temperature=True)
-    group.train_contrastive(contrast_rows(), ref)
+    group.train_contrastive(contrast_rows(), shared)
     group.save(tmp_path / "learner")
-    straight = group.train_contrastive(contrast_rows(), ref).metrics
+    straight = group.train_contrastive(contrast_rows(), shared).metrics
     build_contrastive(group, tiny_folder, learn_temperature=True)
     group.load(tmp_path / "learner")
-    assert group.train_contrastive(contrast_rows(), ref).metrics == straight
+    assert group.train_contrastive(contrast_rows(), shared).metrics == straight
     assert straight["contrast/temperature"] != pytest.approx(CONTRAST_TEMPERATURE, rel=1e-5)
 
 
@@ -496,9 +497,9 @@ def test_frozen_weights_are_put_once(group, zero_stage, tiny_folder, encoder, pi
     configure(group, zero_stage=zero_stage, freeze_vision=True, **ONE_BATCH)
     build_supervised(group, tiny_folder)
     first = places()
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     for _ in range(2):
-        group.train_supervised(rows, ref)
+        group.train_supervised(rows, shared)
     second = places()
     assert second.keys() == first.keys()
     kept = {name for name, place in second.items() if place == first[name]}
@@ -523,15 +524,15 @@ DROPPING = dataclasses.replace(LORA, dropout=0.3)
 @TWO_RANKS
 def test_resume_is_bit_identical(group, changes, tiny_folder, encoder, pictures, tmp_path):
     configure(group, **changes)
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     build_supervised(group, tiny_folder)
-    group.train_supervised(rows, ref)
+    group.train_supervised(rows, shared)
     group.save(tmp_path / "part" / "learner")
-    straight = [group.train_supervised(rows, ref).metrics for _ in range(2)]
+    straight = [group.train_supervised(rows, shared).metrics for _ in range(2)]
     kept = weights(group)
     build_supervised(group, tiny_folder)
     assert group.load(tmp_path / "part" / "learner") == 1
-    resumed = [group.train_supervised(rows, ref).metrics for _ in range(2)]
+    resumed = [group.train_supervised(rows, shared).metrics for _ in range(2)]
     assert resumed == straight
     for name, tensor in weights(group).items():
         assert torch.equal(tensor, kept[name])
@@ -543,10 +544,10 @@ def test_the_exported_folder_holds_the_model(
     group, zero_stage, tiny_folder, encoder, pictures, tmp_path
 ):
     configure(group, zero_stage=zero_stage)
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     build_supervised(group, tiny_folder)
-    group.train_supervised(rows, ref)
-    expected = group.evaluate_supervised(rows, ref)["eval/loss"]
+    group.train_supervised(rows, shared)
+    expected = group.evaluate_supervised(rows, shared)["eval/loss"]
     group.export(tmp_path / "out" / "export")
     exported = tmp_path / "out" / "export"
     assert {path.name for path in exported.iterdir()} == {
@@ -568,17 +569,17 @@ def test_a_step_with_a_broken_gradient_is_skipped(
     group, zero_stage, tiny_folder, encoder, pictures
 ):
     configure(group, zero_stage=zero_stage)
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     build_policy(group, tiny_folder)
     before = weights(group)
     broken = [dataclasses.replace(rows[0], advantage=float("nan")), *rows[1:]]
-    report = group.train_policy(broken, ref)
+    report = group.train_policy(broken, shared)
     assert report.metrics["policy/skipped_steps"] == 1.0
     assert rows[0].key in report.broken
     assert len(report.broken) < len(rows)
     for name, tensor in weights(group).items():
         assert torch.equal(tensor, before[name])
-    report = group.train_policy(rows, ref)
+    report = group.train_policy(rows, shared)
     assert report.broken == ()
     metrics = report.metrics
     assert metrics["policy/skipped_steps"] == 0.0
@@ -593,10 +594,10 @@ def test_bf16_trains_with_checkpointing_and_frozen_vision(
     configure(
         group, zero_stage=zero_stage, bf16=True, gradient_checkpointing=True, freeze_vision=True
     )
-    rows, ref = samples(encoder, pictures), ray.put(pictures)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
     build_supervised(group, tiny_folder)
     before = weights(group)
-    losses = [group.train_supervised(rows, ref).metrics["supervised/loss"] for _ in range(STEPS)]
+    losses = [group.train_supervised(rows, shared).metrics["supervised/loss"] for _ in range(STEPS)]
     assert losses[-1] < losses[0]
     after = weights(group)
     assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
@@ -614,9 +615,9 @@ def test_adapters_train_in_bf16_with_checkpointing(
     optimizer = dataclasses.replace(CONFIG.optimizer, lr=3e-3)
     configure(group, zero_stage=zero_stage, optimizer=optimizer, **settings)
     build_contrastive(group, tiny_folder)
-    before, ref = weights(group), ray.put(pictures)
+    before, shared = weights(group), share_pictures(pictures)
     losses = [
-        group.train_contrastive(contrast_rows(), ref).metrics["contrast/loss"] for _ in range(3)
+        group.train_contrastive(contrast_rows(), shared).metrics["contrast/loss"] for _ in range(3)
     ]
     assert losses[-1] < losses[0]
     after = weights(group)

@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from cluster.learner_group import LearnerGroup
+from cluster.pictures import share_pictures
 from configs.schema import LearnerConfig, MediaConfig
 from data.errors import CheckpointError, ClusterError, DataError, LearnerLost
 from data.types import Kind, Picture, TrainSample
@@ -61,7 +62,7 @@ def start(local_ray: str, tiny_folder: Path) -> Iterator[Callable[..., LearnerGr
 
 @pytest.fixture(scope="module")
 def pictures(local_ray: str) -> ray.ObjectRef:
-    return ray.put({"a": np.zeros((32, 32, 3), dtype=np.uint8)})
+    return share_pictures({"a": np.zeros((32, 32, 3), dtype=np.uint8)})
 
 
 def batch(step: int) -> list[TrainSample]:

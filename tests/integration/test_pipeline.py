@@ -172,7 +172,7 @@ def test_the_learner_gets_the_pictures_of_all_rounds_and_of_replayed_groups(tmp_
     for samples, pictures in zip(pipeline.learner.trained, pipeline.learner.pictures, strict=True):
         shown = {part.uri for s in samples for part in s.content if not isinstance(part, str)}
         assert len(shown) == PAIRS
-        assert shown <= ray.get(pictures).keys()
+        assert shown <= ray.get(pictures.ref).keys()
     assert "pixels" not in json.dumps(pipeline.state())
 
 

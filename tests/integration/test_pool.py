@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 import ray
 
+from cluster.batch import GivenUp
 from cluster.elastic import PoolScaler, PoolTargets
-from cluster.pool import GivenUp, Pool
+from cluster.pool import Pool
 from cluster.routing import Unit
 from cluster.session import Role
 from configs.schema import PoolConfig

@@ -154,6 +154,14 @@ def test_relative_paths_start_from_the_named_root_else_from_here(tmp_path, monke
     assert str(project_root()) == "/shared/embed-rl"
 
 
+def test_a_root_with_another_copy_of_the_code_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster/run_folder.py").touch()
+    monkeypatch.setenv("EMBED_RL_ROOT", str(tmp_path))
+    with pytest.raises(ConfigError, match="another copy of the code"):
+        project_root()
+
+
 @pytest.fixture
 def submitted(tmp_path, monkeypatch):
     """Stand in a submitted job's copy of the working directory."""

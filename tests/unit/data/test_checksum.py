@@ -7,6 +7,7 @@ from data.checksum import (
     BLOCK_WORDS,
     MASK,
     _sum_words_torch,
+    copy_with_checksum,
     tensor_checksum,
     word_weights,
 )
@@ -107,3 +108,16 @@ def test_signs_that_change_in_two_places_count() -> None:
         flipped[[one, other]] *= -1
         sums.add(tensor_checksum(flipped))
     assert len(sums) == 1 + 50 * 49 // 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [0, 1, 7, 2 * BLOCK_WORDS + 3])
+def test_a_copy_gives_the_checksum_of_what_was_copied(dtype: torch.dtype, count: int) -> None:
+    values = (torch.randn(count, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)
+    to = torch.zeros_like(values)
+    assert copy_with_checksum(to, values) == tensor_checksum(values) == tensor_checksum(to)
+    # Where the memory is not aligned to words, or not in one piece.
+    late = torch.zeros(count + 1, dtype=dtype)[1:]
+    assert copy_with_checksum(late, values) == tensor_checksum(values) == tensor_checksum(late)
+    apart = torch.zeros(count, 2, dtype=dtype)[:, 0]
+    assert copy_with_checksum(apart, values) == tensor_checksum(values) == tensor_checksum(apart)

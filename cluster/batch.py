@@ -1,0 +1,66 @@
+"""Work handed to a pool, and what comes back of it."""
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.routing import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """In the place of an answer: an actor died of it that held nothing else, and others before."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an actor made of a chunk."""
+
+    chunk: Chunk
+    value: Any
+    """What the call returned, or `GivenUp`."""
+    actor: str
+
+
+class Batch:
+    """Work handed to a pool; iterate once for its `Answer`s, in any order.
+
+    Raises:
+        ClusterError: the pool cannot do it any more.
+        EmbedRLError: an actor refused it.
+    """
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+        """What every call gets beside its requests."""
+        self.units = 0
+        """Units whose answers nobody has taken yet."""
+        self.due = 0
+        """Units that the pool still has to answer."""
+        self._answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
+
+    def put(self, answer: Answer | Exception) -> None:
+        """Give an answer, or say why there will be none."""
+        self._answers.put(answer)
+
+    def __iter__(self) -> Iterator[Answer]:
+        for some in self.arrivals():
+            yield from some
+
+    def arrivals(self) -> Iterator[list[Answer]]:
+        """Yield all that has arrived since the last time, one answer or more."""
+        while self.units:
+            some = [self._answers.get()]  # the pool answers or fails in bounded time
+            while not self._answers.empty():
+                some.append(self._answers.get())
+            done = []
+            for answer in some:
+                if isinstance(answer, Exception):
+                    self.units = 0
+                    raise answer
+                self.units -= len(answer.chunk.units)
+                done.append(answer)
+            yield done
