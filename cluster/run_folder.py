@@ -37,8 +37,8 @@ def project_root() -> Path:
         own, there = Path(__file__), Path(named) / "cluster" / Path(__file__).name
         if not submitted and there.is_file() and not there.samefile(own):
             raise ConfigError(
-                f"EMBED_RL_ROOT={named} holds another copy of the code than {own.parents[1]}: start "
-                "the job there, or let EMBED_RL_ROOT be a folder without code"
+                f"EMBED_RL_ROOT={named} holds another copy of the code than {own.parents[1]}: "
+                "start the job there, or let EMBED_RL_ROOT be a folder without code"
             )
         return Path(named)
     if not submitted:
