@@ -1,6 +1,7 @@
 """Work handed to a pool, and what comes back of it."""
 
 import queue
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,10 +51,12 @@ class Batch:
         for some in self.arrivals():
             yield from some
 
-    def arrivals(self) -> Iterator[list[Answer]]:
-        """Yield all that has arrived since the last time, one answer or more."""
+    def arrivals(self, linger_s: float = 0.0) -> Iterator[list[Answer]]:
+        """Yield what arrives within ``linger_s`` of an answer, together with that."""
         while self.units:
             some = [self._answers.get()]  # the pool answers or fails in bounded time
+            if linger_s:
+                time.sleep(linger_s)
             while not self._answers.empty():
                 some.append(self._answers.get())
             done = []

@@ -124,8 +124,12 @@ class Pool(ABC):
         *,
         max_items: int,
         failed_on: str | None = None,
+        more: bool = False,
     ) -> Batch:
-        """Have the units' requests answered, in calls of at most ``max_items`` requests."""
+        """Have the units' requests answered, in calls of at most ``max_items`` requests.
+
+        With ``more`` of their kind to follow at once, they need not be shared out among all actors.
+        """
         batch = Batch(shared)
         if not units:
             return batch
@@ -139,7 +143,7 @@ class Pool(ABC):
                 plan_chunks(
                     units,
                     batch,
-                    actors=max(1, len(self._serving)),
+                    actors=1 if more else max(1, len(self._serving)),
                     max_items=max_items,
                     failed_on=failed_on,
                 )

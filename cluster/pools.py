@@ -37,6 +37,8 @@ from rollout.actor import RolloutActor, StoreAddress, SyncReport
 
 POISONED = "poisoned"
 """Why a trace is dropped whose request killed its actors."""
+LINGER_S = 0.02
+"""Traces that are done within this time are passed on together: every call costs the driver."""
 PULLS = 2
 """Times that an engine tries to take a version."""
 
@@ -118,7 +120,9 @@ class RolloutPool(Pool):
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
         units = [Unit(tuple(some), float(len(some))) for some in groups.values()]
-        for answers in self.submit(units, pictures.ref, max_items=self.max_items).arrivals():
+        for answers in self.submit(units, pictures.ref, max_items=self.max_items).arrivals(
+            LINGER_S
+        ):
             found = [one for answer in answers for one in _traces(answer)]
             done = [one for one in found if isinstance(one, Trajectory)]
             yield done, [one for one in found if isinstance(one, DroppedTrajectory)]
@@ -232,12 +236,12 @@ class RewardPool(Pool):
         Raises:
             ClusterError: no actor is left.
         """
-        return self.begin(requests, pictures)()
+        return self.begin(requests, pictures, more=False)()
 
     def begin(
-        self, requests: Sequence[EmbedRequest], pictures: SharedPictures
+        self, requests: Sequence[EmbedRequest], pictures: SharedPictures, *, more: bool
     ) -> Callable[[], Embedded]:
-        """Begin to embed, and return what waits for the end; as `embed`."""
+        """Begin to embed, and return what waits for the end; as `embed`. ``more``: see `submit`."""
         first: dict[Content, EmbedRequest] = {}
         # By key from here on: a content's hash costs as much as reading it.
         sent = {one.key: first.setdefault(one.content, one).key for one in requests}
@@ -245,7 +249,7 @@ class RewardPool(Pool):
             Unit((one,), content_cost(one.content, pictures.sizes, self.media))
             for one in first.values()
         ]
-        batch = self.submit(units, pictures.ref, max_items=self.max_items)
+        batch = self.submit(units, pictures.ref, max_items=self.max_items, more=more)
 
         def finish() -> Embedded:
             vectors, failed = self._collected(batch, pictures.ref)

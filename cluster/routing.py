@@ -6,7 +6,7 @@ second death on it is sent alone, in halves, until the one that kills its actor 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,16 +77,16 @@ class Chunk:
     """Actors that were lost while they held it."""
     lost: int = 0
     """Answers that were lost on their way."""
+    cost: float = field(init=False)
+    """Sum over its units."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cost", sum(unit.cost for unit in self.units))
 
     @property
     def alone(self) -> bool:
         """Whether an actor that has it may hold nothing else."""
         return self.deaths >= DEATHS_ALONE
-
-    @property
-    def cost(self) -> float:
-        """Sum over its units."""
-        return sum(unit.cost for unit in self.units)
 
     @property
     def requests(self) -> tuple[Any, ...]:
@@ -99,12 +99,11 @@ def plan_chunks(
 ) -> list[Chunk]:
     """Return chunks of neighbours in cost, costly ones first: a share for each actor, or more.
 
-    Chunks hold at most ``max_items`` requests, or one unit. Below half of that more chunks would
-    balance nothing: an actor holds several at a time, and every call costs the driver.
+    Chunks hold at most ``max_items`` requests, or one unit. Smaller ones than that would balance
+    nothing, as an actor holds several at a time, and every call costs the driver.
     """
     ordered = sorted(units, key=lambda one: -one.cost)
-    halves = 2 * sum(len(unit.requests) for unit in units) // max_items
-    parts = min(max(halves, actors), CHUNKS_IN_FLIGHT * actors) if actors > 1 else 1
+    parts = max(actors, -(-sum(len(unit.requests) for unit in units) // max_items))
     share = sum(unit.cost for unit in ordered) / parts
     chunks: list[Chunk] = []
     some: list[Unit] = []

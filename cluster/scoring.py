@@ -84,6 +84,7 @@ class Scorer:
         return self.embedder.begin(
             [self.request(one.key, pairs[one.key.group.serial], one.text) for one in trajectories],
             pictures,
+            more=True,
         )
 
     def score(

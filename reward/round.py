@@ -22,6 +22,8 @@ TOP_RETRIEVED = 3
 PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
 """Traces whose similarities are made at a time, as products of few rows are slow, and of these the
 ones ranked at a time, as their similarities stay in a core's cache."""
+SHARED_PRODUCT = 1 << 25
+"""Similarities that are kept at most, as both directions need them: 268 MB."""
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
@@ -127,6 +129,8 @@ class Ranking:
         self._plain = plain
         self._usable, self._dropped = _usable(trajectories, vectors, plain)
         self._numbers: dict[str, int] = {}
+        self._product: np.ndarray | None = None
+        """Similarities of the queries' traces and the targets', once they are made."""
         self._candidates = {side: self._of_side(side, vectors) for side in Side}
         self._sides = {side: self._met(side, bank) for side, own in self._candidates.items() if own}
 
@@ -166,7 +170,8 @@ class Ranking:
                 places, rows_ND, lost = self._change(own, places, rows_ND, changed)
                 dropped += lost
             if places:
-                some, lost = self._rank_side(side, places, rows_ND, closest)
+                product = None if changed else self._shared(side, places)
+                some, lost = self._rank_side(side, places, rows_ND, product, closest)
                 ranked += some
                 dropped += lost
         return Round(ranked=ranked, dropped=dropped, candidates=self._candidates)
@@ -230,9 +235,14 @@ class Ranking:
         return [places[row] for row in kept], rows_ND[kept], dropped
 
     def _rank_side(
-        self, side: Side, places: list[int], rows_ND: np.ndarray, closest: int | None
+        self,
+        side: Side,
+        places: list[int],
+        rows_ND: np.ndarray,
+        product: np.ndarray | None,
+        closest: int | None,
     ) -> tuple[list[RankedTrajectory], list[DroppedTrajectory]]:
-        """Rank some of one side's traces, whose embeddings are given."""
+        """Rank some of one side's traces, whose embeddings are given, as is `_shared` for them."""
         own, met = self._sides[side], self._sides[OTHER[side]]
         traces = [own.traces[place] for place in places]
         # All rows of a group have the same positives and the same false negatives.
@@ -249,7 +259,7 @@ class Ranking:
         ]
         kept_N = np.flatnonzero(has_negative_G[group_N])
         ranked = []
-        for some, similarity in _blocks(rows_ND, kept_N, met):
+        for some, similarity in _blocks(rows_ND, kept_N, met, product):
             group = group_N[some]
             positive, valid = gold_GM[group], valid_GM[group]
             found = rank_in_order(
@@ -291,11 +301,27 @@ class Ranking:
                 )
         return ranked, dropped
 
+    def _shared(self, side: Side, places: list[int]) -> np.ndarray | None:
+        """Return the similarities of some traces with the step's on the other side.
+
+        Made once for both directions. None: there are none, or too many to keep.
+        """
+        if self._product is None and len(self._sides) == len(Side):
+            query, target = (self._sides[side] for side in (Side.QUERY, Side.TARGET))
+            if len(query.traces) * len(target.traces) <= SHARED_PRODUCT:
+                rows = query.vectors_MD[: len(query.traces)]
+                self._product = _similarities(rows, target.vectors_MD[: len(target.traces)])
+        if self._product is None:
+            return None
+        return np.ascontiguousarray(self._product if side is Side.QUERY else self._product.T)[
+            places
+        ]
+
     def _margin(
         self, rows_ND: np.ndarray, met: _Side, positive: np.ndarray, valid: np.ndarray
     ) -> np.ndarray:
         return rank_in_order(
-            _similarities(rows_ND.astype(np.float64), met),
+            _similarities(rows_ND.astype(np.float64), met.vectors_MD),
             positive,
             temperature=self._reward.temperature,
             valid=valid,
@@ -359,19 +385,25 @@ def _fault(used: Sequence[np.ndarray | None], width: tuple[int, ...]) -> str:
 
 
 def _blocks(
-    rows_ND: np.ndarray, kept: np.ndarray, met: _Side
+    rows_ND: np.ndarray, kept: np.ndarray, met: _Side, product: np.ndarray | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the kept rows' places and similarities, ROW_BLOCK of them at a time."""
+    """Yield the kept rows' places and similarities, ROW_BLOCK of them at a time.
+
+    ``product`` holds the rows' similarities with the step's own candidates where they are known.
+    """
+    known = 0 if product is None else product.shape[1]
     for first in range(0, len(kept), PRODUCT_BLOCK):
         places = kept[first : first + PRODUCT_BLOCK]
-        similarity = _similarities(rows_ND[places], met)
+        similarity = _similarities(rows_ND[places], met.vectors_MD[known:])
+        if product is not None:
+            similarity = np.concatenate([product[places], similarity], axis=1)
         for begin in range(0, len(places), ROW_BLOCK):
             some = slice(begin, begin + ROW_BLOCK)
             yield places[some], similarity[some]
 
 
-def _similarities(rows_ND: np.ndarray, met: _Side) -> np.ndarray:
-    product = rows_ND @ met.vectors_MD.T
+def _similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
+    product = rows_ND @ columns_MD.T
     return product.round(SIMILARITY_DECIMALS, out=product)
 
 

@@ -28,7 +28,7 @@ class FakeEmbedder:
             vectors[request.key] = (vector / np.linalg.norm(vector)).astype(np.float32)
         return vectors, failed
 
-    def begin(self, requests, pictures):
+    def begin(self, requests, pictures, *, more):
         done = self.embed(requests, pictures)
         return lambda: done
 

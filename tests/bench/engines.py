@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cluster.publisher import Published
 from configs.schema import SamplingConfig
 from data.types import Content, EmbedRequest, GenerationRequest, StepReport, TrainSample, Trajectory
 from rollout.weight_sync import SyncReport
@@ -148,7 +147,10 @@ class SleepingRank:
     def build(self, plan: object) -> None:
         pass
 
-    def put_weights(self, version: int, store: Any) -> Published:
+    def put_weights(self, version: int, store: Any) -> Any:
+        # Here and not above: it loads torch, which the 74 other actors of this file should not.
+        from cluster.publisher import Published
+
         return Published(delta=False, bytes=0, seconds={})
 
     def train_policy(
@@ -163,7 +165,6 @@ class SleepingRank:
         return StepReport(metrics={"policy/loss": 0.0}, seconds=0.0)
 
     def score_policy(self, share: Sequence[Sequence[TrainSample]], pictures: object) -> Any:
-        # Here and not above: it loads torch, which the actors of this file should not.
         from learner.policy import TokenScores
 
         return {

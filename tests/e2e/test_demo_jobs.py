@@ -122,16 +122,23 @@ def ray_head(home: Path, *, cpus: int = 2) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def ray_node(env: dict[str, str]) -> Iterator[subprocess.Popen]:
+def ray_node(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
     """Run a further node of the head's cluster, which alone has what Ray takes for a GPU."""
     options = "--address=127.0.0.1:6399 --block --num-cpus=1 --num-gpus=1 --disable-usage-stats"
-    node = subprocess.Popen(
-        [RAY, "start", *options.split()],
-        env={**os.environ, **env},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with log.open("w") as output:
+        node = subprocess.Popen(
+            [RAY, "start", *options.split()],
+            env={**os.environ, **env},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
     try:
+        deadline = time.monotonic() + 90
+        # Two nodes of one machine that start at once may choose the same ports.
+        while "Ray runtime started" not in log.read_text():
+            assert node.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"the node is not there: {log.read_text()}"
+            time.sleep(0.5)
         yield node
     finally:
         kill_tree(node)
@@ -298,7 +305,11 @@ def test_a_node_that_goes_away_in_a_step_is_survived(home: Path) -> None:
         *("rollout.pool.actors=2", "rollout.pool.cpus=1", "rollout.pool.gpus=1"),
         *("learner.cpus=1", "reward.pool.cpus=2"),
     ]
-    with ray_head(home, cpus=4) as env, ray_node(env) as lost, ray_node(env):
+    with (
+        ray_head(home, cpus=4) as env,
+        ray_node(env, home / "lost.log") as lost,
+        ray_node(env, home / "left.log"),
+    ):
         job = subprocess.Popen(
             [sys.executable, *job_command("rl rl"), *settings],
             cwd=REPOSITORY,

@@ -22,10 +22,19 @@ from tests.published import put_by_hand
 GROUPS, SIBLINGS = 6, 2
 
 
-def engine_core():
-    """Return the process of one of the engines that this test process has started."""
-    started = psutil.Process().children(recursive=True)
-    return next(one for one in started if "EngineCore" in " ".join(one.cmdline()))
+def engine_core(since):
+    """Return the process of one of the Reasoners' engines that were started since then."""
+
+    def named(process, name):
+        return name in " ".join(process.cmdline())
+
+    return next(
+        one
+        for one in psutil.Process().children(recursive=True)
+        if named(one, "EngineCore")
+        and named(one.parent(), "RolloutActor")
+        and one.create_time() > since
+    )
 
 
 class Load:
@@ -76,6 +85,7 @@ class Load:
 def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repeats_nothing(
     local_ray, tiny_folder, tiny_model, contents, pictures
 ):
+    since = time.time()
     rollout = RolloutConfig(pool=PoolConfig(actors=1, cpus=0.0), engine=ENGINE, sampling=SAMPLING)
     store = ray.remote(WeightStore).options(name="elastic-weights", num_cpus=0).remote()
     address = StoreAddress(ray_address=local_ray, namespace=NAMESPACE, actor_name="elastic-weights")
@@ -104,7 +114,7 @@ def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repe
             load.next_batch()
             resize(3)
             load.next_batch()
-            engine_core().kill()
+            engine_core(since).kill()
             load.next_batch()
             resize(1)
             load.next_batch()

@@ -279,7 +279,7 @@ def test_what_the_engine_holds_is_compared_not_only_what_arrived(
     task = tamper_with_held_weights.remote(str(tiny_folder), publish(other_model))
     keys = "model.language_model.layers.1.self_attn.k_proj.weight"
     norm = "model.language_model.norm.weight"
-    assert ray.get(task, timeout=120) == {
+    assert ray.get(task, timeout=240) == {
         "nothing": [],
         "packed head is old": ["lm_head.weight"],
         "one row of keys is another": [keys],

@@ -67,7 +67,7 @@ def test_vectors_of_another_width_or_without_numbers_are_faults() -> None:
 
 def test_like_costs_travel_together_costly_ones_first() -> None:
     texts = ["b" * 2, "c" * 50, "d" * 2, "e" * 50, "f" * 50, "g" * 2]
-    chunks = plan_chunks(units_of(*texts), None, actors=2, max_items=3)
+    chunks = plan_chunks(units_of(*texts), None, actors=4, max_items=3)
     assert [[len(text) for text in chunk.requests] for chunk in chunks] == [
         [50],
         [50],
@@ -76,17 +76,14 @@ def test_like_costs_travel_together_costly_ones_first() -> None:
     ]
 
 
-def test_chunks_are_half_as_large_as_they_may_be_unless_actors_would_get_none() -> None:
+def test_chunks_are_as_large_as_they_may_be_unless_actors_would_get_none() -> None:
     def sizes(count: int) -> list[int]:
-        units = units_of(*(["x"] * count))
-        chunks = plan_chunks(units, None, actors=3, max_items=16)
+        chunks = plan_chunks(units_of(*(["x"] * count)), None, actors=3, max_items=16)
         return [len(chunk.requests) for chunk in chunks]
 
     assert sizes(6) == [2, 2, 2]
-    assert sizes(40) == [8, 8, 8, 8, 8]
-    assert (
-        sizes(240) == [16] * 15
-    )  # in at most as many calls as may be under way, but for the limit
+    assert sizes(30) == [10, 10, 10]
+    assert sizes(160) == [16] * 10
 
 
 def test_few_requests_for_a_single_actor_are_one_call() -> None:
