@@ -1,8 +1,9 @@
 """What a step trains on, collected ahead of it: pairs drawn, traces sampled, embedded, and paid.
 
-    admitted step -> [sampling thread] -> traces -> [scoring thread] -> rewards -> take()
-                      one step at a time     |       one round at a time
-                                             +-> embedded as they are done
+    pairs -> [feed thread] -> requests -> [sampling thread] -> traces -> [scoring thread] -> take()
+             one round ahead              one admitted step     |        one round at a time
+                                          at a time             +-> [embedding thread]
+                                                                    as they are done
 
 A step is admitted once the engines hold weights at most `max_staleness` versions older than those
 that the step will train, so no token of it can be older; at most `max_staleness` + 1 steps are ever
@@ -72,15 +73,25 @@ class CollectedStep:
 
 
 @dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A round that is not sampled yet."""
+
+    pairs: Mapping[int, Pair]
+    requests: Sequence[GenerationRequest]
+    pictures: SharedPictures
+    dropped: Sequence[DroppedTrajectory]
+    state: Mapping[str, Any]
+    """Of the feed after it."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Traces:
     """A round that is not scored yet."""
 
-    pairs: Mapping[int, Pair]
-    contents: Mapping[TrajectoryKey, Content]
-    pictures: SharedPictures
+    drawn: _Drawn
     trajectories: Sequence[Trajectory]
     dropped: Sequence[DroppedTrajectory]
-    embedded: Sequence[Embedding]
+    embedded: Sequence[Future[Embedding]]
     """The traces' embeddings, which may still be under way."""
 
 
@@ -114,9 +125,15 @@ class Collector:
         self.rollout = rollout
         self.scorer = scorer
         self.serial = 0
-        """Number of the next pair; groups are identified by it."""
+        """Number of the next pair to draw; groups are identified by it."""
+        self.issued = 0
+        """Pairs whose traces were asked for."""
         self._score_tokens = score_tokens
+        self._feeding = ThreadPoolExecutor(1, "feed")
+        self._embedding = ThreadPoolExecutor(1, "embedding")
         self._scoring = ThreadPoolExecutor(1, "scoring")
+        self._ahead: Future[_Drawn] | None = None
+        """The next round where its size is known already."""
         self._thread: threading.Thread | None = None
         self._buffer: StepBuffer[_Sampled] = StepBuffer()
 
@@ -126,7 +143,7 @@ class Collector:
 
     def restore(self, state: Mapping[str, Any], folder: Path) -> None:
         """Go on from a step's `state`, and from its bank in ``folder``; before the first `take`."""
-        self.serial = state["serial"]
+        self.serial = self.issued = state["serial"]
         self.feed.restore(state["feed"])
         self.scorer.bank.load(folder / BANK_FILE)
 
@@ -160,11 +177,12 @@ class Collector:
         )
 
     def close(self) -> None:
-        """Stop both threads once what they are at is done."""
+        """Stop all threads once what they are at is done."""
         self._buffer.close()
         if self._thread is not None:
             self._thread.join()
-        self._scoring.shutdown(cancel_futures=True)
+        for one in (self._feeding, self._embedding, self._scoring):
+            one.shutdown(cancel_futures=True)
 
     def content(self, pair: Pair, side: Side) -> Content:
         """Return what the Reasoner reads of one side of a pair."""
@@ -199,53 +217,74 @@ class Collector:
         rounds = []
         refill = self.config.grpo.refill
         while count := pairs_wanted(asked, found, pairs=self.config.pairs, refill=refill):
-            drawn = self._sample(count, clock)
-            rounds.append(self._scoring.submit(self._score, drawn, clock))
+            drawn = self._draw(count, clock)
+            rounds.append(self._scoring.submit(self._score, self._sample(drawn, clock), clock))
             if not refill:
                 break
             scored, _ = rounds[-1].result()
             asked.append(len(scored.pairs))
             found.append(self._count_spread(scored))
-        return _Sampled(rounds, self.state(), clock)
+        return _Sampled(rounds, drawn.state, clock)
 
-    def _sample(self, count: int, clock: PhaseClock) -> _Traces:
-        """Draw pairs and sample their traces."""
+    def _draw(self, count: int, clock: PhaseClock) -> _Drawn:
+        """Return the next round, and have the one after it drawn while this one is sampled."""
         with clock.phase("data"):
-            pairs = self._next_pairs(count)
-            requests = self._requests(pairs)
-            pictures, requests, undecoded = self._with_pictures(pairs, requests)
-            contents = {request.key: request.content for request in requests}
+            coming = self._ahead or self._feeding.submit(self._prepare, count)
+            drawn = coming.result()
+            self.issued = drawn.state["serial"]
+        # The size of a refill is known when the round before it is scored.
+        if not self.config.grpo.refill:
+            self._ahead = self._feeding.submit(self._prepare, count)
+        return drawn
+
+    def _prepare(self, count: int) -> _Drawn:
+        """Draw pairs and decode their pictures."""
+        pairs = self._next_pairs(count)
+        state = self.state()
+        pictures, requests, undecoded = self._with_pictures(pairs, self._requests(pairs))
+        return _Drawn(pairs, requests, pictures, undecoded, state)
+
+    def _sample(self, drawn: _Drawn, clock: PhaseClock) -> _Traces:
+        """Sample a round's traces; what is done is embedded at once."""
         trajectories: list[Trajectory] = []
-        dropped = list(undecoded)
+        dropped = list(drawn.dropped)
         embedded = []
         with clock.phase("rollout"):
-            for traces, lost in self.rollout.stream(requests, pictures):
+            for traces, lost in self.rollout.stream(drawn.requests, drawn.pictures):
                 trajectories += traces
                 dropped += lost
-                embedded.append(self.scorer.begin(traces, pairs, pictures))
-        place = {request.key: index for index, request in enumerate(requests)}
+                begin = self._embedding.submit(
+                    self.scorer.begin, traces, drawn.pairs, drawn.pictures
+                )
+                embedded.append(begin)
+        place = {request.key: index for index, request in enumerate(drawn.requests)}
         trajectories.sort(key=lambda one: place[one.key])
-        return _Traces(pairs, contents, pictures, trajectories, dropped, embedded)
+        return _Traces(drawn, trajectories, dropped, embedded)
 
-    def _score(self, drawn: _Traces, clock: PhaseClock) -> tuple[SampledRound, CandidateBank]:
+    def _score(self, traces: _Traces, clock: PhaseClock) -> tuple[SampledRound, CandidateBank]:
         """Score traces in a round of their own; return also the bank as it is after them."""
+        drawn = traces.drawn
+        contents = {request.key: request.content for request in drawn.requests}
         with clock.phase("reward"):
             scores = self.scorer.score(
-                drawn.trajectories, drawn.pairs, drawn.pictures, drawn.embedded
+                traces.trajectories,
+                drawn.pairs,
+                drawn.pictures,
+                [begun.result() for begun in traces.embedded],
             )
             bank = self.scorer.bank.copy()
         grpo = self.config.grpo
         tokens: Mapping[str, TokenScores] = {}
         if grpo.kl != "none" and grpo.kl_in == "reward" and scores.scored:
             with clock.phase("train"):
-                tokens = self._score_tokens(scores.scored, drawn.contents, drawn.pictures)
+                tokens = self._score_tokens(scores.scored, contents, drawn.pictures)
         sampled = SampledRound(
             pairs=drawn.pairs,
-            contents=drawn.contents,
+            contents=contents,
             pictures=drawn.pictures,
-            trajectories=drawn.trajectories,
+            trajectories=traces.trajectories,
             scored=scores.scored,
-            dropped=[*drawn.dropped, *scores.dropped],
+            dropped=[*traces.dropped, *scores.dropped],
             tokens=tokens,
             metrics=scores.metrics,
         )

@@ -297,7 +297,7 @@ class Pipeline:
         return {
             "traces/issued": float(len(step.pairs) * per_pair),
             "traces/trained": float(self.accounts.trained - trained),
-            "traces/in_flight": float((self.collector.serial - state["serial"]) * per_pair),
+            "traces/in_flight": float((self.collector.issued - state["serial"]) * per_pair),
             **{f"dropped/{reason}": float(count) for reason, count in dropped.items()},
             "dropped/total": float(dropped.total()),
         }
@@ -318,7 +318,7 @@ class Pipeline:
             )
             for group, content in contents.items()
         ][: max(PROBES, len(self.rollout.actors))]
-        traces, dropped = self.rollout.generate(requests, step.pictures)
+        traces, dropped = self.rollout.generate(requests, step.pictures, urgent=True)
         for one in dropped:
             log.warning("parity of version %d: %s: %s", self.version, one.key, one.detail)
         samples = [

@@ -125,10 +125,12 @@ class Pool(ABC):
         max_items: int,
         failed_on: str | None = None,
         more: bool = False,
+        urgent: bool = False,
     ) -> Batch:
         """Have the units' requests answered, in calls of at most ``max_items`` requests.
 
         With ``more`` of their kind to follow at once, they need not be shared out among all actors.
+        ``urgent`` ones, of which there must be few, wait for no others.
         """
         batch = Batch(shared)
         if not units:
@@ -146,6 +148,7 @@ class Pool(ABC):
                     actors=1 if more else max(1, len(self._serving)),
                     max_items=max_items,
                     failed_on=failed_on,
+                    urgent=urgent,
                 )
             )
         self._events.put(None)

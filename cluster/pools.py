@@ -110,31 +110,38 @@ class RolloutPool(Pool):
             super().admit(name, actor)
 
     def stream(
-        self, requests: Sequence[GenerationRequest], pictures: SharedPictures
+        self,
+        requests: Sequence[GenerationRequest],
+        pictures: SharedPictures,
+        *,
+        urgent: bool = False,
     ) -> Iterator[tuple[list[Trajectory], list[DroppedTrajectory]]]:
         """Sample one trace per request; yield them as they are done.
 
-        Siblings go to one engine, where they share a prefix.
+        Siblings go to one engine, where they share a prefix. ``urgent``: see `submit`.
         """
         groups: dict[GroupKey, list[GenerationRequest]] = {}
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
         units = [Unit(tuple(some), float(len(some))) for some in groups.values()]
-        for answers in self.submit(units, pictures.ref, max_items=self.max_items).arrivals(
-            LINGER_S
-        ):
+        batch = self.submit(units, pictures.ref, max_items=self.max_items, urgent=urgent)
+        for answers in batch.arrivals(LINGER_S):
             found = [one for answer in answers for one in _traces(answer)]
             done = [one for one in found if isinstance(one, Trajectory)]
             yield done, [one for one in found if isinstance(one, DroppedTrajectory)]
 
     def generate(
-        self, requests: Sequence[GenerationRequest], pictures: SharedPictures
+        self,
+        requests: Sequence[GenerationRequest],
+        pictures: SharedPictures,
+        *,
+        urgent: bool = False,
     ) -> tuple[list[Trajectory], list[DroppedTrajectory]]:
         """Return what `stream` yields, in the order of the requests."""
         place = {request.key: index for index, request in enumerate(requests)}
         done: list[Trajectory] = []
         dropped: list[DroppedTrajectory] = []
-        for traces, lost in self.stream(requests, pictures):
+        for traces, lost in self.stream(requests, pictures, urgent=urgent):
             done += traces
             dropped += lost
         done.sort(key=lambda one: place[one.key])

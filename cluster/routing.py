@@ -77,6 +77,8 @@ class Chunk:
     """Actors that were lost while they held it."""
     lost: int = 0
     """Answers that were lost on their way."""
+    urgent: bool = False
+    """Small, and awaited: it goes first, also to an actor that has enough to do."""
     cost: float = field(init=False)
     """Sum over its units."""
 
@@ -95,7 +97,13 @@ class Chunk:
 
 
 def plan_chunks(
-    units: Sequence[Unit], batch: Any, *, actors: int, max_items: int, failed_on: str | None = None
+    units: Sequence[Unit],
+    batch: Any,
+    *,
+    actors: int,
+    max_items: int,
+    failed_on: str | None = None,
+    urgent: bool = False,
 ) -> list[Chunk]:
     """Return chunks of neighbours in cost, costly ones first: a share for each actor, or more.
 
@@ -105,20 +113,22 @@ def plan_chunks(
     ordered = sorted(units, key=lambda one: -one.cost)
     parts = max(actors, -(-sum(len(unit.requests) for unit in units) // max_items))
     share = sum(unit.cost for unit in ordered) / parts
-    chunks: list[Chunk] = []
+    groups: list[list[Unit]] = []
     some: list[Unit] = []
     items, cost = 0, 0.0
     for unit in ordered:
         if some and items + len(unit.requests) > max_items:
-            chunks.append(Chunk(tuple(some), batch, failed_on))
+            groups.append(some)
             some, items, cost = [], 0, 0.0
         some.append(unit)
         items += len(unit.requests)
         cost += unit.cost
         if items >= max_items or cost >= share:
-            chunks.append(Chunk(tuple(some), batch, failed_on))
+            groups.append(some)
             some, items, cost = [], 0, 0.0
-    return [*chunks, Chunk(tuple(some), batch, failed_on)] if some else chunks
+    if some:
+        groups.append(some)
+    return [Chunk(tuple(one), batch, failed_on, urgent=urgent) for one in groups]
 
 
 class Router:
@@ -130,7 +140,8 @@ class Router:
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Take work."""
-        self.waiting += chunks
+        urgent = [chunk for chunk in chunks if chunk.urgent]
+        self.waiting = [*urgent, *self.waiting, *(one for one in chunks if not one.urgent)]
 
     def next(self, actors: Collection[str]) -> tuple[str, Chunk] | None:
         """Return an actor and the chunk to send to it now; None: wait for an answer first.
@@ -138,13 +149,14 @@ class Router:
         Chunks go in their order, each to the actor with the least cost in flight. Requests that
         failed go to another actor than before, unless only that one is left.
         """
-        room = [name for name in actors if self._has_room(name)]
-        if not room:
-            return None
+        shared = [name for name in actors if not any(one.alone for one in self.held_by(name))]
+        room = [name for name in shared if len(self.held_by(name)) < CHUNKS_IN_FLIGHT]
         for chunk in self.waiting:
+            if not room and not chunk.urgent:
+                return None
             free = [
                 name
-                for name in room
+                for name in (shared if chunk.urgent else room)
                 if (name != chunk.failed_on or len(actors) == 1)
                 and not (chunk.alone and self.held_by(name))
             ]
@@ -184,10 +196,6 @@ class Router:
     def forget(self, batch: Any) -> None:
         """Drop what waits for a batch that nobody waits for."""
         self.waiting = [chunk for chunk in self.waiting if chunk.batch is not batch]
-
-    def _has_room(self, name: str) -> bool:
-        held = self.held_by(name)
-        return len(held) < CHUNKS_IN_FLIGHT and not any(chunk.alone for chunk in held)
 
     def _load(self, name: str) -> float:
         return sum(chunk.cost for chunk in self.held_by(name))

@@ -43,7 +43,7 @@ class FakeRollout:
         self.asked = []
         """Requests by call."""
 
-    def generate(self, requests, pictures):
+    def generate(self, requests, pictures, *, urgent=False):
         self.asked.append(list(requests))
         return [self._trace(request.key) for request in requests], []
 

@@ -35,7 +35,7 @@ class SlowRollout(FakeRollout):
         self.sleep = Sleeping(seconds, seed=1)
         self.steps, self.fails_at = 0, fails_at
 
-    def generate(self, requests, pictures):
+    def generate(self, requests, pictures, *, urgent=False):
         done = super().generate(requests, pictures)
         if requests[0].max_tokens is not None:
             return done  # a probe of few tokens

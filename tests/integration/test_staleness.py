@@ -125,7 +125,10 @@ def test_traces_under_way_are_those_of_steps_ahead(make_pipeline):
 def test_a_trace_without_an_end_stops_the_run(make_pipeline):
     rollout = FakeRollout()
     generate = rollout.generate
-    rollout.generate = lambda requests, pictures: (generate(requests, pictures)[0][1:], [])
+    rollout.generate = lambda requests, pictures, **more: (
+        generate(requests, pictures, **more)[0][1:],
+        [],
+    )
     with pytest.raises(ClusterError, match=r"found 1 without an end \['g=0/p=p\d+/query/0'\]"):
         make_pipeline(max_staleness=0, rollout=rollout).step()
 

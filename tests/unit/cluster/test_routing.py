@@ -121,6 +121,14 @@ def test_an_actor_holds_no_more_than_its_share() -> None:
     assert len(sent_by(router, "a-0")) == 1
 
 
+def test_what_is_urgent_waits_neither_for_room_nor_for_others() -> None:
+    router = router_of(units_of(*(f"{i:03d}" for i in range(100))), actors=2, max_items=5)
+    full = sent_by(router, "a-0", "a-1")
+    assert len(full) == 2 * CHUNKS_IN_FLIGHT
+    router.add(plan_chunks(units_of("x", "y"), "probe", actors=2, max_items=5, urgent=True))
+    assert [chunk.batch for _, chunk in sent_by(router, "a-0", "a-1")] == ["probe", "probe"]
+
+
 def test_what_failed_on_an_actor_goes_to_another_one_unless_there_is_none() -> None:
     for actors, expected in ((("a-0", "a-1"), "a-1"), (("a-0",), "a-0")):
         router = Router()
