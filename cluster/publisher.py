@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import ObjectStoreFullError, RayError
 from torch import Tensor
 
 from configs.schema import WeightsConfig
@@ -155,10 +155,12 @@ class _Turn:
         """Put what is left and return what was done."""
         self._flush()
         of = self._of
-        self._calls.append(self._store.complete.remote(self._version, dict(of._manifest)))
         for call in self._calls:
             self._ask(call)
+        if not self._error:
+            self._ask(self._store.complete.remote(self._version, dict(of._manifest)))
         if self._error:
+            self._ask(self._store.fail.remote(self._version, self._error))
             of._last = None
         else:
             of._last = self._version
@@ -206,14 +208,18 @@ class _Turn:
         """Put the pending buckets, those that are kept first: others may build on them."""
         since = time.perf_counter()
         for kept, (parcels, checksums) in self._pending.items():
-            if not parcels:
+            self._pending[kept] = ([], {})
+            if not parcels or self._error:
                 continue
-            bucket = Bucket(checksums, (ray.put(parcels),))
+            try:
+                bucket = Bucket(checksums, (ray.put(parcels),))
+            except ObjectStoreFullError as error:
+                self._fail(f"{error}; give it more memory: ray start --object-store-memory")
+                continue
             self._bytes += sum(parcel.nbytes for parcel in parcels)
             self._calls.append(self._store.add.remote(self._version, [bucket]))
             if kept:
                 self._of._kept.append(bucket)
-            self._pending[kept] = ([], {})
         self._size = 0
         self.seconds["put"] += time.perf_counter() - since
 
@@ -222,5 +228,8 @@ class _Turn:
         try:
             return ray.get(call, timeout=STORE_TIMEOUT_S)
         except (RayError, WeightSyncError) as error:
-            self._error = self._error or str(error)
+            self._fail(str(error))
             return None
+
+    def _fail(self, reason: str) -> None:
+        self._error = self._error or reason

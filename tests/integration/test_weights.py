@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import ray
 import torch
+from ray.exceptions import ObjectStoreFullError
 from torch import nn
 
 from cluster.weights import WeightStore
@@ -164,6 +165,33 @@ def test_a_learner_that_fails_half_way_ends_the_pull_with_its_reason(store):
     assert time.monotonic() - began < WAIT_S / 2
     publish(publisher(), 2, store, sent, first=True)
     pull(receiver, store, 2)
+
+
+def test_a_full_object_store_ends_the_pull_with_what_to_do(store, monkeypatch):
+    model, own = make_model(0), publisher()
+    own.bucket_bytes = 1
+    put, puts = ray.put, []
+
+    def full(value):
+        puts.append(value)
+        if len(puts) > 2:
+            raise ObjectStoreFullError("full")
+        return put(value)
+
+    monkeypatch.setattr(ray, "put", full)
+    ray.get(store.announce.remote(1))
+    weights = [
+        UnmergedWeight(name, one.detach(), (), 0.0) for name, one in model.named_parameters()
+    ]
+    published = own.publish(1, store, layout(model), weights)
+    assert "--object-store-memory" in published.error
+    with pytest.raises(WeightSyncError, match="--object-store-memory"):
+        pull(Receiver(make_model(1), "bfloat16"), store, 1)
+    monkeypatch.undo()
+    publish(own, 2, store, model, first=True)
+    other = make_model(1)
+    pull(Receiver(other, "bfloat16"), store, 2)
+    assert same(model, other)
 
 
 def test_a_lost_store_is_filled_again(store):
