@@ -81,8 +81,11 @@ class Job:
         return True
 
     def kill(self) -> None:
-        """Kill the driver, and wait until its Ray has noticed and is gone."""
-        started = family(self.process.pid)
+        """Kill the driver, and wait until its Ray has noticed and is gone.
+
+        Ray's own agents look only now and then whether their node is still there.
+        """
+        started = [one for one in family(self.process.pid) if "Agent" not in one.cmdline()[0]]
         self.process.kill()
         self.process.wait(60)
         left = psutil.wait_procs(started, timeout=60)[1]
