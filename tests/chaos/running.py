@@ -66,9 +66,8 @@ class Job:
         found = []
         with suppress(psutil.NoSuchProcess):
             for one in psutil.Process(self.process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    if ROLES[role] in " ".join(one.cmdline()):
-                        found.append(one)
+                if _named(one, ROLES[role]):
+                    found.append(one)
         return found
 
     def kill_one(self, role: str, rng: random.Random) -> bool:
@@ -85,7 +84,7 @@ class Job:
 
         Ray's own agents look only now and then whether their node is still there.
         """
-        started = [one for one in family(self.process.pid) if "Agent" not in one.cmdline()[0]]
+        started = [one for one in family(self.process.pid) if not _named(one, "Agent")]
         self.process.kill()
         self.process.wait(60)
         left = psutil.wait_procs(started, timeout=60)[1]
@@ -107,6 +106,13 @@ def running(config: Path, folder: Path, *settings: str) -> Iterator[Job]:
             job.process.kill()
             job.process.wait(60)
         job.log.close()
+
+
+def _named(process: psutil.Process, name: str) -> bool:
+    try:
+        return name in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def family(pid: int) -> list[psutil.Process]:

@@ -24,8 +24,8 @@ SETTINGS = (
 )
 NOISES = 2.5
 """Standard deviations of the difference of two hit@1, by the number of queries alone, that count as
-noise. Two runs that differ in nothing but the order of their traces differ by more, up or down: only a
-run that learned less shows that something was lost."""
+noise. Only a run that learned less shows that something was lost: two runs under way in another
+order differ by more than that, up or down."""
 
 
 @pytest.mark.timeout(3600)
