@@ -54,16 +54,17 @@ class Batch:
     def arrivals(self, linger_s: float = 0.0) -> Iterator[list[Answer]]:
         """Yield what arrives within ``linger_s`` of an answer, together with that."""
         while self.units:
-            some = [self._answers.get()]  # the pool answers or fails in bounded time
-            if linger_s:
+            done = [self._next()]
+            if self.units and linger_s:
                 time.sleep(linger_s)
-            while not self._answers.empty():
-                some.append(self._answers.get())
-            done = []
-            for answer in some:
-                if isinstance(answer, Exception):
-                    self.units = 0
-                    raise answer
-                self.units -= len(answer.chunk.units)
-                done.append(answer)
+            while self.units and not self._answers.empty():
+                done.append(self._next())
             yield done
+
+    def _next(self) -> Answer:
+        answer = self._answers.get()  # the pool answers or fails in bounded time
+        if isinstance(answer, Exception):
+            self.units = 0
+            raise answer
+        self.units -= len(answer.chunk.units)
+        return answer

@@ -7,8 +7,8 @@
 
 A step is admitted once the engines hold weights at most `max_staleness` versions older than those
 that the step will train, so no token of it can be older; at most `max_staleness` + 1 steps are ever
-under way. With 0 nothing overlaps: the loop is synchronous. With `stale=drop` one more step is
-admitted; who takes it drops what is too old.
+under way. With 0 nothing overlaps but the decoding of pictures: the loop is synchronous. With
+`stale=drop` one more step is admitted; who takes it drops what is too old.
 """
 
 import itertools

@@ -60,11 +60,13 @@ class LearnerRank(LearnerWorker):
         """Return the address of this rank's node."""
         return ray.util.get_node_ip_address()
 
-    def put_weights(self, version: int, store: Any) -> Published | None:
-        """Put the weights into the object store, frozen ones at the first time only.
+    def put_weights(self, version: int, store: Any, *, anew: bool = False) -> Published | None:
+        """Put the weights into the object store, frozen ones at the first time, or ``anew``.
 
         Only rank 0 puts and returns something; the others take part in gathering.
         """
+        if anew:
+            self._publisher, self._again = Publisher(self._weights), False
         again, self._again = self._again, True
         weights = self.unmerged(trained_only=again)
         if self.rank == 0:
@@ -79,9 +81,8 @@ class LearnerGroup:
 
     ``rank`` is their class.
 
-    Pictures are given as a reference to a dict from uri to uint8 [H, W, 3]. Any call raises
-    LearnerLost where a rank died, failed or did not answer in time, and an EmbedRLError that a rank
-    itself raised; the ranks are stopped then.
+    Any call raises LearnerLost where a rank died, failed or did not answer in time, and an
+    EmbedRLError that a rank itself raised; the ranks are stopped then.
 
     Raises:
         ClusterError: the ranks got no place, or did not find each other in time.
@@ -100,6 +101,8 @@ class LearnerGroup:
         self._group = place(learner_role(config))
         self._ranks: list[Any] = []
         self._plan: LearnerPlan | None = None
+        self._anew = False
+        """Whether the last publication failed half-way: frozen weights may be missing."""
         self._start()
 
     @property
@@ -261,9 +264,11 @@ class LearnerGroup:
             WeightSyncError: the store does not hold it; the ranks are well, so announce it again.
         """
         try:
-            refs = [rank.put_weights.remote(version, store) for rank in self._ranks]
+            anew, self._anew = self._anew, False
+            refs = [rank.put_weights.remote(version, store, anew=anew) for rank in self._ranks]
             published: Published = self._all(refs, f"publishing version {version}")[0]
             if published.error:
+                self._anew = True
                 raise WeightSyncError(f"version {version} was not published: {published.error}")
         except EmbedRLError as error:
             store.fail.remote(version, str(error))

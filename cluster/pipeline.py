@@ -57,8 +57,8 @@ from rollout.weight_sync import SyncReport
 log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
 PROBES, PROBE_TOKENS = 4, 8
-"""Traces that show after a sync what the engines sample from, one per engine or more; their
-length."""
+"""Traces that show after a sync what the engines sample from, as many as there are engines or more;
+their length."""
 SHOWN_REASONS = 3
 """Failures spelled out in one line of the log."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ObjectStoreFullError, RayError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from torch import Tensor
 
 from configs.schema import WeightsConfig
@@ -213,7 +213,7 @@ class _Turn:
                 continue
             try:
                 bucket = Bucket(checksums, (ray.put(parcels),))
-            except ObjectStoreFullError as error:
+            except (ObjectStoreFullError, OutOfDiskError) as error:
                 self._fail(f"{error}; give it more memory: ray start --object-store-memory")
                 continue
             self._bytes += sum(parcel.nbytes for parcel in parcels)

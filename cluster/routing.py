@@ -107,11 +107,12 @@ def plan_chunks(
 ) -> list[Chunk]:
     """Return chunks of neighbours in cost, costly ones first: a share for each actor, or more.
 
-    Chunks hold at most ``max_items`` requests, or one unit. Smaller ones than that would balance
-    nothing, as an actor holds several at a time, and every call costs the driver.
+    Chunks hold at most ``max_items`` requests, or one unit; smaller ones than half of that come
+    back sooner, but every call costs the driver. A single actor has nothing to balance.
     """
     ordered = sorted(units, key=lambda one: -one.cost)
-    parts = max(actors, -(-sum(len(unit.requests) for unit in units) // max_items))
+    halves = 2 * sum(len(unit.requests) for unit in units) // max_items
+    parts = max(actors, min(halves, CHUNKS_IN_FLIGHT * actors)) if actors > 1 else 1
     share = sum(unit.cost for unit in ordered) / parts
     groups: list[list[Unit]] = []
     some: list[Unit] = []
@@ -178,19 +179,20 @@ class Router:
     def lose(self, actor: str) -> list[Chunk]:
         """Let the others have what an actor held; return what is given up, having killed it."""
         held = self._sent.pop(actor, [])
-        given_up = []
+        back, given_up = [], []
         for chunk in held:
             again = replace(chunk, deaths=chunk.deaths + 1)
             if not again.alone:
-                self.waiting.append(again)
+                back.append(again)
             elif len(chunk.units) > 1:
                 half = len(chunk.units) // 2
                 halves = (chunk.units[:half], chunk.units[half:])
-                self.waiting += [replace(again, units=units) for units in halves]
+                back += [replace(again, units=units) for units in halves]
             elif len(held) == 1:
                 given_up.append(again)
             else:
-                self.waiting.append(again)
+                back.append(again)
+        self.add(back)
         return given_up
 
     def forget(self, batch: Any) -> None:

@@ -17,7 +17,10 @@ from configs.load import to_flat, to_yaml
 
 BROKEN_FILE = "broken_steps.txt"
 """Keys of the samples behind three skipped steps in a row."""
-PLACEMENT = {"ranks", "actors", "min_actors", "max_actors", "cpus", "gpus", "timeout_s"}
+PLACEMENT = {
+    *("ranks", "actors", "min_actors", "max_actors", "cpus", "gpus"),
+    *("timeout_s", "nodes_timeout_s"),
+}
 """Settings that say where a run computes and not what: they may change when it is resumed."""
 
 

@@ -83,6 +83,8 @@ def session(
 def _wait_for_nodes(roles: Sequence[Role], *, timeout_s: float) -> None:
     """Wait until the cluster holds what the roles ask for; an autoscaler is told what that is.
 
+    A cluster has one such request at a time: it stands in for that of a job that also waits.
+
     Raises:
         NotEnoughResources: it does not in time.
     """

@@ -699,7 +699,7 @@ _CHECKS = {
             else []
         ),
     ],
-    RunConfig: lambda n: _not_negative(n, "seed"),
+    RunConfig: lambda n: _not_negative(n, "seed", "nodes_timeout_s"),
     PoolConfig: lambda n: [
         *_positive(n, "actors", "timeout_s", "min_actors"),
         *_not_negative(n, "cpus", "gpus", "max_actors"),

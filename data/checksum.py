@@ -38,22 +38,21 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
     return _with_rest(total, flat)
 
 
-def copy_with_checksum(to: torch.Tensor, since: torch.Tensor) -> int:
-    """Copy a tensor's bits and return the checksum of what lies in ``to`` afterwards.
+def copy_with_checksum(to: torch.Tensor, source: torch.Tensor) -> int:
+    """Copy a tensor of as many elements and return the checksum of what lies in ``to`` afterwards.
 
-    Both are of one type and size. Host memory is read back block by block as it is written, which
-    takes little longer than the copy.
+    Host memory is read back block by block as it is written, out of the core's cache.
     """
-    here, there = as_bytes(to), as_bytes(since)
-    on_host = to.device.type == since.device.type == "cpu"
-    if not on_host or here.data_ptr() != to.data_ptr() or here.data_ptr() % 4:
-        to.copy_(since.reshape(to.shape))
+    here, there = as_bytes(to), as_bytes(source)
+    same = to.dtype == source.dtype and to.device.type == source.device.type == "cpu"
+    if not same or here.data_ptr() != to.data_ptr() or here.data_ptr() % 4:
+        to.copy_(source.reshape(to.shape))
         return tensor_checksum(to)
     from data.kernels import copy_words  # see there why not above
 
     words = _words(here)
     here[4 * len(words) :] = there[4 * len(words) :]
-    both = (one.numpy().view(np.uint32) for one in (_words(there), words))
+    both = (one.numpy().view(np.uint32) for one in (words, _words(there)))
     return _with_rest(int(copy_words(*both, word_weights())), here)
 
 

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from configs.schema import EngineConfig, Pooling
+from data.lifeline import ACTOR_PID, EndsWithActor
 
 PICTURE_CACHE_GB = 1.0
 """Processed pictures an engine keeps, so that siblings of a prompt share the work."""
@@ -20,6 +21,7 @@ def set_engine_environment(engine: EngineConfig) -> None:
     # no copying between the two. vLLM wants the extra process only to bind its threads.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kv_cache_gb)
+    os.environ[ACTOR_PID] = str(os.getpid())
 
 
 def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> 
         **(pictures if max_pictures else {}),
         # The model folder's own sampling defaults must not slip in.
         "generation_config": "vllm",
+        "worker_extension_cls": f"{EndsWithActor.__module__}.{EndsWithActor.__name__}",
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
     }

@@ -40,12 +40,12 @@ def sum_words(words: Any, weights: Any) -> Any:
 
 
 @njit(nogil=True)
-def copy_words(since: Any, to: Any, weights: Any) -> Any:
+def copy_words(to: Any, source: Any, weights: Any) -> Any:
     """Copy uint32 [n] and return the same sum of what then lies there: read from the cache."""
     total = np.uint64(0)
-    for start in range(0, len(since), BLOCK_WORDS):
+    for start in range(0, len(source), BLOCK_WORDS):
         block = to[start : start + BLOCK_WORDS]
-        block[:] = since[start : start + BLOCK_WORDS]
+        block[:] = source[start : start + BLOCK_WORDS]
         own = np.uint64(0)
         for i in range(len(block)):
             own += np.uint64(block[i]) * np.uint64(weights[i])

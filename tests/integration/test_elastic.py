@@ -118,6 +118,10 @@ def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repe
             load.next_batch()
             resize(1)
             load.next_batch()
+        # An engine ends with its actor, and does not hold its memory beside the next one.
+        left = engine_core(since)
+        left.parent().kill()
+        assert not psutil.wait_procs([left], timeout=10)[1]
     finally:
         pool.close()
     assert sum(retried) > 0

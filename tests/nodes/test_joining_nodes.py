@@ -1,7 +1,7 @@
 """A job that starts while its cluster still grows waits for the nodes; needs its own process."""
 
+import logging
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,7 +30,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 @pytest.mark.timeout(300)
-def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(cluster: Cluster) -> None:
+def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
     def cpus_found(nodes_timeout_s: float) -> float:
         with session(ROLES, namespace="early", nodes_timeout_s=nodes_timeout_s):
             return ray.cluster_resources()["CPU"]
@@ -39,7 +43,7 @@ def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(cluster: Cluster
         cpus_found(nodes_timeout_s=1)
     with ThreadPoolExecutor(1) as job:
         found = job.submit(cpus_found, 120)
-        time.sleep(3)
-        assert not found.done()
+        while "waiting up to 120 s for nodes" not in caplog.text:
+            assert not found.done()
         cluster.add_node(num_cpus=1)
         assert found.result() == 2

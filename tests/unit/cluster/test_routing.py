@@ -76,14 +76,14 @@ def test_like_costs_travel_together_costly_ones_first() -> None:
     ]
 
 
-def test_chunks_are_as_large_as_they_may_be_unless_actors_would_get_none() -> None:
+def test_chunks_are_half_as_large_as_they_may_be_unless_actors_would_get_none() -> None:
     def sizes(count: int) -> list[int]:
         chunks = plan_chunks(units_of(*(["x"] * count)), None, actors=3, max_items=16)
         return [len(chunk.requests) for chunk in chunks]
 
     assert sizes(6) == [2, 2, 2]
-    assert sizes(30) == [10, 10, 10]
-    assert sizes(160) == [16] * 10
+    assert sizes(40) == [8] * 5
+    assert sizes(240) == [16] * 15
 
 
 def test_few_requests_for_a_single_actor_are_one_call() -> None:

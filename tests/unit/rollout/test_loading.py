@@ -103,6 +103,19 @@ def test_a_snapshot_and_the_changes_after_it_load_in_one_pull() -> None:
     assert same_bits(model, new)
 
 
+def test_a_second_snapshot_in_one_pull_is_compared_too() -> None:
+    model, sent = make_model(1), make_model(2)
+    new = moved(sent)
+    loading = begin(model, State())
+    for version in (sent, new):
+        for name, one in version.named_parameters():
+            good = manifest(version)[name]
+            damaged = version is new and name == "layers.0.weight"
+            loading.take(whole(name, one + 1 if damaged else one), good)
+    loading.finish(None)
+    assert loading.compare() == ["layers.0.weight"]
+
+
 @pytest.mark.parametrize("part", ["gaps", "bits"])
 def test_damaged_changes_are_found(part: str) -> None:
     model, sent = make_model(1), make_model(2)
