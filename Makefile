@@ -81,12 +81,12 @@ bench: .venv/.ready ## benchmarks of the hot paths
 doctor: .venv/.ready ## check this machine and say what to do about each problem
 	@$(PY) -m cluster.jobs.doctor
 
-submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG=configs/demo/rl.yaml)
-	@$(VENV)/bin/ray job submit --working-dir . -- $(PY) -m cluster.jobs.$(JOB) $(CONFIG)
+submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='configs/demo/rl.yaml run.dir=runs/my-rl')
+	@$(VENV)/bin/ray job submit --working-dir . -- python -m cluster.jobs.$(JOB) $(CONFIG)
 
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
-	@mkdir -p runs
-	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///runs/mlflow.db
+	@mkdir -p $(or $(EMBED_RL_ROOT),.)/runs
+	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///$(or $(EMBED_RL_ROOT),.)/runs/mlflow.db
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info runs/demo runs/demo-seed*

@@ -584,6 +584,14 @@ def _positive(node: object, *names: str) -> list[str]:
     ]
 
 
+def _gpu_problems(node: RolloutConfig | RewardConfig | JudgeConfig) -> list[str]:
+    """Return what is wrong with the GPUs of an engine and of the actor that holds it."""
+    gpus, ranks = node.pool.gpus, node.engine.tensor_parallel
+    if not 0 < gpus < ranks:
+        return []
+    return [f"pool.gpus: expected engine.tensor_parallel={ranks} or more, found {gpus:g}"]
+
+
 def _not_negative(node: object, *names: str) -> list[str]:
     return [
         f"{name}: expected at least 0, found {getattr(node, name)}"
@@ -723,8 +731,9 @@ _CHECKS = {
             else [f"hard: expected at most capacity={n.capacity}, found {n.hard}"]
         ),
     ],
-    JudgeConfig: lambda n: _positive(n, "negatives"),
-    RewardConfig: _reward_problems,
+    RolloutConfig: _gpu_problems,
+    JudgeConfig: lambda n: [*_positive(n, "negatives"), *_gpu_problems(n)],
+    RewardConfig: lambda n: [*_reward_problems(n), *_gpu_problems(n)],
     OptimizerConfig: lambda n: _positive(n, "lr", "eps", "grad_clip"),
     LoRAConfig: _lora_problems,
     LearnerConfig: _learner_problems,

@@ -25,7 +25,7 @@ from cluster.mend_torchvision import hook_files, probe_imports
 GIB = 1 << 30
 MIN_PYTHON = (3, 11)
 SHM_WARN_BYTES = 2 * GIB
-MEMORY_WARN_BYTES = 14 * GIB
+MEMORY_WARN_BYTES = 16 * GIB
 DISK_FAIL_BYTES = 2 * GIB
 DISK_WARN_BYTES = 10 * GIB
 # The second loads the compiled kernels that vLLM picks for this processor.
@@ -134,7 +134,7 @@ def check_memory(available_bytes: int | None) -> Check:
         return Check(name="memory", status="ok", found="not reported")
     found = f"{available_bytes / GIB:.1f} GiB available"
     if available_bytes < MEMORY_WARN_BYTES:
-        remedy = "the demo takes up to 14 GiB; close other programs"
+        remedy = "the demo takes up to 16 GiB; close other programs"
         return Check(name="memory", status="warn", found=found, remedy=remedy)
     return Check(name="memory", status="ok", found=found)
 

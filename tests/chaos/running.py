@@ -84,11 +84,14 @@ class Job:
 
         Ray's own agents look only now and then whether their node is still there.
         """
-        started = [one for one in family(self.process.pid) if not _named(one, "Agent")]
+        started = family(self.process.pid)
         self.process.kill()
         self.process.wait(60)
-        left = psutil.wait_procs(started, timeout=60)[1]
-        assert not left, f"still there 60 s after the driver: {[one.cmdline() for one in left]}"
+        deadline = time.monotonic() + 60
+        while left := [one for one in started if one.is_running() and not _is_agent(one)]:
+            names = [" ".join(one.cmdline()) for one in left]
+            assert time.monotonic() < deadline, f"still there 60 s after the driver: {names}"
+            time.sleep(0.5)
 
     def finish(self, timeout_s: float) -> int:
         """Wait for the end and return the exit code."""
@@ -117,6 +120,10 @@ def _named(process: psutil.Process, name: str) -> bool:
         return name in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    return _named(process, "Agent") or _named(process, "/agent")
 
 
 def family(pid: int) -> list[psutil.Process]:

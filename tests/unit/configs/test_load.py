@@ -241,6 +241,11 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ),
         ("reward.pooling=max", "reward.pooling"),
         ("run.seed=-1", "run.seed: expected at least 0"),
+        ("run.nodes_timeout_s=-1", "run.nodes_timeout_s: expected at least 0"),
+        (
+            "rollout={pool: {gpus: 1}, engine: {tensor_parallel: 2}}",
+            "rollout.pool.gpus: expected engine.tensor_parallel=2 or more, found 1",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_with_their_key(refuse, override, words):
