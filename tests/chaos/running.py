@@ -89,8 +89,7 @@ class Job:
         self.process.wait(60)
         deadline = time.monotonic() + 60
         while left := [one for one in started if one.is_running() and not _is_agent(one)]:
-            names = [" ".join(one.cmdline()) for one in left]
-            assert time.monotonic() < deadline, f"still there 60 s after the driver: {names}"
+            assert time.monotonic() < deadline, f"still there 60 s after the driver: {left}"
             time.sleep(0.5)
 
     def finish(self, timeout_s: float) -> int:
