@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from tests.chaos.running import CONFIG, ROLES, accounts_close, family, running
 
 STEPS, ROWS = 500, 40
-"""Of a data set so few rows that an epoch is over in the first quarter of the steps: engines remember
-the pictures they have met, up to a gigabyte, and have met all of them then."""
+"""Rows of a data set: an epoch is over in the first quarter of the steps, because engines remember
+the pictures they have met, up to a gigabyte, and should have met all of them then."""
 GROWTH = 1.05
 SETTINGS = (
     f"steps={STEPS}",
