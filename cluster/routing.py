@@ -75,6 +75,8 @@ class Chunk:
     """The actor on which these requests failed before; None: they are new."""
     deaths: int = 0
     """Actors that were lost while they held it."""
+    solo: int = 0
+    """Of these the ones that held nothing else."""
     lost: int = 0
     """Answers that were lost on their way."""
     urgent: bool = False
@@ -181,14 +183,15 @@ class Router:
         held = self._sent.pop(actor, [])
         back, given_up = [], []
         for chunk in held:
-            again = replace(chunk, deaths=chunk.deaths + 1)
+            single = len(held) == 1
+            again = replace(chunk, deaths=chunk.deaths + 1, solo=chunk.solo + single)
             if not again.alone:
                 back.append(again)
             elif len(chunk.units) > 1:
                 half = len(chunk.units) // 2
                 halves = (chunk.units[:half], chunk.units[half:])
                 back += [replace(again, units=units) for units in halves]
-            elif len(held) == 1:
+            elif single and (chunk.alone or chunk.solo):
                 given_up.append(again)
             else:
                 back.append(again)
