@@ -35,7 +35,7 @@ from reward.cache import EmbeddingCache
 from reward.counterfactuals import counterfactuals, score_probe
 from reward.judge import build_question
 from reward.monitors import WatchedRound, watch
-from reward.round import RankedTrajectory, Ranking, rank_round
+from reward.round import RankedTrajectory, Ranking
 from reward.score import score_round
 
 log = logging.getLogger(__name__)
@@ -218,7 +218,7 @@ class Scorer:
             other, failed = self.second.embed(requests, pictures)
             _warn("not embedded by the second Embedder", failed)
             alone = replace(unjudged, gain_weight=0.0)
-            found = rank_round(traces, other, pairs, CandidateBank(BankConfig()), reward=alone)
+            found = Ranking(traces, other, pairs, CandidateBank(BankConfig()), reward=alone).rank()
             paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
             second = {str(one.trajectory.key): one.parts.total for one in paid}
         metrics, alarms = watch(

@@ -1,6 +1,6 @@
 """Loops of `data.checksum` and `data.delta`, compiled by numba at the first call.
 
-Import it where it is used: it takes half a second, and vLLM's CPU workers do not start in a
+Import it where it is used: it takes a while, and vLLM's CPU workers do not start in a
 process that has loaded numba before. None of it allocates much or holds the interpreter's lock.
 """
 
@@ -28,7 +28,7 @@ def block_weight(place: Any) -> Any:
 
 @njit(nogil=True)
 def sum_words(words: Any, weights: Any) -> Any:
-    """Return the blocks' weighted sum, uint64; reads uint32 [n] at the memory's own speed."""
+    """Return the blocks' weighted sum, uint64, of uint32 [n]."""
     total = np.uint64(0)
     for start in range(0, len(words), BLOCK_WORDS):
         block = words[start : start + BLOCK_WORDS]

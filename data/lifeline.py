@@ -32,7 +32,7 @@ def watch(actor: int) -> None:
             if not starter.is_running():
                 break
     except psutil.NoSuchProcess:
-        pass
+        pass  # it is gone already, which is what was waited for
     if between.pid not in (actor, 1) and between.is_running():
         between.kill()
     psutil.Process().kill()

@@ -59,23 +59,6 @@ class Round:
     """The step's own, for the bank."""
 
 
-def rank_round(
-    trajectories: Sequence[Trajectory],
-    vectors: Mapping[str, np.ndarray],
-    pairs: Mapping[int, Pair],
-    bank: CandidateBank,
-    *,
-    reward: RewardConfig,
-    plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
-    only: Collection[str] | None = None,
-) -> Round:
-    """Rank every trace of a step in both directions; see `Ranking`.
-
-    With ``only``, just the traces of these keys are ranked; the candidates are all the same.
-    """
-    return Ranking(trajectories, vectors, pairs, bank, reward=reward, plain=plain).rank(only=only)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
     """The usable traces of one side, and as what the other side's traces meet them.

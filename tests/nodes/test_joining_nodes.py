@@ -1,8 +1,6 @@
 """A job that starts while its cluster still grows waits for the nodes; needs its own process."""
 
 import logging
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,24 +13,11 @@ from data.errors import NotEnoughResources
 ROLES = (Role("rollout", actors=2, cpus=1, gpus=0),)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Run a cluster of one node with one CPU."""
-    assert not ray.is_initialized(), "run tests/nodes in a process of its own"
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        try:
-            yield cluster
-        finally:
-            cluster.shutdown()
-
-
 @pytest.mark.timeout(300)
 def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(
-    cluster: Cluster, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     caplog.set_level(logging.INFO)
 
     def cpus_found(nodes_timeout_s: float) -> float:

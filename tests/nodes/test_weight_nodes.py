@@ -1,6 +1,5 @@
 """On a cluster of several nodes a bucket goes to each node once; needs a process without a Ray."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,23 +20,15 @@ NOISE_BYTES = 16 << 20
 
 
 @pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run a cluster of a node for the learner and one for the engines."""
-    assert not ray.is_initialized(), "run tests/nodes in a process of its own"
-    # Sockets lie there, whose paths must be short, shorter than pytest's own folders.
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        try:
-            cluster.add_node(num_cpus=1, resources={"engines": ENGINES})
-            ray.init(
-                address=cluster.address,
-                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
-            )
-            yield
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
+def two_nodes(cluster: Cluster) -> Iterator[None]:
+    """Give the engines a node of their own beside the learner's."""
+    cluster.add_node(num_cpus=1, resources={"engines": ENGINES})
+    ray.init(
+        address=cluster.address,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
 
 
 def loopback_bytes() -> int:

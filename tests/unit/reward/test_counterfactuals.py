@@ -8,7 +8,7 @@ from data.embed_inputs import embed_content
 from data.types import Evidence, Item, Kind, Picture, Side
 from reward.bank import CandidateBank
 from reward.counterfactuals import SAMPLE, Change, counterfactuals, score_probe
-from reward.round import rank_round
+from reward.round import Ranking
 from reward.score import score_round
 from tests.builders import TRACES, make_pair, make_scored, make_trajectory
 
@@ -116,7 +116,7 @@ def test_rewards_equal_those_of_the_round_with_that_one_embedding_changed(lost):
         vectors[str(one.key)] = found / np.linalg.norm(found)
 
     def score(given, only=None):
-        ranked = rank_round(trajectories, given, pairs, BANK, reward=REWARD, only=only).ranked
+        ranked = Ranking(trajectories, given, pairs, BANK, reward=REWARD).rank(only=only).ranked
         return score_round(ranked, {}, pairs, reward=REWARD, max_frames=4)[0]
 
     planned = counterfactuals(score(vectors), pairs, max_frames=4)

@@ -8,7 +8,7 @@ import pytest
 from configs.schema import BankConfig, RewardConfig
 from data.types import Side
 from reward.bank import CandidateBank
-from reward.round import Ranking, rank_round
+from reward.round import Ranking
 from tests.builders import make_pair, make_trajectory
 
 REWARD = RewardConfig(model="m", bank=BankConfig(recent=2, hard=3, capacity=6))
@@ -44,7 +44,7 @@ def run(steps, *, shuffle=None, reward=REWARD):
             traces = [traces[i] for i in shuffle.permutation(len(traces))]
             names = [str(one.key) for one in traces]
             vectors = {names[i]: vectors[names[i]] for i in shuffle.permutation(len(names))}
-        found = rank_round(traces, vectors, pairs, bank, reward=reward)
+        found = Ranking(traces, vectors, pairs, bank, reward=reward).rank()
         remember(bank, found)
         assert found.dropped == []
     return {str(one.trajectory.key): one for one in found.ranked}
@@ -114,7 +114,7 @@ def test_an_item_remembered_from_an_earlier_step_is_no_negative_of_itself():
 def test_a_restart_between_steps_changes_no_reward(odd, tmp_path):
     bank = CandidateBank(REWARD.bank)
     for index, (traces, pairs, vectors) in enumerate(STEPS):
-        found = rank_round(traces, vectors, pairs, bank, reward=REWARD)
+        found = Ranking(traces, vectors, pairs, bank, reward=REWARD).rank()
         remember(bank, found)
         if index == odd:
             bank.save(tmp_path / "bank.npz")
@@ -132,7 +132,7 @@ def test_changed_embeddings_rank_as_in_a_round_of_their_own():
     rng = np.random.default_rng(5)
     changed = {name: unit(rng.normal(size=4)) for name in some}
     found = ranking.rank(changed, only=changed).ranked
-    afresh = rank_round(traces, {**vectors, **changed}, pairs, bank, reward=REWARD, only=changed)
+    afresh = Ranking(traces, {**vectors, **changed}, pairs, bank, reward=REWARD).rank(only=changed)
     assert found == afresh.ranked
     assert {str(one.trajectory.key) for one in found} == set(some)
     assert {str(one.trajectory.key): one for one in ranking.rank().ranked} == before

@@ -11,7 +11,7 @@ from configs.schema import RewardConfig, RLConfig
 from data.types import Item, Judgement, Kind, Side
 from reward.bank import CandidateBank
 from reward.judge import build_question
-from reward.round import rank_round
+from reward.round import Ranking
 from reward.score import format_reward, length_penalty, score_round
 from tests.builders import TRACES, make_pair, make_trajectory
 
@@ -51,7 +51,7 @@ DEGREES = {
 def score(trajectories, vectors, pairs=PAIRS, *, reward=REWARD, judged=(), plain=None):
     """Rank and score a round without a bank; return what is scored and all that is dropped."""
     bank = CandidateBank(reward.bank)
-    found = rank_round(trajectories, vectors, pairs, bank, reward=reward, plain=plain)
+    found = Ranking(trajectories, vectors, pairs, bank, reward=reward, plain=plain).rank()
     scored, lost = score_round(found.ranked, dict(judged), pairs, reward=reward, max_frames=8)
     return scored, found.dropped + lost
 
@@ -298,7 +298,7 @@ def test_the_published_variants_show_all_positives_and_the_closest_other_pairs(
     reward = published(preset, tmp_path)
     bank = CandidateBank(reward.bank)
     vectors = angles(trajectories, degrees)
-    ranked = rank_round(trajectories, vectors, pairs, bank, reward=reward).ranked
+    ranked = Ranking(trajectories, vectors, pairs, bank, reward=reward).rank().ranked
     traces = {str(one.key): one for one in trajectories}
     questions = {
         str(one.trajectory.key): build_question(one, traces, pairs, reward.judge) for one in ranked
