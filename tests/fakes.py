@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 
 from cluster.publisher import Published
+from data.errors import WeightSyncError
 from data.types import StepReport, Trajectory
 from learner.policy import TokenScores
 
@@ -36,9 +37,10 @@ class FakeEmbedder:
 class FakeRollout:
     """Gives siblings traces of 3, 4, ... tokens; those of ``dull`` groups are all alike."""
 
-    def __init__(self, dull=lambda group: False):
+    def __init__(self, dull=lambda group: False, *, failing_pulls=0):
         self.dull = dull
         self.version = 0
+        self.failing_pulls = failing_pulls
         self.actors = {"rollout-0": self}
         self.asked = []
         """Requests by call."""
@@ -65,6 +67,9 @@ class FakeRollout:
         )
 
     def pull_weights(self, version):
+        if self.failing_pulls:
+            self.failing_pulls -= 1
+            raise WeightSyncError(f"version {version}: told to fail")
         self.version = version
         return []
 
@@ -77,6 +82,8 @@ class FakeLearner:
         self.trained = []
         """Samples by step."""
         self.pictures = []
+        self.announced = []
+        """Versions, and whether in place of all others."""
 
     def train_policy(self, samples, pictures):
         self.trained.append(list(samples))
@@ -88,6 +95,9 @@ class FakeLearner:
         return {one.key: TokenScores(one.logprobs, one.logprobs) for one in samples}
 
     def announce(self, version, store, *, again=False):
+        self.announced.append((version, again))
+
+    def check(self):
         pass
 
     def publish(self, version, store):

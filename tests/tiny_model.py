@@ -1,6 +1,6 @@
 """A random Qwen3-VL folder, tiny (about 1M parameters) unless sizes are given, for real engines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_processor() -> Qwen3VLProcessor:
+def tiny_processor(special: Sequence[str] = SPECIAL) -> Qwen3VLProcessor:
     """Return the processor of the tiny model."""
     size = {"shortest_edge": 1024, "longest_edge": 16 << 20}
     vision = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, "size": size}
     norm = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**vision, **norm),
-        tokenizer=_tokenizer(),
+        tokenizer=_tokenizer(special),
         video_processor=Qwen3VLVideoProcessor(**vision, **norm),
         chat_template=CHAT_TEMPLATE,
     )
@@ -67,13 +67,14 @@ def write_model(
     *,
     seed: int = 0,
     tied: bool = True,
+    special: Sequence[str] = SPECIAL,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Path:
     """Write a folder whose language model and vision tower have other sizes; made on ``device``."""
-    processor = tiny_processor()
+    processor = tiny_processor(special)
     tokenizer = processor.tokenizer
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
+    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in special}
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -124,13 +125,13 @@ def write_model(
     return path
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(special: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=list(SPECIAL),
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -140,6 +141,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[w for w in SPECIAL if w not in ("<|im_end|>", "<|endoftext|>")],
+        additional_special_tokens=[w for w in special if w not in ("<|im_end|>", "<|endoftext|>")],
         clean_up_tokenization_spaces=False,
     )

@@ -18,6 +18,7 @@ from cluster.tracking import Tracker
 from configs.schema import EmbedderConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed
+from data.emb_token import with_emb_token
 from data.embed_inputs import embed_content
 from data.errors import DataError
 from data.media import load_pictures
@@ -27,6 +28,8 @@ from data.records import load_sets
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
 
+BASE_FOLDER = "base"
+"""Of the run folder: the model where it lacks an `<emb>` token."""
 MAX_POOR_DRAWS = 20
 """Batches in a row without usable pairs: more is no bad luck."""
 Batch = tuple[list[ContrastPair], Pictures]
@@ -44,7 +47,8 @@ def main(config: EmbedderConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     data = config.data
-    load_encoder(config.model, data.media).check_pooling("emb_token")
+    model = with_emb_token(config.model, folder.path / BASE_FOLDER)
+    load_encoder(model, data.media)  # refuses limits that do not fit it
     train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
     warn_embedder_ignores(config.model, train)
     held_out = [
@@ -72,7 +76,7 @@ def main(config: EmbedderConfig) -> int:
     with tracker, connected:
         group = LearnerGroup(config.learner)
         group.build_contrastive(
-            model=config.model,
+            model=model,
             media=data.media,
             total_steps=config.steps,
             seed=config.run.seed,

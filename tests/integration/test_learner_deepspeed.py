@@ -29,6 +29,7 @@ from configs.schema import (
     SamplingConfig,
 )
 from data.chat import ChatEncoder
+from data.errors import WeightSyncError
 from data.parcels import Adapter, Bucket, base_name, merge
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.contrastive import Temperature
@@ -488,21 +489,39 @@ def test_published_weights_are_the_models_bits(group, zero_stage, tiny_folder):
         assert torch.equal(found[name], tensor)
 
 
+def places(group: LearnerGroup) -> dict[str, ray.ObjectRef]:
+    """Publish the group's weights and return where each tensor lies."""
+    return {name: bucket.parcels[0] for bucket in buckets(group) for name in bucket.checksums}
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
 @TWO_RANKS
 def test_frozen_weights_are_put_once(group, zero_stage, tiny_folder, encoder, pictures):
-    def places() -> dict[str, ray.ObjectRef]:
-        return {name: bucket.parcels[0] for bucket in buckets(group) for name in bucket.checksums}
-
     configure(group, zero_stage=zero_stage, freeze_vision=True, **ONE_BATCH)
     build_supervised(group, tiny_folder)
-    first = places()
+    first = places(group)
     rows, shared = samples(encoder, pictures), share_pictures(pictures)
     for _ in range(2):
         group.train_supervised(rows, shared)
-    second = places()
+    second = places(group)
     assert second.keys() == first.keys()
     kept = {name for name, place in second.items() if place == first[name]}
+    assert kept == {name for name in first if "visual." in name}
+
+
+@TWO_RANKS
+def test_after_a_failed_publication_everything_is_put_anew(group, tiny_folder):
+    configure(group, freeze_vision=True)
+    build_supervised(group, tiny_folder)
+    first = places(group)
+    refusing = ray.remote(WeightStore).options(num_cpus=0).remote()  # it awaits nothing
+    with pytest.raises(WeightSyncError, match=r"version 1 was not published: .*not in the weight"):
+        group.publish(1, refusing)
+    assert group.running
+    second = places(group)
+    assert second.keys() == first.keys()
+    assert not set(second.values()) & set(first.values())
+    kept = {name for name, place in places(group).items() if place == second[name]}
     assert kept == {name for name in first if "visual." in name}
 
 

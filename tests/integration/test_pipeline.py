@@ -10,6 +10,7 @@ from cluster.pipeline import Pipeline
 from cluster.scoring import Scorer
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
+from data.errors import WeightSyncError
 from data.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
@@ -56,6 +57,17 @@ def test_a_full_step_is_one_round():
     assert (metrics["group/count"], metrics["group/skipped"]) == (2 * PAIRS, 0)
     assert (metrics["group/refill_rounds"], metrics["group/refilled"]) == (0, 0)
     assert len(pipeline.rollout.asked) == 1
+
+
+def test_a_version_that_an_engine_does_not_take_is_published_once_more():
+    pipeline = make_pipeline(FakeRollout(failing_pulls=1))
+    assert pipeline.learner.announced == [(1, False), (1, True)]
+    assert pipeline.rollout.version == 1
+
+
+def test_a_version_that_an_engine_does_not_take_again_ends_the_run():
+    with pytest.raises(WeightSyncError, match="version 1: told to fail"):
+        make_pipeline(FakeRollout(failing_pulls=2))
 
 
 def test_without_refill_a_short_step_stays_short():

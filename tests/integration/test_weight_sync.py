@@ -13,8 +13,9 @@ from transformers import AutoModelForImageTextToText
 
 from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
-from data.parcels import Whole
+from data.parcels import Whole, merge
 from data.types import DroppedTrajectory
+from learner.lora import UnmergedWeight
 from tests import published
 from tests.integration.conftest import ENGINE, NAMESPACE, STORE
 from tests.integration.reference import logprobs, request
@@ -220,6 +221,38 @@ def test_deltas_arrive_bit_equal_in_packed_matrices_too(
         assert report.bytes == put.bytes
     assert put.bytes < 0.1 * sum(one.nbytes for one in sent.parameters())
     assert _largest_difference(reasoner, sent, encoder, contents, pictures) < 1e-3
+
+
+def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with(
+    reasoner, store, other_model, encoder, contents, pictures
+) -> None:
+    base, own = copy.deepcopy(other_model), published.publisher()
+    endings = ("layers.1.self_attn.q_proj.weight", "mlp.down_proj.weight", "attn.qkv.weight")
+    adapted = {name for name, _ in base.named_parameters() if name.endswith(endings)}
+    noise = torch.Generator().manual_seed(3)
+    specs = [
+        replace(spec, adapted=spec.name in adapted, trained=spec.name in adapted)
+        for spec in layout(base)
+    ]
+    merged = copy.deepcopy(base)
+    for first in (True, False):
+        weights = []
+        for (name, one), to in zip(base.named_parameters(), merged.parameters(), strict=True):
+            factors = ()
+            if name in adapted:
+                shapes = ((4, one.shape[1]), (one.shape[0], 4))
+                factors = tuple(0.2 * torch.randn(shape, generator=noise) for shape in shapes)
+                to.data.copy_(merge(one.detach(), *factors, 0.5))
+            if first or factors:
+                weights.append(UnmergedWeight(name, one.detach() if first else None, factors, 0.5))
+        version = next(_published)
+        ray.get(store.actor.announce.remote(version))
+        put = own.publish(version, store.actor, specs, weights)
+        report = reasoner.pull_weights(version)
+        assert (put.error, report.mismatched) == ("", ())
+        assert _largest_difference(reasoner, merged, encoder, contents, pictures) < 1e-3
+    assert report.bytes == put.bytes == sum(f.nbytes for one in weights for f in one.factors)
+    assert put.bytes < 0.1 * sum(one.nbytes for one in base.parameters())
 
 
 @ray.remote(num_cpus=0, max_calls=1)

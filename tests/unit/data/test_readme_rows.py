@@ -1,0 +1,29 @@
+"""The rows that data/README.md shows are rows of the formats under whose names they stand."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data.records import load_set
+from tests.builders import write_picture, write_set
+
+README = (Path(__file__).parents[3] / "data/README.md").read_text()
+ROWS = re.findall(r"^`(\w+)`.*?```json\n(.+?)\n```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(("form", "row"), ROWS, ids=[form for form, _ in ROWS])
+def test_each_shown_row_is_read(form, row, tmp_path):
+    config = write_set(tmp_path, [json.loads(row)], format=form)
+    for name in re.findall(r'"((?:images|videos)/[^"]+)"', row):
+        write_picture(Path(config.root) / name)
+    loaded = load_set(config)
+    assert loaded.bad_rows == ()
+    (pair,) = loaded.pairs
+    shown = {uri for item in (pair.query, pair.target, *pair.candidates) for uri in item.uris}
+    assert len(shown) == len(re.findall(r"\.png", row))
+
+
+def test_every_format_is_shown():
+    assert {form for form, _ in ROWS} == {"mmeb", "llavahound", "mmeb_eval", "caption"}
