@@ -22,6 +22,7 @@ from data.types import (
     Content,
     ContrastPair,
     EmbedRequest,
+    Packed,
     Picture,
     StepReport,
     TrainSample,
@@ -335,7 +336,7 @@ class LearnerGroup:
 
     def _shares(
         self, samples: Sequence[TrainSample], pictures: SharedPictures
-    ) -> list[list[list[TrainSample]]]:
+    ) -> list[Packed[list[TrainSample]]]:
         """Return the samples by [rank][micro-batch]."""
         self._check_running("sharing out samples")
         plan = plan_micro_batches(
@@ -353,7 +354,7 @@ class LearnerGroup:
             ranks=self.config.ranks,
             budget_tokens=self.config.micro_batch_tokens,
         )
-        return [[[samples[i] for i in micro] for micro in share] for share in plan]
+        return [Packed([samples[i] for i in micro] for micro in share) for share in plan]
 
     def _step(self, refs: Sequence[Any], what: str) -> StepReport:
         """Return the report of a step: metrics are the same on every rank, broken keys are not."""

@@ -62,13 +62,20 @@ class Pool(ABC):
     An actor that has work but has answered nothing for ``timeout_s`` counts as hung.
 
     Args:
+        max_items: requests that a call holds at most.
         create: makes an actor of a name and of Ray's options.
     """
 
     def __init__(
-        self, role: Role, *, timeout_s: float, create: Callable[[str, dict[str, Any]], Any]
+        self,
+        role: Role,
+        *,
+        timeout_s: float,
+        max_items: int,
+        create: Callable[[str, dict[str, Any]], Any],
     ) -> None:
         self.role = role
+        self._max_items = max_items
         self.timeout_s = timeout_s
         self.counts: Counter[str] = Counter()
         self._create = create
@@ -96,6 +103,8 @@ class Pool(ABC):
         """Whether all actors were there once; before that a failed start is not tried again."""
         self._empty_since = time.monotonic()
         self._measured = time.monotonic()
+        self._look_at = time.monotonic()
+        """When an actor may be overdue, or an empty pool given up, at the earliest."""
         self._sums: Counter[str] = Counter()
         self._closing = threading.Event()
         self._events: queue.SimpleQueue[tuple[str, Chunk, Future[Any]] | None] = queue.SimpleQueue()
@@ -122,12 +131,11 @@ class Pool(ABC):
         units: Sequence[Unit],
         shared: Any,
         *,
-        max_items: int,
         failed_on: str | None = None,
         more: bool = False,
         urgent: bool = False,
     ) -> Batch:
-        """Have the units' requests answered, in calls of at most ``max_items`` requests.
+        """Have the units' requests answered.
 
         With ``more`` of their kind to follow at once, they need not be shared out among all actors.
         ``urgent`` ones, of which there must be few, wait for no others.
@@ -146,7 +154,7 @@ class Pool(ABC):
                     units,
                     batch,
                     actors=1 if more else max(1, len(self._serving)),
-                    max_items=max_items,
+                    max_items=self._max_items,
                     failed_on=failed_on,
                     urgent=urgent,
                 )
@@ -370,13 +378,14 @@ class Pool(ABC):
         try:
             while not self._closing.is_set():
                 try:
-                    event = self._events.get(timeout=self._until_due())
+                    event = self._events.get(timeout=max(0.0, self._look_at - time.monotonic()))
                 except queue.Empty:
                     event = None
                 with self._change:
                     if event is not None:
                         self._take(*event)
-                    self._lose_hung()
+                    if time.monotonic() >= self._look_at:
+                        self._lose_hung()
                     self._send()
                     self._give_up()
         except Exception as error:  # whatever it is, the threads that wait must see it
@@ -430,27 +439,22 @@ class Pool(ABC):
         if not batch.due:
             self._batches.discard(batch)
 
-    def _due(self) -> dict[str, float]:
-        """Return when actors that have work count as hung."""
-        return {
+    def _lose_hung(self) -> None:
+        """Lose who is overdue, and note when to look again: till then nobody else can be."""
+        now = time.monotonic()
+        due = {
             name: self._heard[name] + self.timeout_s
             for name in (*self._serving, *self._draining)
             if self._router.held_by(name)
         }
-
-    def _until_due(self) -> float | None:
-        """Return the seconds until something may have to be given up; None: nothing can."""
-        with self._change:
-            due = list(self._due().values())
-            if self._batches and not self._serving:
-                due.append(self._empty_since + self.timeout_s)
-        return max(0.0, min(due) - time.monotonic()) + 0.01 if due else None
-
-    def _lose_hung(self) -> None:
-        now = time.monotonic()
-        for name, due in self._due().items():
-            if now >= due:
-                self.lose(name, f"no answer within timeout_s={self.timeout_s:g}")
+        for name in [one for one, when in due.items() if now >= when]:
+            del due[name]
+            self.lose(name, f"no answer within timeout_s={self.timeout_s:g}")
+        # What is sent from now on is due later than that.
+        self._look_at = min([now + self.timeout_s, *due.values()])
+        given_up = self._empty_since + self.timeout_s
+        if not self._serving and given_up > now:
+            self._look_at = min(self._look_at, given_up)
 
     def _give_up(self) -> None:
         """Fail what waits where the pool has no actor and will not get one in time."""
@@ -495,10 +499,9 @@ class Pool(ABC):
         """Add the time since the last change to the sums behind `stats`."""
         now = time.monotonic()
         seconds, self._measured = now - self._measured, now
-        busy = sum(bool(self._router.held_by(name)) for name in self._serving)
         self._sums.update(
             seconds=seconds,
             actors=seconds * len(self._serving),
-            busy=seconds * busy,
+            busy=seconds * self._router.busy(self._serving),
             waiting=seconds * len(self._router.waiting),
         )

@@ -17,9 +17,9 @@ from cluster.batch import Answer, Batch, GivenUp
 from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
 from cluster.pool import Pool
-from cluster.routing import CHUNKS_IN_FLIGHT, Chunk, Unit, content_cost, vector_fault
+from cluster.routing import Chunk, Unit, content_cost, vector_fault
 from cluster.session import Role
-from configs.schema import EngineConfig, JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
+from configs.schema import JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
 from data.errors import ClusterError, EmbedRLError, EngineLost, WeightSyncError
 from data.types import (
     Content,
@@ -29,6 +29,7 @@ from data.types import (
     GroupKey,
     Judgement,
     JudgeQuestion,
+    Packed,
     Trajectory,
 )
 from reward.actor import EmbedderActor
@@ -44,11 +45,6 @@ PULLS = 2
 
 Embedded = tuple[dict[str, np.ndarray], dict[str, str]]
 """Unit vectors [D] by key, and the reason for each key that failed."""
-
-
-def _chunk_items(engine: EngineConfig) -> int:
-    """Return how many requests a call holds: two engine batches are in flight, one at hand."""
-    return max(1, 2 * engine.max_num_seqs // CHUNKS_IN_FLIGHT)
 
 
 def _traces(answer: Answer) -> Sequence[Trajectory | DroppedTrajectory]:
@@ -71,7 +67,6 @@ class RolloutPool(Pool):
         actor: type = RolloutActor,
     ) -> None:
         pool = rollout.pool
-        self.max_items = _chunk_items(rollout.engine)
         self._version: int | None = None
         self._pulling = threading.Lock()
         """Held while engines come to hold a version: none may join with another one."""
@@ -79,6 +74,7 @@ class RolloutPool(Pool):
         super().__init__(
             Role("rollout", pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            max_items=rollout.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(
                 name=name,
                 model=str(Path(model).absolute()),
@@ -95,7 +91,7 @@ class RolloutPool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have traces sampled."""
-        return actor.generate.remote(list(chunk.requests), chunk.batch.shared)
+        return actor.generate.remote(Packed(chunk.requests), chunk.batch.shared)
 
     def admit(self, name: str, actor: Any) -> None:
         """Let an engine take calls that holds the weights which all others hold.
@@ -124,7 +120,7 @@ class RolloutPool(Pool):
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
         units = [Unit(tuple(some), float(len(some))) for some in groups.values()]
-        batch = self.submit(units, pictures.ref, max_items=self.max_items, urgent=urgent)
+        batch = self.submit(units, pictures.ref, urgent=urgent)
         for answers in batch.arrivals(LINGER_S):
             found = [one for answer in answers for one in _traces(answer)]
             done = [one for one in found if isinstance(one, Trajectory)]
@@ -199,12 +195,12 @@ class RewardPool(Pool):
     ) -> None:
         pool = reward.pool
         self.media = media
-        self.max_items = _chunk_items(reward.engine)
         self.width = 0
         remote = ray.remote(actor)
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            max_items=reward.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(
                 name=name,
                 model=str(Path(reward.model).absolute()),
@@ -232,7 +228,7 @@ class RewardPool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have contents embedded."""
-        return actor.embed.remote(list(chunk.requests), chunk.batch.shared)
+        return actor.embed.remote(Packed(chunk.requests), chunk.batch.shared)
 
     def embed(self, requests: Sequence[EmbedRequest], pictures: SharedPictures) -> Embedded:
         """Return unit vectors [D] by key, and the reason for each key that failed.
@@ -256,7 +252,7 @@ class RewardPool(Pool):
             Unit((one,), content_cost(one.content, pictures.sizes, self.media))
             for one in first.values()
         ]
-        batch = self.submit(units, pictures.ref, max_items=self.max_items, more=more)
+        batch = self.submit(units, pictures.ref, more=more)
 
         def finish() -> Embedded:
             vectors, failed = self._collected(batch, pictures.ref)
@@ -281,10 +277,7 @@ class RewardPool(Pool):
             elif reasons:
                 units = [one for one in answer.chunk.units if one.requests[0].key in reasons]
                 again.setdefault(answer.actor, []).extend(units)
-        second = [
-            self.submit(units, pictures, max_items=self.max_items, failed_on=name)
-            for name, units in again.items()
-        ]
+        second = [self.submit(units, pictures, failed_on=name) for name, units in again.items()]
         for answer in (one for batch in second for one in batch):
             found, reasons = self._sorted(answer)
             vectors |= found
@@ -321,11 +314,11 @@ class JudgePool(Pool):
     def __init__(self, judge: JudgeConfig) -> None:
         pool = judge.pool
         config = replace(judge, model=str(Path(judge.model).absolute()))
-        self.max_items = _chunk_items(judge.engine)
         remote = ray.remote(JudgeActor)
         super().__init__(
             Role("judge", pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            max_items=judge.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(name=name, config=config),
         )
 
@@ -335,7 +328,7 @@ class JudgePool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have questions answered."""
-        return actor.judge.remote(list(chunk.requests))
+        return actor.judge.remote(Packed(chunk.requests))
 
     def judge(
         self, questions: Sequence[JudgeQuestion]
@@ -344,7 +337,7 @@ class JudgePool(Pool):
         judged: dict[str, Judgement] = {}
         failed: dict[str, str] = {}
         units = [Unit((question,), 1.0) for question in questions]
-        for answer in self.submit(units, None, max_items=self.max_items):
+        for answer in self.submit(units, None):
             if isinstance(answer.value, GivenUp):
                 failed |= {one.key: answer.value.reason for one in answer.chunk.requests}
                 continue

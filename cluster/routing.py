@@ -16,7 +16,8 @@ from data.media import crop_pixels, limits_of
 from data.types import Content, Picture
 
 CHUNKS_IN_FLIGHT = 4
-"""Chunks an actor holds at most: while one is answered the engine still has the others."""
+"""Chunks an actor holds at most, each as large as an engine's batch or smaller: while one is
+answered the engine still has the others."""
 DEATHS_ALONE = 2
 """Work that an actor has died of so often is sent alone, and given up if one dies of it then."""
 CHARS_PER_TOKEN = 4
@@ -140,6 +141,7 @@ class Router:
     def __init__(self) -> None:
         self.waiting: list[Chunk] = []
         self._sent: dict[str, list[Chunk]] = {}
+        """By actor, of those that hold something."""
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Take work."""
@@ -152,6 +154,8 @@ class Router:
         Chunks go in their order, each to the actor with the least cost in flight. Requests that
         failed go to another actor than before, unless only that one is left.
         """
+        if not self.waiting:
+            return None
         shared = [name for name in actors if not any(one.alone for one in self.held_by(name))]
         room = [name for name in shared if len(self.held_by(name)) < CHUNKS_IN_FLIGHT]
         for chunk in self.waiting:
@@ -177,6 +181,12 @@ class Router:
     def done(self, actor: str, chunk: Chunk) -> None:
         """Take note that an actor no longer holds a chunk."""
         self._sent[actor].remove(chunk)
+        if not self._sent[actor]:
+            del self._sent[actor]
+
+    def busy(self, actors: Mapping[str, Any]) -> int:
+        """Return how many of the actors hold something."""
+        return len(self._sent.keys() & actors.keys())
 
     def lose(self, actor: str) -> list[Chunk]:
         """Let the others have what an actor held; return what is given up, having killed it."""

@@ -13,6 +13,7 @@ Made by -> used by:
 Results are joined by key, never by position.
 """
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -41,6 +42,16 @@ def _restored(cls: Any, *values: Any) -> Any:
     for write, value in zip(cls._writers, values, strict=True):
         write(one, value)
     return one
+
+
+class Packed(list[T]):
+    """A list that is pickled in less time, and arrives as a plain one.
+
+    Ray's own pickler asks in Python about every object; this one is written by Python's.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (pickle.dumps(list(self), pickle.HIGHEST_PROTOCOL),)
 
 
 class Kind(StrEnum):

@@ -11,7 +11,7 @@ from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import EncodedPrompt
 from data.engine_args import set_engine_environment
 from data.errors import DataError, WeightSyncError
-from data.types import Content, DroppedTrajectory, GenerationRequest, Pictures, Trajectory
+from data.types import Content, DroppedTrajectory, GenerationRequest, Packed, Pictures, Trajectory
 from rollout.weight_sync import StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class RolloutActor:
             if request.content not in prompts:
                 prompts[request.content] = self._encode(request.content, pictures)
         done = await asyncio.gather(*(self._one(r, prompts[r.content]) for r in requests))
-        return share_prompts(requests, done)
+        return Packed(share_prompts(requests, done))
 
     async def pull_weights(self, version: int) -> SyncReport:
         """Load a published version; see `VLLMEngine.pull_weights`."""

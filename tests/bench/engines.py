@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from configs.schema import SamplingConfig
-from data.types import Content, EmbedRequest, GenerationRequest, StepReport, TrainSample, Trajectory
+from data.types import (
+    Content,
+    EmbedRequest,
+    GenerationRequest,
+    Packed,
+    StepReport,
+    TrainSample,
+    Trajectory,
+)
 from rollout.weight_sync import SyncReport
 
 TOKEN_S = 0.15
@@ -66,7 +74,7 @@ class SleepingReasoner:
         for one in requests:
             if one.content not in prompts:
                 prompts[one.content] = np.arange(PROMPT_TOKENS) + 1000
-        return [self._trace(one, prompts[one.content], version) for one in requests]
+        return Packed(self._trace(one, prompts[one.content], version) for one in requests)
 
     async def pull_weights(self, version: int) -> SyncReport:
         self._version = version

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,19 +120,28 @@ def store(local_ray: str) -> Call:
 
 
 @pytest.fixture(scope="session")
-def reasoner(
-    local_ray: str, tiny_folder: Path, tiny_model: torch.nn.Module, store: Call
-) -> Iterator[Call]:
+def reasoner(tiny_folder: Path, tiny_model: torch.nn.Module, store: Call) -> Iterator[Call]:
     """Return a real rollout actor that took the folder's weights, version 0, from the store."""
     put_by_hand(0, store.actor, tiny_model)
-    address = StoreAddress(ray_address=local_ray, namespace=NAMESPACE, actor_name=STORE)
+    with started_reasoner(tiny_folder, ENGINE) as call:
+        yield call
+
+
+@contextmanager
+def started_reasoner(folder: Path, engine: EngineConfig) -> Iterator[Call]:
+    """Yield a real rollout actor that has taken the newest weights from the store."""
+    address = StoreAddress(
+        ray_address=ray.get_runtime_context().gcs_address,
+        namespace=NAMESPACE,
+        actor_name=STORE,
+    )
     actor = (
         ray.remote(RolloutActor)
         .options(num_cpus=0)
         .remote(
             name="rollout-0",
-            model=str(tiny_folder),
-            engine=ENGINE,
+            model=str(folder),
+            engine=engine,
             sampling=SAMPLING,
             media=MEDIA,
             store=address,

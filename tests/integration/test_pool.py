@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 class Workers(Pool):
-    def __init__(self, actors=1, *, timeout_s=30.0, refuse_from=1000):
+    def __init__(self, actors=1, *, timeout_s=30.0, max_items=1, refuse_from=1000):
         self.born = []
         remote = ray.remote(Worker)
 
@@ -30,7 +30,8 @@ class Workers(Pool):
             refuses = len(self.born) > refuse_from
             return remote.options(**options, max_concurrency=8).remote(name, refuses)
 
-        super().__init__(Role("worker", actors, 0.0, 0.0), timeout_s=timeout_s, create=create)
+        role = Role("worker", actors, 0.0, 0.0)
+        super().__init__(role, timeout_s=timeout_s, max_items=max_items, create=create)
 
     def load(self, name, actor):
         ray.get(actor.ready.remote(), timeout=30)
@@ -38,10 +39,10 @@ class Workers(Pool):
     def call(self, actor, chunk):
         return actor.work.remote(list(chunk.requests))
 
-    def answers(self, requests, *, max_items=1):
+    def answers(self, requests):
         """Return the requests that were done, and those that were given up with the reason."""
         done, given_up = [], {}
-        for answer in self.submit([Unit((r,), 1.0) for r in requests], None, max_items=max_items):
+        for answer in self.submit([Unit((r,), 1.0) for r in requests], None):
             if isinstance(answer.value, GivenUp):
                 given_up |= dict.fromkeys(answer.chunk.requests, answer.value.reason)
             else:
@@ -67,9 +68,9 @@ def names(count):
 
 
 def test_all_actors_share_the_work_and_each_request_is_answered_once(pool_of):
-    pool = pool_of(3)
+    pool = pool_of(3, max_items=2)
     pool.ready()
-    done, given_up = pool.answers(names(20), max_items=2)
+    done, given_up = pool.answers(names(20))
     assert (done, given_up) == (names(20), {})
     counters = pool.counters()
     assert counters["pool/worker/actors"] == 3
@@ -166,7 +167,7 @@ def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
     pool = pool_of(1)
     pool.ready()
     for size in (3, 1, 2):
-        batch = pool.submit([Unit((r,), 1.0) for r in names(30)], None, max_items=1)
+        batch = pool.submit([Unit((r,), 1.0) for r in names(30)], None)
         pool.resize(size)
         found = Counter(request for answer in batch for _, request in answer.value)
         assert found == Counter(names(30))
@@ -185,7 +186,7 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
     assert scaler.step()["pool/worker/waiting"] < 1
     scaler.step()  # the first one has waited for the targets' actor
     work = [*names(30), *["hang"] * 30]
-    batch = iter(pool.submit([Unit((one,), 1.0) for one in work], None, max_items=1))
+    batch = iter(pool.submit([Unit((one,), 1.0) for one in work], None))
     for _ in names(30):
         next(batch)
     metrics = scaler.step()
@@ -197,7 +198,7 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
 def test_nobody_waits_for_a_pool_that_is_closed(pool_of):
     pool = pool_of(1)
     pool.ready()
-    batch = pool.submit([Unit(("hang",), 1.0)], None, max_items=1)
+    batch = pool.submit([Unit(("hang",), 1.0)], None)
     pool.close()
     with pytest.raises(ClusterError, match="closed"):
         list(batch)

@@ -17,7 +17,7 @@ from data.parcels import Whole, merge
 from data.types import DroppedTrajectory
 from learner.lora import UnmergedWeight
 from tests import published
-from tests.integration.conftest import ENGINE, NAMESPACE, STORE
+from tests.integration.conftest import ENGINE, NAMESPACE, STORE, started_reasoner
 from tests.integration.reference import logprobs, request
 from tests.published import layout, put_by_hand
 
@@ -253,6 +253,17 @@ def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with
         assert _largest_difference(reasoner, merged, encoder, contents, pictures) < 1e-3
     assert report.bytes == put.bytes == sum(f.nbytes for one in weights for f in one.factors)
     assert put.bytes < 0.1 * sum(one.nbytes for one in base.parameters())
+
+
+def test_the_ranks_of_a_tensor_parallel_engine_hold_their_parts(
+    store, publish, other_model, tiny_model, tiny_folder, encoder, contents, pictures
+) -> None:
+    publish(tiny_model)
+    with started_reasoner(tiny_folder, replace(ENGINE, tensor_parallel=2)) as engine:
+        for model in (tiny_model, other_model):
+            report = engine.pull_weights(publish(model))
+            assert report.mismatched == ()
+            assert _largest_difference(engine, model, encoder, contents, pictures) < 1e-3
 
 
 @ray.remote(num_cpus=0, max_calls=1)

@@ -1,10 +1,12 @@
 """What travels between processes: equal after the journey, and shared where it was shared."""
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
 from data.types import (
     Box,
@@ -12,6 +14,7 @@ from data.types import (
     GenerationRequest,
     GroupKey,
     Kind,
+    Packed,
     Picture,
     Side,
     TrainSample,
@@ -55,3 +58,14 @@ def test_arrays_come_back_and_stay_shared():
     np.testing.assert_array_equal(trace.response_ids, one.response_ids)
     assert back[0].prompt_ids is back[1].prompt_ids is trace.prompt_ids
     assert (back[1].old_logprobs, back[1].advantage) == (None, 0.0)
+
+
+def test_a_packed_list_arrives_as_a_plain_one_that_shares_what_was_shared():
+    trace = make_trajectory(3, Side.TARGET, 1)
+    sibling = dataclasses.replace(trace, key=TrajectoryKey(trace.key.group, 2))
+    back = pickle.loads(cloudpickle.dumps(Packed([trace, sibling])))
+    assert type(back) is list
+    assert [one.key for one in back] == [trace.key, sibling.key]
+    assert back[0].prompt_ids is back[1].prompt_ids
+    assert back[0].text == trace.text
+    assert (back[0].logprobs == trace.logprobs).all()
