@@ -15,7 +15,7 @@ from cluster.checkpoints import Checkpoints
 from cluster.elastic import TARGETS, PoolScaler, PoolTargets
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
-from cluster.memory import spare_memory_work
+from cluster.garbage import spare_collections
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
@@ -112,7 +112,7 @@ def main(config: RLConfig) -> int:
         scaler = PoolScaler(pools, policies, targets)
         for pool in pools.values():
             pool.ready()
-        spare_memory_work()
+        spare_collections()
 
         def attempt(restarts: Restarts) -> None:
             ray.get(store.clear.remote(), timeout=config.learner.timeout_s)

@@ -18,7 +18,7 @@ import ray
 from PIL import Image
 
 from cluster.learner_group import LearnerGroup
-from cluster.memory import spare_memory_work
+from cluster.garbage import spare_collections
 from cluster.pipeline import Pipeline, StepResult
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
@@ -202,7 +202,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
     )
     try:
         pipeline.sync()
-        spare_memory_work()
+        spare_collections()
         yield pipeline
     finally:
         pipeline.close()
