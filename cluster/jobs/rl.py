@@ -14,8 +14,8 @@ from rich.console import Console
 from cluster.checkpoints import Checkpoints
 from cluster.elastic import TARGETS, PoolScaler, PoolTargets
 from cluster.entry import run_job
-from cluster.learner_group import LearnerGroup, learner_role
 from cluster.garbage import spare_collections
+from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training

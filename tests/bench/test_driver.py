@@ -17,8 +17,8 @@ import pytest
 import ray
 from PIL import Image
 
-from cluster.learner_group import LearnerGroup
 from cluster.garbage import spare_collections
+from cluster.learner_group import LearnerGroup
 from cluster.pipeline import Pipeline, StepResult
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
