@@ -197,6 +197,7 @@ class Loading:
             self._held[parcel.name] = Held(checksum, checksum, compared=True)
             return
         place = self._places[name]
+        self._plain.pop(name, None)  # an older version, which nothing patches now
         if spec.patched and not _patchable(place):
             tensor = self._plain[name] = tensor.clone()
         # Where it is written as it is, reading it back shows damage on the way as well.
@@ -219,6 +220,7 @@ class Loading:
         sums = (tensor_checksum(factor) for factor in (down, up))
         if adapted_checksum(self._held[base].sent, *sums) != checksum:
             self._damaged.add(name)
+        self._plain.pop(name, None)
         place = self._places[name]
         device = getattr(place.module, place.leaf).device
         parts = (part.to(device) for part in (self._plain[base], down, up))

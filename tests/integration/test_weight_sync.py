@@ -251,8 +251,9 @@ def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with
         report = reasoner.pull_weights(version)
         assert (put.error, report.mismatched) == ("", ())
         assert _largest_difference(reasoner, merged, encoder, contents, pictures) < 1e-3
-    assert report.bytes == put.bytes == sum(f.nbytes for one in weights for f in one.factors)
-    assert put.bytes < 0.1 * sum(one.nbytes for one in base.parameters())
+    assert put.bytes == sum(factor.nbytes for one in weights for factor in one.factors)
+    # The engine also takes the frozen parts of packed matrices from its node's store once more.
+    assert put.bytes <= report.bytes < 0.1 * sum(one.nbytes for one in base.parameters())
 
 
 def test_the_ranks_of_a_tensor_parallel_engine_hold_their_parts(
