@@ -15,6 +15,7 @@ import torch
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from torch import Tensor
 
+from cluster.faults import cause_of
 from configs.schema import WeightsConfig
 from data.checksum import MASK, tensor_checksum
 from data.delta import as_units, find_changes
@@ -228,7 +229,7 @@ class _Turn:
         try:
             return ray.get(call, timeout=STORE_TIMEOUT_S)
         except (RayError, WeightSyncError) as error:
-            self._fail(str(error))
+            self._fail(str(cause_of(error)))
             return None
 
     def _fail(self, reason: str) -> None:
