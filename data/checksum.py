@@ -39,9 +39,9 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
 
 
 def copy_with_checksum(to: torch.Tensor, source: torch.Tensor) -> int:
-    """Copy a tensor of as many elements and return the checksum of what lies in ``to`` afterwards.
+    """Copy a tensor of as many elements and return the checksum of what was written to ``to``.
 
-    Host memory is read back block by block as it is written, out of the core's cache.
+    On the host it is summed up by the loop that writes it; elsewhere ``to`` is read afterwards.
     """
     here, there = as_bytes(to), as_bytes(source)
     same = to.dtype == source.dtype and to.device.type == source.device.type == "cpu"

@@ -66,7 +66,7 @@ def apply_changes(held: np.ndarray, changes: Changes) -> int:
     changes are applied to the version that they were found against.
 
     Raises:
-        WeightSyncError: they do not fit a tensor of this size; a part of them may be written.
+        WeightSyncError: they do not fit a tensor of this size; nothing is written.
     """
     from data.kernels import apply  # see there why not above
 

@@ -41,14 +41,17 @@ def sum_words(words: Any, weights: Any) -> Any:
 
 @njit(nogil=True)
 def copy_words(to: Any, source: Any, weights: Any) -> Any:
-    """Copy uint32 [n] and return the same sum of what then lies there: read from the cache."""
+    """Copy uint32 [n] and return the same sum of the words that were written."""
     total = np.uint64(0)
     for start in range(0, len(source), BLOCK_WORDS):
         block = to[start : start + BLOCK_WORDS]
-        block[:] = source[start : start + BLOCK_WORDS]
+        new = source[start : start + BLOCK_WORDS]
         own = np.uint64(0)
+        # In one loop: it runs as fast as the bare copy.
         for i in range(len(block)):
-            own += np.uint64(block[i]) * np.uint64(weights[i])
+            word = new[i]
+            block[i] = word
+            own += np.uint64(word) * np.uint64(weights[i])
         total += own * block_weight(np.uint64(start // BLOCK_WORDS + 1))
     return total
 
@@ -140,8 +143,17 @@ def _weighed(x: Any, y: Any, unit: Any, weights: Any) -> Any:
 
 @njit(nogil=True)
 def apply(held: Any, gaps: Any, bits: Any, weights: Any) -> Any:
-    """Return whether gaps and bits fit, and the checksums' difference."""
+    """Return whether gaps and bits fit, and the checksums' difference.
+
+    Where they do not, nothing is written.
+    """
     one, zero = np.uint64(1), np.uint64(0)
+    reach, changed = zero, zero
+    for index in range(len(gaps)):
+        reach += np.uint64(gaps[index])
+        changed += np.uint64(gaps[index] != SKIP)
+    if changed != np.uint64(len(bits)) or reach + changed > np.uint64(len(held)):
+        return False, zero
     total, own, unit, done, block = zero, zero, zero, zero, zero
     block_units = np.uint64(2 * BLOCK_WORDS)
     block_end = block_units
@@ -150,8 +162,6 @@ def apply(held: Any, gaps: Any, bits: Any, weights: Any) -> Any:
         unit += np.uint64(gap)
         if gap == SKIP:
             continue
-        if unit >= np.uint64(len(held)) or done >= np.uint64(len(bits)):
-            return False, total
         if unit >= block_end:
             total += own * block_weight(block + one)
             own = zero
@@ -163,4 +173,4 @@ def apply(held: Any, gaps: Any, bits: Any, weights: Any) -> Any:
         own += _weighed(x, y, unit, weights)
         done += one
         unit += one
-    return done == np.uint64(len(bits)), total + own * block_weight(block + one)
+    return True, total + own * block_weight(block + one)

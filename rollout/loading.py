@@ -76,7 +76,7 @@ class Loading:
         self._plain = before.plain
         self._patching = patching
         self._damaged: set[str] = set()
-        self._read_back: set[str] = set()
+        self._summed: set[str] = set()
         """Tensors that were compared as they were written."""
         self._staged: dict[str, torch.Tensor] = {}
         """Arrived tensors of packed modules."""
@@ -141,7 +141,7 @@ class Loading:
                 own = _readable(self._places[name].sent(tensor))
                 self._held[name].own = tensor_checksum(own)
                 self._held[name].compared = False  # its whole module is loaded anew
-            self._read_back.clear()  # vLLM goes through all layers now
+            self._summed.clear()  # vLLM goes through all layers now
             initialize_layerwise_reload(self._model)
             try:
                 self._model.load_weights(iter(self._staged.items()))
@@ -159,7 +159,7 @@ class Loading:
         differing = set(self._damaged)
         whole: dict[str, torch.Tensor] = {}
         for name, place in self._places.items():
-            if name in self._read_back or (self._patching and self._held[name].compared):
+            if name in self._summed or (self._patching and self._held[name].compared):
                 continue
             if place.path not in whole:
                 whole = {place.path: held_parameter(place.module, place.leaf)}
@@ -200,11 +200,11 @@ class Loading:
         self._plain.pop(name, None)  # an older version, which nothing patches now
         if spec.patched and not _patchable(place):
             tensor = self._plain[name] = tensor.clone()
-        # Where it is written as it is, reading it back shows damage on the way as well.
+        # Where it is written as it is, the sum of what is written shows damage on the way.
         if (window := place.window()) is not None and window.device.type == "cpu":
-            self._read_back.discard(name)
+            self._summed.discard(name)
             if copy_with_checksum(window, tensor) == checksum:
-                self._read_back.add(name)
+                self._summed.add(name)
             self._held[name] = Held(checksum, checksum, compared=False)
             return
         if place.packed or not place.whole:
@@ -250,7 +250,7 @@ class Loading:
     def _write(self, name: str, tensor: torch.Tensor, *, sent: int, own: int | None) -> None:
         """Write a whole tensor, or lay it aside; ``own`` is known where it is that of its bits."""
         place = self._places[name]
-        self._read_back.discard(name)
+        self._summed.discard(name)
         if place.packed:
             self._staged[name] = tensor
             own = 0  # known when the last change has come
