@@ -60,6 +60,10 @@ class Sender:
         self.state: Any = None
         self.turn = 0
 
+    def touch_store(self, size: int) -> None:
+        """Put an object of so many bytes, and let it go."""
+        ray.put(np.zeros(size, np.uint8))
+
     def change(self) -> None:
         """Change some elements, as a training step does."""
         self.turn += 1
