@@ -23,13 +23,12 @@ from typing import Any
 
 from cluster.buffer import StepBuffer
 from cluster.clock import PhaseClock
-from cluster.pictures import SharedPictures, share_pictures
+from cluster.pictures import SharedPictures, share_files
 from cluster.pools import RolloutPool
 from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_rewards
 from cluster.scoring import Embedding, Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.media import load_pictures
 from data.prompts import reasoner_content, uris_shown
 from data.types import (
     Content,
@@ -37,7 +36,6 @@ from data.types import (
     GenerationRequest,
     GroupKey,
     Pair,
-    Pictures,
     ScoredTrajectory,
     Side,
     Trajectory,
@@ -193,11 +191,11 @@ class Collector:
             max_frames=self.config.data.media.max_frames,
         )
 
-    def decoded(self, pairs: Iterable[Pair]) -> tuple[Pictures, dict[str, str]]:
-        """Return the pictures that the pairs show, and the reason for each that failed."""
+    def pictures(self, pairs: Iterable[Pair]) -> tuple[SharedPictures, Mapping[str, str]]:
+        """Share the pictures that the pairs show; return also the reason for each that failed."""
         media = self.config.data.media
         items = (pair.item(side) for pair in pairs for side in Side)
-        return load_pictures(uris_shown(items, media.max_frames), media)
+        return share_files(uris_shown(items, media.max_frames), media)
 
     def _collect(self, first: int) -> None:
         """Run the sampling thread."""
@@ -238,7 +236,7 @@ class Collector:
         return drawn
 
     def _prepare(self, count: int) -> _Drawn:
-        """Draw pairs and decode their pictures."""
+        """Draw pairs and have their pictures decoded."""
         pairs = self._next_pairs(count)
         state = self.state()
         pictures, requests, undecoded = self._with_pictures(pairs, self._requests(pairs))
@@ -318,8 +316,8 @@ class Collector:
     def _with_pictures(
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
     ) -> tuple[SharedPictures, list[GenerationRequest], list[DroppedTrajectory]]:
-        """Decode the round's pictures once and put them into the object store."""
-        decoded, failed = self.decoded(pairs.values())
+        """Have the round's pictures decoded once, into the object store."""
+        pictures, failed = self.pictures(pairs.values())
         kept, dropped = [], []
         for request in requests:
             group = request.key.group
@@ -329,4 +327,4 @@ class Collector:
                 dropped.append(DroppedTrajectory(request.key, "bad_picture", bad[0]))
             else:
                 kept.append(request)
-        return share_pictures(decoded), kept, dropped
+        return pictures, kept, dropped

@@ -214,10 +214,9 @@ class Pipeline:
             )
             for end, pair in ends.items()
         ]
-        decoded, failed = self.collector.decoded(pairs)
+        pictures, failed = self.collector.pictures(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
-        pictures = share_pictures(decoded)
         trajectories, lost = self.rollout.generate(requests, pictures)
         texts = {one.key: one.text for one in trajectories}
         inputs = [
