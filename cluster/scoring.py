@@ -11,11 +11,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import ray
+from ray.exceptions import RayError
 
+from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
 from cluster.pools import Embedded, JudgePool, RewardPool
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
+from data.errors import ClusterError, EmbedRLError
 from data.prompts import pictures_of
 from data.tcot import faults
 from data.types import (
@@ -35,8 +39,9 @@ from reward.cache import EmbeddingCache
 from reward.counterfactuals import counterfactuals, score_probe
 from reward.judge import build_question
 from reward.monitors import WatchedRound, watch
-from reward.round import RankedTrajectory, Ranking
+from reward.round import RankedTrajectory, Ranking, Standings
 from reward.score import score_round
+from reward.standing import Rows, Standing, standings
 
 log = logging.getLogger(__name__)
 Embedding = Callable[[], Embedded]
@@ -54,8 +59,34 @@ class Scores:
     metrics: dict[str, float]
 
 
+@ray.remote(num_cpus=0)
+def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Standing]:
+    return standings(sides, temperature=temperature)
+
+
+def standings_beside(sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
+    """Have `standings` computed by a process beside the driver, which has other work.
+
+    Raises:
+        ClusterError: it died every time.
+    """
+    try:
+        return ray.get(_standings.remote(sides, temperature))
+    except RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, EmbedRLError):
+            raise cause from error
+        raise ClusterError(
+            f"the process that ranks a round's traces failed: {cause!r}; was there too little "
+            "memory on the driver's node?"
+        ) from error
+
+
 class Scorer:
-    """Scores the traces of one step after another; owns the bank and the cache."""
+    """Scores the traces of one step after another; owns the bank and the cache.
+
+    ``compute`` does the arithmetic of the rounds.
+    """
 
     def __init__(
         self,
@@ -65,8 +96,10 @@ class Scorer:
         judge: JudgePool | None,
         max_frames: int,
         second: RewardPool | None = None,
+        compute: Standings = standings,
     ) -> None:
         self.config = config
+        self._compute = compute
         self.embedder = embedder
         self.judge = judge
         self.second = second
@@ -110,7 +143,8 @@ class Scorer:
             metrics["reward/cache_hits"] = float(hits)
         ranking = Ranking(trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain)
         # Nobody but the judge reads other pairs' traces.
-        found = ranking.rank(closest=self.config.judge.negatives if self.judge else 0)
+        closest = self.config.judge.negatives if self.judge else 0
+        found = ranking.rank(closest=closest, compute=self._compute)
         ranked = found.ranked
         judged: dict[str, Judgement] = {}
         if self.judge is not None:

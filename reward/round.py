@@ -7,7 +7,7 @@ on the order in which embeddings arrive or on how many actors computed them.
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,14 +16,10 @@ import numpy as np
 from configs.schema import RewardConfig
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
-from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
+from reward.standing import Rows, Standing, standings
 
-TOP_RETRIEVED = 3
-PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
-"""Traces whose similarities are made at a time, as products of few rows are slow, and of these the
-ones ranked at a time, as their similarities stay in a core's cache."""
-SHARED_PRODUCT = 1 << 25
-"""Similarities that are made at once, as both directions need them: 268 MB, for a moment twice."""
+Standings = Callable[..., dict[Side, Standing]]
+"""As `standings`."""
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
@@ -71,7 +67,6 @@ class _Side:
     keys: list[str]
     """Of the candidates, [M]."""
     vectors_MD: np.ndarray
-    """float64."""
     serials: np.ndarray
     """Of the groups, [G], in the order of the traces."""
     starts: np.ndarray
@@ -82,6 +77,14 @@ class _Side:
     """Numbers that stand for the candidates' targets, [M]."""
     declared: str
     """Hash of the candidates' keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Traces of one side that can be ranked."""
+
+    traces: list[Trajectory]
+    rows: Rows
 
 
 class Ranking:
@@ -126,16 +129,16 @@ class Ranking:
         *,
         only: Collection[str] | None = None,
         closest: int | None = None,
+        compute: Standings = standings,
     ) -> Round:
         """Rank the traces in both directions, with ``only`` just those of these keys.
 
         ``changed`` embeddings stand in for those of some of these traces as they are ranked, not
         as what others are ranked among. Of ``closest`` other pairs at most (None: of all) the
-        closest trace is named.
+        closest trace is named. ``compute`` does the arithmetic.
         """
-        ranked: list[RankedTrajectory] = []
+        asked: dict[Side, _Asked] = {}
         dropped = list(self._dropped)
-        product = None if changed else self._shared()
         for side, other in OTHER.items():
             if side not in self._sides:
                 continue
@@ -152,12 +155,12 @@ class Ranking:
                 places, rows_ND, lost = self._change(own, places, rows_ND, changed)
                 dropped += lost
             if places:
-                known = product if side is Side.QUERY or product is None else product.T
-                some, lost = self._rank_side(
-                    side, places, rows_ND, None if known is None else known[places], closest
-                )
-                ranked += some
+                asked[side], lost = self._ask(side, places, rows_ND, closest, changed=bool(changed))
                 dropped += lost
+        found = compute(
+            {side: one.rows for side, one in asked.items()}, temperature=self._reward.temperature
+        )
+        ranked = [one for side in asked for one in self._ranked(side, asked[side], found[side])]
         return Round(ranked=ranked, dropped=dropped, candidates=self._candidates)
 
     def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
@@ -184,9 +187,7 @@ class Ranking:
         return _Side(
             traces=traces,
             keys=keys,
-            vectors_MD=np.concatenate(
-                [own_ND, *(one.vector[None] for one in drawn)], dtype=np.float64
-            ),
+            vectors_MD=np.concatenate([own_ND, *(one.vector[None] for one in drawn)]),
             serials=serials[starts],
             starts=starts,
             contents=np.array([self._number(one.content) for one in met]),
@@ -218,98 +219,77 @@ class Ranking:
             kept.append(row)
         return [places[row] for row in kept], rows_ND[kept], dropped
 
-    def _rank_side(
+    def _ask(
         self,
         side: Side,
         places: list[int],
         rows_ND: np.ndarray,
-        product: np.ndarray | None,
         closest: int | None,
-    ) -> tuple[list[RankedTrajectory], list[DroppedTrajectory]]:
-        """Rank some of one side's traces, whose embeddings are given.
-
-        ``product``: their similarities with the step's own candidates, where they are known.
-        """
+        *,
+        changed: bool,
+    ) -> tuple[_Asked, list[DroppedTrajectory]]:
+        """Return what must be computed of some of one side's traces, and what cannot be."""
         own, met = self._sides[side], self._sides[OTHER[side]]
         traces = [own.traces[place] for place in places]
         # All rows of a group have the same positives and the same false negatives.
         serials, group_N = np.unique([one.key.group.serial for one in traces], return_inverse=True)
-        gold_GM, valid_GM = self._masks(serials.tolist(), OTHER[side])
-        has_negative_G = (valid_GM & ~gold_GM).any(axis=1)
-        golds = [tuple(met.keys[j] for j in np.flatnonzero(gold)) for gold in gold_GM]
-        twins_G = (~valid_GM).sum(axis=1)
+        positive_GM, valid_GM = self._masks(serials.tolist(), OTHER[side])
+        has_negative_G = (valid_GM & ~positive_GM).any(axis=1)
+        kept_N = np.flatnonzero(has_negative_G[group_N])
         dropped = [
             DroppedTrajectory(
                 traces[i].key, "no_negative", "every candidate of the round is right for it"
             )
             for i in np.flatnonzero(~has_negative_G[group_N])
         ]
-        kept_N = np.flatnonzero(has_negative_G[group_N])
-        ranked = []
-        for some, similarity in _blocks(rows_ND, kept_N, met, product):
-            group = group_N[some]
-            positive, valid = gold_GM[group], valid_GM[group]
-            found = rank_in_order(
-                similarity, positive, temperature=self._reward.temperature, valid=valid
+        plain_GD = None
+        if self._plain is not None:
+            plain_GD = np.stack([self._plain[serial, side] for serial in serials.tolist()])
+        rows = Rows(
+            vectors_ND=rows_ND[kept_N],
+            places=None if changed else np.array(places)[kept_N],
+            group_N=group_N[kept_N],
+            candidates_MD=met.vectors_MD,
+            starts=met.starts,
+            own=len(met.traces),
+            positive_GM=positive_GM,
+            valid_GM=valid_GM,
+            plain_GD=plain_GD,
+            closest=closest,
+        )
+        return _Asked([traces[i] for i in kept_N], rows), dropped
+
+    def _ranked(self, side: Side, asked: _Asked, found: Standing) -> list[RankedTrajectory]:
+        """Return the traces with their numbers, and candidates by name."""
+        met, rows = self._sides[OTHER[side]], asked.rows
+        positives = [tuple(met.keys[j] for j in np.flatnonzero(g)) for g in rows.positive_GM]
+        twins_G = (~rows.valid_GM).sum(axis=1).tolist()
+        return [
+            RankedTrajectory(
+                trajectory=trace,
+                accuracy=accuracy,
+                margin=margin,
+                rank=rank,
+                gain=gain,
+                positives=positives[group],
+                negatives=tuple(met.keys[j] for j in rivals),
+                retrieved=tuple(met.keys[j] for j in nearest),
+                candidates_id=met.declared,
+                candidates_size=len(met.keys),
+                false_negatives=twins_G[group],
             )
-            gain = np.zeros(len(some))
-            if self._plain is not None:
-                # Siblings have one item: its margin is found once.
-                _, first, back = np.unique(group, return_index=True, return_inverse=True)
-                bare = [self._plain[traces[i].key.group.serial, side] for i in some[first]]
-                margin = self._margin(np.stack(bare), met, positive[first], valid[first])
-                gain = found.margin - margin[back]
-            rivals = _rivals(similarity, valid & ~positive, met, closest)
-            nearest = _nearest(similarity)
-            numbers = zip(
+            for trace, group, accuracy, margin, rank, gain, nearest, rivals in zip(
+                asked.traces,
+                rows.group_N.tolist(),
                 found.accuracy.tolist(),
                 found.margin.tolist(),
                 found.rank.tolist(),
-                gain.tolist(),
+                found.gain.tolist(),
+                found.nearest,
+                found.rivals,
                 strict=True,
             )
-            for i, g, near, close, (accuracy, margin, rank, more) in zip(
-                some.tolist(), group.tolist(), nearest, rivals, numbers, strict=True
-            ):
-                ranked.append(
-                    RankedTrajectory(
-                        trajectory=traces[i],
-                        accuracy=accuracy,
-                        margin=margin,
-                        rank=rank,
-                        gain=more,
-                        positives=golds[g],
-                        negatives=tuple(met.keys[j] for j in close),
-                        retrieved=tuple(met.keys[j] for j in near),
-                        candidates_id=met.declared,
-                        candidates_size=len(met.keys),
-                        false_negatives=int(twins_G[g]),
-                    )
-                )
-        return ranked, dropped
-
-    def _shared(self) -> np.ndarray | None:
-        """Return the similarities of the queries' traces with the targets'.
-
-        Both directions need them. None: there are none, or too many to hold at once.
-        """
-        if len(self._sides) < len(Side):
-            return None
-        query, target = (self._sides[side] for side in (Side.QUERY, Side.TARGET))
-        if len(query.traces) * len(target.traces) > SHARED_PRODUCT:
-            return None
-        rows = query.vectors_MD[: len(query.traces)]
-        return _similarities(rows, target.vectors_MD[: len(target.traces)])
-
-    def _margin(
-        self, rows_ND: np.ndarray, met: _Side, positive: np.ndarray, valid: np.ndarray
-    ) -> np.ndarray:
-        return rank_in_order(
-            _similarities(rows_ND.astype(np.float64), met.vectors_MD),
-            positive,
-            temperature=self._reward.temperature,
-            valid=valid,
-        ).margin
+        ]
 
     def _masks(self, serials: list[int], side: Side) -> tuple[np.ndarray, np.ndarray]:
         """Return which candidates of that side are positives and which count, boolean [G, M].
@@ -328,8 +308,9 @@ class Ranking:
         targets = np.array([self._number(pair.target_key()) for pair in pairs])
         same = (met.contents == contents[:, None]) | (met.targets == targets[:, None])
         if self._reward.false_negative_similarity < 1:
+            vectors_MD = met.vectors_MD.astype(np.float64, copy=False)
             for twins, positive in zip(same, gold, strict=True):
-                closeness = (met.vectors_MD @ met.vectors_MD[positive].T).max(axis=1)
+                closeness = (vectors_MD @ vectors_MD[positive].T).max(axis=1)
                 twins |= closeness > self._reward.false_negative_similarity
         return gold, gold | ~same
 
@@ -366,61 +347,3 @@ def _fault(used: Sequence[np.ndarray | None], width: tuple[int, ...]) -> str:
     if not all(np.isfinite(vector).all() for vector in used):
         return "the embedding is not finite"
     return ""
-
-
-def _blocks(
-    rows_ND: np.ndarray, kept: np.ndarray, met: _Side, product: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the kept rows' places and similarities, ROW_BLOCK of them at a time.
-
-    ``product`` holds the rows' similarities with the step's own candidates where they are known.
-    """
-    known = 0 if product is None else product.shape[1]
-    for first in range(0, len(kept), PRODUCT_BLOCK):
-        places = kept[first : first + PRODUCT_BLOCK]
-        similarity = _similarities(rows_ND[places], met.vectors_MD[known:])
-        if product is not None:
-            similarity = np.concatenate([product[places], similarity], axis=1)
-        for begin in range(0, len(places), ROW_BLOCK):
-            some = slice(begin, begin + ROW_BLOCK)
-            yield places[some], similarity[some]
-
-
-def _similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
-    product = rows_ND @ columns_MD.T
-    return product.round(SIMILARITY_DECIMALS, out=product)
-
-
-def _nearest(similarity_NM: np.ndarray) -> list[list[int]]:
-    """Return by row the nearest candidates, best first; of equal ones the first is nearer."""
-    left = similarity_NM.copy()
-    rows = np.arange(len(left))
-    found = []
-    for _ in range(min(TOP_RETRIEVED, left.shape[1])):
-        found.append(left.argmax(axis=1))
-        left[rows, found[-1]] = -np.inf
-    return np.stack(found, axis=1).tolist()
-
-
-def _rivals(
-    similarity_NM: np.ndarray, rival_NM: np.ndarray, met: _Side, closest: int | None
-) -> Iterator[list[int]]:
-    """Yield by row the closest trace of each of the closest other pairs, closest first.
-
-    Of equal ones the first is closer. Rivals are the candidates marked in ``rival_NM``; the bank's
-    are none.
-    """
-    if closest == 0:
-        yield from ([] for _ in similarity_NM)
-        return
-    step = slice(0, len(met.traces))
-    close = np.where(rival_NM[:, step], similarity_NM[:, step], -np.inf)
-    best = np.maximum.reduceat(close, met.starts, axis=1)
-    order = np.argsort(-best, axis=1, kind="stable")[:, :closest]
-    ends = [*met.starts[1:].tolist(), len(met.traces)]
-    for row, pairs, bests in zip(close, order, best, strict=True):
-        yield [
-            met.starts[pair] + int(row[met.starts[pair] : ends[pair]].argmax())
-            for pair in pairs
-            if bests[pair] > -np.inf
-        ]

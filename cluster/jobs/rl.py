@@ -20,7 +20,7 @@ from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.scoring import Scorer
+from cluster.scoring import Scorer, standings_beside
 from cluster.session import Role, session
 from cluster.stage import progress_bar
 from cluster.stopping import StopRequest
@@ -131,6 +131,7 @@ def main(config: RLConfig) -> int:
                     judge=judge,
                     second=second,
                     max_frames=data.media.max_frames,
+                    compute=standings_beside,
                 ),
                 learner=learner,
                 store=store,

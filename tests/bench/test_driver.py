@@ -22,7 +22,7 @@ from cluster.learner_group import LearnerGroup
 from cluster.pipeline import Pipeline, StepResult
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
-from cluster.scoring import Scorer
+from cluster.scoring import Scorer, standings_beside
 from cluster.weights import WeightStore
 from configs.schema import (
     DataConfig,
@@ -196,7 +196,13 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
         config,
         feed=PairFeed([loaded], {"set": 1.0}, batch=config.pairs, seed=0),
         rollout=rollout,
-        scorer=Scorer(config.reward, embedder=reward, judge=None, max_frames=data.media.max_frames),
+        scorer=Scorer(
+            config.reward,
+            embedder=reward,
+            judge=None,
+            max_frames=data.media.max_frames,
+            compute=standings_beside,
+        ),
         learner=learner,
         store=ray.remote(WeightStore).options(num_cpus=0).remote(),
     )

@@ -1,0 +1,174 @@
+"""How traces stand among their candidates: a scoring round's arithmetic, arrays in and arrays out.
+
+Apart from `reward.round`, which knows what the rows and columns are, so that another process can do
+it: it grows with the square of a round.
+
+Shapes: N rows, M candidates (those of the round first, then the bank's), G groups of rows, D
+dimensions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.types import Side
+from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
+
+TOP_RETRIEVED = 3
+PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
+"""Rows whose similarities are made at a time, as products of few rows are slow, and of these the
+ones ranked at a time, as their similarities stay in a core's cache."""
+SHARED_PRODUCT = 1 << 25
+"""Similarities that are made at once, as both directions need them: 268 MB, for a moment twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Some traces of one side and what they are ranked among."""
+
+    vectors_ND: np.ndarray
+    places: np.ndarray | None
+    """Which of their side's traces they are, [N]; None: they have other embeddings than there."""
+    group_N: np.ndarray
+    """Rows of a group have the same positives."""
+    candidates_MD: np.ndarray
+    starts: np.ndarray
+    """Of the round's own candidates the first of each pair."""
+    own: int
+    """How many candidates are the round's own."""
+    positive_GM: np.ndarray
+    valid_GM: np.ndarray
+    """Which candidates count."""
+    plain_GD: np.ndarray | None
+    """Embeddings of the items without a trace; None: no gain is asked for."""
+    closest: int | None
+    """Of so many other pairs the closest trace is named; None: of all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What was found, by row."""
+
+    accuracy: np.ndarray
+    margin: np.ndarray
+    rank: np.ndarray
+    gain: np.ndarray
+    nearest: list[list[int]]
+    """The nearest candidates, best first; of equal ones the first is nearer."""
+    rivals: list[list[int]]
+    """The closest trace of each of the closest other pairs, closest first."""
+
+
+def standings(sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
+    """Return how the rows of each side stand; `reward.contrast` defines what the numbers mean."""
+    product = _shared(sides)
+    known = {Side.QUERY: product, Side.TARGET: None if product is None else product.T}
+    return {
+        side: _standing(rows, known[side], temperature) if len(rows.vectors_ND) else _nothing()
+        for side, rows in sides.items()
+    }
+
+
+def similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
+    """Return cosines of unit vectors, float64 [N, M], so that equal embeddings tie."""
+    rows, columns = (one.astype(np.float64, copy=False) for one in (rows_ND, columns_MD))
+    product = rows @ columns.T
+    return product.round(SIMILARITY_DECIMALS, out=product)
+
+
+def _shared(sides: Mapping[Side, Rows]) -> np.ndarray | None:
+    """Return the similarities of the queries' traces with the targets'.
+
+    Both directions need them. None: only one is asked for, or they are too many to hold at once.
+    """
+    if len(sides) < len(Side) or any(rows.places is None for rows in sides.values()):
+        return None
+    query, target = sides[Side.QUERY], sides[Side.TARGET]
+    if query.own * target.own > SHARED_PRODUCT:
+        return None
+    # What each side's rows meet first are the other side's traces.
+    return similarities(target.candidates_MD[: target.own], query.candidates_MD[: query.own])
+
+
+def _standing(rows: Rows, known: np.ndarray | None, temperature: float) -> Standing:
+    rows = replace(rows, candidates_MD=rows.candidates_MD.astype(np.float64, copy=False))
+    parts = []
+    for some, similarity in _blocks(rows, known):
+        group = rows.group_N[some]
+        positive, valid = rows.positive_GM[group], rows.valid_GM[group]
+        found = rank_in_order(similarity, positive, temperature=temperature, valid=valid)
+        gain = np.zeros(len(group))
+        if rows.plain_GD is not None:
+            # Siblings have one item: its margin is found once.
+            groups, first, back = np.unique(group, return_index=True, return_inverse=True)
+            bare = rank_in_order(
+                similarities(rows.plain_GD[groups], rows.candidates_MD),
+                positive[first],
+                temperature=temperature,
+                valid=valid[first],
+            )
+            gain = found.margin - bare.margin[back]
+        rivals = list(_rivals(similarity, valid & ~positive, rows))
+        parts.append((found.accuracy, found.margin, found.rank, gain, _nearest(similarity), rivals))
+    accuracy, margin, rank, gain, nearest, rivals = zip(*parts, strict=True)
+    return Standing(
+        accuracy=np.concatenate(accuracy),
+        margin=np.concatenate(margin),
+        rank=np.concatenate(rank),
+        gain=np.concatenate(gain),
+        nearest=[one for some in nearest for one in some],
+        rivals=[one for some in rivals for one in some],
+    )
+
+
+def _nothing() -> Standing:
+    none = np.zeros(0)
+    return Standing(accuracy=none, margin=none, rank=none, gain=none, nearest=[], rivals=[])
+
+
+def _blocks(rows: Rows, known: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield row ranges and their similarities, ROW_BLOCK rows at a time.
+
+    ``known`` holds those of all of the side's traces with the round's own candidates.
+    """
+    met = 0 if known is None else rows.own
+    for first in range(0, len(rows.vectors_ND), PRODUCT_BLOCK):
+        block = slice(first, first + PRODUCT_BLOCK)
+        similarity = similarities(rows.vectors_ND[block], rows.candidates_MD[met:])
+        if known is not None:
+            similarity = np.concatenate([known[rows.places[block]], similarity], axis=1)
+        for begin in range(0, len(similarity), ROW_BLOCK):
+            some = slice(begin, begin + ROW_BLOCK)
+            yield slice(first + begin, first + begin + ROW_BLOCK), similarity[some]
+
+
+def _nearest(similarity_NM: np.ndarray) -> list[list[int]]:
+    left = similarity_NM.copy()
+    rows = np.arange(len(left))
+    found = []
+    for _ in range(min(TOP_RETRIEVED, left.shape[1])):
+        found.append(left.argmax(axis=1))
+        left[rows, found[-1]] = -np.inf
+    return np.stack(found, axis=1).tolist()
+
+
+def _rivals(similarity_NM: np.ndarray, rival_NM: np.ndarray, rows: Rows) -> Iterator[list[int]]:
+    """Yield rivals by row; of equal ones the first is closer.
+
+    They are the candidates marked in ``rival_NM``; the bank's are none.
+    """
+    if rows.closest == 0:
+        yield from ([] for _ in similarity_NM)
+        return
+    step = slice(0, rows.own)
+    close = np.where(rival_NM[:, step], similarity_NM[:, step], -np.inf)
+    best = np.maximum.reduceat(close, rows.starts, axis=1)
+    order = np.argsort(-best, axis=1, kind="stable")[:, : rows.closest]
+    ends = [*rows.starts[1:].tolist(), rows.own]
+    for row, pairs, bests in zip(close, order, best, strict=True):
+        yield [
+            int(rows.starts[pair]) + int(row[rows.starts[pair] : ends[pair]].argmax())
+            for pair in pairs
+            if bests[pair] > -np.inf
+        ]
