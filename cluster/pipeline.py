@@ -56,9 +56,8 @@ from rollout.weight_sync import SyncReport
 
 log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
-PROBES, PROBE_TOKENS = 4, 8
-"""Traces that show after a sync what the engines sample from, as many as there are engines or more;
-their length."""
+PROBES, PROBE_TOKENS = 8, 8
+"""Traces that show after a sync what the engines sample from; their length."""
 SHOWN_REASONS = 3
 """Failures spelled out in one line of the log."""
 
@@ -304,7 +303,8 @@ class Pipeline:
     def _probe(self, step: SampledRound) -> float:
         """Return the largest gap between engines' and learner's log-probabilities of new tokens.
 
-        Few tokens, so that the next step waits for milliseconds. Without staleness a step's own
+        Few tokens of few traces, so that the next step waits for milliseconds: that every engine
+        holds the learner's weights, their checksums have shown. Without staleness a step's own
         traces show the gap for nothing.
         """
         contents = {key.group: content for key, content in step.contents.items()}
@@ -316,7 +316,7 @@ class Pipeline:
                 max_tokens=PROBE_TOKENS,
             )
             for group, content in contents.items()
-        ][: max(PROBES, len(self.rollout.actors))]
+        ][:PROBES]
         traces, dropped = self.rollout.generate(requests, step.pictures, urgent=True)
         for one in dropped:
             log.warning("parity of version %d: %s: %s", self.version, one.key, one.detail)

@@ -228,12 +228,12 @@ class Pool(ABC):
                 return
             self._measure()
             log.warning("%s: lost: %s; others take its work, a new one its place", name, reason)
-            held = sum(len(chunk.requests) for chunk in self._router.held_by(name))
+            held = sum(chunk.items for chunk in self._router.held_by(name))
             self.counts["lost"] += 1
             self.counts["retried"] += held
             for chunk in self._router.lose(name):
-                self.counts["poisoned"] += len(chunk.requests)
-                self.counts["retried"] -= len(chunk.requests)
+                self.counts["poisoned"] += chunk.items
+                self.counts["retried"] -= chunk.items
                 why = f"killed {chunk.deaths} actors, alone with the last: {reason}"
                 self._answer(chunk, GivenUp(why), name)
             self._losses += 1
@@ -408,7 +408,7 @@ class Pool(ABC):
             self.lose(name, repr(cause_of(error)))
         elif fault_of(error) is Fault.RETRY and chunk.lost < LOST_ANSWERS:
             self._router.done(name, chunk)
-            self.counts["retried"] += len(chunk.requests)
+            self.counts["retried"] += chunk.items
             self._router.add([replace(chunk, lost=chunk.lost + 1)])
         else:
             self._router.done(name, chunk)
@@ -424,7 +424,7 @@ class Pool(ABC):
             held = self._router.held_by(name)
             if len(held) == 1:
                 self._heard[name] = time.monotonic()
-            items = sum(len(one.requests) for one in held)
+            items = sum(one.items for one in held)
             self.counts["in_flight_max"] = max(self.counts["in_flight_max"], items)
             future = self.call(self._serving[name], chunk).future()
             future.add_done_callback(partial(self._hear, name, chunk))
@@ -502,6 +502,7 @@ class Pool(ABC):
         self._sums.update(
             seconds=seconds,
             actors=seconds * len(self._serving),
-            busy=seconds * self._router.busy(self._serving),
+            # Those that leave are busy to their end.
+            busy=seconds * min(self._router.busy, len(self._serving)),
             waiting=seconds * len(self._router.waiting),
         )

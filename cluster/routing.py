@@ -84,9 +84,12 @@ class Chunk:
     """Small, and awaited: it goes first, also to an actor that has enough to do."""
     cost: float = field(init=False)
     """Sum over its units."""
+    items: int = field(init=False)
+    """Requests of all units."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cost", sum(unit.cost for unit in self.units))
+        object.__setattr__(self, "items", sum(len(unit.requests) for unit in self.units))
 
     @property
     def alone(self) -> bool:
@@ -184,9 +187,10 @@ class Router:
         if not self._sent[actor]:
             del self._sent[actor]
 
-    def busy(self, actors: Mapping[str, Any]) -> int:
-        """Return how many of the actors hold something."""
-        return len(self._sent.keys() & actors.keys())
+    @property
+    def busy(self) -> int:
+        """How many actors hold something."""
+        return len(self._sent)
 
     def lose(self, actor: str) -> list[Chunk]:
         """Let the others have what an actor held; return what is given up, having killed it."""

@@ -218,6 +218,9 @@ class GroupKey:
     pair_id: str
     side: Side
 
+    def __hash__(self) -> int:
+        return 2 * self.serial + (self.side is Side.TARGET)
+
     def __str__(self) -> str:
         return f"g={self.serial}/p={self.pair_id}/{self.side}"
 
