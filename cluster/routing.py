@@ -5,6 +5,7 @@ What is in flight with others when an actor dies is under suspicion, most likely
 second death on it is sent alone, in halves, until the one that kills its actor is found.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -52,7 +53,7 @@ def vector_fault(vector: np.ndarray, width: int) -> str | None:
     """Return what is wrong with an embedding that should be finite and [width], None if nothing."""
     if vector.shape != (width,):
         return f"expected a vector of width {width}, found shape {vector.shape}"
-    if not np.isfinite(vector).all():
+    if not math.isfinite(vector @ vector):  # in a fraction of the time of looking at each number
         return "the vector holds NaN or infinity"
     return None
 
