@@ -191,7 +191,7 @@ class Collector:
             max_frames=self.config.data.media.max_frames,
         )
 
-    def pictures(self, pairs: Iterable[Pair]) -> tuple[SharedPictures, Mapping[str, str]]:
+    def share_pictures_of(self, pairs: Iterable[Pair]) -> tuple[SharedPictures, Mapping[str, str]]:
         """Share the pictures that the pairs show; return also the reason for each that failed."""
         media = self.config.data.media
         items = (pair.item(side) for pair in pairs for side in Side)
@@ -317,7 +317,7 @@ class Collector:
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
     ) -> tuple[SharedPictures, list[GenerationRequest], list[DroppedTrajectory]]:
         """Have the round's pictures decoded once, into the object store."""
-        pictures, failed = self.pictures(pairs.values())
+        pictures, failed = self.share_pictures_of(pairs.values())
         kept, dropped = [], []
         for request in requests:
             group = request.key.group

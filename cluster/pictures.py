@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.faults import cause_of
+from cluster.session import beside, wait_for
 from configs.schema import MediaConfig
-from data.errors import ClusterError
 from data.media import load_pictures
 from data.types import Pictures
 
-RETRIES = 2
-"""Times that files are decoded again whose process died."""
+TIMEOUT_S = 1800.0
+"""Longest wait for a step's pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +35,19 @@ def share_files(
 ) -> tuple[SharedPictures, Mapping[str, str]]:
     """Decode files into the object store; return also the reason for each that failed.
 
-    A process beside the driver does it, where the driver's files are: the driver has other work,
-    and a decoder that crashes does not take it along.
+    A process beside the driver does it.
 
     Raises:
-        ClusterError: it crashed every time.
+        ClusterError: it died of it every time, or did not end in time.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     names = sorted(set(uris))
-    pictures, facts = _decode.options(scheduling_strategy=here).remote(names, limits)
-    try:
-        sizes, failed = ray.get(facts)
-    except RayError as error:
-        raise ClusterError(
-            f"{len(names)} pictures could not be decoded, first {names[:1]}, as the process that "
-            f"should do it failed {RETRIES + 1} times: {cause_of(error)!r}; look for a file that "
-            "Pillow crashes on, and for memory that was too little"
-        ) from error
+    pictures, facts = beside(_decode, names, limits)
+    what = f"decoding {len(names)} pictures, first {names[:1]}"
+    [(sizes, failed)] = wait_for([facts], ["the decoder"], timeout_s=TIMEOUT_S, what=what)
     return SharedPictures(pictures, sizes), failed
 
 
-@ray.remote(num_cpus=0, num_returns=2, max_retries=RETRIES)
+@ray.remote(num_returns=2)
 def _decode(
     uris: list[str], limits: MediaConfig
 ) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]]]:

@@ -213,7 +213,7 @@ class Pipeline:
             )
             for end, pair in ends.items()
         ]
-        pictures, failed = self.collector.pictures(pairs)
+        pictures, failed = self.collector.share_pictures_of(pairs)
         for reason in failed.values():
             log.warning("held-out picture left out: %s", reason)
         trajectories, lost = self.rollout.generate(requests, pictures)

@@ -499,10 +499,10 @@ class Pool(ABC):
         """Add the time since the last change to the sums behind `stats`."""
         now = time.monotonic()
         seconds, self._measured = now - self._measured, now
+        leaving = sum(bool(self._router.held_by(name)) for name in self._draining)
         self._sums.update(
             seconds=seconds,
             actors=seconds * len(self._serving),
-            # Those that leave are busy to their end.
-            busy=seconds * min(self._router.busy, len(self._serving)),
+            busy=seconds * (self._router.busy - leaving),
             waiting=seconds * len(self._router.waiting),
         )

@@ -229,7 +229,8 @@ class _Turn:
         try:
             return ray.get(call, timeout=STORE_TIMEOUT_S)
         except (RayError, WeightSyncError) as error:
-            self._fail(str(cause_of(error)))
+            cause = cause_of(error)
+            self._fail(str(cause) or repr(cause))
             return None
 
     def _fail(self, reason: str) -> None:

@@ -16,9 +16,9 @@ from configs.schema import MediaConfig
 from data.media import crop_pixels, limits_of
 from data.types import Content, Picture
 
-CHUNKS_IN_FLIGHT = 4
+CHUNKS_IN_FLIGHT = 2
 """Chunks an actor holds at most, each as large as an engine's batch or smaller: while one is
-answered the engine still has the others."""
+answered the engine still has the other."""
 DEATHS_ALONE = 2
 """Work that an actor has died of so often is sent alone, and given up if one dies of it then."""
 CHARS_PER_TOKEN = 4

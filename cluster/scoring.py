@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
 
-from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
 from cluster.pools import Embedded, JudgePool, RewardPool
+from cluster.session import beside, wait_for
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
-from data.errors import ClusterError, EmbedRLError
 from data.prompts import pictures_of
 from data.tcot import faults
 from data.types import (
@@ -39,13 +37,14 @@ from reward.cache import EmbeddingCache
 from reward.counterfactuals import counterfactuals, score_probe
 from reward.judge import build_question
 from reward.monitors import WatchedRound, watch
-from reward.round import RankedTrajectory, Ranking, Standings
+from reward.round import RankedTrajectory, Ranking
 from reward.score import score_round
-from reward.standing import Rows, Standing, standings
+from reward.standing import Compute, Rows, Standing, standings
 
 log = logging.getLogger(__name__)
 Embedding = Callable[[], Embedded]
 """Waits for embeddings that were begun, and returns them."""
+RANKING_TIMEOUT_S = 1800.0
 CACHED_ITEMS = 1 << 14
 """Embeddings without trace that are kept: 134 MB at 2,048 dimensions."""
 
@@ -59,27 +58,20 @@ class Scores:
     metrics: dict[str, float]
 
 
-@ray.remote(num_cpus=0)
+@ray.remote
 def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Standing]:
     return standings(sides, temperature=temperature)
 
 
 def standings_beside(sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
-    """Have `standings` computed by a process beside the driver, which has other work.
+    """Have `standings` computed by a process beside the driver.
 
     Raises:
-        ClusterError: it died every time.
+        ClusterError: it died of it every time, or did not end in time.
     """
-    try:
-        return ray.get(_standings.remote(sides, temperature))
-    except RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, EmbedRLError):
-            raise cause from error
-        raise ClusterError(
-            f"the process that ranks a round's traces failed: {cause!r}; was there too little "
-            "memory on the driver's node?"
-        ) from error
+    ref = beside(_standings, sides, temperature)
+    what = "ranking a round"
+    return wait_for([ref], ["the process for it"], timeout_s=RANKING_TIMEOUT_S, what=what)[0]
 
 
 class Scorer:
@@ -96,7 +88,7 @@ class Scorer:
         judge: JudgePool | None,
         max_frames: int,
         second: RewardPool | None = None,
-        compute: Standings = standings,
+        compute: Compute = standings,
     ) -> None:
         self.config = config
         self._compute = compute
@@ -252,7 +244,8 @@ class Scorer:
             other, failed = self.second.embed(requests, pictures)
             _warn("not embedded by the second Embedder", failed)
             alone = replace(unjudged, gain_weight=0.0)
-            found = Ranking(traces, other, pairs, CandidateBank(BankConfig()), reward=alone).rank()
+            ranking = Ranking(traces, other, pairs, CandidateBank(BankConfig()), reward=alone)
+            found = ranking.rank(closest=0, compute=self._compute)
             paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
             second = {str(one.trajectory.key): one.parts.total for one in paid}
         metrics, alarms = watch(

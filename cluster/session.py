@@ -16,7 +16,10 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
 from configs.errors import ConfigError
 from data.errors import ActorLost, ClusterError, EmbedRLError, NotEnoughResources
@@ -26,6 +29,8 @@ PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 GRACE_S = 5.0
 PREDECESSOR_TIMEOUT_S = 60.0
+RETRIES = 2
+"""Times that a task beside the driver is done again whose process died."""
 LOOK_S = 0.5
 log = logging.getLogger(__name__)
 QUIET_ENV = {
@@ -205,6 +210,16 @@ def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int)
             "env_vars": {**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
         },
     }
+
+
+def beside(task: Any, *args: Any) -> Any:
+    """Start a Ray task in a process beside the driver, on its node; return its references.
+
+    For work that the driver should not do: it has other work, and what crashes there leaves the
+    driver alive. Wait for it with `wait_for`.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return task.options(num_cpus=0, max_retries=RETRIES, scheduling_strategy=here).remote(*args)
 
 
 def wait_for(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import EMB_TOKEN
-from data.errors import ConfigError
+from data.errors import ConfigError, DataError
 from data.model_folder import load_processor
 
 TEMPLATE = "chat_template.jinja"
@@ -21,7 +21,7 @@ def with_emb_token(folder: str, into: Path) -> str:
 
     Raises:
         ConfigError: no row is free.
-        DataError: the folder is incomplete.
+        DataError: the folder is incomplete, or does not say how many rows there are.
     """
     processor = load_processor(folder)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -38,7 +38,8 @@ def with_emb_token(folder: str, into: Path) -> str:
         )
     partial = into.with_name(f".{into.name}")
     for leftover in (partial, into):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.exists():
+            shutil.rmtree(leftover)
     partial.mkdir(parents=True)
     tokenizer.save_pretrained(partial)
     for path in source.iterdir():
@@ -52,5 +53,9 @@ def with_emb_token(folder: str, into: Path) -> str:
 
 
 def _embedding_rows(source: Path) -> int:
-    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("text_config", config)["vocab_size"])
+    path = source / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows = config.get("text_config", config).get("vocab_size")
+    if not isinstance(rows, int):
+        raise DataError(f"{path}: expected the number of embeddings, vocab_size, found {rows}")
+    return rows

@@ -24,7 +24,7 @@ section 4). Shorter texts are never judged: a label of two words is named, not r
 MIN_COUNT = 8
 """Groups or traces that an alarm rests on at least: a mean over fewer is luck."""
 READ_GROUPS = 64
-"""Of a side, whose texts are read for copying: a mean over more is hardly another."""
+"""Of a side, whose traces are read for copying: a mean over more is hardly another."""
 LENGTH_RATIO = 1.25
 """Longest over shortest trace of a group from which lengths differ: a stray token is no length."""
 REWARD_SPREAD = 1e-3
@@ -96,8 +96,7 @@ def watch(round: WatchedRound) -> tuple[dict[str, float], tuple[Alarm, ...]]:
             for name, members in groups.items()
             if members[0].trajectory.key.group.side is side
         }
-        some = dict(islice(of_side.items(), READ_GROUPS))
-        measured = {**copying(some, round.pairs), **collapse(of_side, round)}
+        measured = {**copying(of_side, round.pairs), **collapse(of_side, round)}
         found |= {f"{name}/{side}": measure for name, measure in measured.items()}
     found |= length(groups) | saturation(groups) | agreement(groups, round.second)
     if round.probe is not None:
@@ -124,9 +123,10 @@ def watch(round: WatchedRound) -> tuple[dict[str, float], tuple[Alarm, ...]]:
 def copying(groups: Groups, pairs: Mapping[int, Pair]) -> dict[str, Measure]:
     """Return how much of a trace recites its item, and of the other side's text is in the trace.
 
-    For the groups of one side. `copied_own` counts the words of the three parts; the JSON cue is
-    left out, where keywords are to be quoted. `copied_other` counts what is the other item's alone:
-    not what its own item or another pair of the round says too, such as the task's instruction. A
+    For the groups of one side, of which READ_GROUPS have their traces read. `copied_own` counts the
+    words of the three parts; the JSON cue is left out, where keywords are to be quoted.
+    `copied_other` counts what is the other item's alone: not what its own item or another pair of
+    the round says too, such as the task's instruction. A
     short right answer is the gold's text by right; only runs of RUN_WORDS can show a leak.
     """
     own_shares: list[float] = []
@@ -142,7 +142,7 @@ def copying(groups: Groups, pairs: Mapping[int, Pair]) -> dict[str, Measure]:
         for run in runs:
             said_by[run] = said_by.get(run, 0) + 1
 
-    for members in groups.values():
+    for members in islice(groups.values(), READ_GROUPS):
         group = members[0].trajectory.key.group
         other_side = Side.TARGET if group.side is Side.QUERY else Side.QUERY
         pair = pairs[group.serial]

@@ -8,7 +8,7 @@ on the order in which embeddings arrive or on how many actors computed them.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,10 +17,8 @@ import numpy as np
 from configs.schema import RewardConfig
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
-from reward.standing import Rows, Standing, standings
+from reward.standing import Compute, Rows, Standing, standings
 
-Standings = Callable[..., dict[Side, Standing]]
-"""As `standings`."""
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
@@ -130,7 +128,7 @@ class Ranking:
         *,
         only: Collection[str] | None = None,
         closest: int | None = None,
-        compute: Standings = standings,
+        compute: Compute = standings,
     ) -> Round:
         """Rank the traces in both directions, with ``only`` just those of these keys.
 

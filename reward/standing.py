@@ -9,6 +9,7 @@ dimensions.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
 TOP_RETRIEVED = 3
 PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
 """Rows whose similarities are made at a time, as products of few rows are slow, and of these the
-ones ranked at a time, as their similarities stay in a core's cache."""
+ones ranked at a time, as their similarities stay in a core's cache; the one a multiple of the
+other."""
 SHARED_PRODUCT = 1 << 25
 """Similarities that are made at once, as both directions need them: 268 MB, for a moment twice."""
 
@@ -60,6 +62,13 @@ class Standing:
     """The closest trace of each of the closest other pairs, closest first."""
 
 
+class Compute(Protocol):
+    """`standings`, here or elsewhere."""
+
+    def __call__(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
+        """Return how the rows of each side stand."""
+
+
 def standings(sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
     """Return how the rows of each side stand; `reward.contrast` defines what the numbers mean."""
     product = _shared(sides)
@@ -70,7 +79,7 @@ def standings(sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, S
     }
 
 
-def similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
+def _similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
     """Return cosines of unit vectors, float64 [N, M], so that equal embeddings tie."""
     rows, columns = (one.astype(np.float64, copy=False) for one in (rows_ND, columns_MD))
     product = rows @ columns.T
@@ -88,7 +97,7 @@ def _shared(sides: Mapping[Side, Rows]) -> np.ndarray | None:
     if query.own * target.own > SHARED_PRODUCT:
         return None
     # What each side's rows meet first are the other side's traces.
-    return similarities(target.candidates_MD[: target.own], query.candidates_MD[: query.own])
+    return _similarities(target.candidates_MD[: target.own], query.candidates_MD[: query.own])
 
 
 def _standing(rows: Rows, known: np.ndarray | None, temperature: float) -> Standing:
@@ -103,7 +112,7 @@ def _standing(rows: Rows, known: np.ndarray | None, temperature: float) -> Stand
             # Siblings have one item: its margin is found once.
             groups, first, back = np.unique(group, return_index=True, return_inverse=True)
             bare = rank_in_order(
-                similarities(rows.plain_GD[groups], rows.candidates_MD),
+                _similarities(rows.plain_GD[groups], rows.candidates_MD),
                 positive[first],
                 temperature=temperature,
                 valid=valid[first],
@@ -135,7 +144,7 @@ def _blocks(rows: Rows, known: np.ndarray | None) -> Iterator[tuple[slice, np.nd
     met = 0 if known is None else rows.own
     for first in range(0, len(rows.vectors_ND), PRODUCT_BLOCK):
         block = slice(first, first + PRODUCT_BLOCK)
-        similarity = similarities(rows.vectors_ND[block], rows.candidates_MD[met:])
+        similarity = _similarities(rows.vectors_ND[block], rows.candidates_MD[met:])
         if known is not None:
             similarity = np.concatenate([known[rows.places[block]], similarity], axis=1)
         for begin in range(0, len(similarity), ROW_BLOCK):

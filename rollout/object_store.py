@@ -12,8 +12,8 @@ hold only changes, the plain matrix is kept as well.
 
 What the comparison proves, per checkpoint tensor, from what the engine computes with:
 - plain parameters: the checksum of the engine's memory, sliced out of fused qkv and gate-up
-  matrices, equals the learner's. The bits are the learner's. Whole tensors on the host are summed
-  up by the loop that writes them, all others are read at the end.
+  matrices, equals the learner's. The bits are the learner's. Of whole tensors on the host it is
+  that of the words which the copying loop wrote, the memory itself is not read again.
 - parameters on the host of which only changed elements arrived, since a version that was compared
   as above: the checksum follows the elements as they lay there and as they lie there now, and
   equals the learner's for the whole tensor. What did not change is not read again.

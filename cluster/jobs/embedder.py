@@ -47,8 +47,7 @@ def main(config: EmbedderConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     data = config.data
-    model = with_emb_token(config.model, folder.path / BASE_FOLDER)
-    load_encoder(model, data.media)  # refuses limits that do not fit it
+    load_encoder(config.model, data.media)  # refuses limits that do not fit it
     train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
     warn_embedder_ignores(config.model, train)
     held_out = [
@@ -74,6 +73,7 @@ def main(config: EmbedderConfig) -> int:
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with tracker, connected:
+        model = with_emb_token(config.model, folder.path / BASE_FOLDER)
         group = LearnerGroup(config.learner)
         group.build_contrastive(
             model=model,

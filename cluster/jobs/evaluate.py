@@ -10,14 +10,13 @@ import numpy as np
 from rich.console import Console
 
 from cluster.entry import run_job
-from cluster.pictures import SharedPictures, share_pictures
+from cluster.pictures import SharedPictures, share_files
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.chat import load_encoder
-from data.media import load_pictures
 from data.model_folder import check_reasoner_sees, warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
@@ -54,14 +53,13 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]
-    decoded, failed = load_pictures(uris_of(pairs, data.media.max_frames), data.media)
-    for reason in failed.values():
-        console.print(f"left out: {reason}", highlight=False)
     tracker = Tracker(config, job="evaluate", folder=folder.path)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with tracker, connected:
-        pictures = share_pictures(decoded)
+        pictures, failed = share_files(uris_of(pairs, data.media.max_frames), data.media)
+        for reason in failed.values():
+            console.print(f"left out: {reason}", highlight=False)
         embedder: list[RewardPool] = []
 
         def reason_with(model: str) -> Reason:

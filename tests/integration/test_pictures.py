@@ -15,11 +15,16 @@ from tests.builders import write_picture
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-class Crashing(MediaConfig):
-    """Limits that end whatever process reads them."""
+class Crashing:
+    """Limits that end whatever process reads them, and count how often."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
 
     @property
     def max_file_bytes(self) -> int:
+        with self.log.open("a") as file:
+            file.write("x")
         os._exit(1)
 
 
@@ -42,7 +47,7 @@ def test_no_files_are_no_pictures() -> None:
 
 def test_a_decoder_that_crashes_leaves_the_driver_alive(tmp_path: Path) -> None:
     wide = str(write_picture(tmp_path / "wide.png"))
-    limits = object.__new__(Crashing)
-    with pytest.raises(ClusterError, match=r"1 pictures could not be decoded.*failed 3 times"):
-        share_files([wide], limits)
+    with pytest.raises(ClusterError, match=r"decoder failed while decoding 1 pictures, .*wide"):
+        share_files([wide], Crashing(tmp_path / "log"))
+    assert (tmp_path / "log").read_text() == "xxx"
     assert share_files([wide], MediaConfig())[1] == {}

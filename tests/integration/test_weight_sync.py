@@ -226,7 +226,16 @@ def test_deltas_arrive_bit_equal_in_packed_matrices_too(
 def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with(
     reasoner, store, other_model, encoder, contents, pictures
 ) -> None:
+    # Plain copies that a run with deltas left in the engine are of no use to one with adapters.
+    version = next(_published)
+    published.publish(
+        published.publisher(delta=True), version, store.actor, other_model, first=True
+    )
+    assert reasoner.pull_weights(version).mismatched == ()
     base, own = copy.deepcopy(other_model), published.publisher()
+    with torch.no_grad():
+        for one in base.parameters():
+            one *= 1.5
     endings = ("layers.1.self_attn.q_proj.weight", "mlp.down_proj.weight", "attn.qkv.weight")
     adapted = {name for name, _ in base.named_parameters() if name.endswith(endings)}
     noise = torch.Generator().manual_seed(3)

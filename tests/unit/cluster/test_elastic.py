@@ -16,7 +16,7 @@ def size_after(size: int, *, busy: float, waiting: float = 0.0, policy: PoolConf
 
 
 def test_a_pool_grows_by_what_would_have_held_the_waiting_work() -> None:
-    assert size_after(4, busy=4, waiting=7) == 6
+    assert size_after(4, busy=4, waiting=3) == 6
     assert size_after(3, busy=3, waiting=100) == 6  # at most twice as many
     assert size_after(6, busy=6, waiting=100) == 8  # at most max_actors
     assert size_after(4, busy=4, waiting=0.9) == 4
