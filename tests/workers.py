@@ -1,8 +1,9 @@
-"""Cheap actors for tests of pools; in a module of their own, where Ray finds them."""
+"""What Ray runs in tests; in a module of their own, where it finds them."""
 
 import os
 import signal
 import threading
+from pathlib import Path
 
 from data.errors import DataError, EngineLost
 
@@ -36,3 +37,16 @@ class Worker:
 
     def close(self):
         pass
+
+
+class Crashing:
+    """Limits that end whatever process reads them, and count how often."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+
+    @property
+    def max_file_bytes(self) -> int:
+        with self.log.open("a") as file:
+            file.write("x")
+        os._exit(1)

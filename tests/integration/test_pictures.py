@@ -1,6 +1,5 @@
 """Files decoded by a process beside the driver: pixels, reasons, and a decoder that crashes."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,9 @@ from configs.schema import MediaConfig
 from data.errors import ClusterError
 from data.media import load_picture
 from tests.builders import write_picture
+from tests.workers import Crashing
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
-class Crashing:
-    """Limits that end whatever process reads them, and count how often."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-
-    @property
-    def max_file_bytes(self) -> int:
-        with self.log.open("a") as file:
-            file.write("x")
-        os._exit(1)
 
 
 def test_files_come_decoded_with_sizes_and_reasons(tmp_path: Path) -> None:
