@@ -10,10 +10,7 @@ import pytest
 import ray
 
 from cluster.pictures import SharedPictures, share_pictures
-from cluster.pool import Pool
 from cluster.pools import RewardPool
-from cluster.routing import Chunk
-from cluster.session import Role
 from configs.schema import EngineConfig, MediaConfig, PoolConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.types import EmbedRequest, Item, Kind, Picture
@@ -23,6 +20,8 @@ from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACES, SIBLINGS, SIDE = 256, 8, 128
+TIMEOUT_S = 600.0
+VARIABLES = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WORDS = ("color", "circle", "square", "triangle", "green", "blue", "yellow", "purple", "orange")
 ENGINE = EngineConfig(dtype="float32", max_model_len=1024, max_num_seqs=64, enforce_eager=True)
 MEDIA = MediaConfig(
@@ -33,46 +32,33 @@ MEDIA = MediaConfig(
 )
 
 
-class DirectPool(Pool):
-    """A pool of one actor whose methods are called by name."""
-
-    def load(self, name: str, actor: Any) -> None:
-        ray.get(actor.ready.remote(), timeout=self.timeout_s)
-
-    def call(self, actor: Any, chunk: Chunk) -> Any:
-        raise NotImplementedError("this pool's work is not shared out")
-
-    def ask(self, method: str, *args: object) -> object:
-        [actor] = self.actors.values()
-        return ray.get(getattr(actor, method).remote(*args), timeout=self.timeout_s)
-
-
 @pytest.fixture
-def both(tmp_path: Path) -> Iterator[tuple[RewardPool, DirectPool]]:
+def both(tmp_path: Path) -> Iterator[tuple[RewardPool, Any]]:
     """Return the pool and vLLM alone: an actor each, one core each."""
     model = str(write_tiny_model(tmp_path / "model"))
     ray.init(
         address="local",
         include_dashboard=False,
         num_cpus=2,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}},
+        runtime_env={"env_vars": VARIABLES},
     )
     pool = RewardPool(RewardConfig(model=model, pool=PoolConfig(), engine=ENGINE), MEDIA)
-    direct = DirectPool(
-        Role("direct", actors=1, cpus=1.0, gpus=0.0),
-        timeout_s=600.0,
-        create=lambda name, options: (
-            ray.remote(DirectEmbedder)
-            .options(**options)
-            .remote(model=model, engine=ENGINE, media=MEDIA)
-        ),
+    direct = (
+        ray.remote(DirectEmbedder)
+        .options(num_cpus=1)
+        .remote(model=model, engine=ENGINE, media=MEDIA)
     )
     pool.ready()
-    direct.ready()
+    answer(direct.ready.remote())
     yield pool, direct
     pool.close()
-    direct.close()
+    answer(direct.close.remote())
     ray.shutdown()
+
+
+def answer(call: Any) -> Any:
+    """Return what vLLM alone answers."""
+    return ray.get(call, timeout=TIMEOUT_S)
 
 
 def step_of(rng: np.random.Generator) -> tuple[list[EmbedRequest], dict[str, np.ndarray]]:
@@ -101,7 +87,7 @@ def step_of(rng: np.random.Generator) -> tuple[list[EmbedRequest], dict[str, np.
 
 
 @pytest.mark.timeout(1800)
-def test_embedding_traces_with_crops(both: tuple[RewardPool, DirectPool]) -> None:
+def test_embedding_traces_with_crops(both: tuple[RewardPool, Any]) -> None:
     pool, direct = both
     rng = np.random.default_rng(0)
     requests: list[EmbedRequest] = []
@@ -111,14 +97,14 @@ def test_embedding_traces_with_crops(both: tuple[RewardPool, DirectPool]) -> Non
         # New traces and pictures each turn: neither engine has them in a cache, both get the same.
         requests[:], pictures = step_of(rng)
         shared[:] = [share_pictures(pictures)]
-        direct.ask("prepare", requests, shared[0].ref)
+        answer(direct.prepare.remote(requests, shared[0].ref))
 
     def ours() -> None:
         vectors, failed = pool.embed(requests, *shared)
         assert len(vectors) == TRACES, failed
 
     def against() -> None:
-        assert direct.ask("encode") == TRACES
+        assert answer(direct.encode.remote()) == TRACES
 
     # 0.8 of the throughput.
     record(f"embed {TRACES} traces / vLLM", *alternate(ours, against, prepare=prepare), target=1.25)
