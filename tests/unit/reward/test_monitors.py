@@ -18,6 +18,7 @@ from data.types import (
     Side,
     TCoT,
 )
+from reward import monitors
 from reward.counterfactuals import Change, Probe
 from reward.monitors import (
     MIN_COUNT,
@@ -194,7 +195,10 @@ def test_a_leak_through_the_keywords_rings():
     assert rung(saying(leak)) == {"copied_other/target"}
 
 
-def test_the_tasks_instruction_in_every_query_is_no_leak():
+@pytest.mark.parametrize("read", [monitors.READ_GROUPS, 1])
+def test_the_tasks_instruction_in_every_query_is_no_leak(read, monkeypatch):
+    # However few traces are read, what all items say counts.
+    monkeypatch.setattr(monitors, "READ_GROUPS", read)
     instruction = "represent the given picture with the following question about it please"
     pairs = {
         n: replace(pair, query=Item(text=f"{instruction} {pair.query.text}"))
