@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -184,11 +185,12 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
     scaler = PoolScaler({"worker": pool}, {"worker": policy}, targets)
     pool.answers(names(3))
     assert scaler.step()["pool/worker/waiting"] < 1
-    scaler.step()  # the first one has waited for the targets' actor
     work = [*names(30), *["hang"] * 30]
+    pool.stats()  # the step begins here
     batch = iter(pool.submit([Unit((one,), 1.0) for one in work], None))
     for _ in names(30):
         next(batch)
+    time.sleep(1.0)  # at "hang": beside that, what passed until the work was sent is short
     metrics = scaler.step()
     assert metrics["pool/worker/waiting"] > 20
     assert metrics["pool/worker/busy"] == pytest.approx(1, abs=0.1)
