@@ -1,5 +1,6 @@
 """Decoded pictures that all actors read from Ray's object store."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,11 @@ import ray
 
 from cluster.session import beside, wait_for
 from configs.schema import MediaConfig
+from data.errors import ActorLost
 from data.media import load_pictures
 from data.types import Pictures
 
+log = logging.getLogger(__name__)
 TIMEOUT_S = 1800.0
 """Longest wait for a step's pictures."""
 
@@ -35,16 +38,41 @@ def share_files(
 ) -> tuple[SharedPictures, Mapping[str, str]]:
     """Decode files into the object store; return also the reason for each that failed.
 
-    A process beside the driver does it.
+    A process beside the driver does it. Files that end it each time are sought, and failed too.
 
     Raises:
-        ClusterError: it died of it every time, or did not end in time.
+        ClusterError: it did not end in time, or failed though no single file makes it fail.
     """
     names = sorted(set(uris))
+    try:
+        return _share(names, limits)
+    except ActorLost as error:
+        log.warning("%s; looking for the files that end it", error)
+        deadly = dict.fromkeys(_deadly(names, limits), "ends the process that decodes it")
+        if not deadly:
+            raise
+        shared, failed = _share([one for one in names if one not in deadly], limits)
+        return shared, {**failed, **deadly}
+
+
+def _share(names: list[str], limits: MediaConfig) -> tuple[SharedPictures, Mapping[str, str]]:
     pictures, facts = beside(_decode, names, limits)
     what = f"decoding {len(names)} pictures, first {names[:1]}"
     [(sizes, failed)] = wait_for([facts], ["the decoder"], timeout_s=TIMEOUT_S, what=what)
     return SharedPictures(pictures, sizes), failed
+
+
+def _deadly(names: list[str], limits: MediaConfig) -> list[str]:
+    """Return those of the files, which together end the decoder, that do so alone."""
+    if len(names) == 1:
+        return names
+    found = []
+    for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+        try:
+            _share(half, limits)
+        except ActorLost:
+            found += _deadly(half, limits)
+    return found
 
 
 @ray.remote(num_returns=2)

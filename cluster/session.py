@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -225,12 +225,12 @@ def beside(task: Any, *args: Any) -> Any:
 def wait_for(
     refs: Sequence[Any], names: Sequence[str], *, timeout_s: float, what: str
 ) -> list[Any]:
-    """Return the results of calls to several actors, in their order.
+    """Return the results of calls to several actors, or of tasks, in their order.
 
     After a first failure the others get a moment to show theirs: the cause is often there.
 
     Raises:
-        ActorLost: an actor died; it is named.
+        ActorLost: an actor, or the process of a task, died; it is named.
         ClusterError: some did not answer in time, or failed in a way that is not ours; named.
         EmbedRLError: what a call itself raised.
     """
@@ -254,7 +254,7 @@ def wait_for(
     if waiting:
         raise ClusterError(
             f"{what}: no answer within {timeout_s:.0f} s from {', '.join(waiting.values())}; see "
-            "their logs, or raise the role's timeout_s"
+            "their logs, or raise timeout_s where the role has one"
         )
     return [answers[ref] for ref in refs]
 
@@ -262,7 +262,7 @@ def wait_for(
 def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
     """Return the failure that explains the others: a death, then our own errors, then any."""
     for name, error in failures.items():
-        if isinstance(error, RayActorError):
+        if isinstance(error, RayActorError | WorkerCrashedError):
             return ActorLost(f"{name} died while {what}: {error}")
     causes = {
         name: error.cause if isinstance(error, RayTaskError) else error

@@ -39,14 +39,20 @@ class Worker:
         pass
 
 
-class Crashing:
-    """Limits that end whatever process reads them, and count how often."""
+class CrashesAt(int):
+    """A limit of file sizes: who compares it with a file of just that size dies; it counts."""
 
-    def __init__(self, log: Path) -> None:
-        self.log = log
+    def __new__(cls, size: int, log: Path) -> "CrashesAt":
+        limit = super().__new__(cls, size)
+        limit.log = log
+        return limit
 
-    @property
-    def max_file_bytes(self) -> int:
-        with self.log.open("a") as file:
-            file.write("x")
-        os._exit(1)
+    def __getnewargs__(self) -> tuple[int, Path]:
+        return int(self), self.log
+
+    def __lt__(self, size: int) -> bool:
+        if size == int(self):
+            with self.log.open("a") as file:
+                file.write("x")
+            os._exit(1)
+        return False

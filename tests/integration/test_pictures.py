@@ -6,11 +6,11 @@ import pytest
 import ray
 
 from cluster.pictures import share_files
+from cluster.session import RETRIES
 from configs.schema import MediaConfig
-from data.errors import ClusterError
 from data.media import load_picture
 from tests.builders import write_picture
-from tests.workers import Crashing
+from tests.workers import CrashesAt
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -32,9 +32,13 @@ def test_no_files_are_no_pictures() -> None:
     assert (ray.get(shared.ref), shared.sizes, failed) == ({}, {}, {})
 
 
-def test_a_decoder_that_crashes_leaves_the_driver_alive(tmp_path: Path) -> None:
-    wide = str(write_picture(tmp_path / "wide.png"))
-    with pytest.raises(ClusterError, match=r"decoder failed while decoding 1 pictures, .*wide"):
-        share_files([wide], Crashing(tmp_path / "log"))
-    assert (tmp_path / "log").read_text() == "xxx"
-    assert share_files([wide], MediaConfig())[1] == {}
+def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(tmp_path: Path) -> None:
+    good = [str(write_picture(tmp_path / f"{name}.png")) for name in "acd"]
+    deadly = tmp_path / "b.png"
+    deadly.write_bytes(b"of a size of its own")
+    limit = CrashesAt(deadly.stat().st_size, tmp_path / "log")
+    shared, failed = share_files([*good, str(deadly)], MediaConfig(max_file_bytes=limit))
+    assert sorted(shared.sizes) == good
+    assert failed == {str(deadly): "ends the process that decodes it"}
+    tries = RETRIES + 1
+    assert (tmp_path / "log").read_text() == "x" * tries * 3  # of four files, of two, alone
