@@ -462,11 +462,13 @@ class Pool(ABC):
             return
         waited = time.monotonic() - self._empty_since
         if self._failed_starts >= FAILED_STARTS or waited >= self.timeout_s:
+            starts = f"; not ready yet: {', '.join(self._starting)}" if self._starting else ""
+            if self._start_error is not None:
+                starts += f"; {self._failed_starts} failed starts, the last: {self._start_error}"
             self._fail(
                 ClusterError(
-                    f"{self.role.name}: no actor is left and none came up in {waited:.0f} s after "
-                    f"{self._failed_starts} failed starts, the last: {self._start_error}; see the "
-                    "actors' logs, then start the job again: it resumes"
+                    f"{self.role.name}: no actor is left and none came up in {waited:.0f} s{starts}"
+                    "; see the actors' logs, then start the job again: it resumes"
                 )
             )
 

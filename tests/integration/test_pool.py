@@ -164,6 +164,18 @@ def test_a_pool_that_loses_its_last_actor_for_good_says_so(pool_of):
         pool.answers([*names(3), "die"])
 
 
+def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
+    pool = pool_of(1, timeout_s=2.0)
+    pool.ready()
+    in_time = threading.Event()
+    pool.load = lambda name, actor: in_time.wait()
+    with pytest.raises(ClusterError, match=r"none came up in 2 s; not ready yet: worker-1; see"):
+        pool.answers([*names(3), "die"])
+    in_time.set()
+    pool.ready()
+    assert pool.answers(names(3)) == (names(3), {})
+
+
 def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
     pool = pool_of(1)
     pool.ready()
