@@ -38,6 +38,11 @@ class StepBuffer(Generic[T]):
             self._turn.wait_for(lambda: self._closed or step <= self._admitted)
             return not self._closed
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will be collected any more."""
+        return self._closed
+
     def put(self, step: T) -> None:
         """Hand on the next step."""
         self._done.put(step)

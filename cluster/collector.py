@@ -12,16 +12,17 @@ under way. With 0 nothing overlaps but the decoding of pictures: the loop is syn
 """
 
 import itertools
+import logging
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.buffer import StepBuffer
+from cluster.buffer import REMIND_S, StepBuffer
 from cluster.clock import PhaseClock
 from cluster.pictures import SharedPictures, share_files
 from cluster.pools import RolloutPool
@@ -45,6 +46,7 @@ from learner.advantages import step_advantages
 from learner.policy import TokenScores
 from reward.bank import CandidateBank
 
+log = logging.getLogger(__name__)
 BANK_FILE = "bank.npz"
 
 ScoreTokens = Callable[
@@ -162,6 +164,8 @@ class Collector:
         self._buffer.admit(min(step + ahead, max(step, self.config.steps)))
         began = time.perf_counter()
         sampled = self._buffer.take(f"step {step}")
+        while wait(sampled.rounds, timeout=REMIND_S).not_done:
+            log.warning("step %d: still waiting for its traces to be scored", step)
         done = [future.result() for future in sampled.rounds]
         rounds = [found for found, _ in done]
         waited = time.perf_counter() - began
@@ -217,7 +221,7 @@ class Collector:
         while count := pairs_wanted(asked, found, pairs=self.config.pairs, refill=refill):
             drawn = self._draw(count, clock)
             rounds.append(self._scoring.submit(self._score, self._sample(drawn, clock), clock))
-            if not refill:
+            if not refill or self._buffer.closed:  # then nobody takes the step
                 break
             scored, _ = rounds[-1].result()
             asked.append(len(scored.pairs))

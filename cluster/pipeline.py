@@ -26,7 +26,7 @@ from cluster.checkpoints import LEARNER_FOLDER
 from cluster.clock import PhaseClock
 from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
-from cluster.pictures import SharedPictures, share_pictures
+from cluster.pictures import SharedPictures, share_files, share_pictures
 from cluster.pools import RolloutPool
 from cluster.publisher import Published
 from cluster.rounds import SampledRound, round_rewards
@@ -35,7 +35,6 @@ from cluster.trajectory_rows import trajectory_rows
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.errors import EmbedRLError, WeightSyncError
-from data.media import load_pictures
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -128,8 +127,9 @@ class Pipeline:
         with clock.phase("sync"):
             synced = self.sync()
             if self.config.max_staleness:
-                gaps = [trained.metrics.get(PARITY, 0.0), self._probe(step)]
-                synced[PARITY] = float(np.max(gaps))  # NaN where one is
+                gaps = [trained.metrics.get(PARITY), self._probe(step)]
+                if known := [gap for gap in gaps if gap is not None]:
+                    synced[PARITY] = float(np.max(known))  # NaN where one is
         metrics = {
             **trained.metrics,
             **penalties,
@@ -196,8 +196,6 @@ class Pipeline:
                     self.learner.check()  # the buckets vanish with the rank that put them
                 raise
             published = publishing.result()
-        for report in reports:
-            report.check()
         return published, reports
 
     def held_out(self, pairs: Sequence[Pair]) -> dict[str, float]:
@@ -286,7 +284,8 @@ class Pipeline:
         ``state`` is where the collection stood after the step.
 
         Raises:
-            ClusterError: issued = trained + dropped + in flight does not hold.
+            ClusterError: issued = trained + dropped does not hold for the steps up to this one;
+                what was issued since is in flight.
         """
         per_pair = len(Side) * self.config.siblings
         trained = self.accounts.trained
@@ -300,12 +299,12 @@ class Pipeline:
             "dropped/total": float(dropped.total()),
         }
 
-    def _probe(self, step: SampledRound) -> float:
+    def _probe(self, step: SampledRound) -> float | None:
         """Return the largest gap between engines' and learner's log-probabilities of new tokens.
 
-        Few tokens of few traces, so that the next step waits for milliseconds: that every engine
-        holds the learner's weights, their checksums have shown. Without staleness a step's own
-        traces show the gap for nothing.
+        None where there were none. Few tokens of few traces, ahead of the next step's that wait:
+        that every engine holds the learner's weights, their checksums have shown. Without staleness
+        a step's own traces show the gap for nothing.
         """
         contents = {key.group: content for key, content in step.contents.items()}
         requests = [
@@ -323,10 +322,12 @@ class Pipeline:
         samples = [
             self._sample(trace, contents[trace.key.group], advantage=0.0) for trace in traces
         ]
+        if not samples:
+            return None
         with self._learning:
             scores = self.learner.score_policy(samples, step.pictures)
         gaps = [np.abs(scores[one.key].own - one.logprobs).max() for one in samples]
-        return float(np.max(gaps, initial=0.0))
+        return float(np.max(gaps))
 
     def _within_bound(self, step: SampledRound) -> SampledRound:
         """Return a step without the traces that began under weights that are too old."""
@@ -359,11 +360,11 @@ class Pipeline:
         uris = {uri for group in drawn for uri in group.uris()}
         if not uris:
             return drawn, pictures
-        decoded, failed = load_pictures(uris, self.config.data.media)
+        decoded, failed = share_files(uris, self.config.data.media)
         for reason in failed.values():
             log.warning("not replayed: %s", reason)
         kept = [group for group in drawn if not group.uris() & failed.keys()]
-        return kept, share_pictures({**decoded, **ray.get(pictures.ref)})
+        return kept, share_pictures({**ray.get(decoded.ref), **ray.get(pictures.ref)})
 
     def _remember(self, scored: Sequence[ScoredTrajectory], samples: Sequence[TrainSample]) -> None:
         """Keep the step's own groups for later steps."""

@@ -138,7 +138,7 @@ class Pool(ABC):
         """Have the units' requests answered.
 
         With ``more`` of their kind to follow at once, they need not be shared out among all actors.
-        ``urgent`` ones, of which there must be few, wait for no others.
+        ``urgent`` ones, of which there must be few, go before all that waits here.
         """
         batch = Batch(shared)
         if not units:
@@ -147,6 +147,8 @@ class Pool(ABC):
         with self._change:
             if self._defect is not None:
                 raise self._defect
+            if not self._batches and not self._serving:
+                self._empty_since = time.monotonic()  # before, nobody waited
             self._batches.add(batch)
             self._measure()
             self._router.add(

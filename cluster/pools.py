@@ -3,7 +3,9 @@
 All answers are joined by key.
 """
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +32,14 @@ from data.types import (
     Judgement,
     JudgeQuestion,
     Packed,
+    Side,
     Trajectory,
 )
 from reward.actor import EmbedderActor
 from reward.judge_actor import JudgeActor
 from rollout.actor import RolloutActor, StoreAddress, SyncReport
 
+log = logging.getLogger(__name__)
 POISONED = "poisoned"
 """Why a trace is dropped whose request killed its actors."""
 LINGER_S = 0.02
@@ -45,13 +49,6 @@ PULLS = 2
 
 Embedded = tuple[dict[str, np.ndarray], dict[str, str]]
 """Unit vectors [D] by key, and the reason for each key that failed."""
-
-
-def _traces(answer: Answer) -> Sequence[Trajectory | DroppedTrajectory]:
-    if isinstance(answer.value, GivenUp):
-        asked = answer.chunk.requests
-        return [DroppedTrajectory(one.key, POISONED, answer.value.reason) for one in asked]
-    return answer.value
 
 
 class RolloutPool(Pool):
@@ -68,6 +65,8 @@ class RolloutPool(Pool):
     ) -> None:
         pool = rollout.pool
         self._version: int | None = None
+        self._quarantined: dict[tuple[str, Side], str] = {}
+        """Why, by pair and side, of those whose requests killed their actors."""
         self._pulling = threading.Lock()
         """Held while engines come to hold a version: none may join with another one."""
         remote = ray.remote(actor)
@@ -114,15 +113,21 @@ class RolloutPool(Pool):
     ) -> Iterator[tuple[list[Trajectory], list[DroppedTrajectory]]]:
         """Sample one trace per request; yield them as they are done.
 
-        Siblings go to one engine, where they share a prefix. ``urgent``: see `submit`.
+        Siblings go to one engine, where they share a prefix. What killed its actors before is not
+        asked again. ``urgent``: see `submit`.
         """
         groups: dict[GroupKey, list[GenerationRequest]] = {}
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
-        units = [Unit(tuple(some), float(len(some))) for some in groups.values()]
+        units = []
+        for group, some in groups.items():
+            if (reason := self._quarantined.get((group.pair_id, group.side))) is not None:
+                yield [], [DroppedTrajectory(one.key, POISONED, reason) for one in some]
+            else:
+                units.append(Unit(tuple(some), float(len(some))))
         batch = self.submit(units, pictures.ref, urgent=urgent)
         for answers in batch.arrivals(LINGER_S):
-            found = [one for answer in answers for one in _traces(answer)]
+            found = [one for answer in answers for one in self._traces(answer)]
             done = [one for one in found if isinstance(one, Trajectory)]
             yield done, [one for one in found if isinstance(one, DroppedTrajectory)]
 
@@ -147,39 +152,54 @@ class RolloutPool(Pool):
     def pull_weights(self, version: int) -> list[SyncReport]:
         """Let every engine load that version from the store and verify it.
 
-        An engine that dies of it is replaced; one that fails tries again.
+        An engine that dies of it is replaced; one that fails tries again at once, and is replaced
+        where it fails again though others do not.
 
         Raises:
-            WeightSyncError: an engine failed again.
+            WeightSyncError: all engines failed, the version is to blame.
         """
         with self._pulling:
             self._version = version
             self.touch()  # frozen engines answer nothing meanwhile
-            left = self.actors
+            deadline = time.monotonic() + self.timeout_s
+            pulls = {one.pull_weights.remote(version): (n, 1) for n, one in self.actors.items()}
             reports: list[SyncReport] = []
-            failure = ""
-            for _ in range(PULLS):
-                refs = {name: actor.pull_weights.remote(version) for name, actor in left.items()}
-                ray.wait(list(refs.values()), num_returns=len(refs), timeout=self.timeout_s)
-                left = {}
-                for name, ref in refs.items():
-                    try:
-                        report: SyncReport = ray.get(ref, timeout=0)
-                        report.check()
-                        reports.append(report)
-                    except (RayError, WeightSyncError) as error:
-                        cause = cause_of(error)
-                        if not isinstance(cause, EmbedRLError) or isinstance(cause, EngineLost):
-                            self.lose(name, f"pulling version {version}: {cause!r}")
-                        elif name in self.actors:
-                            left[name] = self.actors[name]
-                            failure = f"{name}: {cause}"
-                if not left:
-                    break
+            failed: dict[str, BaseException] = {}
+            while pulls:
+                left = max(0.0, deadline - time.monotonic())
+                ready, _ = ray.wait(list(pulls), num_returns=1, timeout=left)
+                ref = ready[0] if ready else next(iter(pulls))
+                name, tries = pulls.pop(ref)
+                try:
+                    report: SyncReport = ray.get(ref, timeout=0)
+                    report.check()
+                    reports.append(report)
+                except (RayError, WeightSyncError) as error:
+                    cause = cause_of(error)
+                    actor = self.actors.get(name)
+                    if not isinstance(cause, EmbedRLError) or isinstance(cause, EngineLost):
+                        self.lose(name, f"pulling version {version}: {cause!r}")
+                    elif actor is not None and tries < PULLS:
+                        log.warning("%s: pulls version %d again: %s", name, version, cause)
+                        pulls[actor.pull_weights.remote(version)] = (name, tries + 1)
+                        deadline = time.monotonic() + self.timeout_s
+                    elif actor is not None:
+                        failed[name] = cause
             self.touch()
-            if left:
-                raise WeightSyncError(failure)
+            if failed and not reports:
+                raise WeightSyncError("; ".join(f"{n}: {cause}" for n, cause in failed.items()))
+            for name, cause in failed.items():
+                self.lose(name, f"pulling version {version}: {cause}")
             return reports
+
+    def _traces(self, answer: Answer) -> Sequence[Trajectory | DroppedTrajectory]:
+        if not isinstance(answer.value, GivenUp):
+            return answer.value
+        asked, reason = answer.chunk.requests, answer.value.reason
+        for pair_id, side in {(one.key.group.pair_id, one.key.group.side) for one in asked}:
+            log.warning("%s %s is quarantined: it %s", pair_id, side, reason)
+            self._quarantined[pair_id, side] = reason
+        return [DroppedTrajectory(one.key, POISONED, reason) for one in asked]
 
 
 class RewardPool(Pool):

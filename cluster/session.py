@@ -212,14 +212,19 @@ def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int)
     }
 
 
+def driver_node() -> NodeAffinitySchedulingStrategy:
+    """Return Ray's strategy for what must be on the driver's node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
 def beside(task: Any, *args: Any) -> Any:
     """Start a Ray task in a process beside the driver, on its node; return its references.
 
     For work that the driver should not do: it has other work, and what crashes there leaves the
     driver alive. Wait for it with `wait_for`.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return task.options(num_cpus=0, max_retries=RETRIES, scheduling_strategy=here).remote(*args)
+    placed = {"num_cpus": 0, "scheduling_strategy": driver_node()}
+    return task.options(**placed, max_retries=RETRIES).remote(*args)
 
 
 def wait_for(

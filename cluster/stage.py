@@ -138,6 +138,7 @@ def train_stage(
                 streak.record(report.broken)
                 asked = request.made
                 if step % checkpoint_every == 0 or step == steps or asked:
+                    tracker.flush()  # a run that is resumed writes what comes after the checkpoint
                     checkpoints.save(
                         step,
                         lambda path: learner.save(path / LEARNER_FOLDER),

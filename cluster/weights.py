@@ -162,16 +162,14 @@ class WeightStore:
         buckets = self._held(version).buckets
         return buckets[index] if index < len(buckets) else None
 
-    async def manifest(self, version: int) -> dict[str, int]:
-        """Return the checksums of all tensors of a complete version.
+    async def manifest(self, version: int, wait_s: float) -> dict[str, int]:
+        """Return the checksums of all tensors of a version as soon as it is complete.
 
         Raises:
-            WeightSyncError: the version is not there, or not complete.
+            WeightSyncError: the version is not there, has failed, or was not completed in time.
         """
-        manifest = self._held(version).manifest
-        if manifest is None:
-            raise WeightSyncError(f"version {version} is not complete")
-        return manifest
+        await self._wait(version, lambda one: one.manifest is not None, wait_s, "its checksums")
+        return dict(self._held(version).manifest or {})
 
     async def _wait(
         self, version: int, there: Callable[[Version], bool], wait_s: float, what: str

@@ -112,7 +112,7 @@ class Receiver:
             for bucket in self._buckets(store, step, wait_s):
                 where.update(dict.fromkeys(bucket.checksums, bucket))
                 self._fetch(loading, bucket, loading.wants(bucket.checksums))
-        manifest = self._ask(store.manifest.remote(version), wait_s)
+        manifest = self._ask(store.manifest.remote(version, wait_s), wait_s)
         for name in loading.lacking(manifest):
             self._fetch(loading, where[name], {name})
         self._seconds["copy"] = time.perf_counter() - self._began - self._seconds.total()

@@ -35,8 +35,8 @@ ATTEMPTS = 8
 """vLLM ends a request with an error of its own, for instance where caches of pictures are dropped
 for new weights while it is on its way, and expects to be asked again. A pull that fails aborts
 what runs."""
-STALE_WAIT_S, STALE_LOOK_S = 3.0, 0.05
-"""A pull that failed is tried again at once."""
+STALE_WAIT_S, STALE_LOOK_S = 300.0, 0.05
+"""A pull that failed is tried again at once, or when the weights are published again."""
 CPU_STEP_TOKENS = 1 << 16
 INITIAL_VERSION = 0
 """Version of the weights in the model folder."""

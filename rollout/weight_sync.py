@@ -42,5 +42,5 @@ class SyncReport:
         if self.mismatched:
             raise WeightSyncError(
                 f"version {self.version}: an engine holds other bits than the learner sent for "
-                f"{list(self.mismatched[:5])}; the run stops, its last checkpoint is good"
+                f"{list(self.mismatched[:5])}; it serves nothing until a pull succeeds"
             )

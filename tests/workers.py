@@ -5,7 +5,9 @@ import signal
 import threading
 from pathlib import Path
 
-from data.errors import DataError, EngineLost
+from data.errors import DataError, EngineLost, WeightSyncError
+from data.types import DroppedTrajectory
+from rollout.weight_sync import SyncReport
 
 
 class Worker:
@@ -36,6 +38,34 @@ class Worker:
         return [(self.name, request) for request in requests]
 
     def close(self):
+        pass
+
+
+class Reasoner:
+    """Stands in for `rollout.actor.RolloutActor`: takes versions or not, and dies of some pairs."""
+
+    def __init__(self, name: str, store: dict[str, int], **_: object) -> None:
+        self.name = name
+        self.left = store.get(name, 0)
+        """Pulls that it will refuse; in the place of a store, how many those of each name do."""
+        self.version = 0
+
+    async def ready(self) -> None:
+        pass
+
+    async def pull_weights(self, version: int) -> SyncReport:
+        if self.left:
+            self.left -= 1
+            raise WeightSyncError(f"{self.name} refuses version {version}")
+        self.version = version
+        return SyncReport(version=version, tensors=1, mismatched=(), bytes=1, seconds=0.0)
+
+    async def generate(self, requests: list, pictures: object) -> list:
+        if any(one.key.group.pair_id == "deadly" for one in requests):
+            os._exit(1)
+        return [DroppedTrajectory(one.key, "sampled", self.name) for one in requests]
+
+    async def close(self) -> None:
         pass
 
 

@@ -21,7 +21,7 @@ from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.scoring import Scorer, standings_beside
-from cluster.session import Role, session
+from cluster.session import Role, driver_node, session
 from cluster.stage import progress_bar
 from cluster.stopping import StopRequest
 from cluster.tracking import Tracker
@@ -73,8 +73,10 @@ def main(config: RLConfig) -> int:
     nodes_timeout_s = config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with tracker, connected, ExitStack() as stack:
-        # Both start again empty: weights are published again, sizes are asked for again.
-        lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        # Both start again empty: weights are published again, sizes stay as they are. They lie
+        # on the driver's node, so that no other node takes them along.
+        here = {"scheduling_strategy": driver_node(), "num_cpus": 0}
+        lasting = {**here, "max_restarts": -1, "max_task_retries": -1}
         store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()
         learner = LearnerGroup(config.learner, config.weights)
         stack.callback(learner.close)
@@ -84,12 +86,17 @@ def main(config: RLConfig) -> int:
             actor_name=STORE,
         )
         rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
+        stack.callback(rollout.close)
         reward = RewardPool(config.reward, data.media)
-        second = None
+        stack.callback(reward.close)
+        second = judge = None
         if config.reward.second_model:
             other = replace(config.reward, model=config.reward.second_model)
             second = RewardPool(other, data.media, role="second")
-        judge = JudgePool(config.reward.judge) if config.reward.judge.model else None
+            stack.callback(second.close)
+        if config.reward.judge.model:
+            judge = JudgePool(config.reward.judge)
+            stack.callback(judge.close)
         learner.build_policy(
             model=config.reasoner,
             media=data.media,
@@ -100,8 +107,6 @@ def main(config: RLConfig) -> int:
         )
         some = (rollout, reward, second, judge)
         pools = {pool.role.name: pool for pool in some if pool is not None}
-        for pool in pools.values():
-            stack.callback(pool.close)
         targets = ray.remote(PoolTargets).options(name=TARGETS, **lasting).remote(tuple(pools))
         policies = {
             "rollout": config.rollout.pool,
@@ -198,6 +203,7 @@ def train_loop(
             pipeline.check_parity(result)
             stop = request.made
             if step % config.checkpoint_every == 0 or step == config.steps or stop:
+                tracker.flush()  # a run that is resumed writes what comes after the checkpoint
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
             restarts.completed(step)
             if stop:

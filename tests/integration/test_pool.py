@@ -176,6 +176,17 @@ def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
     assert pool.answers(names(3)) == (names(3), {})
 
 
+def test_an_empty_pool_may_take_longer_while_nobody_waits(pool_of):
+    pool = pool_of(1, timeout_s=2.0)
+    pool.ready()
+    in_time = threading.Event()
+    pool.load = lambda name, actor: in_time.wait()
+    pool.lose("worker-0", "told to")
+    time.sleep(2.5)
+    threading.Timer(0.5, in_time.set).start()
+    assert pool.answers(names(3)) == (names(3), {})
+
+
 def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
     pool = pool_of(1)
     pool.ready()

@@ -16,6 +16,7 @@ from data.errors import WeightSyncError
 from data.parcels import Whole, merge
 from data.types import DroppedTrajectory
 from learner.lora import UnmergedWeight
+from rollout.vllm_engine import STALE_WAIT_S
 from tests import published
 from tests.integration.conftest import ENGINE, NAMESPACE, STORE, started_reasoner
 from tests.integration.reference import logprobs, request
@@ -57,6 +58,25 @@ def _first_weights_afterwards(reasoner, publish, tiny_model) -> Iterator[None]:
     """Leave the shared engine as other tests expect it."""
     yield
     assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()
+
+
+def _stale_wait(reasoner, seconds: float) -> None:
+    """Set for how long requests wait for good weights after a pull that failed."""
+
+    def change(_: object) -> None:
+        from rollout import vllm_engine
+
+        vllm_engine.STALE_WAIT_S = seconds
+
+    ray.get(reasoner.actor.__ray_call__.remote(change))
+
+
+@pytest.fixture
+def impatient(reasoner) -> Iterator[None]:
+    """Let the engine's requests fail soon after a pull that failed."""
+    _stale_wait(reasoner, 0.2)
+    yield
+    _stale_wait(reasoner, STALE_WAIT_S)
 
 
 def _largest_difference(reasoner, model, encoder, contents, pictures) -> float:
@@ -124,6 +144,7 @@ def _name(suffix: str) -> Callable[[str], bool]:
         "merger.linear_fc2.bias",
     ],
 )
+@pytest.mark.usefixtures("impatient")
 def test_one_changed_bit_is_found_and_the_engine_refuses_until_a_good_pull(
     suffix, reasoner, publish, other_model, tiny_model, encoder, contents, pictures
 ) -> None:
@@ -159,6 +180,7 @@ def _reshape_one(buckets: Buckets) -> None:
     ("damage", "message"),
     [(_drop_one, "the buckets lack 1 tensors"), (_reshape_one, "does not fit the version's list")],
 )
+@pytest.mark.usefixtures("impatient")
 def test_a_failed_pull_leaves_an_engine_that_refuses_and_recovers(
     damage, message, reasoner, publish, other_model, tiny_model, encoder, contents, pictures
 ) -> None:
@@ -169,6 +191,35 @@ def test_a_failed_pull_leaves_an_engine_that_refuses_and_recovers(
         reasoner.generate([request(contents["text"])], pictures)
     assert reasoner.pull_weights(publish(other_model)).mismatched == ()
     assert _largest_difference(reasoner, other_model, encoder, contents, pictures) < 1e-3
+
+
+def test_a_request_waits_for_good_weights_after_a_pull_that_failed(
+    reasoner, publish, other_model, tiny_model, contents, pictures
+) -> None:
+    assert reasoner.pull_weights(publish(tiny_model)).mismatched == ()  # so all is fetched
+    with pytest.raises(WeightSyncError, match="the buckets lack 1 tensors"):
+        reasoner.pull_weights(publish(other_model, _drop_one))
+    waiting = reasoner.actor.generate.remote([request(contents["text"])], pictures)
+    assert not ray.wait([waiting], timeout=1)[0]
+    good = publish(other_model)
+    assert reasoner.pull_weights(good).mismatched == ()
+    (trace,) = ray.get(waiting, timeout=60)
+    assert (trace.min_version, trace.max_version) == (good, good)
+
+
+def test_an_engine_that_holds_a_version_waits_for_it_to_be_published_again(
+    reasoner, store, publish, other_model
+) -> None:
+    held = publish(other_model)
+    assert reasoner.pull_weights(held).mismatched == ()
+    manifest = ray.get(store.actor.manifest.remote(held, 0.0))
+    ray.get(store.actor.announce.remote(held, again=True))
+    ray.get(store.actor.open.remote(held, layout(other_model)))
+    pull = reasoner.actor.pull_weights.remote(held)
+    assert not ray.wait([pull], timeout=1)[0]
+    ray.get(store.actor.complete.remote(held, manifest))
+    report = ray.get(pull, timeout=60)
+    assert (report.mismatched, report.bytes) == ((), 0)
 
 
 def test_an_unknown_version_is_refused(reasoner, publish, other_model) -> None:

@@ -37,7 +37,7 @@ def test_keeps_the_newest_two_snapshots() -> None:
     assert asyncio.run(store.path(5, None, SOON)) == (LAYOUT, (5,), False)
     assert asyncio.run(store.bucket(2, 0, SOON)).parcels == ("ref-2",)
     assert asyncio.run(store.bucket(2, 1, SOON)) is None
-    assert asyncio.run(store.manifest(2)) == MANIFEST
+    assert asyncio.run(store.manifest(2, 0.0)) == MANIFEST
     with pytest.raises(WeightSyncError, match=r"version 1 is not .* holds \[2, 5\]"):
         asyncio.run(store.path(1, None, SOON))
 
