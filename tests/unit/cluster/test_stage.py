@@ -21,6 +21,9 @@ class Sink:
     def log(self, step, metrics):
         pass
 
+    def flush(self):
+        pass
+
 
 class Learner:
     """Learns by heart the batches that it is given, and is lost where the test says so."""
