@@ -14,7 +14,11 @@ import pyarrow.parquet as pq
 from cluster.trajectory_rows import SCHEMA
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml
+from evaluation.summary import STAGE_FILE
 
+RUN_ID_FILE = "mlflow_run_id"
+SHOWN_KEYS = 8
+"""Changed settings that a refusal spells out."""
 BROKEN_FILE = "broken_steps.txt"
 """Keys of the samples behind three skipped steps in a row."""
 PLACEMENT = {
@@ -71,16 +75,21 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         resolved = self.path / "resolved.yaml"
         text = to_yaml(config)
-        # A job that was refused before it did anything has left its settings only.
-        begun = any(path != resolved for path in self.path.iterdir())
-        old = resolved.read_text() if begun and resolved.is_file() else ""
-        changed = _changed_keys(old, config) if old else []
-        if changed:
+        tracked = self.path / RUN_ID_FILE
+        # A job that was refused before it did anything has left no more than these two.
+        begun = any(path not in (resolved, tracked) for path in self.path.iterdir())
+        changed = _changed_keys(resolved.read_text(), config) if resolved.is_file() else []
+        if changed and begun:
+            more = len(changed) - SHOWN_KEYS
+            shown = [*changed[:SHOWN_KEYS], *([f"and {more} more"] if more > 0 else [])]
             raise ConfigError(
-                f"{self.path}: holds a run with other settings ({'; '.join(changed)}); choose "
+                f"{self.path}: holds a run with other settings ({'; '.join(shown)}); choose "
                 "another run.dir, or delete the folder to start over"
             )
-        write_atomically(resolved, text)
+        if changed:
+            tracked.unlink(missing_ok=True)  # MLflow lets no run change its settings
+        if not self.finished:
+            write_atomically(resolved, text)
         self.metrics_path = self.path / "metrics.jsonl"
 
     @property
@@ -91,7 +100,7 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether the job ran to its end before."""
-        return (self.path / "stage.json").is_file()
+        return (self.path / STAGE_FILE).is_file()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics."""
@@ -127,7 +136,7 @@ class RunFolder:
 
     def finish(self, **facts: Any) -> None:
         """Mark the job as done, with how long it took."""
-        self.write_json("stage.json", {"job": self.job, "seconds": self.seconds, **facts})
+        self.write_json(STAGE_FILE, {"job": self.job, "seconds": self.seconds, **facts})
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -147,7 +156,7 @@ def _changed_keys(old_yaml: str, config: Any) -> list[str]:
         f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
         for key in keys
         if old.get(key) != new.get(key) and key.rpartition(".")[2] not in PLACEMENT
-    ][:8]
+    ]
 
 
 def _leaves(tree: Any, key: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from mlflow.entities import Metric, Param
 
+from cluster.run_folder import RUN_ID_FILE
 from configs.load import to_flat
 from data.errors import StopRequested
 
@@ -23,7 +24,6 @@ FLUSH_S = 5.0
 """A write costs as much as a small training step, so steps share one."""
 BATCH_METRICS = 1000
 """MLflow takes no more in one call."""
-RUN_ID_FILE = "mlflow_run_id"
 
 
 class Tracker:

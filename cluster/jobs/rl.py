@@ -3,6 +3,7 @@
 Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/demo/rl.yaml
 """
 
+import logging
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -35,6 +36,7 @@ from data.types import Pair
 from learner.streak import BrokenStreak
 from rollout.actor import StoreAddress
 
+log = logging.getLogger(__name__)
 STORE = "weights"
 
 
@@ -117,6 +119,7 @@ def main(config: RLConfig) -> int:
         scaler = PoolScaler(pools, policies, targets)
         for pool in pools.values():
             pool.ready()
+        log.info("%s: all engines are ready; RAY_ADDRESS=%s", folder.path, address.ray_address)
         spare_collections()
 
         def attempt(restarts: Restarts) -> None:

@@ -16,6 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.elastic import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
 from data.errors import ClusterError
+from evaluation.summary import STAGE_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,15 +42,18 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         ClusterError: no such job is on the cluster, or it has no such pool.
     """
     namespace = str(run.absolute())
+    if (run / STAGE_FILE).is_file():
+        raise ClusterError(f"expected a job that runs in {namespace}, found one that has finished")
+    address = os.environ.get("RAY_ADDRESS", "auto")
     try:
-        address = os.environ.get("RAY_ADDRESS", "auto")
         ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)
         ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)
     except (ConnectionError, ValueError) as error:
         raise ClusterError(
-            f"expected a job that runs in {namespace} on this Ray cluster, found none ({error}); "
-            "name the cluster by RAY_ADDRESS and the folder as the job's run.dir"
+            f"expected a job that runs in {namespace} on the Ray cluster of RAY_ADDRESS={address}, "
+            "found none; name the folder as the job's run.dir, and the cluster by RAY_ADDRESS: the "
+            "job logs it as its engines are ready"
         ) from error
     except RayTaskError as error:
         raise error.cause from error
@@ -62,7 +66,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
 def _count(text: str) -> tuple[str, int]:
     name, _, count = text.partition("=")
     if not count.isdecimal():
-        raise ClusterError(f"expected pool=count, found {text}")
+        raise ClusterError(f"expected pool=count with a whole number, found {text}")
     return name, int(count)
 
 

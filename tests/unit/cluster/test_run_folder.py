@@ -7,7 +7,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.run_folder import RunFolder, project_root, write_atomically
+from cluster.run_folder import RUN_ID_FILE, RunFolder, project_root, write_atomically
 from configs.errors import ConfigError
 from configs.load import load
 from configs.schema import DataConfig, DataSetConfig, DemoDataConfig, RunConfig, WarmStartConfig
@@ -35,8 +35,31 @@ def test_a_run_goes_on_with_the_same_settings(folder, config):
 
 def test_a_run_that_never_began_takes_other_settings(folder, config):
     other = replace(config, train_scenes=6)
+    tracked = folder.path / RUN_ID_FILE
+    tracked.write_text("of a run that MLflow lets have no other settings")
+    RunFolder(config, job="demo_data")
+    assert tracked.is_file()
     RunFolder(other, job="demo_data")
     assert load(DemoDataConfig, folder.path / "resolved.yaml") == other
+    assert not tracked.exists()
+
+
+def test_a_finished_run_keeps_the_settings_that_it_ran_with(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m")
+    RunFolder(config, job="warm_start").finish()
+    RunFolder(replace(config, learner=replace(config.learner, ranks=4)), job="warm_start")
+    assert "ranks: 1" in (tmp_path / "resolved.yaml").read_text()
+
+
+def test_of_many_changed_settings_the_rest_is_counted(tmp_path):
+    def config(name):
+        sets = [DataSetConfig(name=name, path=name, root=name) for _ in range(4)]
+        run = RunConfig(dir=str(tmp_path / "run"))
+        return WarmStartConfig(run=run, model="m", data=DataConfig(train=sets))
+
+    RunFolder(config("b"), job="warm_start").log_metrics(1, {"a": 0.5})
+    with pytest.raises(ConfigError, match=r"; and 4 more\); choose"):
+        RunFolder(config("c"), job="warm_start")
 
 
 def test_a_changed_setting_inside_a_list_is_named_alone(tmp_path):

@@ -1,0 +1,14 @@
+"""Sizes asked for on the command line, before any Ray is asked."""
+
+from cluster.jobs.scale import main
+
+
+def test_a_job_that_has_finished_takes_no_sizes(tmp_path, capsys):
+    (tmp_path / "stage.json").write_text("{}")
+    assert main([str(tmp_path), "rollout=2"]) == 1
+    assert f"expected a job that runs in {tmp_path}, found one that" in capsys.readouterr().err
+
+
+def test_what_is_no_number_of_actors_is_refused(tmp_path, capsys):
+    assert main([str(tmp_path), "rollout=two"]) == 1
+    assert "expected pool=count with a whole number, found rollout=two" in capsys.readouterr().err
