@@ -39,6 +39,7 @@ help:
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
+	@case "$(SEED)" in ''|*[!0-9]*) echo "expected SEED to be a number, found $(SEED)"; exit 1;; esac
 	@[ -L runs/demo ] || [ ! -e runs/demo ] || \
 	  { echo "runs/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
 	@mkdir -p runs/demo-seed$(SEED) && ln -sfn demo-seed$(SEED) runs/demo

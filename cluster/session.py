@@ -69,6 +69,8 @@ def session(
     """
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
+    if address:  # Ray tries for minutes
+        log.info("joining the Ray cluster of RAY_ADDRESS=%s; is it running?", address)
     ray.init(
         address=address or "local",
         namespace=namespace,

@@ -151,10 +151,10 @@ def train_stage(
                 bar.advance(task)
                 if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
                     shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)
-                    console.print(f"{name} step {step}: {shown}", highlight=False)
+                    console.print(f"{name} step {step}: {shown}", highlight=False, soft_wrap=True)
         if reached(measured):
             found = f"{stop.metric} {measured[stop.metric]:.4g} >= {stop.at_least:g}"
-            console.print(f"{name}: done at step {step}: {found}", highlight=False)
+            console.print(f"{name}: done at step {step}: {found}", highlight=False, soft_wrap=True)
         learner.export(folder.path / "export")
         return {**measured, "steps": float(step)}
 

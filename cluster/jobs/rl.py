@@ -230,7 +230,7 @@ def record(
         ("seconds", "time/step_s"),
     ]
     parts = [f"{name} {metrics[key]:.3g}" for name, key in shown if key in metrics]
-    console.print(f"step {step}: " + " ".join(parts), highlight=False)
+    console.print(f"step {step}: " + " ".join(parts), highlight=False, soft_wrap=True)
 
 
 def held_out_pairs(sets: list[LoadedSet], samples: int) -> list[Pair]:
