@@ -169,7 +169,7 @@ class WeightStore:
             WeightSyncError: the version is not there, has failed, or was not completed in time.
         """
         await self._wait(version, lambda one: one.manifest is not None, wait_s, "its checksums")
-        return dict(self._held(version).manifest or {})
+        return dict(self._held(version).manifest)
 
     async def _wait(
         self, version: int, there: Callable[[Version], bool], wait_s: float, what: str

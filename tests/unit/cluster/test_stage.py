@@ -16,13 +16,16 @@ from data.types import StepReport
 
 
 class Sink:
-    """Takes metrics like a tracker, and keeps none."""
+    """Takes metrics like a tracker, and remembers the calls only."""
+
+    def __init__(self):
+        self.calls = []
 
     def log(self, step, metrics):
-        pass
+        self.calls.append(step)
 
     def flush(self):
-        pass
+        self.calls.append("flush")
 
 
 class Learner:
@@ -34,6 +37,7 @@ class Learner:
         self.lost_at = list(lost_at)
         self.reports = reports
         self.taken = 0
+        self.sink = Sink()
 
     def train(self, batch):
         if self.lost_at and batch == self.lost_at[0]:
@@ -49,6 +53,7 @@ class Learner:
         self.running = True
 
     def save(self, folder):
+        self.saved_after = list(self.sink.calls)
         folder.write_text(json.dumps(self.known))
 
     def load(self, folder):
@@ -79,7 +84,7 @@ def train(learner, folder, steps, measured=0.0, **stop):
         evaluation=EvalConfig(every=1),
         stop=StopConfig(metric="eval/score", **stop),
         folder=run_folder(folder),
-        tracker=Sink(),
+        tracker=learner.sink,
     )
 
 
@@ -93,6 +98,12 @@ def run_stage(folder, reports, measured=0.0, **stop):
 def logged(folder, key):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)[key] for line in lines]
+
+
+def test_metrics_are_written_before_the_checkpoint_after_which_nobody_repeats_them(tmp_path):
+    learner = Learner()
+    train(learner, tmp_path, 4)
+    assert learner.saved_after == [1, 2, "flush", 3, 4, "flush"]
 
 
 def test_a_stage_ends_on_what_it_must_reach_but_not_before_its_least_steps(tmp_path):
