@@ -44,7 +44,8 @@ def ask(run: Path, counts: dict[str, int]) -> None:
     namespace = str(run.absolute())
     if (run / STAGE_FILE).is_file():
         raise ClusterError(
-            f"expected a job that runs in {namespace}, found one that has finished: it has no pools any more"
+            f"expected a job that runs in {namespace}, found one that has finished: it has no "
+            "pools any more"
         )
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
