@@ -6,6 +6,7 @@ Ray's address: RAY_ADDRESS where set (as in a submitted job), else a Ray of the 
 import logging
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ray.util.scheduling_strategies import (
 from configs.errors import ConfigError
 from data.errors import ActorLost, ClusterError, EmbedRLError, NotEnoughResources
 
+CONNECT_TIMEOUT_S = 10.0
 PLACEMENT_TIMEOUT_S = 120.0
 PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
@@ -65,12 +67,13 @@ def session(
 
     Raises:
         NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
-        ClusterError: another job uses the namespace.
+        ClusterError: nothing listens at RAY_ADDRESS, or another job uses the namespace.
     """
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
-    if address:  # Ray tries for minutes
-        log.info("joining the Ray cluster of RAY_ADDRESS=%s; is it running?", address)
+    if address:
+        check_listening(address)
+        log.info("joining the Ray cluster of RAY_ADDRESS=%s", address)
     ray.init(
         address=address or "local",
         namespace=namespace,
@@ -85,6 +88,26 @@ def session(
         yield
     finally:
         ray.shutdown()
+
+
+def check_listening(address: str) -> None:
+    """Return if something listens at a cluster's host:port; other forms of address are Ray's.
+
+    Before Ray is asked, which tries for minutes.
+
+    Raises:
+        ClusterError: nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"expected a Ray cluster at RAY_ADDRESS={address}, found none: {error}; start its head "
+            "(ray start --head), or unset RAY_ADDRESS for a Ray of the job's own"
+        ) from error
 
 
 def _wait_for_nodes(roles: Sequence[Role], *, timeout_s: float) -> None:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.elastic import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
+from cluster.session import check_listening
 from data.errors import ClusterError
 from evaluation.summary import STAGE_FILE
 
@@ -48,6 +49,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
             "pools any more"
         )
     address = os.environ.get("RAY_ADDRESS", "auto")
+    check_listening(address)
     try:
         ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)

@@ -1,9 +1,11 @@
-"""A plan is compared with the cluster before anything starts."""
+"""A plan is compared with the cluster before anything starts, and its address looked at."""
+
+import socket
 
 import pytest
 
-from cluster.session import Role, check_resources
-from data.errors import NotEnoughResources
+from cluster.session import Role, check_listening, check_resources
+from data.errors import ClusterError, NotEnoughResources
 
 ROLES = (Role("rollout", 2, 0.5, 0.0), Role("learner", 2, 1.0, 1.0))
 
@@ -35,3 +37,16 @@ def test_a_plan_that_cannot_fit_names_every_role_and_what_to_change(cluster, wor
 
 def test_a_job_without_actors_fits_anywhere():
     check_resources([], {})
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_listening(address)
+    with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address}, found none"):
+        check_listening(address)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
+def test_other_forms_of_address_are_left_to_ray(address):
+    check_listening(address)
