@@ -24,7 +24,7 @@ from typing import Any
 
 from cluster.buffer import REMIND_S, StepBuffer
 from cluster.clock import PhaseClock
-from cluster.pictures import SharedPictures, share_files
+from cluster.pictures import Decoder, SharedPictures
 from cluster.pools import RolloutPool
 from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_rewards
 from cluster.scoring import Embedding, Scorer
@@ -118,12 +118,14 @@ class Collector:
         feed: PairFeed,
         rollout: RolloutPool,
         scorer: Scorer,
+        decoder: Decoder,
         score_tokens: ScoreTokens,
     ) -> None:
         self.config = config
         self.feed = feed
         self.rollout = rollout
         self.scorer = scorer
+        self.decoder = decoder
         self.serial = 0
         """Number of the next pair to draw; groups are identified by it."""
         self.issued = 0
@@ -199,7 +201,7 @@ class Collector:
         """Share the pictures that the pairs show; return also the reason for each that failed."""
         media = self.config.data.media
         items = (pair.item(side) for pair in pairs for side in Side)
-        return share_files(uris_shown(items, media.max_frames), media)
+        return self.decoder.share(uris_shown(items, media.max_frames), media)
 
     def _collect(self, first: int) -> None:
         """Run the sampling thread."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 
-from cluster.session import beside, wait_for
+from cluster.beside import Beside
+from cluster.session import wait_for
 from configs.schema import MediaConfig
 from data.errors import ActorLost
 from data.media import load_pictures
@@ -33,49 +34,58 @@ def share_pictures(pictures: Pictures) -> SharedPictures:
     return SharedPictures(ray.put(pictures), _sizes(pictures))
 
 
-def share_files(
-    uris: Iterable[str], limits: MediaConfig
-) -> tuple[SharedPictures, Mapping[str, str]]:
-    """Decode files into the object store; return also the reason for each that failed.
+class Decoder:
+    """Decodes files into the object store; a process beside the driver does it."""
 
-    A process beside the driver does it. Files that end it each time are sought, and failed too.
+    def __init__(self) -> None:
+        self._process = Beside()
 
-    Raises:
-        ClusterError: it did not end in time, or failed though no single file makes it fail.
-    """
-    names = sorted(set(uris))
-    try:
-        return _share(names, limits)
-    except ActorLost as error:
-        log.warning("%s; looking for the files that end it", error)
-        deadly = dict.fromkeys(_deadly(names, limits), "ends the process that decodes it")
-        if not deadly:
-            raise
-        shared, failed = _share([one for one in names if one not in deadly], limits)
-        return shared, {**failed, **deadly}
+    def share(
+        self, uris: Iterable[str], limits: MediaConfig
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
+        """Decode files; return also the reason for each that failed.
 
+        Files that end the process each time are sought, and failed too.
 
-def _share(names: list[str], limits: MediaConfig) -> tuple[SharedPictures, Mapping[str, str]]:
-    pictures, facts = beside(_decode, names, limits)
-    what = f"decoding {len(names)} pictures, first {names[:1]}"
-    [(sizes, failed)] = wait_for([facts], ["the decoder"], timeout_s=TIMEOUT_S, what=what)
-    return SharedPictures(pictures, sizes), failed
-
-
-def _deadly(names: list[str], limits: MediaConfig) -> list[str]:
-    """Return those of the files, which together end the decoder, that do so alone."""
-    if len(names) == 1:
-        return names
-    found = []
-    for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+        Raises:
+            ClusterError: it did not end in time, or failed though no single file makes it fail.
+        """
+        names = sorted(set(uris))
         try:
-            _share(half, limits)
-        except ActorLost:
-            found += _deadly(half, limits)
-    return found
+            return self._share(names, limits)
+        except ActorLost as error:
+            log.warning("%s; looking for the files that end it", error)
+            deadly = dict.fromkeys(self._deadly(names, limits), "ends the process that decodes it")
+            if not deadly:
+                raise
+            shared, failed = self._share([one for one in names if one not in deadly], limits)
+            return shared, {**failed, **deadly}
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def _share(
+        self, names: list[str], limits: MediaConfig
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
+        pictures, facts = self._process.start(_decode, names, limits, returns=2)
+        what = f"decoding {len(names)} pictures, first {names[:1]}"
+        [(sizes, failed)] = wait_for([facts], ["the decoder"], timeout_s=TIMEOUT_S, what=what)
+        return SharedPictures(pictures, sizes), failed
+
+    def _deadly(self, names: list[str], limits: MediaConfig) -> list[str]:
+        """Return those of the files, which together end the decoder, that do so alone."""
+        if len(names) == 1:
+            return names
+        found = []
+        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+            try:
+                self._share(half, limits)
+            except ActorLost:
+                found += self._deadly(half, limits)
+        return found
 
 
-@ray.remote(num_returns=2)
 def _decode(
     uris: list[str], limits: MediaConfig
 ) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]]]:

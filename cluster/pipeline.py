@@ -26,7 +26,7 @@ from cluster.checkpoints import LEARNER_FOLDER
 from cluster.clock import PhaseClock
 from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
-from cluster.pictures import SharedPictures, share_files, share_pictures
+from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools import RolloutPool
 from cluster.publisher import Published
 from cluster.rounds import SampledRound, round_rewards
@@ -85,6 +85,7 @@ class Pipeline:
         feed: PairFeed,
         rollout: RolloutPool,
         scorer: Scorer,
+        decoder: Decoder,
         learner: LearnerGroup,
         store: Any,
     ) -> None:
@@ -99,7 +100,12 @@ class Pipeline:
         self._learning = threading.Lock()
         """Held by the thread that uses the learner: its ranks must get all calls in one order."""
         self.collector = Collector(
-            config, feed=feed, rollout=rollout, scorer=scorer, score_tokens=self._score_tokens
+            config,
+            feed=feed,
+            rollout=rollout,
+            scorer=scorer,
+            decoder=decoder,
+            score_tokens=self._score_tokens,
         )
         self._collected = self.collector.state()
         self._bank = scorer.bank.copy()
@@ -360,7 +366,7 @@ class Pipeline:
         uris = {uri for group in drawn for uri in group.uris()}
         if not uris:
             return drawn, pictures
-        decoded, failed = share_files(uris, self.config.data.media)
+        decoded, failed = self.collector.decoder.share(uris, self.config.data.media)
         for reason in failed.values():
             log.warning("not replayed: %s", reason)
         kept = [group for group in drawn if not group.uris() & failed.keys()]

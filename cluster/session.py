@@ -31,8 +31,6 @@ PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 GRACE_S = 5.0
 PREDECESSOR_TIMEOUT_S = 60.0
-RETRIES = 2
-"""Times that a task beside the driver is done again whose process died."""
 LOOK_S = 0.5
 log = logging.getLogger(__name__)
 QUIET_ENV = {
@@ -240,16 +238,6 @@ def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int)
 def driver_node() -> NodeAffinitySchedulingStrategy:
     """Return Ray's strategy for what must be on the driver's node."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def beside(task: Any, *args: Any) -> Any:
-    """Start a Ray task in a process beside the driver, on its node; return its references.
-
-    For work that the driver should not do: it has other work, and what crashes there leaves the
-    driver alive. Wait for it with `wait_for`.
-    """
-    placed = {"num_cpus": 0, "scheduling_strategy": driver_node()}
-    return task.options(**placed, max_retries=RETRIES).remote(*args)
 
 
 def wait_for(

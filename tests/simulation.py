@@ -3,9 +3,11 @@
 import threading
 import time
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 
+from cluster.pictures import Decoder
 from cluster.pipeline import Pipeline
 from cluster.scoring import Scorer
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
@@ -88,6 +90,12 @@ class SlowLearner(FakeLearner):
             self._busy.release()
 
 
+@cache
+def decoder():
+    """Return the one of all pipelines, on the only Ray of this process."""
+    return Decoder()
+
+
 def simulated_pipeline(
     *, max_staleness, steps, stale="wait", rollout=None, embedder=None, learner=None, **grpo
 ):
@@ -113,6 +121,7 @@ def simulated_pipeline(
         feed=PairFeed([loaded], {"set": 1.0}, batch=PAIRS, seed=0),
         rollout=rollout or FakeRollout(),
         scorer=scorer,
+        decoder=decoder(),
         learner=learner or FakeLearner(),
         store=None,
     )

@@ -5,12 +5,13 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 
 import numpy as np
 from rich.console import Console
 
 from cluster.entry import run_job
-from cluster.pictures import SharedPictures, share_files
+from cluster.pictures import Decoder, SharedPictures
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
 from cluster.session import Role, session
@@ -57,7 +58,9 @@ def main(config: EvaluateConfig) -> int:
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with tracker, connected:
-        pictures, failed = share_files(uris_of(pairs, data.media.max_frames), data.media)
+        with closing(Decoder()) as decoder:
+            uris = uris_of(pairs, data.media.max_frames)
+            pictures, failed = decoder.share(uris, data.media)
         for reason in failed.values():
             console.print(f"left out: {reason}", highlight=False)
         embedder: list[RewardPool] = []

@@ -17,11 +17,12 @@ from cluster.elastic import TARGETS, PoolScaler, PoolTargets
 from cluster.entry import run_job
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup, learner_role
+from cluster.pictures import Decoder
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.scoring import Scorer, standings_beside
+from cluster.scoring import Ranker, Scorer
 from cluster.session import Role, driver_node, session
 from cluster.stage import progress_bar
 from cluster.stopping import StopRequest
@@ -99,6 +100,9 @@ def main(config: RLConfig) -> int:
         if config.reward.judge.model:
             judge = JudgePool(config.reward.judge)
             stack.callback(judge.close)
+        decoder, ranker = Decoder(), Ranker()
+        stack.callback(decoder.close)
+        stack.callback(ranker.close)
         learner.build_policy(
             model=config.reasoner,
             media=data.media,
@@ -139,8 +143,9 @@ def main(config: RLConfig) -> int:
                     judge=judge,
                     second=second,
                     max_frames=data.media.max_frames,
-                    compute=standings_beside,
+                    compute=ranker.standings,
                 ),
+                decoder=decoder,
                 learner=learner,
                 store=store,
             )

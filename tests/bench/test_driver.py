@@ -19,10 +19,11 @@ from PIL import Image
 
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup
+from cluster.pictures import Decoder
 from cluster.pipeline import Pipeline, StepResult
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
-from cluster.scoring import Scorer, standings_beside
+from cluster.scoring import Ranker, Scorer
 from cluster.weights import WeightStore
 from configs.schema import (
     DataConfig,
@@ -191,6 +192,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
     )
     for pool in (rollout, reward):
         pool.ready()
+    decoder, ranker = Decoder(), Ranker()
     loaded = LoadedSet(name="set", pairs=tuple(pairs), bad_rows=())
     pipeline = Pipeline(
         config,
@@ -201,8 +203,9 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
             embedder=reward,
             judge=None,
             max_frames=data.media.max_frames,
-            compute=standings_beside,
+            compute=ranker.standings,
         ),
+        decoder=decoder,
         learner=learner,
         store=ray.remote(WeightStore).options(num_cpus=0).remote(),
     )
@@ -212,7 +215,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
         yield pipeline
     finally:
         pipeline.close()
-        for part in (rollout, reward, learner):
+        for part in (rollout, reward, learner, decoder, ranker):
             part.close()
         ray.shutdown()
 

@@ -1,12 +1,13 @@
 """Files decoded by a process beside the driver: pixels, reasons, and a decoder that crashes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
-from cluster.pictures import share_files
-from cluster.session import RETRIES
+from cluster.beside import RETRIES
+from cluster.pictures import Decoder
 from configs.schema import MediaConfig
 from data.media import load_picture
 from tests.builders import write_picture
@@ -15,11 +16,18 @@ from tests.workers import CrashesAt
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-def test_files_come_decoded_with_sizes_and_reasons(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    decoder = Decoder()
+    yield decoder
+    decoder.close()
+
+
+def test_files_come_decoded_with_sizes_and_reasons(decoder: Decoder, tmp_path: Path) -> None:
     wide = str(write_picture(tmp_path / "wide.png", 40, 30))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    shared, failed = share_files([wide, str(broken), wide], MediaConfig())
+    shared, failed = decoder.share([wide, str(broken), wide], MediaConfig())
     found = ray.get(shared.ref)
     assert list(found) == [wide]
     assert (found[wide] == load_picture(wide, MediaConfig())).all()
@@ -27,17 +35,19 @@ def test_files_come_decoded_with_sizes_and_reasons(tmp_path: Path) -> None:
     assert list(failed) == [str(broken)]
 
 
-def test_no_files_are_no_pictures() -> None:
-    shared, failed = share_files([], MediaConfig())
+def test_no_files_are_no_pictures(decoder: Decoder) -> None:
+    shared, failed = decoder.share([], MediaConfig())
     assert (ray.get(shared.ref), shared.sizes, failed) == ({}, {}, {})
 
 
-def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(tmp_path: Path) -> None:
+def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(
+    decoder: Decoder, tmp_path: Path
+) -> None:
     good = [str(write_picture(tmp_path / f"{name}.png")) for name in "acd"]
     deadly = tmp_path / "b.png"
     deadly.write_bytes(b"of a size of its own")
     limit = CrashesAt(deadly.stat().st_size, tmp_path / "log")
-    shared, failed = share_files([*good, str(deadly)], MediaConfig(max_file_bytes=limit))
+    shared, failed = decoder.share([*good, str(deadly)], MediaConfig(max_file_bytes=limit))
     assert sorted(shared.sizes) == good
     assert failed == {str(deadly): "ends the process that decodes it"}
     tries = RETRIES + 1

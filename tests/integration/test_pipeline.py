@@ -15,6 +15,7 @@ from data.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
+from tests.simulation import decoder
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 PAIRS = 4
@@ -40,6 +41,7 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, **grpo):
         ),
         rollout=rollout or FakeRollout(),
         scorer=Scorer(config.reward, embedder=FakeEmbedder(), judge=None, max_frames=8),
+        decoder=decoder(),
         learner=learner or FakeLearner(),
         store=None,
     )

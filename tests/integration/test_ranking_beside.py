@@ -1,9 +1,11 @@
 """A round that a process beside the driver ranks: as it is here, and with its refusals."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
-from cluster.scoring import standings_beside
+from cluster.scoring import Ranker
 from configs.schema import RewardConfig
 from data.errors import DataError
 from data.types import Side
@@ -29,8 +31,15 @@ def ranking() -> Ranking:
     return Ranking(traces, named, pairs, bank, reward=REWARD, plain=plain)
 
 
-def test_it_is_the_round_that_is_ranked_here(ranking: Ranking) -> None:
-    here, beside = ranking.rank(), ranking.rank(compute=standings_beside)
+@pytest.fixture(scope="module")
+def ranker() -> Iterator[Ranker]:
+    ranker = Ranker()
+    yield ranker
+    ranker.close()
+
+
+def test_it_is_the_round_that_is_ranked_here(ranking: Ranking, ranker: Ranker) -> None:
+    here, beside = ranking.rank(), ranking.rank(compute=ranker.standings)
     assert len(here.ranked) == 30
     for one, other in zip(here.ranked, beside.ranked, strict=True):
         assert one.trajectory is other.trajectory
@@ -38,7 +47,7 @@ def test_it_is_the_round_that_is_ranked_here(ranking: Ranking) -> None:
         assert [getattr(one, n) for n in names] == [getattr(other, n) for n in names]
 
 
-def test_what_the_arithmetic_refuses_is_refused() -> None:
+def test_what_the_arithmetic_refuses_is_refused(ranker: Ranker) -> None:
     rows = Rows(
         vectors_ND=np.eye(1, 2),
         places=None,
@@ -52,4 +61,4 @@ def test_what_the_arithmetic_refuses_is_refused() -> None:
         closest=0,
     )
     with pytest.raises(DataError, match="have no valid positive"):
-        standings_beside({Side.QUERY: rows}, temperature=0.1)
+        ranker.standings({Side.QUERY: rows}, temperature=0.1)
