@@ -59,7 +59,7 @@ def test_a_failing_item_is_reported_by_key_and_alone(embedder, requests, picture
     assert "512" in failed["long"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
     reward = RewardConfig(
         model=str(tiny_folder), pool=PoolConfig(actors=2, cpus=0.0), engine=ENGINE
@@ -70,7 +70,20 @@ def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
     pool.close()
 
 
-# One test: starting two engines is slow.
+def test_company_changes_no_bit(pool, embedder) -> None:
+    # As small as crops are: products of few rows are what Intel's library sums in another order.
+    noise = np.random.default_rng(1)
+    pictures = {str(i): noise.integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(32)}
+    requests = [
+        EmbedRequest(key=uri, content=(Picture(uri, Kind.IMAGE), "red")) for uri in pictures
+    ]
+    together, _ = pool.embed(requests, share_pictures(pictures))
+    pool.counters()  # the next test reads its own
+    for request in requests:
+        alone, _ = embedder.embed([request], pictures)
+        assert alone[request.key].tolist() == together[request.key].tolist()
+
+
 def test_a_pool_embeds_like_one_actor_also_when_one_of_two_is_killed(
     pool, embedder, requests, pictures
 ) -> None:
