@@ -1,39 +1,68 @@
 """A process beside the driver, for work that the driver should not do."""
 
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from cluster.session import driver_node
+from cluster.session import driver_node, wait_for
+from data.errors import ActorLost
 
+log = logging.getLogger(__name__)
 RETRIES = 2
 """Times that work is done again whose process died."""
 
 
 class Beside:
-    """One process on the driver's node that does one thing after another, for any thread.
+    """One process on the driver's node that does one thing after another.
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
     tasks: where a node has more actors than CPUs, Ray ends a process without work after a second,
     and the next one costs seconds to start.
+
+    Args:
+        name: for messages.
     """
 
-    def __init__(self) -> None:
-        self._actor = (
-            ray.remote(_Worker)
-            .options(
-                num_cpus=0,
-                scheduling_strategy=driver_node(),
-                max_restarts=-1,
-                max_task_retries=RETRIES,
-            )
-            .remote()
-        )
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._turn = threading.Lock()
+        """Held while it works: others that waited in its queue would die with it."""
+        self._actor = _started()
 
-    def start(self, function: Callable[..., Any], *args: Any, returns: int = 1) -> Any:
-        """Have a module's function called there; return its references, to wait for."""
-        return self._actor.call.options(num_returns=returns).remote(function, *args)
+    def run(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        what: str,
+        timeout_s: float,
+        returns: int = 1,
+    ) -> list[Any]:
+        """Have a module's function called there; return references to what it returned.
+
+        The last one is small, where there are several.
+
+        Raises:
+            ActorLost: the process died of it, each time.
+            ClusterError: it did not end in time, or failed in a way that is not ours.
+            EmbedRLError: what the function raised.
+        """
+        with self._turn:
+            for left in reversed(range(RETRIES + 1)):
+                refs = self._actor.call.options(num_returns=returns).remote(function, *args)
+                found = refs if returns > 1 else [refs]
+                try:
+                    wait_for(found[-1:], [self._name], timeout_s=timeout_s, what=what)
+                except ActorLost as error:
+                    self._actor = _started()
+                    if not left:
+                        raise
+                    log.warning("%s; it is done again", error)
+                else:
+                    break
+        return found
 
     def close(self) -> None:
         """End the process."""
@@ -43,3 +72,8 @@ class Beside:
 class _Worker:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
+
+
+def _started() -> Any:
+    here = {"num_cpus": 0, "scheduling_strategy": driver_node()}
+    return ray.remote(_Worker).options(**here).remote()

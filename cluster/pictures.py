@@ -8,7 +8,6 @@ from typing import Any
 import ray
 
 from cluster.beside import Beside
-from cluster.session import wait_for
 from configs.schema import MediaConfig
 from data.errors import ActorLost
 from data.media import load_pictures
@@ -38,7 +37,7 @@ class Decoder:
     """Decodes files into the object store; a process beside the driver does it."""
 
     def __init__(self) -> None:
-        self._process = Beside()
+        self._process = Beside("the decoder")
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig
@@ -68,9 +67,11 @@ class Decoder:
     def _share(
         self, names: list[str], limits: MediaConfig
     ) -> tuple[SharedPictures, Mapping[str, str]]:
-        pictures, facts = self._process.start(_decode, names, limits, returns=2)
         what = f"decoding {len(names)} pictures, first {names[:1]}"
-        [(sizes, failed)] = wait_for([facts], ["the decoder"], timeout_s=TIMEOUT_S, what=what)
+        pictures, facts = self._process.run(
+            _decode, names, limits, what=what, timeout_s=TIMEOUT_S, returns=2
+        )
+        sizes, failed = ray.get(facts)
         return SharedPictures(pictures, sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig) -> list[str]:

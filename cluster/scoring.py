@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import ray
 
 from cluster.beside import Beside
 from cluster.pictures import SharedPictures
 from cluster.pools import Embedded, JudgePool, RewardPool
-from cluster.session import wait_for
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.prompts import pictures_of
@@ -62,17 +62,19 @@ class Ranker:
     """Does a round's arithmetic in a process beside the driver."""
 
     def __init__(self) -> None:
-        self._process = Beside()
+        self._process = Beside("the process that ranks")
 
     def standings(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
         """Return `reward.standing.standings`.
 
         Raises:
-            ClusterError: the process died of it every time, or did not end in time.
+            ActorLost: the process died of it each time.
+            ClusterError: it did not end in time.
         """
-        ref = self._process.start(_standings, sides, temperature)
-        what = "ranking a round"
-        return wait_for([ref], ["the process for it"], timeout_s=RANKING_TIMEOUT_S, what=what)[0]
+        (ref,) = self._process.run(
+            _standings, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
+        )
+        return ray.get(ref)
 
     def close(self) -> None:
         """End the process."""

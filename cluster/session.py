@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -61,7 +61,8 @@ def session(
 ) -> Iterator[None]:
     """Connect to Ray, refuse a plan that cannot fit, and disconnect at the end.
 
-    A cluster that exists may grow for ``nodes_timeout_s`` until the plan fits.
+    The head may come up for ``nodes_timeout_s``, and then the cluster grow as long until the plan
+    fits.
 
     Raises:
         NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
@@ -70,7 +71,7 @@ def session(
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
     if address:
-        check_listening(address)
+        _wait_for_head(address, timeout_s=nodes_timeout_s)
         log.info("joining the Ray cluster of RAY_ADDRESS=%s", address)
     ray.init(
         address=address or "local",
@@ -94,7 +95,7 @@ def check_listening(address: str) -> None:
     Before Ray is asked, which tries for minutes.
 
     Raises:
-        ClusterError: nothing does.
+        ConnectionError: nothing does.
     """
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:
@@ -102,10 +103,31 @@ def check_listening(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise ClusterError(
-            f"expected a Ray cluster at RAY_ADDRESS={address}, found none: {error}; start its head "
-            "(ray start --head), or unset RAY_ADDRESS for a Ray of the job's own"
-        ) from error
+        raise ConnectionError(f"nothing listens at {address}: {error}") from error
+
+
+def _wait_for_head(address: str, *, timeout_s: float) -> None:
+    """Wait until a cluster's head listens.
+
+    Raises:
+        ClusterError: it does not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    told = False
+    while True:
+        try:
+            return check_listening(address)
+        except ConnectionError as error:
+            if time.monotonic() >= deadline:
+                raise ClusterError(
+                    f"expected a Ray cluster at RAY_ADDRESS={address}, found none in "
+                    f"{timeout_s:g} s (run.nodes_timeout_s): {error}; start its head (ray start "
+                    "--head), or unset RAY_ADDRESS for a Ray of the job's own"
+                ) from error
+            if not told:
+                told = True
+                log.info("waiting up to %.0f s for the cluster's head: %s", timeout_s, error)
+        time.sleep(LOOK_S)
 
 
 def _wait_for_nodes(roles: Sequence[Role], *, timeout_s: float) -> None:
@@ -243,12 +265,12 @@ def driver_node() -> NodeAffinitySchedulingStrategy:
 def wait_for(
     refs: Sequence[Any], names: Sequence[str], *, timeout_s: float, what: str
 ) -> list[Any]:
-    """Return the results of calls to several actors, or of tasks, in their order.
+    """Return the results of calls to several actors, in their order.
 
     After a first failure the others get a moment to show theirs: the cause is often there.
 
     Raises:
-        ActorLost: an actor, or the process of a task, died; it is named.
+        ActorLost: an actor died; it is named.
         ClusterError: some did not answer in time, or failed in a way that is not ours; named.
         EmbedRLError: what a call itself raised.
     """
@@ -280,7 +302,7 @@ def wait_for(
 def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
     """Return the failure that explains the others: a death, then our own errors, then any."""
     for name, error in failures.items():
-        if isinstance(error, RayActorError | WorkerCrashedError):
+        if isinstance(error, RayActorError | OutOfMemoryError):
             return ActorLost(f"{name} died while {what}: {error}")
     causes = {
         name: error.cause if isinstance(error, RayTaskError) else error

@@ -49,8 +49,8 @@ def ask(run: Path, counts: dict[str, int]) -> None:
             "pools any more"
         )
     address = os.environ.get("RAY_ADDRESS", "auto")
-    check_listening(address)
     try:
+        check_listening(address)
         ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)
         ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)

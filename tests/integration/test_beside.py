@@ -13,25 +13,32 @@ from tests.workers import dies_once
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 IDLE_S = 4.0
-"""Ray ends a task's process after a second without work, where actors outnumber the CPUs."""
+"""Ray ends a task's process after a second without work, where processes outnumber the CPUs."""
 
 
 @pytest.fixture
-def beside() -> Iterator[Beside]:
-    beside = Beside()
-    yield beside
-    beside.close()
+def processes() -> Iterator[list[Beside]]:
+    """Return more of them than this Ray has CPUs."""
+    processes = [Beside(f"process {index}") for index in range(4)]
+    yield processes
+    for one in processes:
+        one.close()
 
 
-def test_it_stays_for_the_next_work(beside: Beside) -> None:
-    first = ray.get(beside.start(os.getpid), timeout=60)
-    assert first != os.getpid()
+def numbers(processes: list[Beside]) -> list[int]:
+    refs = [one.run(os.getpid, what="counting", timeout_s=60)[0] for one in processes]
+    return ray.get(refs)
+
+
+def test_they_stay_for_the_next_work(processes: list[Beside]) -> None:
+    first = numbers(processes)
+    assert len({os.getpid(), *first}) == 5
     time.sleep(IDLE_S)
-    assert ray.get(beside.start(os.getpid), timeout=60) == first
+    assert numbers(processes) == first
 
 
-def test_work_that_it_died_of_is_done_again(beside: Beside, tmp_path: Path) -> None:
-    first = ray.get(beside.start(os.getpid), timeout=60)
-    refs = [beside.start(dies_once, tmp_path / "died"), beside.start(os.getpid)]
-    again, after = ray.get(refs, timeout=60)
-    assert again == after != first
+def test_work_that_one_died_of_is_done_again(processes: list[Beside], tmp_path: Path) -> None:
+    before = numbers(processes)
+    (again,) = processes[0].run(dies_once, tmp_path / "died", what="dying", timeout_s=60)
+    assert ray.get(again) == numbers(processes)[0] != before[0]
+    assert numbers(processes)[1:] == before[1:]

@@ -1,6 +1,7 @@
 """Files decoded by a process beside the driver: pixels, reasons, and a decoder that crashes."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,14 @@ def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(
     assert failed == {str(deadly): "ends the process that decodes it"}
     tries = RETRIES + 1
     assert (tmp_path / "log").read_text() == "x" * tries * 3  # of four files, of two, alone
+
+
+def test_nothing_else_that_waits_is_blamed_for_it(decoder: Decoder, tmp_path: Path) -> None:
+    good, deadly = str(write_picture(tmp_path / "good.png")), tmp_path / "deadly.png"
+    deadly.write_bytes(b"of a size of its own")
+    limit = CrashesAt(deadly.stat().st_size, tmp_path / "log")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(decoder.share, [str(deadly)], MediaConfig(max_file_bytes=limit))
+        second = threads.submit(decoder.share, [good], MediaConfig())
+    assert list(first.result()[1]) == [str(deadly)]
+    assert second.result()[1] == {}

@@ -1,5 +1,7 @@
 """Sizes asked for on the command line, before any Ray is asked."""
 
+import socket
+
 from cluster.jobs.scale import main
 
 
@@ -12,3 +14,11 @@ def test_a_job_that_has_finished_takes_no_sizes(tmp_path, capsys):
 def test_what_is_no_number_of_actors_is_refused(tmp_path, capsys):
     assert main([str(tmp_path), "rollout=two"]) == 1
     assert "expected pool=count with a whole number, found rollout=two" in capsys.readouterr().err
+
+
+def test_an_address_without_a_cluster_is_named(tmp_path, capsys, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert main([str(tmp_path), "rollout=2"]) == 1
+    assert f"on the Ray cluster of RAY_ADDRESS={address}, found none" in capsys.readouterr().err

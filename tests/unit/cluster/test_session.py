@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.session import Role, check_listening, check_resources
+from cluster.session import Role, check_listening, check_resources, session
 from data.errors import ClusterError, NotEnoughResources
 
 ROLES = (Role("rollout", 2, 0.5, 0.0), Role("learner", 2, 1.0, 1.0))
@@ -39,14 +39,28 @@ def test_a_job_without_actors_fits_anywhere():
     check_resources([], {})
 
 
-def test_an_address_where_nothing_listens_is_refused_at_once():
+def free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        check_listening(address)
-    with pytest.raises(ClusterError, match=f"RAY_ADDRESS={address}, found none"):
-        check_listening(address)
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_address_where_nothing_listens_is_told_from_one_where_something_does():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        check_listening(f"127.0.0.1:{server.getsockname()[1]}")
+    with pytest.raises(ConnectionError, match="nothing listens at 127"):
+        check_listening(free_address())
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
 def test_other_forms_of_address_are_left_to_ray(address):
     check_listening(address)
+
+
+def test_a_job_is_told_that_no_cluster_came_up(monkeypatch):
+    address = free_address()
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with (
+        pytest.raises(ClusterError, match=f"RAY_ADDRESS={address}, found none in 0.1 s"),
+        session(ROLES, namespace="n", nodes_timeout_s=0.1),
+    ):
+        pass
