@@ -19,8 +19,8 @@ class Beside:
     """One process on the driver's node that does one thing after another.
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
-    tasks: where a node has more actors than CPUs, Ray ends a process without work after a second,
-    and the next one costs seconds to start.
+    tasks: where actors hold all CPUs of a node, Ray ends a process without work after a second, and
+    the next one costs seconds to start.
 
     Args:
         name: for messages.

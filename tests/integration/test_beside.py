@@ -9,20 +9,28 @@ import pytest
 import ray
 
 from cluster.beside import Beside
-from tests.workers import dies_once
+from tests.workers import Worker, dies_once
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 IDLE_S = 4.0
-"""Ray ends a task's process after a second without work, where processes outnumber the CPUs."""
+"""Ray ends a task's process after a second without work, where actors hold all CPUs."""
 
 
 @pytest.fixture
 def processes() -> Iterator[list[Beside]]:
-    """Return more of them than this Ray has CPUs."""
-    processes = [Beside(f"process {index}") for index in range(4)]
+    processes = [Beside(f"process {index}") for index in range(2)]
     yield processes
     for one in processes:
         one.close()
+
+
+@pytest.fixture
+def no_cpu_is_free() -> Iterator[None]:
+    free = ray.available_resources()["CPU"]
+    holder = ray.remote(Worker).options(num_cpus=free).remote("holder")
+    ray.get(holder.ready.remote(), timeout=60)
+    yield
+    ray.kill(holder)
 
 
 def numbers(processes: list[Beside]) -> list[int]:
@@ -30,9 +38,10 @@ def numbers(processes: list[Beside]) -> list[int]:
     return ray.get(refs)
 
 
+@pytest.mark.usefixtures("no_cpu_is_free")
 def test_they_stay_for_the_next_work(processes: list[Beside]) -> None:
     first = numbers(processes)
-    assert len({os.getpid(), *first}) == 5
+    assert len({os.getpid(), *first}) == 3
     time.sleep(IDLE_S)
     assert numbers(processes) == first
 
