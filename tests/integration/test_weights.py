@@ -201,6 +201,10 @@ def test_a_lost_store_is_filled_again(store):
     publish(own, 1, store, sent, first=True)
     pull(receiver, store, 1)
     ray.kill(store, no_restart=False)
+    deadline = time.monotonic() + 60
+    while ray.get(store.latest.remote(), timeout=60) is not None:  # not gone yet
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     train(sent, 2)
     lost = own.publish(2, store, layout(sent), [])
     assert "version 2 is not in the weight store, which holds nothing" in lost.error
