@@ -69,11 +69,11 @@ class Beside:
         ray.kill(self._actor)
 
 
-class _Worker:
+class BesideDriver:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
 def _started() -> Any:
     here = {"num_cpus": 0, "scheduling_strategy": driver_node()}
-    return ray.remote(_Worker).options(**here).remote()
+    return ray.remote(BesideDriver).options(**here).remote()

@@ -12,7 +12,6 @@ import pytest
 from tests.chaos.running import CONFIG, ROLES, accounts_close, groups_by_step, running
 
 STEPS, EVERY, SAMPLES = 30, 3, 200
-ROLES_KILLED = ("rollout actor", "engine core", "reward actor", "learner rank", "weight store")
 SETTINGS = (
     f"steps={STEPS}",
     f"checkpoint_every={EVERY}",
@@ -41,7 +40,7 @@ def test_a_run_under_fire_ends_without_help_and_learns_as_much(
         for step in range(EVERY, STEPS, EVERY):
             if not job.wait_for_step(step):
                 break
-            role = ROLES_KILLED[len(killed) % len(ROLES_KILLED)]
+            role = list(ROLES)[len(killed) % len(ROLES)]
             time.sleep(rng.uniform(0.0, 2.0))  # anywhere in a step
             if job.kill_one(role, rng):
                 killed.append((step, role))
