@@ -39,10 +39,10 @@ class Beside:
         what: str,
         timeout_s: float,
         returns: int = 1,
-    ) -> list[Any]:
-        """Have a module's function called there; return references to what it returned.
+    ) -> tuple[list[Any], Any]:
+        """Have a module's function called there; return the last of what it returned.
 
-        The last one is small, where there are several.
+        Where that is several things, ``returns`` of them, also references to those before.
 
         Raises:
             ActorLost: the process died of it, each time.
@@ -54,7 +54,7 @@ class Beside:
                 refs = self._actor.call.options(num_returns=returns).remote(function, *args)
                 found = refs if returns > 1 else [refs]
                 try:
-                    wait_for(found[-1:], [self._name], timeout_s=timeout_s, what=what)
+                    [value] = wait_for(found[-1:], [self._name], timeout_s=timeout_s, what=what)
                 except ActorLost as error:
                     self._actor = _started()
                     if not left:
@@ -62,7 +62,7 @@ class Beside:
                     log.warning("%s; it is done again", error)
                 else:
                     break
-        return found
+        return found[:-1], value
 
     def close(self) -> None:
         """End the process."""

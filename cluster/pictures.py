@@ -68,10 +68,9 @@ class Decoder:
         self, names: list[str], limits: MediaConfig
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         what = f"decoding {len(names)} pictures, first {names[:1]}"
-        pictures, facts = self._process.run(
+        [pictures], (sizes, failed) = self._process.run(
             _decode, names, limits, what=what, timeout_s=TIMEOUT_S, returns=2
         )
-        sizes, failed = ray.get(facts)
         return SharedPictures(pictures, sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig) -> list[str]:

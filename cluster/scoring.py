@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import ray
 
 from cluster.beside import Beside
 from cluster.pictures import SharedPictures
@@ -71,10 +70,10 @@ class Ranker:
             ActorLost: the process died of it each time.
             ClusterError: it did not end in time.
         """
-        (ref,) = self._process.run(
+        _, found = self._process.run(
             _standings, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
         )
-        return ray.get(ref)
+        return found
 
     def close(self) -> None:
         """End the process."""
