@@ -70,7 +70,10 @@ class Beside:
 
 
 class BesideDriver:
+    """The process; its class is what Ray's pages and `ps` call it."""
+
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Return what a function returns."""
         return function(*args)
 
 

@@ -62,6 +62,7 @@ def test_a_failing_item_is_reported_by_key_and_alone(embedder, requests, picture
 
 @pytest.fixture(scope="module")
 def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
+    """Return one of two engines, which are slow to start; the last test kills one of them."""
     reward = RewardConfig(
         model=str(tiny_folder), pool=PoolConfig(actors=2, cpus=0.0), engine=ENGINE
     )
