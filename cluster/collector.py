@@ -61,8 +61,8 @@ class CollectedStep:
 
     traces: SampledRound
     """All rounds as one."""
-    found: Sequence[int]
-    """Groups with spread in their rewards, by round."""
+    refilled: Sequence[int]
+    """Groups with spread in their rewards, by round after the first."""
     state: Mapping[str, Any]
     """Of the feed, for a checkpoint."""
     bank: CandidateBank
@@ -173,7 +173,7 @@ class Collector:
         waited = time.perf_counter() - began
         return CollectedStep(
             traces=join_rounds(rounds),
-            found=[self._count_spread(one) for one in rounds],
+            refilled=[self._count_spread(one) for one in rounds[1:]],
             state=sampled.state,
             bank=done[-1][1],
             seconds=sampled.clock.phases,

@@ -147,8 +147,8 @@ class Pipeline:
             **_group_metrics(step.scored),
             **accounts,
             "group/skipped": float(skipped),
-            "group/refill_rounds": float(len(collected.found) - 1),
-            "group/refilled": float(sum(collected.found[1:])),
+            "group/refill_rounds": float(len(collected.refilled)),
+            "group/refilled": float(sum(collected.refilled)),
             "group/replayed": float(len(replayed)),
             "version": float(version),
         }

@@ -187,7 +187,7 @@ class RolloutPool(Pool):
                         failed[name] = cause
             self.touch()
             if failed and not reports:
-                raise WeightSyncError("; ".join(f"{n}: {cause}" for n, cause in failed.items()))
+                raise WeightSyncError("; ".join(f"{n}: {failed[n]}" for n in sorted(failed)))
             for name, cause in failed.items():
                 self.lose(name, f"pulling version {version}: {cause}")
             return reports

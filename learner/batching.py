@@ -127,7 +127,18 @@ def plan_micro_batches(
     and the order of the rows only.
     """
     order = sorted(range(len(rows)), key=lambda index: (-rows[index].tokens, index))
-    ordered = [rows[index] for index in order]
+    # Numbers: a plan cuts its rows a dozen times and more, and asks each time for every picture.
+    numbers: dict[Picture, int] = {}
+    ordered = [
+        (
+            rows[index].tokens,
+            [
+                (numbers.setdefault(picture, len(numbers)), cost)
+                for picture, cost in rows[index].pictures.items()
+            ],
+        )
+        for index in order
+    ]
     rounds = -(-len(_cut(ordered, budget_tokens)) // ranks)
     while True:
         chunks = _cut(ordered, _least_limit(ordered, budget_tokens, most=rounds * ranks))
@@ -149,6 +160,10 @@ def plan_micro_batches(
     return plan
 
 
+_Costs = tuple[int, list[tuple[int, int]]]
+"""Tokens of a row, and number and cost of each of its pictures."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """Consecutive rows that would share a micro-batch; the first is the longest."""
@@ -162,15 +177,14 @@ class _Chunk:
     """Those, and the pictures'."""
 
 
-def _cut(ordered: Sequence[RowCost], limit: int) -> list[_Chunk]:
+def _cut(ordered: Sequence[_Costs], limit: int) -> list[_Chunk]:
     """Return consecutive runs of at most that cost; a dearer row is a run of its own."""
-    # Plain numbers: a plan cuts its rows dozens of times.
     chunks: list[_Chunk] = []
     start = longest = vision = tokens = 0
-    seen: set[Picture] = set()
-    for index, row in enumerate(ordered):
+    seen: set[int] = set()
+    for index, (length, pictures) in enumerate(ordered):
         fresh = 0
-        for picture, cost in row.pictures.items():
+        for picture, cost in pictures:
             if picture not in seen:
                 fresh += cost
         rows = index - start
@@ -178,18 +192,19 @@ def _cut(ordered: Sequence[RowCost], limit: int) -> list[_Chunk]:
             if rows:
                 padded = rows * longest
                 chunks.append(_Chunk(start, rows, tokens, padded, padded + vision))
-            start, longest, tokens = index, row.tokens, 0
-            vision, fresh, seen = 0, sum(row.pictures.values()), set()
+            start, longest, tokens = index, length, 0
+            vision, fresh, seen = 0, sum(cost for _, cost in pictures), set()
         vision += fresh
-        seen.update(row.pictures)
-        tokens += row.tokens
+        for picture, _ in pictures:
+            seen.add(picture)
+        tokens += length
     if ordered:
         rows = len(ordered) - start
         chunks.append(_Chunk(start, rows, tokens, rows * longest, rows * longest + vision))
     return chunks
 
 
-def _least_limit(ordered: Sequence[RowCost], budget: int, *, most: int) -> int:
+def _least_limit(ordered: Sequence[_Costs], budget: int, *, most: int) -> int:
     """Return the least cost limit within the budget that needs at most ``most`` runs."""
     low, high = 1, budget
     while low < high:
