@@ -44,7 +44,7 @@ def start(local_ray: str, tiny_folder: Path) -> Iterator[Callable[..., LearnerGr
     groups: list[LearnerGroup] = []
 
     def start_group(ranks: int, **changes: object) -> LearnerGroup:
-        config = LearnerConfig(ranks=ranks, bf16=False, timeout_s=60.0, **changes)
+        config = LearnerConfig(ranks=ranks, bf16=False, timeout_s=180.0, **changes)
         if not groups or groups[0].config.ranks != ranks:
             for old in groups:
                 old.close()
