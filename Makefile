@@ -6,6 +6,7 @@ JOB    ?= rl
 CONFIG ?= configs/demo/$(JOB).yaml
 PYTHON ?= python3
 MLFLOW_PORT ?= 5000
+RUNS   := $(if $(EMBED_RL_ROOT),$(EMBED_RL_ROOT)/)runs
 # The extra to install: gpu where an NVIDIA driver answers.
 ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 VENV   := $(CURDIR)/.venv
@@ -26,6 +27,9 @@ export RAY_AUTH_MODE ?= token
 ifeq ($(ENGINE),cpu)
 export DS_ACCELERATOR := cpu
 endif
+# What an activated environment sets as well, where the user has not.
+ACTIVATED := OMP_NUM_THREADS TOKENIZERS_PARALLELISM MLFLOW_DISABLE_TELEMETRY DO_NOT_TRACK \
+             VLLM_NO_USAGE_STATS RAY_USAGE_STATS_ENABLED RAY_AUTH_MODE $(if $(DS_ACCELERATOR),DS_ACCELERATOR)
 
 # job:config, in order
 DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
@@ -40,14 +44,14 @@ help:
 
 demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
 	@case "$(SEED)" in ''|*[!0-9]*) echo "expected SEED to be a number, found $(SEED)"; exit 1;; esac
-	@[ -L runs/demo ] || [ ! -e runs/demo ] || \
-	  { echo "runs/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
-	@mkdir -p runs/demo-seed$(SEED) && ln -sfn demo-seed$(SEED) runs/demo
+	@[ -L $(RUNS)/demo ] || [ ! -e $(RUNS)/demo ] || \
+	  { echo "$(RUNS)/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
+	@mkdir -p $(RUNS)/demo-seed$(SEED) && ln -sfn demo-seed$(SEED) $(RUNS)/demo
 	@for stage in $(DEMO); do \
 	  echo "== $${stage##*:}"; \
 	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml run.seed=$(SEED) || exit 1; \
 	done
-	@echo "summary: runs/demo/summary.json  report: runs/demo/report.html"
+	@echo "summary: $(RUNS)/demo/summary.json  report: $(RUNS)/demo/report.html"
 
 # Most of a test with engines is one process that starts: two at a time take half as long.
 test: lint unit ## lint and unit, then integration beside e2e
@@ -86,8 +90,8 @@ submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='co
 	@$(VENV)/bin/ray job submit --working-dir . -- python -m cluster.jobs.$(JOB) $(CONFIG)
 
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
-	@mkdir -p $(or $(EMBED_RL_ROOT),.)/runs
-	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///$(or $(EMBED_RL_ROOT),.)/runs/mlflow.db
+	@mkdir -p $(RUNS)
+	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///$(RUNS)/mlflow.db
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info runs/demo runs/demo-seed*
@@ -101,8 +105,9 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@$(PIP) install -c constraints.txt -e '.[$(ENGINE),dev]'
 	@$(PY) -m cluster.mend_torchvision
 	@$(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
-	@grep -q RAY_AUTH_MODE $(VENV)/bin/activate || \
-	  echo 'export RAY_AUTH_MODE="$${RAY_AUTH_MODE:-token}"' >> $(VENV)/bin/activate
+	@for one in $(foreach name,$(ACTIVATED),$(name)=$($(name))); do \
+	  grep -q "^export $${one%%=*}=" $(VENV)/bin/activate || \
+	  echo "export $${one%%=*}=\"\$${$${one%%=*}:-$${one#*=}}\"" >> $(VENV)/bin/activate; done
 	@touch $@
 
 # The CPU build from wherever pip is configured to find it, else from PyTorch's own index.

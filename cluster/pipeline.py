@@ -159,6 +159,7 @@ class Pipeline:
             pairs=step.pairs,
             contents=step.contents,
             advantages=advantages,
+            broken=bool(trained.broken),
             templates=self.config.data.templates,
         )
         times = clock.metrics(collected.seconds, waited=collected.waited)

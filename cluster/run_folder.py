@@ -35,11 +35,17 @@ def project_root() -> Path:
     which vanishes: there it is the folder of the virtual environment. Else the current folder.
 
     Raises:
-        ConfigError: a submitted job without either, or another copy of the code lies there.
+        ConfigError: a submitted job without either, no such folder, or another copy of the code
+            lies there.
     """
     named = os.environ.get("EMBED_RL_ROOT")
     submitted = "runtime_resources" in Path.cwd().parts
     if named:
+        if not Path(named).is_dir():
+            raise ConfigError(
+                f"EMBED_RL_ROOT={named}: no such folder on this machine; create it, on a cluster "
+                "as one that all nodes share"
+            )
         # Ray's workers import from the folder of a job that was not submitted with its own.
         own, there = Path(__file__), Path(named) / "cluster" / Path(__file__).name
         if not submitted and there.is_file() and not there.samefile(own):

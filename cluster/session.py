@@ -95,8 +95,14 @@ def check_listening(address: str) -> None:
     Before Ray is asked, which tries for minutes.
 
     Raises:
+        ConfigError: it is a dashboard's address.
         ConnectionError: nothing does.
     """
+    if address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"RAY_ADDRESS={address} is a dashboard's, which only `ray job` commands talk to; a "
+            "command on a node joins the cluster's head itself: RAY_ADDRESS=HEAD:6379, or auto"
+        )
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or "/" in host:
         return

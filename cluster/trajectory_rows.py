@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.accounts import BROKEN, NO_SPREAD
 from data.prompts import templates_version
 from data.types import (
     Content,
@@ -53,9 +54,13 @@ def trajectory_rows(
     pairs: Mapping[int, Pair],
     contents: Mapping[TrajectoryKey, Content],
     advantages: Mapping[TrajectoryKey, float],
+    broken: bool,
     templates: str,
 ) -> list[dict[str, Any]]:
-    """Return one row per trace that was asked for; keys as in SCHEMA."""
+    """Return one row per trace that was asked for; keys as in SCHEMA.
+
+    ``dropped`` is empty where the trace was trained; a ``broken`` step trained none.
+    """
     sampled = {one.key: one for one in trajectories}
     version = templates_version(templates)
 
@@ -83,8 +88,14 @@ def trajectory_rows(
         return row
 
     rows = [
-        {**start(one.trajectory.key), **_paid(one), "advantage": advantages.get(one.trajectory.key)}
+        {
+            **start(key),
+            **_paid(one),
+            "advantage": advantages.get(key),
+            "dropped": NO_SPREAD if key not in advantages else BROKEN if broken else None,
+        }
         for one in scored
+        for key in [one.trajectory.key]
     ]
     rows += [
         {**start(one.key), "dropped": f"{one.reason}: {one.detail}" if one.detail else one.reason}

@@ -75,11 +75,13 @@ def load_processor(folder: str) -> Any:
 
 
 def check_reasoner_sees(folder: str, sets: Sequence[LoadedSet]) -> None:
-    """Refuse pictures for a Reasoner that would have to guess what they show.
+    """Refuse an incomplete Reasoner, and pictures for one that would have to guess what they show.
 
     Raises:
+        DataError: as `check_folder`.
         ConfigError: the model reads text only and a data set holds pictures; it is named.
     """
+    check_folder(folder)
     unseen = _unseen_sets(folder, sets)
     if unseen:
         raise ConfigError(

@@ -165,6 +165,7 @@ def main(config: RLConfig) -> int:
         with StopRequest() as request:
             keep_training(learner, attempt)
     folder.finish(steps=config.steps)
+    print(f"{folder.path}: done; the trained Reasoner is in {folder.path / 'export'}")
     return 0
 
 

@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.elastic import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
 from cluster.session import check_listening
-from data.errors import ClusterError
+from data.errors import ClusterError, ConfigError
 from evaluation.summary import STAGE_FILE
 
 
@@ -26,10 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", help="run folder of the job, as in its settings")
     parser.add_argument("counts", nargs="+", metavar="pool=count")
     arguments = parser.parse_args(argv)
-    os.chdir(project_root())
     try:
-        ask(Path(arguments.run), dict(map(_count, arguments.counts)))
-    except ClusterError as error:
+        counts = dict(map(_count, arguments.counts))
+        os.chdir(project_root())
+        ask(Path(arguments.run), counts)
+    except (ClusterError, ConfigError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
     print(f"{arguments.run}: asked for {' '.join(arguments.counts)}; the job's log says what came")
@@ -41,6 +42,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
 
     Raises:
         ClusterError: no such job is on the cluster, or it has no such pool.
+        ConfigError: RAY_ADDRESS is no cluster's.
     """
     namespace = str(run.absolute())
     if (run / STAGE_FILE).is_file():
@@ -54,11 +56,13 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)
         ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)
+    except ConfigError:  # a ValueError, as what Ray raises
+        raise
     except (ConnectionError, ValueError) as error:
         raise ClusterError(
             f"expected a job that runs in {namespace} on the Ray cluster of RAY_ADDRESS={address}, "
             "found none; name the folder as the job's run.dir, and the cluster by RAY_ADDRESS: the "
-            "job logs it as its engines are ready"
+            f"job logs it as its engines are ready ({error})"
         ) from error
     except RayTaskError as error:
         raise error.cause from error

@@ -174,8 +174,12 @@ def test_relative_paths_start_from_the_named_root_else_from_here(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EMBED_RL_ROOT", raising=False)
     assert project_root() == tmp_path
-    monkeypatch.setenv("EMBED_RL_ROOT", "/shared/embed-rl")
-    assert str(project_root()) == "/shared/embed-rl"
+    named = tmp_path / "embed-rl"
+    monkeypatch.setenv("EMBED_RL_ROOT", str(named))
+    with pytest.raises(ConfigError, match=rf"EMBED_RL_ROOT={named}: no such folder"):
+        project_root()
+    named.mkdir()
+    assert project_root() == named
 
 
 def test_a_root_with_another_copy_of_the_code_is_refused(tmp_path, monkeypatch):

@@ -16,6 +16,12 @@ def test_what_is_no_number_of_actors_is_refused(tmp_path, capsys):
     assert "expected pool=count with a whole number, found rollout=two" in capsys.readouterr().err
 
 
+def test_a_dashboards_address_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert main([str(tmp_path), "rollout=2"]) == 1
+    assert "which only `ray job` commands talk to" in capsys.readouterr().err
+
+
 def test_an_address_without_a_cluster_is_named(tmp_path, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

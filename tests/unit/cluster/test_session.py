@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from cluster.session import Role, check_listening, check_resources, session
-from data.errors import ClusterError, NotEnoughResources
+from data.errors import ClusterError, ConfigError, NotEnoughResources
 
 ROLES = (Role("rollout", 2, 0.5, 0.0), Role("learner", 2, 1.0, 1.0))
 
@@ -51,9 +51,14 @@ def test_an_address_where_nothing_listens_is_told_from_one_where_something_does(
         check_listening(free_address())
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:1"])
 def test_other_forms_of_address_are_left_to_ray(address):
     check_listening(address)
+
+
+def test_a_dashboards_address_is_no_clusters():
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=http://127.0.0.1:8265 is a dashboard's"):
+        check_listening("http://127.0.0.1:8265")
 
 
 def test_a_job_is_told_that_no_cluster_came_up(monkeypatch):

@@ -127,6 +127,7 @@ def test_flat_settings_have_dotted_keys(good):
         ("steps", "override 'steps': expected section.key=value"),
         ("steps=[1,", "override 'steps=[1,'"),
         ("steps=${nowhere}", "nowhere"),
+        ("steps=-1", "with the overrides: steps: expected"),
     ],
 )
 def test_an_override_that_is_wrong_is_named(refuse, override, words):

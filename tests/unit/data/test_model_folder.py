@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -61,7 +62,11 @@ def test_a_text_only_reasoner_is_refused_with_the_set_that_holds_pictures(folder
     with pytest.raises(ConfigError, match="cannot see the pictures of photos; use"):
         check_reasoner_sees(folder(model_type="llama"), sets)
     check_reasoner_sees(folder(model_type="llama"), sets[:1])
-    check_reasoner_sees(folder(model_type="qwen3_vl", vision_config={}), sets)
+    sees = folder(model_type="qwen3_vl", vision_config={})
+    with pytest.raises(DataError, match="the picture processor"):
+        check_reasoner_sees(sees, sets)
+    (Path(sees) / "preprocessor_config.json").touch()
+    check_reasoner_sees(sees, sets)
 
 
 def test_pictures_among_a_rows_own_candidates_count(folder):
