@@ -5,13 +5,9 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from cluster.rounds import SampledRound
+from cluster.trajectory_rows import BROKEN, NO_SPREAD
 from data.errors import ClusterError
 from data.types import GroupKey, Side, TrajectoryKey
-
-NO_SPREAD = "no_spread"
-"""Siblings that were all paid alike: there is nothing to learn from them."""
-BROKEN = "broken_step"
-"""Traces of a step that was skipped, its loss or gradient being NaN or infinite."""
 
 
 class Accounts:

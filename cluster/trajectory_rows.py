@@ -5,7 +5,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.accounts import BROKEN, NO_SPREAD
 from data.prompts import templates_version
 from data.types import (
     Content,
@@ -15,6 +14,11 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
+
+NO_SPREAD = "no_spread"
+"""Siblings that were all paid alike: there is nothing to learn from them."""
+BROKEN = "broken_step"
+"""Traces of a step that was skipped, its loss or gradient being NaN or infinite."""
 
 _REWARD_COLUMNS = (
     "reward/total",
