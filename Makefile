@@ -87,6 +87,8 @@ doctor: .venv/.ready ## check this machine and say what to do about each problem
 	@$(PY) -m cluster.jobs.doctor
 
 submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='configs/demo/rl.yaml run.dir=runs/my-rl')
+	@$(VENV)/bin/ray job list >/dev/null 2>&1 || { echo "no Ray cluster answers: start one \
+	(source .venv/bin/activate; ray start --head), or name its dashboard by RAY_ADDRESS"; exit 1; }
 	@$(VENV)/bin/ray job submit --working-dir . -- python -m cluster.jobs.$(JOB) $(CONFIG)
 
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
