@@ -27,9 +27,8 @@ export RAY_AUTH_MODE ?= token
 ifeq ($(ENGINE),cpu)
 export DS_ACCELERATOR := cpu
 endif
-# What an activated environment sets as well, where the user has not.
-ACTIVATED := OMP_NUM_THREADS TOKENIZERS_PARALLELISM MLFLOW_DISABLE_TELEMETRY DO_NOT_TRACK \
-             VLLM_NO_USAGE_STATS RAY_USAGE_STATS_ENABLED RAY_AUTH_MODE $(if $(DS_ACCELERATOR),DS_ACCELERATOR)
+# What an activated environment sets as well, where the user has not: actors set the rest.
+ACTIVATED := OMP_NUM_THREADS=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
 # job:config, in order
 DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
@@ -87,8 +86,9 @@ doctor: .venv/.ready ## check this machine and say what to do about each problem
 	@$(PY) -m cluster.jobs.doctor
 
 submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='configs/demo/rl.yaml run.dir=runs/my-rl')
-	@$(VENV)/bin/ray job list >/dev/null 2>&1 || { echo "no Ray cluster answers: start one \
-	(source .venv/bin/activate; ray start --head), or name its dashboard by RAY_ADDRESS"; exit 1; }
+	@why=$$($(VENV)/bin/ray job list 2>&1 >/dev/null) || { echo "$$why" | tail -n 3; \
+	  echo "expected a Ray cluster that answers: start one (source .venv/bin/activate; ray start --head)," \
+	  "name its dashboard by RAY_ADDRESS, or copy its head's ~/.ray/auth_token"; exit 1; }
 	@$(VENV)/bin/ray job submit --working-dir . -- python -m cluster.jobs.$(JOB) $(CONFIG)
 
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
@@ -96,7 +96,7 @@ mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///$(RUNS)/mlflow.db
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info runs/demo runs/demo-seed*
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info $(RUNS)/demo $(RUNS)/demo-seed*
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
@@ -107,7 +107,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@$(PIP) install -c constraints.txt -e '.[$(ENGINE),dev]'
 	@$(PY) -m cluster.mend_torchvision
 	@$(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
-	@for one in $(foreach name,$(ACTIVATED),$(name)=$($(name))); do \
+	@for one in $(ACTIVATED); do \
 	  grep -q "^export $${one%%=*}=" $(VENV)/bin/activate || \
 	  echo "export $${one%%=*}=\"\$${$${one%%=*}:-$${one#*=}}\"" >> $(VENV)/bin/activate; done
 	@touch $@

@@ -62,7 +62,7 @@ class CollectedStep:
     traces: SampledRound
     """All rounds as one."""
     refilled: Sequence[int]
-    """Groups with spread in their rewards, by round after the first."""
+    """Groups with spread in their rewards, one count for each round after the first."""
     state: Mapping[str, Any]
     """Of the feed, for a checkpoint."""
     bank: CandidateBank

@@ -67,6 +67,7 @@ def session(
     Raises:
         NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
         ClusterError: nothing listens at RAY_ADDRESS, or another job uses the namespace.
+        ConfigError: RAY_ADDRESS is a dashboard's.
     """
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {} if address else {"include_dashboard": False}
@@ -90,7 +91,7 @@ def session(
 
 
 def check_listening(address: str) -> None:
-    """Return if something listens at a cluster's host:port; other forms of address are Ray's.
+    """Return if something listens at a cluster's host:port; most other forms are Ray's to read.
 
     Before Ray is asked, which tries for minutes.
 
@@ -116,6 +117,7 @@ def _wait_for_head(address: str, *, timeout_s: float) -> None:
     """Wait until a cluster's head listens.
 
     Raises:
+        ConfigError: it is a dashboard's address.
         ClusterError: it does not in time.
     """
     deadline = time.monotonic() + timeout_s

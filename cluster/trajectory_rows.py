@@ -63,7 +63,7 @@ def trajectory_rows(
 ) -> list[dict[str, Any]]:
     """Return one row per trace that was asked for; keys as in SCHEMA.
 
-    ``dropped`` is empty where the trace was trained; a ``broken`` step trained none.
+    The column `dropped` is null where the trace was trained; a ``broken`` step trained none.
     """
     sampled = {one.key: one for one in trajectories}
     version = templates_version(templates)

@@ -57,8 +57,8 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         # Something stands in for what is missing, so that the other problems show too.
         filled = _fill(OmegaConf.to_container(merged, resolve=False))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), filled))
-        origin = f"{file} with the overrides" if overrides else file
-        found += [f"{origin}: {text}" for text in problems(config)]
+        source = f"{file} with the overrides" if overrides else str(file)
+        found += [f"{source}: {text}" for text in problems(config)]
     except _REFUSALS as error:
         found.append(f"{file}: {error}")
     if found:

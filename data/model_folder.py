@@ -74,7 +74,7 @@ def load_processor(folder: str) -> Any:
     return kind.from_pretrained(check_folder(folder))
 
 
-def check_reasoner_sees(folder: str, sets: Sequence[LoadedSet]) -> None:
+def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
     """Refuse an incomplete Reasoner, and pictures for one that would have to guess what they show.
 
     Raises:

@@ -23,7 +23,7 @@ MAX_CUE_STARTS = 8
 """Braces tried as the cue's first: each try may read the whole text before it fails."""
 
 # A part never runs over its own tags: a policy that repeats them without end would otherwise
-# cost minutes of backtracking. Up to a "<" it needs no look at each character.
+# cost minutes of backtracking. What holds no "<" is skipped at once.
 _PARTS = re.compile(
     r"\s*".join(rf"<{tag}>(?P<{tag}>[^<]*+(?:<(?!/?{tag}>)[^<]*+)*+)</{tag}>" for tag in TAGS)
 )

@@ -127,7 +127,8 @@ def plan_micro_batches(
     and the order of the rows only.
     """
     order = sorted(range(len(rows)), key=lambda index: (-rows[index].tokens, index))
-    # Numbers: a plan cuts its rows a dozen times and more, and asks each time for every picture.
+    # Numbers stand for pictures: a plan cuts its rows a dozen times, and hashing a `Picture` each
+    # time costs more than all else.
     numbers: dict[Picture, int] = {}
     ordered = [
         (

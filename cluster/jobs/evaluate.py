@@ -18,7 +18,7 @@ from cluster.session import Role, session
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.chat import load_encoder
-from data.model_folder import check_reasoner_sees, warn_embedder_ignores
+from data.model_folder import check_reasoner, warn_embedder_ignores
 from data.prompts import uris_shown
 from data.records import load_sets
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
@@ -50,7 +50,7 @@ def main(config: EvaluateConfig) -> int:
     data = config.data
     loaded = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
     for reasoner in (config.warm_start, config.eg_rl):
-        check_reasoner_sees(reasoner, loaded)
+        check_reasoner(reasoner, loaded)
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]

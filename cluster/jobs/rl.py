@@ -31,7 +31,7 @@ from cluster.weights import WeightStore
 from configs.schema import RLConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed
-from data.model_folder import check_folder, check_reasoner_sees, warn_embedder_ignores
+from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores
 from data.records import LoadedSet, load_sets
 from data.types import Pair
 from learner.streak import BrokenStreak
@@ -63,7 +63,7 @@ def main(config: RLConfig) -> int:
     data = config.data
     train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
     held_out_sets = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
-    check_reasoner_sees(config.reasoner, [*train, *held_out_sets])
+    check_reasoner(config.reasoner, [*train, *held_out_sets])
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])
     if config.reward.second_model:

@@ -16,7 +16,8 @@ from ray.exceptions import RayError, RayTaskError
 from cluster.elastic import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
 from cluster.session import check_listening
-from data.errors import ClusterError, ConfigError
+from configs.errors import ConfigError
+from data.errors import ClusterError
 from evaluation.summary import STAGE_FILE
 
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ask(Path(arguments.run), counts)
     except (ClusterError, ConfigError) as error:
         print(f"\n{error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     print(f"{arguments.run}: asked for {' '.join(arguments.counts)}; the job's log says what came")
     return 0
 
@@ -42,7 +43,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
 
     Raises:
         ClusterError: no such job is on the cluster, or it has no such pool.
-        ConfigError: RAY_ADDRESS is no cluster's.
+        ConfigError: RAY_ADDRESS is a dashboard's.
     """
     namespace = str(run.absolute())
     if (run / STAGE_FILE).is_file():
@@ -56,7 +57,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)
         ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)
-    except ConfigError:  # a ValueError, as what Ray raises
+    except ConfigError:  # is a ValueError too, and says already what is wrong
         raise
     except (ConnectionError, ValueError) as error:
         raise ClusterError(

@@ -21,7 +21,7 @@ from data.chat import TextEncoder, load_encoder
 from data.datasets import supervised_rows
 from data.errors import DataError
 from data.media import load_pictures
-from data.model_folder import check_reasoner_sees
+from data.model_folder import check_reasoner
 from data.records import load_sets
 from data.types import Content, Picture, Pictures, TrainSample
 
@@ -79,7 +79,7 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
     rng = np.random.default_rng(config.run.seed)
     rows: list[Row] = []
     all_loaded = load_sets(sets, max_bad_rows=config.data.max_bad_rows)
-    check_reasoner_sees(config.model, all_loaded)
+    check_reasoner(config.model, all_loaded)
     for settings, loaded in zip(sets, all_loaded, strict=True):
         found = list(
             supervised_rows(loaded, data=config.data, caption=settings.format == "caption")

@@ -52,7 +52,7 @@ CONFIG = LearnerConfig(
     attention="eager",
     micro_batch_tokens=60,  # several micro-batches, some without pictures, some empty
     optimizer=OptimizerConfig(lr=LR, weight_decay=0.01, grad_clip=1.0),
-    timeout_s=180.0,  # ZeRO-3 on a busy machine has taken over 60
+    timeout_s=180.0,  # ZeRO-3 takes over 60 on a busy machine
 )
 LORA = LoRAConfig(rank=4, alpha=8, vision_modules=["*.qkv"])
 GRPO = GRPOConfig(clip_low=0.2, clip_high=0.2, kl_coef=0.05)

@@ -18,7 +18,7 @@ def test_what_is_no_number_of_actors_is_refused(tmp_path, capsys):
 
 def test_a_dashboards_address_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
-    assert main([str(tmp_path), "rollout=2"]) == 1
+    assert main([str(tmp_path), "rollout=2"]) == 2
     assert "which only `ray job` commands talk to" in capsys.readouterr().err
 
 

@@ -40,6 +40,9 @@ def test_a_paid_trace_keeps_prompt_text_reward_and_advantage():
 def test_a_paid_trace_that_teaches_nothing_says_why():
     row = rows()[1]
     assert (row["reward/total"], row["advantage"], row["dropped"]) == (0.4, None, "no_spread")
+
+
+def test_a_broken_step_trained_none():
     reasons = [row["dropped"] for row in rows(broken=True)]
     assert reasons == ["broken_step", "no_spread", "judge_failed", "bad_picture: x"]
 

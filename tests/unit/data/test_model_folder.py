@@ -9,7 +9,7 @@ import pytest
 from data.errors import ConfigError, DataError
 from data.model_folder import (
     check_folder,
-    check_reasoner_sees,
+    check_reasoner,
     sees_pictures,
     warn_embedder_ignores,
 )
@@ -60,19 +60,22 @@ def test_a_configuration_that_is_not_json_is_refused(folder, tmp_path):
 
 def test_a_text_only_reasoner_is_refused_with_the_set_that_holds_pictures(folder, sets):
     with pytest.raises(ConfigError, match="cannot see the pictures of photos; use"):
-        check_reasoner_sees(folder(model_type="llama"), sets)
-    check_reasoner_sees(folder(model_type="llama"), sets[:1])
+        check_reasoner(folder(model_type="llama"), sets)
+    check_reasoner(folder(model_type="llama"), sets[:1])
     sees = folder(model_type="qwen3_vl", vision_config={})
-    with pytest.raises(DataError, match="the picture processor"):
-        check_reasoner_sees(sees, sets)
     (Path(sees) / "preprocessor_config.json").touch()
-    check_reasoner_sees(sees, sets)
+    check_reasoner(sees, sets)
+
+
+def test_an_incomplete_reasoner_is_refused(folder, sets):
+    with pytest.raises(DataError, match="the picture processor"):
+        check_reasoner(folder(model_type="qwen3_vl", vision_config={}), sets)
 
 
 def test_pictures_among_a_rows_own_candidates_count(folder):
     rows = loaded("choices", make_pair(candidates=(Item(text="a"), SHOWN)))
     with pytest.raises(ConfigError, match="choices"):
-        check_reasoner_sees(folder(model_type="llama"), [rows])
+        check_reasoner(folder(model_type="llama"), [rows])
 
 
 def test_a_text_only_embedder_says_once_that_pictures_are_ignored(folder, sets, caplog):
