@@ -20,6 +20,7 @@ from data.types import Kind, Picture
 from reward.actor import EmbedderActor
 from rollout.actor import RolloutActor
 from rollout.weight_sync import StoreAddress
+from tests.patience import PATIENCE_S
 from tests.published import put_by_hand
 from tests.tiny_model import write_tiny_model
 
@@ -46,7 +47,7 @@ class Call:
     """A plain-call face of an actor's methods."""
 
     actor: Any
-    timeout_s: float = 120.0
+    timeout_s: float = PATIENCE_S
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         return lambda *args: ray.get(

@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from cluster.beside import Beside
+from tests.patience import PATIENCE_S
 from tests.workers import Worker, dies_once
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -28,13 +29,13 @@ def processes() -> Iterator[list[Beside]]:
 def no_cpu_is_free() -> Iterator[None]:
     free = ray.available_resources()["CPU"]
     holder = ray.remote(Worker).options(num_cpus=free).remote("holder")
-    ray.get(holder.ready.remote(), timeout=60)
+    ray.get(holder.ready.remote(), timeout=PATIENCE_S)
     yield
     ray.kill(holder)
 
 
 def numbers(processes: list[Beside]) -> list[int]:
-    return [one.run(os.getpid, what="counting", timeout_s=60)[1] for one in processes]
+    return [one.run(os.getpid, what="counting", timeout_s=PATIENCE_S)[1] for one in processes]
 
 
 @pytest.mark.usefixtures("no_cpu_is_free")
@@ -47,6 +48,6 @@ def test_they_stay_for_the_next_work(processes: list[Beside]) -> None:
 
 def test_work_that_one_died_of_is_done_again(processes: list[Beside], tmp_path: Path) -> None:
     before = numbers(processes)
-    _, again = processes[0].run(dies_once, tmp_path / "died", what="dying", timeout_s=60)
+    _, again = processes[0].run(dies_once, tmp_path / "died", what="dying", timeout_s=PATIENCE_S)
     assert again == numbers(processes)[0] != before[0]
     assert numbers(processes)[1:] == before[1:]

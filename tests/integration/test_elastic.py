@@ -17,6 +17,7 @@ from data.errors import ClusterError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 from rollout.weight_sync import StoreAddress
 from tests.integration.conftest import ENGINE, MEDIA, NAMESPACE, SAMPLING
+from tests.patience import PATIENCE_S
 from tests.published import put_by_hand
 
 GROUPS, SIBLINGS = 6, 2
@@ -102,7 +103,7 @@ def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repe
 
     def resize(count):
         ray.get(targets.ask.remote({"rollout": count}))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while (metrics := scaler.step())["pool/rollout/actors"] != count:
             retried.append(metrics["pool/rollout/retried"])
             assert time.monotonic() < deadline
@@ -121,7 +122,7 @@ def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repe
         # An engine ends with its actor, and does not hold its memory beside the next one.
         left = engine_core(since)
         left.parent().kill()
-        assert not psutil.wait_procs([left], timeout=10)[1]
+        assert not psutil.wait_procs([left], timeout=PATIENCE_S)[1]
     finally:
         pool.close()
     assert sum(retried) > 0

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = """
 import runpy, sys
@@ -22,7 +24,7 @@ def test_every_part_runs_and_what_is_lacking_is_said(tmp_path):
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=2 * PATIENCE_S,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     text = path.read_text()
@@ -42,7 +44,7 @@ def test_a_machine_without_a_gpu_is_told_so():
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 1
     assert "no GPU that torch can use: nothing was measured" in done.stderr

@@ -34,8 +34,7 @@ from data.parcels import Adapter, Bucket, base_name, merge
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.contrastive import Temperature
 from learner.lora import add_adapters, stored_weights
-
-pytestmark = pytest.mark.timeout(240)
+from tests.patience import PATIENCE_S
 
 MEDIA = MediaConfig(
     **{
@@ -52,7 +51,7 @@ CONFIG = LearnerConfig(
     attention="eager",
     micro_batch_tokens=60,  # several micro-batches, some without pictures, some empty
     optimizer=OptimizerConfig(lr=LR, weight_decay=0.01, grad_clip=1.0),
-    timeout_s=180.0,  # ZeRO-3 takes over 60 on a busy machine
+    timeout_s=PATIENCE_S,
 )
 LORA = LoRAConfig(rank=4, alpha=8, vision_modules=["*.qkv"])
 GRPO = GRPOConfig(clip_low=0.2, clip_high=0.2, kl_coef=0.05)

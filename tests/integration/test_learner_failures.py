@@ -17,6 +17,7 @@ from cluster.pictures import share_pictures
 from configs.schema import LearnerConfig, MediaConfig
 from data.errors import CheckpointError, ClusterError, DataError, LearnerLost
 from data.types import Kind, Picture, TrainSample
+from tests.patience import PATIENCE_S
 
 MEDIA = MediaConfig(
     **{
@@ -44,7 +45,7 @@ def start(local_ray: str, tiny_folder: Path) -> Iterator[Callable[..., LearnerGr
     groups: list[LearnerGroup] = []
 
     def start_group(ranks: int, **changes: object) -> LearnerGroup:
-        config = LearnerConfig(ranks=ranks, bf16=False, timeout_s=180.0, **changes)
+        config = LearnerConfig(ranks=ranks, bf16=False, timeout_s=PATIENCE_S, **changes)
         if not groups or groups[0].config.ranks != ranks:
             for old in groups:
                 old.close()

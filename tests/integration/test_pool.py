@@ -16,13 +16,14 @@ from cluster.routing import Unit
 from cluster.session import Role
 from configs.schema import PoolConfig
 from data.errors import ClusterError, DataError
+from tests.patience import PATIENCE_S
 from tests.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 class Workers(Pool):
-    def __init__(self, actors=1, *, timeout_s=30.0, max_items=1, refuse_from=1000):
+    def __init__(self, actors=1, *, timeout_s=PATIENCE_S, max_items=1, refuse_from=1000):
         self.born = []
         remote = ray.remote(Worker)
 
@@ -35,7 +36,7 @@ class Workers(Pool):
         super().__init__(role, timeout_s=timeout_s, max_items=max_items, create=create)
 
     def load(self, name, actor):
-        ray.get(actor.ready.remote(), timeout=30)
+        ray.get(actor.ready.remote(), timeout=PATIENCE_S)
 
     def call(self, actor, chunk):
         return actor.work.remote(list(chunk.requests))
@@ -142,7 +143,7 @@ def test_a_start_that_is_refused_ends_the_wait_for_the_pool(pool_of):
 def test_a_failure_before_the_pool_was_ready_is_seen_though_others_come_up_later(pool_of):
     pool = pool_of(3, refuse_from=1)
     with pool._change:
-        pool._change.wait_for(lambda: pool._serving and len(pool._starting) == 0, 60)
+        pool._change.wait_for(lambda: pool._serving and len(pool._starting) == 0, PATIENCE_S)
     with pytest.raises(DataError, match="has no model"):
         pool.ready()
 
@@ -158,7 +159,7 @@ def test_actors_that_all_break_end_the_wait_instead_of_being_replaced_for_ever(p
 
 
 def test_a_pool_that_loses_its_last_actor_for_good_says_so(pool_of):
-    pool = pool_of(1, timeout_s=60.0, refuse_from=1)
+    pool = pool_of(1, refuse_from=1)
     pool.ready()
     with pytest.raises(ClusterError, match=r"no actor is left .* the last: worker-. has no model"):
         pool.answers([*names(3), "die"])
@@ -177,12 +178,12 @@ def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
 
 
 def test_an_empty_pool_may_take_longer_while_nobody_waits(pool_of):
-    pool = pool_of(1, timeout_s=2.0)
+    pool = pool_of(1, timeout_s=5.0)
     pool.ready()
     in_time = threading.Event()
     pool.load = lambda name, actor: in_time.wait()
     pool.lose("worker-0", "told to")
-    time.sleep(2.5)
+    time.sleep(5.5)
     threading.Timer(0.5, in_time.set).start()
     assert pool.answers(names(3)) == (names(3), {})
 
@@ -210,10 +211,12 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
     assert scaler.step()["pool/worker/waiting"] < 1
     work = [*names(30), *["hang"] * 30]
     pool.stats()  # the step begins here
+    began = time.monotonic()
     batch = iter(pool.submit([Unit((one,), 1.0) for one in work], None))
     for _ in names(30):
         next(batch)
-    time.sleep(1.0)  # at "hang": beside that, what passed until the work was sent is short
+    # At "hang": beside that, what passed until the work was sent is short.
+    time.sleep(max(1.0, 20 * (time.monotonic() - began)))
     metrics = scaler.step()
     assert metrics["pool/worker/waiting"] > 20
     assert metrics["pool/worker/busy"] == pytest.approx(1, abs=0.1)

@@ -9,6 +9,7 @@ from cluster.pools import POISONED, PULLS, RolloutPool
 from configs.schema import MediaConfig, PoolConfig, RolloutConfig
 from data.errors import WeightSyncError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
+from tests.patience import PATIENCE_S
 from tests.workers import Reasoner
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -22,7 +23,7 @@ def pool_of():
     def make(**refused):
         """Return a pool of two, with the number of pulls that some refuse."""
         names = {name.replace("_", "-"): count for name, count in refused.items()}
-        config = RolloutConfig(pool=PoolConfig(actors=2, cpus=0.0, timeout_s=60.0))
+        config = RolloutConfig(pool=PoolConfig(actors=2, cpus=0.0, timeout_s=PATIENCE_S))
         pools.append(RolloutPool("none", config, MediaConfig(), store=names, actor=Reasoner))
         pools[-1].ready()
         return pools[-1]

@@ -20,6 +20,7 @@ from rollout.vllm_engine import STALE_WAIT_S
 from tests import published
 from tests.integration.conftest import ENGINE, NAMESPACE, STORE, started_reasoner
 from tests.integration.reference import logprobs, request
+from tests.patience import PATIENCE_S
 from tests.published import layout, put_by_hand
 
 Buckets = list[list[Whole]]
@@ -203,7 +204,7 @@ def test_a_request_waits_for_good_weights_after_a_pull_that_failed(
     assert not ray.wait([waiting], timeout=1)[0]
     good = publish(other_model)
     assert reasoner.pull_weights(good).mismatched == ()
-    (trace,) = ray.get(waiting, timeout=60)
+    (trace,) = ray.get(waiting, timeout=PATIENCE_S)
     assert (trace.min_version, trace.max_version) == (good, good)
 
 
@@ -218,7 +219,7 @@ def test_an_engine_that_holds_a_version_waits_for_it_to_be_published_again(
     pull = reasoner.actor.pull_weights.remote(held)
     assert not ray.wait([pull], timeout=1)[0]
     ray.get(store.actor.complete.remote(held, manifest))
-    report = ray.get(pull, timeout=60)
+    report = ray.get(pull, timeout=PATIENCE_S)
     assert (report.mismatched, report.bytes) == ((), 0)
 
 
@@ -249,7 +250,7 @@ def test_a_pull_under_running_requests_loses_none(
     asked = [request(contents["image"], sibling=i, seed=i) for i in range(32)]
     running = reasoner.actor.generate.remote(asked, pictures)
     assert reasoner.pull_weights(version).mismatched == ()
-    traces = ray.get(running, timeout=60)
+    traces = ray.get(running, timeout=PATIENCE_S)
     assert {str(trace.key) for trace in traces} == {str(r.key) for r in asked}
     assert [one.detail for one in traces if isinstance(one, DroppedTrajectory)] == []
     assert all(trace.min_version <= trace.max_version <= version for trace in traces)
@@ -384,7 +385,7 @@ def test_what_the_engine_holds_is_compared_not_only_what_arrived(
     task = tamper_with_held_weights.remote(str(tiny_folder), publish(other_model))
     keys = "model.language_model.layers.1.self_attn.k_proj.weight"
     norm = "model.language_model.norm.weight"
-    assert ray.get(task, timeout=240) == {
+    assert ray.get(task, timeout=PATIENCE_S) == {
         "nothing": [],
         "packed head is old": ["lm_head.weight"],
         "one row of keys is another": [keys],

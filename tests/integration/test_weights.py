@@ -16,6 +16,7 @@ from data.errors import WeightSyncError
 from data.parcels import merge
 from learner.lora import UnmergedWeight
 from rollout.object_store import Receiver
+from tests.patience import PATIENCE_S
 from tests.published import layout, publish, publisher
 
 SIZES = (300, 200, 100, 50)
@@ -201,8 +202,8 @@ def test_a_lost_store_is_filled_again(store):
     publish(own, 1, store, sent, first=True)
     pull(receiver, store, 1)
     ray.kill(store, no_restart=False)
-    deadline = time.monotonic() + 60
-    while ray.get(store.latest.remote(), timeout=60) is not None:  # not gone yet
+    deadline = time.monotonic() + PATIENCE_S
+    while ray.get(store.latest.remote(), timeout=PATIENCE_S) is not None:  # not gone yet
         assert time.monotonic() < deadline
         time.sleep(0.1)
     train(sent, 2)

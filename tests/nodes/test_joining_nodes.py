@@ -13,7 +13,6 @@ from data.errors import NotEnoughResources
 ROLES = (Role("rollout", actors=2, cpus=1, gpus=0),)
 
 
-@pytest.mark.timeout(300)
 def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -35,7 +35,6 @@ def loopback_bytes() -> int:
     return psutil.net_io_counters(pernic=True)["lo"].bytes_recv
 
 
-@pytest.mark.timeout(600)
 def test_engines_of_one_node_share_one_transfer_of_each_bucket(two_nodes: None) -> None:
     store = ray.remote(WeightStore).options(num_cpus=0).remote()
     engines = [Engine.remote() for _ in range(ENGINES)]
