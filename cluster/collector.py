@@ -43,7 +43,7 @@ from data.types import (
     TrajectoryKey,
 )
 from learner.advantages import step_advantages
-from learner.policy import TokenScores
+from learner.objectives import TokenScores
 from reward.bank import CandidateBank
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ keeps its place and can be started again; the job then continues from its last c
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import ray
 
 from cluster.pictures import SharedPictures
-from cluster.publisher import Published, Publisher
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
+from cluster.weights import Published
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
 from data.types import (
@@ -27,11 +28,15 @@ from data.types import (
     StepReport,
     TrainSample,
 )
-from learner.batching import RowCost, plan_micro_batches
-from learner.contrastive import ContrastiveObjective
-from learner.policy import PolicyObjective, TokenScores
-from learner.sft import SupervisedObjective
-from learner.worker import LearnerPlan, LearnerWorker, Objective
+from learner.micro_batches import RowCost, plan_micro_batches
+from learner.objectives import (
+    ContrastiveObjective,
+    LearnerPlan,
+    Objective,
+    PolicyObjective,
+    SupervisedObjective,
+    TokenScores,
+)
 
 START_TIMEOUT_S = 300.0
 """Longest wait for the ranks to find each other."""
@@ -44,18 +49,26 @@ def learner_role(config: LearnerConfig) -> Role:
     return Role("learner", config.ranks, config.cpus, config.gpus)
 
 
-class LearnerRank(LearnerWorker):
-    """One rank in a Ray actor."""
+class LearnerRank:
+    """One rank in a Ray actor: a `learner.worker.LearnerWorker`, and what puts its weights."""
 
     def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
-        super().__init__(rank, world)
-        self._weights = weights
+        # Here and not above: the driver imports this file to wrap the class, and must not load
+        # torch, transformers and DeepSpeed, which take seconds and half a GB.
+        from cluster.publisher import Publisher
+        from learner.worker import LearnerWorker
+
+        self._worker = LearnerWorker(rank, world)
+        self._new_publisher = partial(Publisher, weights)
+
+    def run(self, method: str, *args: Any, **settings: Any) -> Any:
+        """Return what a method of the worker returns."""
+        return getattr(self._worker, method)(*args, **settings)
 
     def build(self, plan: LearnerPlan) -> None:
         """Load the model; nothing of it has been put yet."""
-        super().build(plan)
-        self._publisher = Publisher(self._weights)
-        self._again = False
+        self._worker.build(plan)
+        self._publisher, self._again = self._new_publisher(), False
 
     def address(self) -> str:
         """Return the address of this rank's node."""
@@ -67,11 +80,11 @@ class LearnerRank(LearnerWorker):
         Only rank 0 puts and returns something; the others take part in gathering.
         """
         if anew:
-            self._publisher, self._again = Publisher(self._weights), False
+            self._publisher, self._again = self._new_publisher(), False
         again, self._again = self._again, True
-        weights = self.unmerged(trained_only=again)
-        if self.rank == 0:
-            return self._publisher.publish(version, store, self.layout(), weights)
+        weights = self._worker.unmerged(trained_only=again)
+        if self._worker.rank == 0:
+            return self._publisher.publish(version, store, self._worker.layout(), weights)
         for _ in weights:
             pass
         return None
@@ -172,24 +185,17 @@ class LearnerGroup:
                 metrics={"train/tokens": 0.0, "policy/skipped_steps": 1.0}, seconds=0.0
             )
         tokens = _response_tokens(samples)
-        return self._step(
-            [
-                rank.train_policy.remote(
-                    share, pictures.ref, total_tokens=tokens, total_traces=len(samples)
-                )
-                for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
-            ],
-            "training the policy",
-        )
+        shares = self._shares(samples, pictures)
+        totals = {"total_tokens": tokens, "total_traces": len(samples)}
+        refs = self._begin("train_policy", pictures.ref, shares=shares, **totals)
+        return self._step(refs, "training the policy")
 
     def score_policy(
         self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to each trace, by key."""
-        refs = [
-            rank.score_policy.remote(share, pictures.ref)
-            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
-        ]
+        shares = self._shares(samples, pictures)
+        refs = self._begin("score_policy", pictures.ref, shares=shares)
         scores: dict[str, TokenScores] = {}
         for some in self._all(refs, "scoring traces"):
             scores.update(some)
@@ -204,43 +210,31 @@ class LearnerGroup:
                 metrics={"train/tokens": 0.0, "supervised/skipped_steps": 1.0}, seconds=0.0
             )
         tokens = _response_tokens(samples)
-        return self._step(
-            [
-                rank.train_supervised.remote(share, pictures.ref, total_tokens=tokens)
-                for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
-            ],
-            "supervised training",
-        )
+        shares = self._shares(samples, pictures)
+        refs = self._begin("train_supervised", pictures.ref, shares=shares, total_tokens=tokens)
+        return self._step(refs, "supervised training")
 
     def evaluate_supervised(
         self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> dict[str, float]:
         """Return `eval/loss`, `eval/token_accuracy` and `eval/exact` (share of samples)."""
-        refs = [
-            rank.evaluate_supervised.remote(share, pictures.ref)
-            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
-        ]
+        shares = self._shares(samples, pictures)
+        refs = self._begin("evaluate_supervised", pictures.ref, shares=shares)
         return self._all(refs, "evaluating")[0]
 
     def train_contrastive(
         self, rows: Sequence[ContrastPair], pictures: SharedPictures
     ) -> StepReport:
         """Take one contrastive step; rows that share no identity are each other's negatives."""
-        return self._step(
-            [
-                rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures.ref)
-                for index, rank in enumerate(self._ranks)
-            ],
-            "contrastive training",
-        )
+        shares = [list(rows[index :: self.config.ranks]) for index in range(len(self._ranks))]
+        refs = self._begin("train_contrastive", pictures.ref, shares=shares)
+        return self._step(refs, "contrastive training")
 
     def embed(self, contents: Sequence[Content], pictures: SharedPictures) -> np.ndarray:
         """Return unit vectors of the contents by the model in training, float32 [N, D]."""
         requests = [EmbedRequest(key=str(i), content=one) for i, one in enumerate(contents)]
-        refs = [
-            rank.embed.remote(requests[index :: self.config.ranks], pictures.ref)
-            for index, rank in enumerate(self._ranks)
-        ]
+        shares = [requests[index :: self.config.ranks] for index in range(len(self._ranks))]
+        refs = self._begin("embed", pictures.ref, shares=shares)
         vectors: dict[str, np.ndarray] = {}
         for some in self._all(refs, "embedding"):
             vectors.update(some)
@@ -278,16 +272,15 @@ class LearnerGroup:
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint: complete, or not there at all."""
-        self._all([r.save.remote(_absolute(folder)) for r in self._ranks], f"saving {folder}")
+        self._all(self._begin("save", _absolute(folder)), f"saving {folder}")
 
     def load(self, folder: str | Path) -> int:
         """Continue from a checkpoint; return how many steps it had taken."""
-        refs = [rank.load.remote(_absolute(folder)) for rank in self._ranks]
-        return self._all(refs, f"loading {folder}")[0]
+        return self._all(self._begin("load", _absolute(folder)), f"loading {folder}")[0]
 
     def export(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder."""
-        self._all([r.export.remote(_absolute(folder)) for r in self._ranks], f"exporting {folder}")
+        self._all(self._begin("export", _absolute(folder)), f"exporting {folder}")
 
     def close(self) -> None:
         """Stop the ranks and give their bundles back."""
@@ -306,8 +299,9 @@ class LearnerGroup:
         first = self._ranks[0]
         limit = min(START_TIMEOUT_S, config.timeout_s)
         [address] = self._all([first.address.remote()], "starting rank 0", limit)
-        [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
-        joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
+        opened = first.run.remote("open_store", address, limit)
+        [port] = self._all([opened], "opening rendezvous", limit)
+        joins = self._begin("join", address, port, config.timeout_s)
         self._all(joins, f"meeting at {address}:{port}", limit)
 
     def _stop(self) -> None:
@@ -365,6 +359,16 @@ class LearnerGroup:
             seconds=time.perf_counter() - start,
             broken=tuple(key for report in reports for key in report.broken),
         )
+
+    def _begin(
+        self, method: str, *args: Any, shares: Iterable[Any] | None = None, **settings: Any
+    ) -> list[Any]:
+        """Have each rank's worker begin with a method; ``shares``: a first argument for each."""
+        own = [()] * len(self._ranks) if shares is None else [(share,) for share in shares]
+        return [
+            rank.run.options(name=method).remote(method, *first, *args, **settings)
+            for rank, first in zip(self._ranks, own, strict=True)
+        ]
 
     def _check_running(self, what: str) -> None:
         if not self._ranks:

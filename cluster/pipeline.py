@@ -28,10 +28,10 @@ from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools import RolloutPool
-from cluster.publisher import Published
 from cluster.rounds import SampledRound, round_rewards
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
+from cluster.weights import Published
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.errors import EmbedRLError, WeightSyncError
@@ -49,7 +49,7 @@ from data.types import (
 )
 from evaluation.metrics import hit_at_1
 from learner.advantages import step_advantages
-from learner.policy import TokenScores
+from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
 from rollout.weight_sync import SyncReport
 

@@ -7,7 +7,7 @@ once. With deltas, a host copy of what was put last is held against each new ten
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from torch import Tensor
 
 from cluster.faults import cause_of
+from cluster.weights import Published
 from configs.schema import WeightsConfig
 from data.checksum import MASK, tensor_checksum
 from data.delta import as_units, find_changes
@@ -23,32 +24,18 @@ from data.errors import WeightSyncError
 from data.parcels import (
     BUCKET_BYTES,
     Adapter,
-    Bucket,
     Delta,
     Parcel,
     adapted_checksum,
     base_name,
     whole,
 )
-from data.types import ParamSpec
+from data.types import Bucket, ParamSpec
 from learner.lora import UnmergedWeight
 
 STORE_TIMEOUT_S = 120.0
 CHAIN_SHARE = 0.5
 """Deltas since a snapshot may take this share of its bytes; then the next one is put."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """What one publication did."""
-
-    delta: bool
-    bytes: int
-    """Put into the object store."""
-    seconds: dict[str, float]
-    """By phase: gather, diff (or checksums, of whole tensors) and put."""
-    error: str = ""
-    """Why the store does not hold it; the learner's ranks are well all the same."""
 
 
 class Publisher:

@@ -20,7 +20,8 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
-from learner.policy import TokenScores, shaped_rewards
+from learner.advantages import shaped_rewards
+from learner.objectives import TokenScores
 
 LEAST_SHARE = 0.5
 """Of a step's pairs, in a refill: a rank among few is another task than a rank among many."""

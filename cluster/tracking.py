@@ -1,23 +1,25 @@
-"""MLflow, written by the driver only: parameters, metrics per step, files."""
+"""MLflow, written by the driver only: parameters, metrics per step, files.
+
+It takes seconds to load and is imported where it is used: settings are checked without it.
+"""
 
 import logging
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-
-import mlflow
-from mlflow.entities import Metric, Param
+from typing import TYPE_CHECKING, Any
 
 from cluster.run_folder import RUN_ID_FILE
 from configs.load import to_flat
 from data.errors import StopRequested
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 log = logging.getLogger(__name__)
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 PARAM_BYTES = 500
 FLUSH_S = 5.0
@@ -34,7 +36,10 @@ class Tracker:
 
         The store is MLFLOW_TRACKING_URI, else SQLite at `mlflow.db` beside the run folders.
         """
-        self._waiting: list[Metric] = []
+        from mlflow.entities import Param
+
+        self._waiting: list[tuple[str, float, int, int]] = []
+        """Name, value, milliseconds since 1970, step."""
         self._flushed = time.monotonic()
         home = runs_folder(folder)
         self.client = open_store(folder)
@@ -69,15 +74,17 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep one step's metrics; they are written together every few seconds."""
         now = int(time.time() * 1000)
-        self._waiting += [Metric(key, float(v), now, step) for key, v in metrics.items()]
+        self._waiting += [(key, float(value), now, step) for key, value in metrics.items()]
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
         """Write the metrics kept so far."""
+        from mlflow.entities import Metric
+
         for start in range(0, len(self._waiting), BATCH_METRICS):
             batch = self._waiting[start : start + BATCH_METRICS]
-            self.client.log_batch(self.run_id, metrics=batch)
+            self.client.log_batch(self.run_id, metrics=[Metric(*one) for one in batch])
         self._waiting = []
         self._flushed = time.monotonic()
 
@@ -95,13 +102,15 @@ class Tracker:
         self.client.set_terminated(self.run_id, status=endings.get(kind, "FAILED"))
 
 
-def open_store(folder: Path) -> mlflow.MlflowClient:
+def open_store(folder: Path) -> "MlflowClient":
     """Return a client of MLFLOW_TRACKING_URI, else of the SQLite file beside the run folders."""
+    from mlflow import MlflowClient
+
     # Not `set_tracking_uri`: it sets the variable, which says whether the user has a store.
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        return mlflow.MlflowClient()
+        return MlflowClient()
     beside = f"sqlite:///{(runs_folder(folder) / 'mlflow.db').absolute()}"
-    return mlflow.MlflowClient(tracking_uri=beside)
+    return MlflowClient(tracking_uri=beside)
 
 
 def attach_files(folder: Path, files: Mapping[Path, str]) -> None:

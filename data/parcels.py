@@ -5,9 +5,7 @@ has no bfloat16; Ray moves them without a copy.
 """
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,17 +78,6 @@ class Adapter:
 
 
 Parcel = Whole | Delta | Adapter
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Some tensors of a version, and where their parcels lie."""
-
-    checksums: Mapping[str, int]
-    """By name, of the whole tensors as they are in this version; see `adapted_checksum` for those
-    with an adapter. Where parcels of other names lie there too, they are older."""
-    parcels: tuple[Any, ...]
-    """The reference of a list of `Parcel`; inside a tuple, so that Ray does not resolve it."""
 
 
 def whole(name: str, tensor: Tensor) -> Whole:

@@ -402,6 +402,19 @@ class ParamSpec:
     """It travels as what adapters change and the adapters themselves."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Some tensors of a version, and where their parcels lie."""
+
+    checksums: Mapping[str, int]
+    """By name, of the whole tensors as they are in this version; see
+    `data.parcels.adapted_checksum` for those with an adapter. Where parcels of other names lie
+    there too, they are older."""
+    parcels: tuple[Any, ...]
+    """The reference of a list of `data.parcels.Parcel`; inside a tuple, so that Ray does not
+    resolve it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one learner step did."""

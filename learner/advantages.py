@@ -1,4 +1,4 @@
-"""Rewards of sibling traces to advantages.
+"""Rewards of sibling traces, less penalties, to advantages.
 
 Kinds, for the rewards r of the n siblings of one group (std: of the sample, n - 1):
 
@@ -16,6 +16,7 @@ import numpy as np
 from configs.schema import GRPOConfig
 from data.errors import DataError
 from data.types import GroupKey, TrajectoryKey
+from learner.objectives import TokenScores
 
 
 def step_advantages(
@@ -94,6 +95,33 @@ def overlong_share(tokens: int, *, max_tokens: int, share: float) -> float:
         )
     start = max_tokens * (1 - share)
     return min(1.0, max(0.0, (tokens - start) / (max_tokens - start)))
+
+
+def shaped_rewards(
+    rewards: Mapping[TrajectoryKey, float],
+    lengths: Mapping[TrajectoryKey, int],
+    scores: Mapping[str, TokenScores],
+    *,
+    grpo: GRPOConfig,
+    max_tokens: int,
+) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
+    """Return the rewards less the penalties for length and KL, and the penalties' metrics.
+
+    ``scores`` are by the traces' keys as text; they are read where the KL is in the reward.
+    """
+    shaped, metrics = dict(rewards), dict[str, float]()
+    if grpo.overlong_penalty and rewards:
+        over = {
+            key: overlong_share(lengths[key], max_tokens=max_tokens, share=grpo.overlong_share)
+            for key in rewards
+        }
+        shaped = {key: shaped[key] - grpo.overlong_penalty * over[key] for key in shaped}
+        metrics["reward/overlong"] = float(np.mean(list(over.values())))
+    if grpo.kl != "none" and grpo.kl_in == "reward" and rewards:
+        kl = {key: scores[str(key)].kl(grpo.kl) for key in rewards}
+        shaped = {key: shaped[key] - grpo.kl_coef * kl[key] for key in shaped}
+        metrics["policy/kl"] = sum(kl.values()) / sum(lengths[key] for key in rewards)
+    return shaped, metrics
 
 
 def _std(values: np.ndarray) -> float:

@@ -21,36 +21,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import TEMPERATURES
-from data.errors import ConfigError
 from data.types import ContrastPair
 from learner.batching import Batch
+from learner.objectives import ContrastiveObjective
 from learner.steps import Backward
 
 MASKED_LOGIT = -1e9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastiveObjective:
-    """Symmetric InfoNCE over the batch of all ranks."""
-
-    temperature: float
-    """Where it starts if it is learned."""
-    learn_temperature: bool = False
-    dimensions: tuple[int, ...] = ()
-    """Leading parts of a vector with a loss of their own (Kusupati et al., 2022, Matryoshka)."""
-
-    def check_width(self, width: int) -> None:
-        """Refuse dimensions that are no leading part of the model's vectors.
-
-        Raises:
-            ConfigError: one has all dimensions or more.
-        """
-        wrong = [size for size in self.dimensions if size >= width]
-        if wrong:
-            raise ConfigError(
-                f"dimensions: expected less than the model's {width}, found "
-                f"{', '.join(map(str, wrong))}; the whole vector always has its loss"
-            )
 
 
 class Temperature(nn.Module):

@@ -28,7 +28,7 @@ Table of losses: the gain per token, with ratio = now / anchor and A the trace's
     entropy_coef: + entropy_coef x entropy
 
 The loss is - sum of weight x gain: sums, so that it does not matter which micro-batch or rank a
-token is in. The caller divides by `loss_total` of the whole step:
+token is in. The caller divides by `objectives.loss_total` of the whole step:
 
     loss_mean=token              weight 1             total: tokens            DAPO
     loss_mean=sequence           weight 1 / length    total: traces            GRPO, GSPO
@@ -169,20 +169,3 @@ def kl_estimate(now_T: Tensor, reference_T: Tensor, kind: str) -> Tensor:
 def token_weight(length: int, *, loss_mean: str) -> float:
     """Return what each token of a trace of that length weighs in the sum."""
     return 1.0 / length if loss_mean == "sequence" else 1.0
-
-
-def loss_total(*, tokens: int, traces: int, max_tokens: int, loss_mean: str) -> float:
-    """Return what a step's summed loss is divided by, from its tokens and traces on all ranks.
-
-    Raises:
-        DataError: there is nothing to divide by, or the mean is unknown.
-    """
-    totals = {"token": tokens, "sequence": traces, "sequence_constant": traces * max_tokens}
-    if loss_mean not in totals:
-        raise DataError(f"loss_mean: expected {', '.join(totals)}, found '{loss_mean}'")
-    if totals[loss_mean] < 1:
-        raise DataError(
-            f"expected tokens to train on, found {tokens} in {traces} traces with a limit of "
-            f"{max_tokens}"
-        )
-    return float(totals[loss_mean])

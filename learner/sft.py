@@ -4,15 +4,8 @@ Only response tokens (`Row.num_response`) carry loss: never the prompt, its pict
 filler row. The model scores nothing else, so the mask costs nothing.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisedObjective:
-    """Likelihood of written responses."""
 
 
 def supervised_loss(

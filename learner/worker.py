@@ -7,7 +7,6 @@ order. Metrics are reduced over the ranks, so each rank returns the same report.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.schema import LearnerConfig, MediaConfig
 from data.chat import load_encoder
 from data.errors import ConfigError, DataError
 from data.model_folder import check_folder
@@ -36,15 +34,15 @@ from learner.batching import (
     Row,
     collate,
     embed_row,
-    plan_micro_batches,
     process_pictures,
     row_cost,
     train_row,
 )
-from learner.contrastive import ContrastiveObjective, Temperature, accumulate_contrast
+from learner.contrastive import Temperature, accumulate_contrast
 from learner.export import export_folder
 from learner.lora import UnmergedWeight, adapters_off, add_adapters
 from learner.losses import policy_loss
+from learner.micro_batches import plan_micro_batches
 from learner.models import (
     EmbeddingHead,
     TokenHead,
@@ -53,25 +51,10 @@ from learner.models import (
     model_tokens,
     with_positions,
 )
-from learner.policy import PolicyObjective, TokenScores, policy_tokens
-from learner.sft import SupervisedObjective, response_scores, supervised_loss
+from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
+from learner.policy import policy_tokens
+from learner.sft import response_scores, supervised_loss
 from learner.steps import Tally, Term, accumulate
-
-Objective = PolicyObjective | SupervisedObjective | ContrastiveObjective
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerPlan:
-    """What a learner group trains."""
-
-    model: str
-    """Folder to start from; its tokenizer and processor go into exports."""
-    objective: Objective
-    learner: LearnerConfig
-    media: MediaConfig
-    steps: int
-    """Planned optimiser steps, for the learning-rate schedule."""
-    seed: int = 0
 
 
 class LearnerWorker:

@@ -52,7 +52,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from data.lifeline import EndsWithActor
-from data.parcels import Bucket
+from data.types import Bucket
 from rollout.loading import Loading, State
 
 BACKEND = "ray_objects"

@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 
-from cluster.publisher import Published
+from cluster.weights import Published
 from data.errors import WeightSyncError
 from data.types import StepReport, Trajectory
-from learner.policy import TokenScores
+from learner.objectives import TokenScores
 
 
 class FakeEmbedder:

@@ -9,11 +9,13 @@ from cluster.entry import run_job
 from cluster.run_folder import RunFolder
 from configs.schema import DemoDataConfig
 from data.demo import demo_corpus, write_world
-from data.demo_model import write_tiny_model
 
 
 def main(config: DemoDataConfig) -> int:
     """Write `world/` and `model/` into the run folder."""
+    # Here and not above: it loads torch and transformers, and settings are checked without them.
+    from data.demo_model import write_tiny_model
+
     folder = RunFolder(config, job="demo_data")
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")

@@ -13,7 +13,6 @@ from pathlib import Path
 from cluster.entry import run_job
 from cluster.run_folder import RunFolder
 from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
-from data.demo_model import write_tiny_model
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
 from data.prompts import load_templates
@@ -61,6 +60,9 @@ def main(config: RuleTracesConfig) -> int:
         captions += write_set(one, teacher, folder.path, captioned)
         print(described(one))
     if config.vocabulary:
+        # Here and not above: it loads torch and transformers, which other settings do not need.
+        from data.demo_model import write_tiny_model
+
         write_tiny_model(
             folder.path / "model",
             corpus(sets, captions, config.data.templates),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.weights import Published
 from configs.schema import SamplingConfig
 from data.types import (
     Content,
@@ -23,6 +24,7 @@ from data.types import (
     TrainSample,
     Trajectory,
 )
+from learner.objectives import TokenScores
 from rollout.weight_sync import SyncReport
 
 TOKEN_S = 0.15
@@ -146,6 +148,9 @@ class SleepingRank:
     def address(self) -> str:
         return "nowhere"
 
+    def run(self, method: str, *args: Any, **settings: Any) -> Any:
+        return getattr(self, method)(*args, **settings)
+
     def open_store(self, address: str, timeout_s: float) -> int:
         return 0
 
@@ -156,9 +161,6 @@ class SleepingRank:
         pass
 
     def put_weights(self, version: int, store: Any, *, anew: bool) -> Any:
-        # Here and not above: it loads torch, which the 74 other actors of this file should not.
-        from cluster.publisher import Published
-
         return Published(delta=False, bytes=0, seconds={})
 
     def train_policy(
@@ -173,8 +175,6 @@ class SleepingRank:
         return StepReport(metrics={"policy/loss": 0.0}, seconds=0.0)
 
     def score_policy(self, share: Sequence[Sequence[TrainSample]], pictures: object) -> Any:
-        from learner.policy import TokenScores
-
         return {
             one.key: TokenScores(one.logprobs, None)
             for micro in share

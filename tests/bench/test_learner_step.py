@@ -9,15 +9,9 @@ import torch
 import torch.distributed as dist
 
 from data.types import Picture, Pictures, TrainSample
-from learner.batching import (
-    Batch,
-    RowCost,
-    collate,
-    plan_micro_batches,
-    process_pictures,
-    train_row,
-)
+from learner.batching import Batch, collate, process_pictures, train_row
 from learner.losses import policy_loss
+from learner.micro_batches import RowCost, plan_micro_batches
 from learner.models import TokenHead, load_model, load_reference, model_tokens
 from learner.policy import policy_tokens
 from learner.worker import LearnerWorker

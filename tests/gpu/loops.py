@@ -15,17 +15,12 @@ from configs.schema import GRPOConfig, LearnerConfig
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.batching import Row, collate, process_pictures, train_row
-from learner.contrastive import (
-    ContrastiveObjective,
-    Temperature,
-    find_twins,
-    identities,
-    info_nce,
-)
+from learner.contrastive import Temperature, find_twins, identities, info_nce
 from learner.losses import kl_estimate, policy_loss
 from learner.models import EmbeddingHead, TokenHead, load_model, model_tokens
-from learner.policy import PolicyObjective, policy_tokens
-from learner.sft import SupervisedObjective, supervised_loss
+from learner.objectives import ContrastiveObjective, PolicyObjective, SupervisedObjective
+from learner.policy import policy_tokens
+from learner.sft import supervised_loss
 from tests.gpu.sizes import Sequence, Size
 
 Task = Literal["policy", "supervised", "contrastive"]
@@ -349,7 +344,8 @@ class LearnerLoop:
 
     def __init__(self, work: Work, task: Task) -> None:
         # Here and not above: not every machine has DeepSpeed.
-        from learner.worker import LearnerPlan, LearnerWorker
+        from learner.objectives import LearnerPlan
+        from learner.worker import LearnerWorker
 
         if self._worker is None:
             worker = LearnerWorker(0, 1)

@@ -30,8 +30,8 @@ from configs.schema import (
 )
 from data.chat import ChatEncoder
 from data.errors import WeightSyncError
-from data.parcels import Adapter, Bucket, base_name, merge
-from data.types import Content, ContrastPair, Kind, Picture, TrainSample
+from data.parcels import Adapter, base_name, merge
+from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample
 from learner.contrastive import Temperature
 from learner.lora import add_adapters, stored_weights
 from tests.patience import PATIENCE_S

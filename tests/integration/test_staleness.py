@@ -6,7 +6,7 @@ import time
 import pytest
 
 from data.errors import ClusterError, WeightSyncError
-from learner.policy import TokenScores
+from learner.objectives import TokenScores
 from tests.fakes import FakeLearner, FakeRollout
 from tests.simulation import (
     PAIRS,

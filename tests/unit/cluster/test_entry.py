@@ -1,6 +1,8 @@
 """How a job starts: settings, dry run, exit codes."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from data.errors import (
     WeightSyncError,
 )
 
+ROOT = Path(__file__).resolve().parents[3]
 TEXT = """
 run: {dir: runs/x}
 model: models/m
@@ -115,3 +118,19 @@ def test_a_dry_run_prints_settings_plan_and_data_wherever_it_is_asked_for(path, 
 def test_a_dry_run_leaves_no_folder_behind(path, tmp_path):
     assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 0
     assert [entry.name for entry in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_settings_are_checked_without_what_takes_seconds_to_load():
+    jobs = [path.stem for path in (ROOT / "cluster/jobs").glob("[a-z]*.py")]
+    slow = ["torch", "transformers", "deepspeed", "peft", "vllm", "mlflow"]
+    code = f"""
+import importlib, sys
+for job in {jobs}:
+    importlib.import_module(f"cluster.jobs.{{job}}")
+print(*sorted(sys.modules.keys() & set({slow})))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "rl" in jobs
+    assert done.stdout.split() == []

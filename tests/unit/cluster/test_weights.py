@@ -4,8 +4,7 @@ import pytest
 
 from cluster.weights import WeightStore
 from data.errors import WeightSyncError
-from data.parcels import Bucket
-from data.types import ParamSpec
+from data.types import Bucket, ParamSpec
 
 LAYOUT = (ParamSpec("v", "float32", (2,)), ParamSpec("w", "float32", (2,)))
 MANIFEST = {"v": 6, "w": 7}

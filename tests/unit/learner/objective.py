@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from configs.schema import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
-from learner.advantages import step_advantages
+from learner.advantages import shaped_rewards, step_advantages
 from learner.logprobs import OutputLayer
 from learner.losses import policy_loss
-from learner.policy import PolicyObjective, TokenScores, policy_tokens, shaped_rewards
+from learner.objectives import PolicyObjective, TokenScores
+from learner.policy import policy_tokens
 from learner.steps import Tally, Term, accumulate
 
 VOCABULARY, WIDTH, MAX_TOKENS, TEMPERATURE = 7, 3, 12, 0.8

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from configs.schema import GRPOConfig
 from data.errors import DataError
 from data.types import GroupKey, Side, TrajectoryKey
-from learner.advantages import group_advantages, has_spread, overlong_share, step_advantages
+from learner.advantages import (
+    group_advantages,
+    has_spread,
+    overlong_share,
+    shaped_rewards,
+    step_advantages,
+)
+from learner.objectives import TokenScores
 from tests.unit.learner.objective import slow_centred_and_scaled
 
 KINDS = ["group_norm", "mean_only", "leave_one_out", "batch_norm"]
@@ -110,3 +117,30 @@ def test_a_step_has_advantages_by_trace_and_leaves_out_groups_without_spread():
     assert skipped == 1
     assert found == {keys[0]: -0.5, keys[3]: 0.5, keys[2]: -2.0, keys[5]: 2.0}
     assert step_advantages({}, GRPOConfig()) == ({}, 0)
+
+
+FIRST, SECOND = (TrajectoryKey(GroupKey(0, "p", Side.QUERY), sibling) for sibling in (0, 1))
+PAID = {FIRST: 1.0, SECOND: 0.5}
+LENGTHS = {FIRST: 4, SECOND: 9}
+
+
+def test_rewards_are_left_alone_by_default():
+    found, metrics = shaped_rewards(PAID, LENGTHS, {}, grpo=GRPOConfig(), max_tokens=10)
+    assert found == PAID
+    assert metrics == {}
+
+
+def test_long_traces_and_those_far_from_the_reference_lose_reward():
+    scores = {
+        str(FIRST): TokenScores(np.full(4, -1.0, np.float32), np.full(4, -1.5, np.float32)),
+        str(SECOND): TokenScores(np.full(9, -1.0, np.float32), np.full(9, -1.0, np.float32)),
+    }
+    grpo = GRPOConfig(kl="k1", kl_in="reward", kl_coef=0.1, overlong_penalty=0.4)
+    found, metrics = shaped_rewards(PAID, LENGTHS, scores, grpo=grpo, max_tokens=10)
+    assert found == pytest.approx({FIRST: 1.0 - 0.1 * 4 * 0.5, SECOND: 0.5 - 0.4 * 0.5})
+    assert metrics == pytest.approx({"reward/overlong": 0.25, "policy/kl": 2 / 13})
+
+
+def test_no_traces_have_no_penalties():
+    grpo = GRPOConfig(kl="k1", kl_in="reward", overlong_penalty=0.4)
+    assert shaped_rewards({}, {}, {}, grpo=grpo, max_tokens=10) == ({}, {})

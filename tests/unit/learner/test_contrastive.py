@@ -15,7 +15,6 @@ from data.errors import ConfigError
 from data.types import ContrastPair
 from learner.batching import Batch
 from learner.contrastive import (
-    ContrastiveObjective,
     Temperature,
     accumulate_contrast,
     find_twins,
@@ -23,6 +22,7 @@ from learner.contrastive import (
     info_nce,
     leading,
 )
+from learner.objectives import ContrastiveObjective
 
 NONE_KD = torch.zeros(0, 3)
 NO_OWNER = torch.zeros(0, dtype=torch.int64)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from configs.presets import PRESETS
 from configs.schema import GRPOConfig
 from data.errors import DataError
-from learner.losses import PolicyTokens, kl_estimate, loss_total, policy_loss, token_weight
+from learner.losses import PolicyTokens, kl_estimate, policy_loss, token_weight
+from learner.objectives import loss_total
 from tests.unit.learner.objective import MAX_TOKENS, Example
 
 SPLIT = [[slice(0, 2), slice(2, 3), slice(3, 3)], [slice(3, 3), slice(3, 5), slice(5, None)]]
@@ -330,10 +331,3 @@ def test_an_unknown_estimate_is_refused():
 def test_weights_and_totals_of_the_means(loss_mean, weight, total):
     assert token_weight(4, loss_mean=loss_mean) == weight
     assert loss_total(tokens=30, traces=5, max_tokens=12, loss_mean=loss_mean) == total
-
-
-def test_a_mean_over_nothing_is_refused():
-    with pytest.raises(DataError, match="expected tokens to train on"):
-        loss_total(tokens=0, traces=0, max_tokens=12, loss_mean="token")
-    with pytest.raises(DataError, match="found 'median'"):
-        loss_total(tokens=3, traces=1, max_tokens=12, loss_mean="median")

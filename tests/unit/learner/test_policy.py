@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import GRPOConfig
 from data.errors import DataError
-from data.types import GroupKey, Side, TrainSample, TrajectoryKey
-from learner.policy import PolicyObjective, TokenScores, policy_tokens, shaped_rewards
+from data.types import TrainSample
+from learner.policy import policy_tokens
 
 NOW = torch.tensor([-1.0, -2.0, -3.0])
 LONG = TrainSample(
@@ -70,54 +69,3 @@ def test_missing_log_probabilities_are_refused_with_the_trace():
 def test_log_probabilities_that_do_not_match_the_tokens_are_refused_with_the_trace(name):
     with pytest.raises(DataError, match=r"short: expected 1 .* log-probabilities"):
         tokens_of(LONG, dataclasses.replace(SHORT, **{name: np.zeros(2)}))
-
-
-def test_the_kl_of_a_trace_is_the_sum_over_its_tokens():
-    own = np.log(np.array([0.5, 0.2], dtype=np.float32))
-    reference = np.log(np.array([0.25, 0.4], dtype=np.float32))
-    scores = TokenScores(own, reference)
-    assert scores.kl("k1") == pytest.approx(np.log(2) - np.log(2), abs=1e-6)
-    assert scores.kl("k2") == pytest.approx(np.log(2) ** 2, abs=1e-6)
-    assert scores.kl("k3") == pytest.approx(0.5 + np.log(2) - 1 + 2 - np.log(2) - 1, abs=1e-6)
-
-
-def test_a_kl_without_reference_is_refused():
-    with pytest.raises(DataError, match="expected reference log-probabilities"):
-        TokenScores(np.zeros(2, np.float32), None).kl("k1")
-
-
-@pytest.mark.parametrize(
-    ("kl", "kl_in", "needed"),
-    [("k3", "loss", True), ("k1", "reward", False), ("none", "loss", False)],
-)
-def test_the_reference_is_asked_in_a_step_only_for_kl_in_the_loss(kl, kl_in, needed):
-    grpo = GRPOConfig(kl=kl, kl_in=kl_in)
-    objective = PolicyObjective(reference="", grpo=grpo, max_tokens=8)
-    assert objective.reference_in_loss is needed
-
-
-FIRST, SECOND = (TrajectoryKey(GroupKey(0, "p", Side.QUERY), sibling) for sibling in (0, 1))
-REWARDS = {FIRST: 1.0, SECOND: 0.5}
-LENGTHS = {FIRST: 4, SECOND: 9}
-
-
-def test_rewards_are_left_alone_by_default():
-    found, metrics = shaped_rewards(REWARDS, LENGTHS, {}, grpo=GRPOConfig(), max_tokens=10)
-    assert found == REWARDS
-    assert metrics == {}
-
-
-def test_long_traces_and_those_far_from_the_reference_lose_reward():
-    scores = {
-        str(FIRST): TokenScores(np.full(4, -1.0, np.float32), np.full(4, -1.5, np.float32)),
-        str(SECOND): TokenScores(np.full(9, -1.0, np.float32), np.full(9, -1.0, np.float32)),
-    }
-    grpo = GRPOConfig(kl="k1", kl_in="reward", kl_coef=0.1, overlong_penalty=0.4)
-    found, metrics = shaped_rewards(REWARDS, LENGTHS, scores, grpo=grpo, max_tokens=10)
-    assert found == pytest.approx({FIRST: 1.0 - 0.1 * 4 * 0.5, SECOND: 0.5 - 0.4 * 0.5})
-    assert metrics == pytest.approx({"reward/overlong": 0.25, "policy/kl": 2 / 13})
-
-
-def test_no_traces_have_no_penalties():
-    grpo = GRPOConfig(kl="k1", kl_in="reward", overlong_penalty=0.4)
-    assert shaped_rewards({}, {}, {}, grpo=grpo, max_tokens=10) == ({}, {})

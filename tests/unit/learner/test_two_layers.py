@@ -21,7 +21,8 @@ from learner.batching import Row, TextTokens, collate, train_row
 from learner.contrastive import Temperature, info_nce
 from learner.losses import policy_loss
 from learner.models import EmbeddingHead, TokenHead
-from learner.policy import PolicyObjective, policy_tokens
+from learner.objectives import PolicyObjective
+from learner.policy import policy_tokens
 from learner.sft import supervised_loss
 from tests.unit.learner.objective import Scored, Trace, slow_trace
 
