@@ -43,9 +43,10 @@ help:
 
 demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
 	@case "$(SEED)" in ''|*[!0-9]*) echo "expected SEED to be a number, found $(SEED)"; exit 1;; esac
-	@[ -L $(RUNS)/demo ] || [ ! -e $(RUNS)/demo ] || \
+	@$(root_is_there)
+	@[ -L "$(RUNS)/demo" ] || [ ! -e "$(RUNS)/demo" ] || \
 	  { echo "$(RUNS)/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
-	@mkdir -p $(RUNS)/demo-seed$(SEED) && ln -sfn demo-seed$(SEED) $(RUNS)/demo
+	@mkdir -p "$(RUNS)/demo-seed$(SEED)" && ln -sfn demo-seed$(SEED) "$(RUNS)/demo"
 	@for stage in $(DEMO); do \
 	  echo "== $${stage##*:}"; \
 	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml run.seed=$(SEED) || exit 1; \
@@ -92,11 +93,14 @@ submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='co
 	@$(VENV)/bin/ray job submit --working-dir . -- python -m cluster.jobs.$(JOB) $(CONFIG)
 
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
-	@mkdir -p $(RUNS)
-	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri sqlite:///$(RUNS)/mlflow.db
+	@$(root_is_there)
+	@mkdir -p "$(RUNS)"
+	@$(PY) -c 'import socket; socket.create_server(("127.0.0.1", $(MLFLOW_PORT)))' 2>/dev/null || \
+	  { echo "port $(MLFLOW_PORT) is taken: make mlflow MLFLOW_PORT=5001"; exit 1; }
+	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(RUNS)/mlflow.db"
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info $(RUNS)/demo $(RUNS)/demo-seed*
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(RUNS)/demo" "$(RUNS)"/demo-seed*
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
@@ -111,6 +115,9 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	  grep -q "^export $${one%%=*}=" $(VENV)/bin/activate || \
 	  echo "export $${one%%=*}=\"\$${$${one%%=*}:-$${one#*=}}\"" >> $(VENV)/bin/activate; done
 	@touch $@
+
+root_is_there = [ -z "$(EMBED_RL_ROOT)" ] || [ -d "$(EMBED_RL_ROOT)" ] || \
+  { echo "EMBED_RL_ROOT=$(EMBED_RL_ROOT) is no folder"; exit 1; }
 
 # The CPU build from wherever pip is configured to find it, else from PyTorch's own index.
 torch_cpu = $(PIP) install torch==2.13.0+cpu 2>/dev/null || $(PIP) install torch==2.13.0+cpu --index-url $(TORCH_CPU)

@@ -15,6 +15,7 @@ from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from data.errors import DataError, EmbedRLError, StopRequested
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -44,6 +45,7 @@ def run_job(
         os.chdir(project_root())
         if arguments.dry_run:
             return dry_run(config, roles(config) if roles else ())
+        log.info("run folder %s", config.run.dir)
         return main(config)
     except (ConfigError, DataError) as error:
         print(f"\n{error}", file=sys.stderr)
@@ -60,8 +62,7 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     """Print resolved settings, the resource plan and the data sets."""
     print("# settings\n" + to_yaml(config))
     print("# resources")
-    for role in roles:
-        print(f"{role.name}: {role.actors} x ({role.cpus:g} CPU, {role.gpus:g} GPU)")
+    print(*roles, sep="\n")
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
     print("# data sets")

@@ -54,6 +54,9 @@ class Role:
     cpus: float
     gpus: float
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.actors} x ({self.cpus:g} CPU, {self.gpus:g} GPU)"
+
 
 @contextmanager
 def session(
@@ -85,6 +88,7 @@ def session(
     try:
         _wait_for_nodes(roles, timeout_s=nodes_timeout_s if address else 0.0)
         _wait_for_predecessor(namespace)
+        log.info("starting %s", ", ".join(map(str, roles)))
         yield
     finally:
         ray.shutdown()

@@ -33,6 +33,8 @@ are dropped.
 """
 
 import logging
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -186,12 +188,17 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
     def init_transfer_engine(self, init_info: StoreInit) -> None:
         """Join the cluster as a driver and find the store actor."""
         if not ray.is_initialized():
+            on_terminate = signal.getsignal(signal.SIGTERM)
             ray.init(
                 address=init_info.ray_address,
                 namespace=init_info.namespace,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            # Ray puts its own in place of vLLM's, which ends the engine in order: it prints a stack
+            # as of a crash, at the end of every good run.
+            if on_terminate is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)
         self.store = ray.get_actor(init_info.actor_name, namespace=init_info.namespace)
 
     def newest_version(self) -> int | None:

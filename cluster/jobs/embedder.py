@@ -57,7 +57,6 @@ def main(config: EmbedderConfig) -> int:
     ]
     order = np.random.default_rng(config.run.seed).permutation(len(held_out))
     held_out = [held_out[int(i)] for i in order[: config.evaluation.samples]]
-    tracker = Tracker(config, job="embedder", folder=folder.path)
 
     def batches_from(state: State | None) -> Iterator[tuple[Batch, State]]:
         feed = PairFeed(
@@ -72,7 +71,7 @@ def main(config: EmbedderConfig) -> int:
 
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with tracker, connected:
+    with connected, Tracker(config, job="embedder", folder=folder.path) as tracker:
         model = with_emb_token(config.model, folder.path / BASE_FOLDER)
         group = LearnerGroup(config.learner)
         group.build_contrastive(

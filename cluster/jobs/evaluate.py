@@ -54,10 +54,9 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]
-    tracker = Tracker(config, job="evaluate", folder=folder.path)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with tracker, connected:
+    with connected, Tracker(config, job="evaluate", folder=folder.path) as tracker:
         with closing(Decoder()) as decoder:
             uris = uris_of(pairs, data.media.max_frames)
             pictures, failed = decoder.share(uris, data.media)

@@ -71,11 +71,10 @@ def main(config: RLConfig) -> int:
     if config.reward.judge.model:
         check_folder(config.reward.judge.model)
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
-    tracker = Tracker(config, job="rl", folder=folder.path)
     namespace = str(folder.path.absolute())
     nodes_timeout_s = config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with tracker, connected, ExitStack() as stack:
+    with connected, Tracker(config, job="rl", folder=folder.path) as tracker, ExitStack() as stack:
         # Both start again empty: weights are published again, sizes stay as they are. They lie
         # on the driver's node, so that no other node takes them along.
         here = {"scheduling_strategy": driver_node(), "num_cpus": 0}

@@ -42,11 +42,10 @@ def main(config: WarmStartConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     rows = {split: load_rows(config, split) for split in ("train", "eval")}
-    tracker = Tracker(config, job="warm_start", folder=folder.path)
     encoder = load_encoder(config.model, config.data.media)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with tracker, connected:
+    with connected, Tracker(config, job="warm_start", folder=folder.path) as tracker:
         group = LearnerGroup(config.learner)
         group.build_supervised(
             model=config.model,
