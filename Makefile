@@ -95,8 +95,8 @@ submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='co
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@$(root_is_there)
 	@mkdir -p "$(RUNS)"
-	@$(PY) -c 'import socket; socket.create_server(("127.0.0.1", $(MLFLOW_PORT)))' 2>/dev/null || \
-	  { echo "port $(MLFLOW_PORT) is taken: make mlflow MLFLOW_PORT=5001"; exit 1; }
+	@$(PY) -c 'import socket; socket.create_server(("127.0.0.1", int("$(MLFLOW_PORT)")))' 2>/dev/null || \
+	  { echo "cannot listen on port $(MLFLOW_PORT): choose another, make mlflow MLFLOW_PORT=5001"; exit 1; }
 	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(RUNS)/mlflow.db"
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay

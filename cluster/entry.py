@@ -36,7 +36,7 @@ def run_job(
     # Intermixed: overrides may stand on both sides of an option.
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    for noisy in ("mlflow", "alembic", "httpx", "matplotlib", "PIL"):
+    for noisy in ("alembic", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         config = load(cls, arguments.config, arguments.overrides)
@@ -62,7 +62,8 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     """Print resolved settings, the resource plan and the data sets."""
     print("# settings\n" + to_yaml(config))
     print("# resources")
-    print(*roles, sep="\n")
+    for role in roles:
+        print(role)
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
     print("# data sets")

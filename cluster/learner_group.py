@@ -5,14 +5,14 @@ keeps its place and can be started again; the job then continues from its last c
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
@@ -47,47 +47,6 @@ STOP_TIMEOUT_S = 60.0
 def learner_role(config: LearnerConfig) -> Role:
     """Return what the group asks Ray for."""
     return Role("learner", config.ranks, config.cpus, config.gpus)
-
-
-class LearnerRank:
-    """One rank in a Ray actor: a `learner.worker.LearnerWorker`, and what puts its weights."""
-
-    def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
-        # Here and not above: the driver imports this file to wrap the class, and must not load
-        # torch, transformers and DeepSpeed, which take seconds and half a GB.
-        from cluster.publisher import Publisher
-        from learner.worker import LearnerWorker
-
-        self._worker = LearnerWorker(rank, world)
-        self._new_publisher = partial(Publisher, weights)
-
-    def run(self, method: str, *args: Any, **settings: Any) -> Any:
-        """Return what a method of the worker returns."""
-        return getattr(self._worker, method)(*args, **settings)
-
-    def build(self, plan: LearnerPlan) -> None:
-        """Load the model; nothing of it has been put yet."""
-        self._worker.build(plan)
-        self._publisher, self._again = self._new_publisher(), False
-
-    def address(self) -> str:
-        """Return the address of this rank's node."""
-        return ray.util.get_node_ip_address()
-
-    def put_weights(self, version: int, store: Any, *, anew: bool = False) -> Published | None:
-        """Put the weights into the object store, frozen ones at the first time, or ``anew``.
-
-        Only rank 0 puts and returns something; the others take part in gathering.
-        """
-        if anew:
-            self._publisher, self._again = self._new_publisher(), False
-        again, self._again = self._again, True
-        weights = self._worker.unmerged(trained_only=again)
-        if self._worker.rank == 0:
-            return self._publisher.publish(version, store, self._worker.layout(), weights)
-        for _ in weights:
-            pass
-        return None
 
 
 class LearnerGroup:
@@ -184,18 +143,21 @@ class LearnerGroup:
             return StepReport(
                 metrics={"train/tokens": 0.0, "policy/skipped_steps": 1.0}, seconds=0.0
             )
-        tokens = _response_tokens(samples)
-        shares = self._shares(samples, pictures)
-        totals = {"total_tokens": tokens, "total_traces": len(samples)}
-        refs = self._begin("train_policy", pictures.ref, shares=shares, **totals)
+        totals = {"total_tokens": _response_tokens(samples), "total_traces": len(samples)}
+        refs = [
+            rank.train_policy.remote(share, pictures.ref, **totals)
+            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
+        ]
         return self._step(refs, "training the policy")
 
     def score_policy(
         self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to each trace, by key."""
-        shares = self._shares(samples, pictures)
-        refs = self._begin("score_policy", pictures.ref, shares=shares)
+        refs = [
+            rank.score_policy.remote(share, pictures.ref)
+            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
+        ]
         scores: dict[str, TokenScores] = {}
         for some in self._all(refs, "scoring traces"):
             scores.update(some)
@@ -210,31 +172,39 @@ class LearnerGroup:
                 metrics={"train/tokens": 0.0, "supervised/skipped_steps": 1.0}, seconds=0.0
             )
         tokens = _response_tokens(samples)
-        shares = self._shares(samples, pictures)
-        refs = self._begin("train_supervised", pictures.ref, shares=shares, total_tokens=tokens)
+        refs = [
+            rank.train_supervised.remote(share, pictures.ref, total_tokens=tokens)
+            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
+        ]
         return self._step(refs, "supervised training")
 
     def evaluate_supervised(
         self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> dict[str, float]:
         """Return `eval/loss`, `eval/token_accuracy` and `eval/exact` (share of samples)."""
-        shares = self._shares(samples, pictures)
-        refs = self._begin("evaluate_supervised", pictures.ref, shares=shares)
+        refs = [
+            rank.evaluate_supervised.remote(share, pictures.ref)
+            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
+        ]
         return self._all(refs, "evaluating")[0]
 
     def train_contrastive(
         self, rows: Sequence[ContrastPair], pictures: SharedPictures
     ) -> StepReport:
         """Take one contrastive step; rows that share no identity are each other's negatives."""
-        shares = [list(rows[index :: self.config.ranks]) for index in range(len(self._ranks))]
-        refs = self._begin("train_contrastive", pictures.ref, shares=shares)
+        refs = [
+            rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures.ref)
+            for index, rank in enumerate(self._ranks)
+        ]
         return self._step(refs, "contrastive training")
 
     def embed(self, contents: Sequence[Content], pictures: SharedPictures) -> np.ndarray:
         """Return unit vectors of the contents by the model in training, float32 [N, D]."""
         requests = [EmbedRequest(key=str(i), content=one) for i, one in enumerate(contents)]
-        shares = [requests[index :: self.config.ranks] for index in range(len(self._ranks))]
-        refs = self._begin("embed", pictures.ref, shares=shares)
+        refs = [
+            rank.embed.remote(requests[index :: self.config.ranks], pictures.ref)
+            for index, rank in enumerate(self._ranks)
+        ]
         vectors: dict[str, np.ndarray] = {}
         for some in self._all(refs, "embedding"):
             vectors.update(some)
@@ -272,15 +242,16 @@ class LearnerGroup:
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint: complete, or not there at all."""
-        self._all(self._begin("save", _absolute(folder)), f"saving {folder}")
+        self._all([r.save.remote(_absolute(folder)) for r in self._ranks], f"saving {folder}")
 
     def load(self, folder: str | Path) -> int:
         """Continue from a checkpoint; return how many steps it had taken."""
-        return self._all(self._begin("load", _absolute(folder)), f"loading {folder}")[0]
+        refs = [rank.load.remote(_absolute(folder)) for rank in self._ranks]
+        return self._all(refs, f"loading {folder}")[0]
 
     def export(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder."""
-        self._all(self._begin("export", _absolute(folder)), f"exporting {folder}")
+        self._all([r.export.remote(_absolute(folder)) for r in self._ranks], f"exporting {folder}")
 
     def close(self) -> None:
         """Stop the ranks and give their bundles back."""
@@ -299,9 +270,8 @@ class LearnerGroup:
         first = self._ranks[0]
         limit = min(START_TIMEOUT_S, config.timeout_s)
         [address] = self._all([first.address.remote()], "starting rank 0", limit)
-        opened = first.run.remote("open_store", address, limit)
-        [port] = self._all([opened], "opening rendezvous", limit)
-        joins = self._begin("join", address, port, config.timeout_s)
+        [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
+        joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
         self._all(joins, f"meeting at {address}:{port}", limit)
 
     def _stop(self) -> None:
@@ -359,16 +329,6 @@ class LearnerGroup:
             seconds=time.perf_counter() - start,
             broken=tuple(key for report in reports for key in report.broken),
         )
-
-    def _begin(
-        self, method: str, *args: Any, shares: Iterable[Any] | None = None, **settings: Any
-    ) -> list[Any]:
-        """Have each rank's worker begin with a method; ``shares``: a first argument for each."""
-        own = [()] * len(self._ranks) if shares is None else [(share,) for share in shares]
-        return [
-            rank.run.options(name=method).remote(method, *first, *args, **settings)
-            for rank, first in zip(self._ranks, own, strict=True)
-        ]
 
     def _check_running(self, what: str) -> None:
         if not self._ranks:

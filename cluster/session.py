@@ -213,7 +213,7 @@ def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:
         if asked > has + 1e-6:
             short.append(f"{asked:g} {unit}s asked, {has:g} in the cluster")
     if short:
-        plan = "; ".join(f"{r.name}: {r.actors} x ({r.cpus:g} CPU, {r.gpus:g} GPU)" for r in roles)
+        plan = "; ".join(map(str, roles))
         raise NotEnoughResources(
             f"{' and '.join(short)}. Plan: {plan}. Lower actors/ranks, cpus or gpus of a role in "
             "the config, or add nodes to the cluster."

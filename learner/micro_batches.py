@@ -1,6 +1,6 @@
 """Which rank computes which rows together.
 
-Without torch: the driver plans.
+Loads without torch: the driver imports it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """What a learner group trains: the objectives with their settings, and what ranks say of traces.
 
-Without torch: the driver makes them.
+Loads without torch: the driver imports it.
 """
 
 from dataclasses import dataclass

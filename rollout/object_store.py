@@ -195,8 +195,8 @@ class RayObjectsEngine(WeightTransferEngine[StoreInit, PullVersion]):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-            # Ray puts its own in place of vLLM's, which ends the engine in order: it prints a stack
-            # as of a crash, at the end of every good run.
+            # Ray puts its own in place of vLLM's, which ends the engine in order. Ray's prints a
+            # stack as of a crash, at the end of every good run.
             if on_terminate is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, on_terminate)
         self.store = ray.get_actor(init_info.actor_name, namespace=init_info.namespace)

@@ -13,9 +13,6 @@ from data.demo import demo_corpus, write_world
 
 def main(config: DemoDataConfig) -> int:
     """Write `world/` and `model/` into the run folder."""
-    # Here and not above: it loads torch and transformers, and settings are checked without them.
-    from data.demo_model import write_tiny_model
-
     folder = RunFolder(config, job="demo_data")
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
@@ -29,6 +26,9 @@ def main(config: DemoDataConfig) -> int:
     )
     for name, count in rows.items():
         print(f"{name}: {count} rows")
+    # Here and not above: it loads torch and transformers, and settings are checked without them.
+    from data.demo_model import write_tiny_model
+
     write_tiny_model(folder.path / "model", demo_corpus(), seed=config.run.seed)
     folder.finish(rows=sum(rows.values()))
     return 0

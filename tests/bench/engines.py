@@ -140,16 +140,13 @@ class SleepingEmbedder:
 
 
 class SleepingRank:
-    """Stands in for `cluster.learner_group.LearnerRank`."""
+    """Stands in for `cluster.learner_rank.LearnerRank`."""
 
     def __init__(self, rank: int, world: int, weights: object) -> None:
         pass
 
     def address(self) -> str:
         return "nowhere"
-
-    def run(self, method: str, *args: Any, **settings: Any) -> Any:
-        return getattr(self, method)(*args, **settings)
 
     def open_store(self, address: str, timeout_s: float) -> int:
         return 0

@@ -18,6 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.run_folder import RUN_ID_FILE
 from tests.patience import PATIENCE_S
 
 # The module fixture runs eight jobs: the limit is for all of them together.
@@ -355,6 +356,27 @@ def test_a_finished_job_says_so_and_another_config_is_refused(home: Path) -> Non
     )
     assert refused.returncode == 2
     assert "batch: there 16, now 4" in refused.stderr
+
+
+def test_a_job_that_no_cluster_takes_leaves_no_mlflow_run(home: Path) -> None:
+    folder = home / "runs/demo/refused"
+    refused = subprocess.run(
+        [
+            sys.executable,
+            *job_command("rl rl"),
+            "run.dir=runs/demo/refused",
+            "run.nodes_timeout_s=0",
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "EMBED_RL_ROOT": str(home), "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert refused.returncode == 1
+    assert "expected a Ray cluster at RAY_ADDRESS=127.0.0.1:1" in refused.stderr
+    assert folder.is_dir()
+    assert not (folder / RUN_ID_FILE).exists()
 
 
 def test_mlflow_holds_the_curves_of_every_training_job_and_the_report(home: Path) -> None:

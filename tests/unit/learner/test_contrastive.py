@@ -11,7 +11,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from configs.schema import TEMPERATURES
-from data.errors import ConfigError
 from data.types import ContrastPair
 from learner.batching import Batch
 from learner.contrastive import (
@@ -120,13 +119,6 @@ def test_leading_dimensions_are_unit_vectors_again_and_whole_ones_stay_as_they_a
     assert torch.allclose(cut.norm(dim=-1), torch.ones(4, dtype=torch.float64))
     assert torch.allclose(cut[:, 0] / cut[:, 1], vectors[:, 0] / vectors[:, 1])
     assert leading(vectors, 3) is vectors
-
-
-def test_dimensions_that_are_no_leading_part_are_refused():
-    objective = ContrastiveObjective(temperature=0.1, dimensions=(4, 8, 16))
-    objective.check_width(17)
-    with pytest.raises(ConfigError, match="less than the model's 8, found 8, 16"):
-        objective.check_width(8)
 
 
 @pytest.mark.parametrize("initial", [0.011, 0.02, 0.3, 0.99])

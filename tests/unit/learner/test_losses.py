@@ -18,7 +18,6 @@ from configs.presets import PRESETS
 from configs.schema import GRPOConfig
 from data.errors import DataError
 from learner.losses import PolicyTokens, kl_estimate, policy_loss, token_weight
-from learner.objectives import loss_total
 from tests.unit.learner.objective import MAX_TOKENS, Example
 
 SPLIT = [[slice(0, 2), slice(2, 3), slice(3, 3)], [slice(3, 3), slice(3, 5), slice(5, None)]]
@@ -325,9 +324,7 @@ def test_an_unknown_estimate_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("loss_mean", "weight", "total"),
-    [("token", 1.0, 30.0), ("sequence", 0.25, 5.0), ("sequence_constant", 1.0, 60.0)],
+    ("loss_mean", "weight"), [("token", 1.0), ("sequence", 0.25), ("sequence_constant", 1.0)]
 )
-def test_weights_and_totals_of_the_means(loss_mean, weight, total):
+def test_weights_of_the_means(loss_mean, weight):
     assert token_weight(4, loss_mean=loss_mean) == weight
-    assert loss_total(tokens=30, traces=5, max_tokens=12, loss_mean=loss_mean) == total
