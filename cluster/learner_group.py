@@ -50,7 +50,7 @@ def learner_role(config: LearnerConfig) -> Role:
 
 
 class LearnerGroup:
-    """The ranks, started and joined; build it for one objective, then train.
+    """The ranks: they get their place at once, start when they are built for an objective, train.
 
     ``rank`` is their class.
 
@@ -58,7 +58,7 @@ class LearnerGroup:
     EmbedRLError that a rank itself raised; the ranks are stopped then.
 
     Raises:
-        ClusterError: the ranks got no place, or did not find each other in time.
+        ClusterError: the ranks got no place.
     """
 
     def __init__(
@@ -76,16 +76,14 @@ class LearnerGroup:
         self._plan: LearnerPlan | None = None
         self._anew = False
         """Whether the last publication failed half-way: frozen weights may be missing."""
-        self._start()
 
     @property
     def running(self) -> bool:
-        """Whether the ranks are there: not closed, and without a failure so far."""
+        """Whether the ranks are there: started, not closed, and without a failure so far."""
         return bool(self._ranks)
 
     def restart(self) -> None:
         """Start new ranks in the place of stopped ones, and build what the last ones had built."""
-        self._start()
         if self._plan is not None:
             self._build(self._plan)
 
@@ -296,6 +294,8 @@ class LearnerGroup:
 
     def _build(self, plan: LearnerPlan) -> None:
         self._plan = plan
+        if not self._ranks:
+            self._start()
         self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {plan.model}")
 
     def _shares(

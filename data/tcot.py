@@ -23,9 +23,10 @@ MAX_CUE_STARTS = 8
 """Braces tried as the cue's first: each try may read the whole text before it fails."""
 
 # A part never runs over its own tags: a policy that repeats them without end would otherwise
-# cost minutes of backtracking. What holds no "<" is skipped at once.
+# cost minutes of backtracking. What holds no "<" is skipped at once. No possessive quantifiers:
+# Python before 3.11.5 fails on them inside a group.
 _PARTS = re.compile(
-    r"\s*".join(rf"<{tag}>(?P<{tag}>[^<]*+(?:<(?!/?{tag}>)[^<]*+)*+)</{tag}>" for tag in TAGS)
+    r"\s*".join(rf"<{tag}>(?P<{tag}>[^<]*(?:<(?!/?{tag}>)[^<]*)*)</{tag}>" for tag in TAGS)
 )
 _ANY_TAG = re.compile(r"</?(?:thinking|rethink|answer)>")
 

@@ -51,8 +51,6 @@ def start(local_ray: str, tiny_folder: Path) -> Iterator[Callable[..., LearnerGr
                 old.close()
             groups[:] = [LearnerGroup(config)]
         group = groups[0]
-        if not group.running:
-            group.restart()
         group.config = config
         group.build_supervised(model=str(tiny_folder), media=MEDIA, total_steps=9, seed=0)
         return group
