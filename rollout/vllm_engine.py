@@ -62,6 +62,8 @@ class VLLMEngine:
         self._store = store
         self._stale = ""
         self._pulling = asyncio.Lock()
+        self._pulls = 0
+        """How many began."""
         most = max(1, media.max_frames) if self.encoder.sees_pictures else 0
         arguments = engine_arguments(model, engine, max_pictures=most)
         if current_platform.is_cpu():
@@ -110,12 +112,15 @@ class VLLMEngine:
         for attempt in range(ATTEMPTS):
             name = f"{request.key}#{attempt}"
             await self._good_weights(str(request.key))
+            pulls = self._pulls
             try:
                 stream = self._llm.generate(inputs, self._params(request), name)
                 (output,) = [final async for final in stream]
             except EngineDeadError as error:
                 raise EngineLost(f"{request.key}: the engine's process died: {error}") from None
             except (VLLMClientError, EngineGenerateError, ValueError) as error:
+                if self._pulls > pulls and attempt + 1 < ATTEMPTS:
+                    continue  # caches of pictures were dropped while vLLM read the prompt
                 cause = error.__cause__ or error
                 raise DataError(f"{request.key}: vLLM refused the prompt: {cause}") from error
             if output.outputs[0].finish_reason not in ("error", "abort"):
@@ -157,7 +162,11 @@ class VLLMEngine:
 
     async def _pull(self, version: int) -> SyncReport:
         started = time.perf_counter()
+        self._pulls += 1
         await self._llm.pause_generation(mode="keep", clear_cache=True)
+        # Once more: a picture that was read since it did so itself would count as known to the
+        # engine's process, which has dropped its own copies later.
+        await self._llm.renderer.clear_mm_cache_async()
         self._stale = f"the pull of weights version {version} did not finish"
         try:
             await self._llm.start_weight_update()

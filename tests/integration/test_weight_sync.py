@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,6 +255,26 @@ def test_a_pull_under_running_requests_loses_none(
     assert {str(trace.key) for trace in traces} == {str(r.key) for r in asked}
     assert [one.detail for one in traces if isinstance(one, DroppedTrajectory)] == []
     assert all(trace.min_version <= trace.max_version <= version for trace in traces)
+
+
+@pytest.mark.parametrize(("pulls", "kept"), [(1, True), (0, False)])
+def test_a_prompt_that_new_weights_came_across_is_read_again(
+    reasoner, contents, pictures, pulls, kept
+) -> None:
+    def refuse_once(actor: Any) -> None:
+        engine = actor._engine
+        sound = engine._llm.generate
+
+        def generate(*_: object) -> None:
+            engine._llm.generate = sound
+            engine._pulls += pulls
+            raise ValueError("expected a cached item")
+
+        engine._llm.generate = generate
+
+    ray.get(reasoner.actor.__ray_call__.remote(refuse_once))
+    [trace] = reasoner.generate([request(contents["image"])], pictures)
+    assert isinstance(trace, DroppedTrajectory) is not kept
 
 
 def test_deltas_arrive_bit_equal_in_packed_matrices_too(
