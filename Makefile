@@ -117,7 +117,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@touch $@
 
 root_is_there = [ -z "$(EMBED_RL_ROOT)" ] || [ -d "$(EMBED_RL_ROOT)" ] || \
-  { echo "EMBED_RL_ROOT=$(EMBED_RL_ROOT) is no folder"; exit 1; }
+  { echo "EMBED_RL_ROOT=$(EMBED_RL_ROOT) is no folder: make it, or name another"; exit 1; }
 
 # The CPU build from wherever pip is configured to find it, else from PyTorch's own index.
 torch_cpu = $(PIP) install torch==2.13.0+cpu 2>/dev/null || $(PIP) install torch==2.13.0+cpu --index-url $(TORCH_CPU)

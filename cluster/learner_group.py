@@ -333,8 +333,8 @@ class LearnerGroup:
     def _check_running(self, what: str) -> None:
         if not self._ranks:
             raise LearnerLost(
-                f"learner: {what}: the group was stopped, by `close` or after a failure; restart "
-                "it and load the last checkpoint"
+                f"learner: {what}: the group was stopped, by `close` or after a failure, or never "
+                "built; restart it and load the last checkpoint"
             )
 
     def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
