@@ -6,7 +6,8 @@ once per objective, and the configurations share two process groups.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +199,20 @@ def build_contrastive(group: LearnerGroup, tiny_folder: Path, **changes: object)
     )
 
 
-def buckets(group: LearnerGroup) -> list[Bucket]:
-    """Publish the group's weights to a store of their own and return what lies there."""
+def buckets(group: LearnerGroup) -> Iterator[Bucket]:
+    """Publish the group's weights to a store of their own and yield what lies there.
+
+    The store lives until the last bucket was used: the learner frees what a dead store had borrowed
+    from it, even where the store had just lent it on.
+    """
     store = ray.remote(WeightStore).options(num_cpus=0).remote()
     group.announce(1, store)
     group.publish(1, store)
-    found = []
-    while (bucket := ray.get(store.bucket.remote(1, len(found), 0.0))) is not None:
-        found.append(bucket)
-    return found
+    for index in count():
+        bucket = ray.get(store.bucket.remote(1, index, 0.0))
+        if bucket is None:
+            return
+        yield bucket
 
 
 def weights(group: LearnerGroup) -> dict[str, torch.Tensor]:
