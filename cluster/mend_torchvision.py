@@ -15,7 +15,7 @@ from pathlib import Path
 HOOK_SOURCE = Path(__file__).with_name("torchvision_hook.py")
 HOOK_MODULE = "embed_rl_torchvision_hook"
 UNNEEDED = ("torchaudio", "torchcodec", "triton")
-PROBE_TIMEOUT_S = 180
+PROBE_TIMEOUT_S = 600
 
 # Without the hook, so that the answer is about torchvision itself. `find_spec` tells "not
 # installed" from "broken" without running anything.

@@ -2,6 +2,7 @@
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import ray
@@ -9,6 +10,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.session import Role, session
 from data.errors import NotEnoughResources
+from tests.patience import PATIENCE_S
 
 ROLES = (Role("rollout", actors=2, cpus=1, gpus=0),)
 
@@ -26,8 +28,9 @@ def test_a_plan_that_fits_once_a_node_has_joined_is_not_refused(
     with pytest.raises(NotEnoughResources, match="2 CPUs asked, 1 in the cluster"):
         cpus_found(nodes_timeout_s=1)
     with ThreadPoolExecutor(1) as job:
-        found = job.submit(cpus_found, 120)
-        while "waiting up to 120 s for nodes" not in caplog.text:
-            assert not found.done()
+        found = job.submit(cpus_found, PATIENCE_S)
+        while f"waiting up to {PATIENCE_S:.0f} s for nodes" not in caplog.text:
+            with suppress(TimeoutError):  # it cannot end yet, but fail
+                pytest.fail(f"found {found.result(timeout=0.1)} CPUs, no second node has joined")
         cluster.add_node(num_cpus=1)
         assert found.result() == 2

@@ -10,6 +10,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from cluster.weights import WeightStore
+from tests.nodes.conftest import STORE_BYTES
 from tests.published import publish, publisher
 from tests.weight_engine import TENSOR_BYTES, TENSORS, Engine, make_model
 
@@ -22,7 +23,7 @@ NOISE_BYTES = 16 << 20
 @pytest.fixture
 def two_nodes(cluster: Cluster) -> Iterator[None]:
     """Give the engines a node of their own beside the learner's."""
-    cluster.add_node(num_cpus=1, resources={"engines": ENGINES})
+    cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES, resources={"engines": ENGINES})
     ray.init(
         address=cluster.address,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},

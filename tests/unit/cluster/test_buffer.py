@@ -6,6 +6,7 @@ import pytest
 
 from cluster.buffer import StepBuffer
 from data.errors import ClusterError
+from tests.patience import PATIENCE_S
 
 
 def test_a_step_waits_until_it_is_admitted() -> None:
@@ -25,11 +26,11 @@ def test_a_step_waits_until_it_is_admitted() -> None:
     thread = threading.Thread(target=collect)
     thread.start()
     buffer.admit(3)
-    assert all_begun.wait(10)
+    assert all_begun.wait(PATIENCE_S)
     assert [buffer.take("step") for _ in range(3)] == [1, 2, 3]
     buffer.admit(2)  # takes no admission back
     buffer.close()
-    thread.join(10)
+    thread.join(PATIENCE_S)
     assert began == [1, 2, 3]
 
 

@@ -226,10 +226,10 @@ def test_half_an_emoji_is_no_word():
 )
 def test_tens_of_thousands_of_cues_cost_no_time(kind, make, dropped):
     value, repairs = [make(i) for i in range(20_000)], []
-    started = time.monotonic()
+    started = time.thread_time()
     with contextlib.suppress(TCoTError):
         read_cues({CUE_KEYS[kind]: [value]}, kind=kind, num_frames=8, repairs=repairs)
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
     assert Counter(repairs)[dropped] >= 10_000
 
 

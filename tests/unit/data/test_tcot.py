@@ -165,11 +165,11 @@ def test_long_texts_cost_no_time(piece, size):
         trace({"text_keywords": ["a"]}, answer=long),
         f"<thinking></thinking>{long}",
     ]
-    started = time.monotonic()
+    started = time.thread_time()
     for text in inside:
         found = faults(text, kind=Kind.TEXT)
         assert (found == ("refused: too long",)) == (len(text) > MAX_CHARS)
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 4
 
 
 @pytest.mark.parametrize(
