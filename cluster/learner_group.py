@@ -38,8 +38,8 @@ from learner.objectives import (
     TokenScores,
 )
 
-START_TIMEOUT_S = 300.0
-"""Longest wait for the ranks to find each other."""
+START_TIMEOUT_S = 900.0
+"""Longest wait for the ranks to start, which import much, and to find each other."""
 STOP_TIMEOUT_S = 60.0
 """Longest wait for stopped ranks to be gone."""
 

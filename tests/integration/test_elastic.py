@@ -28,15 +28,14 @@ def engine_cores():
     """Return the processes of the Reasoners' engines."""
 
     def named(process, name):
-        with suppress(psutil.NoSuchProcess):  # it ends just now
-            return process is not None and name in " ".join(process.cmdline())
-        return False
+        return process is not None and name in " ".join(process.cmdline())
 
-    return {
-        one
-        for one in psutil.Process().children(recursive=True)
-        if named(one, "EngineCore") and named(one.parent(), "RolloutActor")
-    }
+    found = set()
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends just now
+            if named(one, "EngineCore") and named(one.parent(), "RolloutActor"):
+                found.add(one)
+    return found
 
 
 class Load:

@@ -1,11 +1,13 @@
 """The real embedder actor against plain transformers, and a pool of two of them."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from cluster.pictures import share_pictures
 from cluster.pools import RewardPool
@@ -13,6 +15,7 @@ from configs.schema import PoolConfig, RewardConfig
 from data.types import Box, EmbedRequest, Kind, Picture
 from tests.integration.conftest import ENGINE, MEDIA
 from tests.integration.reference import embedding
+from tests.patience import PATIENCE_S
 
 CROPS = (
     Picture("a", Kind.IMAGE),
@@ -117,6 +120,9 @@ def test_a_pool_embeds_like_one_actor_also_when_one_of_two_is_killed(
 
     first, _ = pool.actors.values()
     ray.kill(first)
+    with suppress(RayActorError):
+        while True:  # it is killed soon, not at once
+            ray.get(first.ready.remote(), timeout=PATIENCE_S)
     check()
     counters = pool.counters()
     assert counters["pool/reward/lost"] == 1

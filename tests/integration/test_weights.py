@@ -20,7 +20,6 @@ from tests.patience import PATIENCE_S
 from tests.published import layout, publish, publisher
 
 SIZES = (300, 200, 100, 50)
-WAIT_S = 60.0
 
 
 def make_model(seed: int) -> nn.Module:
@@ -45,7 +44,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def pull(receiver: Receiver, store, version: int) -> dict:
-    receiver.pull(store, version, WAIT_S)
+    receiver.pull(store, version, PATIENCE_S)
     report = receiver.compare()
     assert report["mismatched"] == []
     return report
@@ -114,7 +113,7 @@ def test_after_a_failed_pull_everything_is_fetched(store):
     publish(own, 1, store, sent, first=True)
     pull(receiver, store, 1)
     with pytest.raises(WeightSyncError, match="version 9 is not in the weight store"):
-        receiver.pull(store, 9, WAIT_S)
+        receiver.pull(store, 9, PATIENCE_S)
     train(sent, 2)
     publish(own, 2, store, sent)
     assert not pull(receiver, store, 2)["delta"]
@@ -140,15 +139,15 @@ def test_an_engine_pulls_while_the_learner_still_gathers(store):
             yield UnmergedWeight(name, one.detach(), (), 0.0)
             if name == names[0]:
                 # The next tensor is gathered only when the engine has the first.
-                assert arrived.wait(WAIT_S)
+                assert arrived.wait(PATIENCE_S)
 
     ray.get(store.announce.remote(1))
-    pulling = threading.Thread(target=receiver.pull, args=(store, 1, WAIT_S))
+    pulling = threading.Thread(target=receiver.pull, args=(store, 1, PATIENCE_S))
     pulling.start()
     own = publisher()
     own.bucket_bytes = 1
     assert own.publish(1, store, layout(sent), weights()).error == ""
-    pulling.join(WAIT_S)
+    pulling.join(PATIENCE_S)
     assert receiver.compare()["mismatched"] == []
     assert same(model, sent)
 
@@ -162,8 +161,8 @@ def test_a_learner_that_fails_half_way_ends_the_pull_with_its_reason(store):
     failing.start()
     began = time.monotonic()
     with pytest.raises(WeightSyncError, match="rank 1 died"):
-        receiver.pull(store, 1, WAIT_S)
-    assert time.monotonic() - began < WAIT_S / 2
+        receiver.pull(store, 1, PATIENCE_S)
+    assert time.monotonic() - began < PATIENCE_S / 2
     publish(publisher(), 2, store, sent, first=True)
     pull(receiver, store, 2)
 

@@ -16,7 +16,7 @@ from tests.weight_engine import TENSOR_BYTES, TENSORS, Engine, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = 3
-NOISE_BYTES = 16 << 20
+NOISE_BYTES = 48 << 20
 """More than Ray's own messages take meanwhile; a node that gets the buckets twice exceeds it."""
 
 
