@@ -30,6 +30,7 @@ PLACEMENT_TIMEOUT_S = 120.0
 PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 GRACE_S = 30.0
+STARTS = 3
 PREDECESSOR_TIMEOUT_S = 60.0
 LOOK_S = 0.5
 log = logging.getLogger(__name__)
@@ -73,18 +74,18 @@ def session(
         ConfigError: RAY_ADDRESS is a dashboard's.
     """
     address = os.environ.get("RAY_ADDRESS")
-    own: dict[str, Any] = {} if address else {"include_dashboard": False}
+    settings = {
+        "namespace": namespace,
+        "runtime_env": {"env_vars": QUIET_ENV},
+        "logging_level": logging.ERROR,
+        "log_to_driver": True,
+    }
     if address:
         _wait_for_head(address, timeout_s=nodes_timeout_s)
         log.info("joining the Ray cluster of RAY_ADDRESS=%s", address)
-    ray.init(
-        address=address or "local",
-        namespace=namespace,
-        runtime_env={"env_vars": QUIET_ENV},
-        logging_level=logging.ERROR,
-        log_to_driver=True,
-        **own,
-    )
+        ray.init(address=address, **settings)
+    else:
+        start_ray(**settings)
     try:
         _wait_for_nodes(roles, timeout_s=nodes_timeout_s if address else 0.0)
         _wait_for_predecessor(namespace)
@@ -92,6 +93,22 @@ def session(
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(**settings: Any) -> None:
+    """Start a Ray of this process's own, of one node, with these settings of `ray.init`.
+
+    Ray gives the parts of a node half a minute to come up, some half of that. A machine that is
+    busy just then may not keep it, so the node is started anew a few times.
+    """
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except Exception as error:  # Ray has no type of its own for it
+            if not left or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray came not up in its own time and is started anew: %s", error)
 
 
 def check_listening(address: str) -> None:

@@ -13,6 +13,7 @@ import ray
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cluster.session import start_ray
 from cluster.weights import WeightStore
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
 from data.chat import ChatEncoder
@@ -59,13 +60,7 @@ class Call:
 def local_ray() -> Iterator[str]:
     """Return the address of a Ray of our own."""
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        num_cpus=2,
-        runtime_env={"env_vars": variables},
-    )
+    start_ray(namespace=NAMESPACE, num_cpus=2, runtime_env={"env_vars": variables})
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
