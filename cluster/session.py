@@ -9,10 +9,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
@@ -30,7 +31,9 @@ PLACEMENT_TIMEOUT_S = 120.0
 PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 GRACE_S = 30.0
-STARTS = 3
+"""What other calls get after a failure to show theirs, which may be its cause."""
+DEATHS = (RayActorError, OutOfMemoryError)
+RAY_STARTS = 3
 PREDECESSOR_TIMEOUT_S = 60.0
 LOOK_S = 0.5
 log = logging.getLogger(__name__)
@@ -101,14 +104,19 @@ def start_ray(**settings: Any) -> None:
     Ray gives the parts of a node half a minute to come up, some half of that. A machine that is
     busy just then may not keep it, so the node is started anew a few times.
     """
-    for left in reversed(range(STARTS)):
+    for left in reversed(range(RAY_STARTS)):
+        before = set(psutil.Process().children(recursive=True))
         try:
             ray.init(address="local", include_dashboard=False, **settings)
             return
         except Exception as error:  # Ray has no type of its own for it
-            if not left or "timed out during startup" not in str(error):
+            # It forgets what it had started of the node.
+            for one in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
+            if not left or "timed out" not in str(error).lower():
                 raise
-            log.warning("Ray came not up in its own time and is started anew: %s", error)
+            log.warning("Ray did not come up in its own time limits, is started anew: %s", error)
 
 
 def check_listening(address: str) -> None:
@@ -296,7 +304,8 @@ def wait_for(
 ) -> list[Any]:
     """Return the results of calls to several actors, in their order.
 
-    After a first failure the others get a moment to show theirs: the cause is often there.
+    After a first failure the others get half a minute to show theirs: the cause is often there,
+    a death above all.
 
     Raises:
         ActorLost: an actor died; it is named.
@@ -317,6 +326,8 @@ def wait_for(
             answers[ready[0]] = ray.get(ready[0])
         except RayError as error:
             failures[name] = error
+            if isinstance(error, DEATHS):
+                break
             deadline = min(deadline, time.monotonic() + GRACE_S)
     if failures:
         raise _cause(failures, what)
@@ -331,7 +342,7 @@ def wait_for(
 def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
     """Return the failure that explains the others: a death, then our own errors, then any."""
     for name, error in failures.items():
-        if isinstance(error, RayActorError | OutOfMemoryError):
+        if isinstance(error, DEATHS):
             return ActorLost(f"{name} died while {what}: {error}")
     causes = {
         name: error.cause if isinstance(error, RayTaskError) else error

@@ -47,10 +47,7 @@ class Job:
 
     def steps(self) -> list[dict[str, float]]:
         """Return the metrics of the steps done so far."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        found = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [one for one in found if one["step"] > 0]
+        return [one for one in metrics_of(self.folder) if one["step"] > 0]
 
     def wait_for_step(self, step: int) -> bool:
         """Return True once a step is done, False where the job ended before."""
@@ -67,7 +64,7 @@ class Job:
         found = []
         with suppress(psutil.NoSuchProcess):
             for one in psutil.Process(self.process.pid).children(recursive=True):
-                if _named(one, ROLES[role]):
+                if named(one, ROLES[role]):
                     found.append(one)
         return found
 
@@ -115,7 +112,8 @@ def running(config: Path, folder: Path, *settings: str) -> Iterator[Job]:
         job.log.close()
 
 
-def _named(process: psutil.Process, name: str) -> bool:
+def named(process: psutil.Process, name: str) -> bool:
+    """Return whether a process lives and its command line has that name."""
     try:
         return name in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
@@ -123,12 +121,19 @@ def _named(process: psutil.Process, name: str) -> bool:
 
 
 def _is_agent(process: psutil.Process) -> bool:
-    return _named(process, "Agent") or _named(process, "/agent")
+    return named(process, "Agent") or named(process, "/agent")
 
 
 def family(pid: int) -> list[psutil.Process]:
     """Return all processes that a process has started, and those that they have."""
     return psutil.Process(pid).children(recursive=True)
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """Return the metrics of a run, as far as they are written."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def groups_by_step(folder: Path, *, trained: bool) -> dict[int, list[str]]:

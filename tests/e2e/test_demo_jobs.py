@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.run_folder import RUN_ID_FILE
+from tests.chaos.running import family, metrics_of, named
 from tests.patience import PATIENCE_S
 
 JOB_S = 1800.0
@@ -112,7 +113,7 @@ def free_ports(count: int) -> list[int]:
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports.append(port)
+            ports += [port] * (port not in ports)
     return ports
 
 
@@ -123,10 +124,10 @@ def ray_head(home: Path, *, cpus: int = 2) -> Iterator[Head]:
     # Two heads with one agent port: the later one never has an agent to start jobs.
     port, dashboard, agent = free_ports(3)
     ports = f"--port={port} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
-    found = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", env)
+    head = Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", env)
     options = f"--head --block --num-cpus={cpus} {ports}"
     with (home / "ray.log").open("w") as log:
-        head = subprocess.Popen(
+        process = subprocess.Popen(
             [RAY, "start", *options.split(), "--disable-usage-stats"],
             env={**os.environ, **env},
             stdout=log,
@@ -137,20 +138,20 @@ def ray_head(home: Path, *, cpus: int = 2) -> Iterator[Head]:
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
-                with urllib.request.urlopen(f"{found.dashboard}/api/version", timeout=5):
+                with urllib.request.urlopen(f"{head.dashboard}/api/version", timeout=5):
                     break
             except urllib.error.HTTPError:
                 break  # it asks for the token
             except OSError:
-                assert head.poll() is None, (home / "ray.log").read_text()
+                assert process.poll() is None, (home / "ray.log").read_text()
                 assert time.monotonic() < deadline, "Ray's dashboard does not answer"
                 time.sleep(0.5)
-        yield found
+        yield head
     finally:
-        head.terminate()
+        process.terminate()
         with suppress(subprocess.TimeoutExpired):
-            head.wait(PATIENCE_S)
-        kill_tree(head)
+            process.wait(PATIENCE_S)
+        kill_tree(process)
         shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
 
 
@@ -201,7 +202,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_metrics_name_every_phase_and_the_phases_add_up(home: Path) -> None:
-    steps = steps_of(home / "runs/demo/rl")
+    steps = metrics_of(home / "runs/demo/rl")
     assert [one["step"] for one in steps] == list(range(STEPS + 1))
     assert "eval/hit_at_1" in steps[0]
     for one in steps[1:]:
@@ -262,24 +263,12 @@ def wait_until(job: subprocess.Popen, there: Callable[[], bool], what: str) -> N
         time.sleep(0.1)
 
 
-def started_by(job: subprocess.Popen) -> list[psutil.Process]:
-    """Return the processes that a job has started."""
-    started = {one.pid for one in psutil.Process(job.pid).children(recursive=True)}
-    return [one for one in psutil.process_iter(["cmdline"]) if one.pid in started]
-
-
-def steps_of(folder: Path) -> list[dict[str, float]]:
-    """Return the metrics of a run by step, as far as they are written."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def kept_after_restart(folder: Path) -> bool:
     """Return whether a step that was done by new ranks has its checkpoint."""
     return any(
         one.get("learner/restarts") == 1
         and (folder / f"checkpoints/step-{one['step']:06d}").is_dir()
-        for one in steps_of(folder)
+        for one in metrics_of(folder)
     )
 
 
@@ -305,18 +294,17 @@ def test_rl_that_loses_a_rank_and_then_its_driver_ends_as_if_it_had_not(home: Pa
     try:
         kept = killed / "checkpoints"
         wait_until(job, lambda: any(kept.glob("step-??????")), "its first checkpoint")
-        started = started_by(job)
-        next(one for one in started if "LearnerRank" in "".join(one.info["cmdline"] or ())).kill()
+        next(one for one in family(job.pid) if named(one, "LearnerRank")).kill()
         wait_until(job, lambda: kept_after_restart(killed), "a checkpoint of new ranks")
-        started = started_by(job)
+        started = family(job.pid)
     finally:
         job.kill()
         job.wait(PATIENCE_S)
-    for one in psutil.wait_procs(started, timeout=PATIENCE_S)[1]:
+    for one in psutil.wait_procs(started, timeout=30)[1]:
         with suppress(psutil.NoSuchProcess):
             one.kill()  # a lost driver's Ray goes by itself, in its own time
     run(sys.executable, *command, home=home)
-    found, expected = steps_of(killed), steps_of(straight)
+    found, expected = metrics_of(killed), metrics_of(straight)
     assert [one["step"] for one in found] == list(range(STEPS + 1))
     restarts = [one["learner/restarts"] for one in found[1:]]
     assert [value for value, _ in groupby(restarts)] == [0.0, 1.0, 0.0]
@@ -348,7 +336,7 @@ def test_rl_ahead_of_its_learner_stops_on_request_and_goes_on_without_loss(home:
     printed = run(sys.executable, *command, home=home)
     assert "all engines are ready" in printed
     assert "SIGTERM received" not in printed  # what Ray says of an engine that it sees crash
-    steps = steps_of(folder)
+    steps = metrics_of(folder)
     assert [one["step"] for one in steps] == list(range(1, STEPS + 1))
     assert max(one["staleness/max"] for one in steps) == 1
     assert steps[stopped]["staleness/max"] == 0  # collected after the new start
@@ -387,7 +375,7 @@ def test_a_node_that_goes_away_in_a_step_is_survived(home: Path) -> None:
             assert job.wait(JOB_S) == 0
         finally:
             job.kill()
-    steps = steps_of(folder)
+    steps = metrics_of(folder)
     assert [one["step"] for one in steps] == list(range(1, STEPS + 1))
     assert sum(one["pool/rollout/lost"] for one in steps) == 1
     assert steps[0]["pool/rollout/actors"] == 2

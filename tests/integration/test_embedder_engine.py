@@ -1,5 +1,6 @@
 """The real embedder actor against plain transformers, and a pool of two of them."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -120,9 +121,11 @@ def test_a_pool_embeds_like_one_actor_also_when_one_of_two_is_killed(
 
     first, _ = pool.actors.values()
     ray.kill(first)
+    deadline = time.monotonic() + PATIENCE_S
     with suppress(RayActorError):
         while True:  # it is killed soon, not at once
             ray.get(first.ready.remote(), timeout=PATIENCE_S)
+            assert time.monotonic() < deadline
     check()
     counters = pool.counters()
     assert counters["pool/reward/lost"] == 1

@@ -35,16 +35,27 @@ def make_pipeline():
 
 
 class WaitingLearner(SlowLearner):
-    """Trains each step until the engines have sampled the next one."""
+    """Holds each step's training until the traces of the next one are scored."""
 
-    def __init__(self, rollout):
+    def __init__(self):
         super().__init__()
-        self._rollout = rollout
+        self.steps_scored = 0
+
+    def watch(self, scorer):
+        """Count the steps that it scores."""
+        score = scorer.score
+
+        def counted(*args):
+            found = score(*args)
+            self.steps_scored += 1
+            return found
+
+        scorer.score = counted
 
     def train_policy(self, samples, pictures):
         deadline = time.monotonic() + PATIENCE_S
-        while self._rollout.steps < min(len(self.trained) + 2, STEPS):
-            assert time.monotonic() < deadline, "nothing is sampled beside training"
+        while self.steps_scored < min(len(self.trained) + 2, STEPS):
+            assert time.monotonic() < deadline, "nothing is sampled and scored beside training"
             time.sleep(0.01)
         return super().train_policy(samples, pictures)
 
@@ -77,11 +88,12 @@ def test_staleness_stays_within_its_bound_and_is_used(make_pipeline, max_stalene
     assert len(asked) == STEPS
 
 
-def test_a_step_ahead_is_sampled_beside_training_and_brings_the_log_probabilities_of_its_time(
+def test_a_step_ahead_is_scored_beside_training_and_brings_the_log_probabilities_of_its_time(
     make_pipeline,
 ):
-    rollout = SlowRollout()
-    pipeline = make_pipeline(max_staleness=1, rollout=rollout, learner=WaitingLearner(rollout))
+    learner = WaitingLearner()
+    pipeline = make_pipeline(max_staleness=1, learner=learner)
+    learner.watch(pipeline.collector.scorer)
     stale = [pipeline.step().metrics["staleness/max"] for _ in range(STEPS)]
     assert stale == [0, *[1] * (STEPS - 1)]
     first, *later = pipeline.learner.trained

@@ -8,7 +8,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 STORE_BYTES = 1 << 29
-"""Of each node: what the tests put there stays in memory."""
+"""Object store of each node: enough that nothing of the tests is spilled."""
 
 
 @pytest.fixture

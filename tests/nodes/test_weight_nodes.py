@@ -16,8 +16,9 @@ from tests.weight_engine import TENSOR_BYTES, TENSORS, Engine, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = 3
+BUCKET_BYTES = 4 * TENSOR_BYTES
 NOISE_BYTES = 48 << 20
-"""More than Ray's own messages take meanwhile; a node that gets the buckets twice exceeds it."""
+"""More than Ray's own messages take meanwhile; a node that gets one bucket twice exceeds it."""
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_engines_of_one_node_share_one_transfer_of_each_bucket(two_nodes: None) 
     store = ray.remote(WeightStore).options(num_cpus=0).remote()
     engines = [Engine.remote() for _ in range(ENGINES)]
     model, own = make_model(), publisher()
-    own.bucket_bytes = 2 * TENSOR_BYTES
+    own.bucket_bytes = BUCKET_BYTES
     ray.get([engine.__ray_ready__.remote() for engine in engines])
     for version in (1, 2):
         with torch.no_grad():
