@@ -110,7 +110,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@$(if $(filter cpu,$(ENGINE)),$(torch_cpu))
 	@$(PIP) install -c constraints.txt -e '.[$(ENGINE),dev]'
 	@$(PY) -m cluster.mend_torchvision
-	@$(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
+	@umask 077; $(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
 	@for one in $(ACTIVATED); do \
 	  grep -q "^export $${one%%=*}=" $(VENV)/bin/activate || \
 	  echo "export $${one%%=*}=\"\$${$${one%%=*}:-$${one#*=}}\"" >> $(VENV)/bin/activate; done
