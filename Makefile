@@ -104,7 +104,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Embed-RL needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Embed-RL needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	@echo "setting up .venv ($(ENGINE) extra): some minutes, about 5 GB"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(if $(filter cpu,$(ENGINE)),$(torch_cpu))

@@ -34,6 +34,7 @@ GRACE_S = 30.0
 """What other calls get after a failure to show theirs, which may be its cause."""
 DEATHS = (RayActorError, OutOfMemoryError)
 RAY_STARTS = 3
+"""How often a Ray of the job's own is started at most."""
 PREDECESSOR_TIMEOUT_S = 60.0
 LOOK_S = 0.5
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def session(
 
     Raises:
         NotEnoughResources: the cluster has fewer CPUs or GPUs than the roles ask for.
-        ClusterError: nothing listens at RAY_ADDRESS, or another job uses the namespace.
+        ClusterError: nothing listens at RAY_ADDRESS, a Ray of its own does not come up, or another
+            job uses the namespace.
         ConfigError: RAY_ADDRESS is a dashboard's.
     """
     address = os.environ.get("RAY_ADDRESS")
@@ -103,6 +105,9 @@ def start_ray(**settings: Any) -> None:
 
     Ray gives the parts of a node half a minute to come up, some half of that. A machine that is
     busy just then may not keep it, so the node is started anew a few times.
+
+    Raises:
+        ClusterError: it came up in none of them.
     """
     for left in reversed(range(RAY_STARTS)):
         before = set(psutil.Process().children(recursive=True))
@@ -114,8 +119,14 @@ def start_ray(**settings: Any) -> None:
             for one in set(psutil.Process().children(recursive=True)) - before:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
-            if not left or "timed out" not in str(error).lower():
+            if "timed out" not in str(error).lower():
                 raise
+            if not left:
+                raise ClusterError(
+                    f"expected Ray to come up on this machine, found none after {RAY_STARTS} "
+                    f"starts, the last: {error}; stop other work here, or start one by hand (ray "
+                    "start --head), set RAY_ADDRESS=auto and try again; Ray's logs: /tmp/ray"
+                ) from error
             log.warning("Ray did not come up in its own time limits, is started anew: %s", error)
 
 
@@ -304,8 +315,8 @@ def wait_for(
 ) -> list[Any]:
     """Return the results of calls to several actors, in their order.
 
-    After a first failure the others get half a minute to show theirs: the cause is often there,
-    a death above all.
+    After a first failure the others get `GRACE_S` to show theirs, as the cause is often there; a
+    death is cause enough.
 
     Raises:
         ActorLost: an actor died; it is named.

@@ -109,12 +109,12 @@ def submit(job: list[str], *, home: Path, head: Head) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Return ports that nothing listens on, below those that the system gives out by itself."""
-    ports: list[int] = []
+    ports: set[int] = set()
     while len(ports) < count:
         port = random.randrange(20_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            ports += [port] * (port not in ports)
-    return ports
+            ports.add(port)
+    return list(ports)
 
 
 @contextmanager

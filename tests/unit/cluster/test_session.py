@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.session import Role, check_listening, check_resources, session
+from cluster.session import RAY_STARTS, Role, check_listening, check_resources, session
 from data.errors import ClusterError, ConfigError, NotEnoughResources
 
 ROLES = (Role("rollout", 2, 0.5, 0.0), Role("learner", 2, 1.0, 1.0))
@@ -69,3 +69,29 @@ def test_a_job_is_told_that_no_cluster_came_up(monkeypatch):
         session(ROLES, namespace="n", nodes_timeout_s=0.1),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "starts"),
+    [
+        (Exception("The current node timed out during startup."), ClusterError, RAY_STARTS),
+        (ValueError("no such setting"), ValueError, 1),
+    ],
+)
+def test_only_a_ray_that_came_up_too_slowly_is_started_again_and_not_for_ever(
+    monkeypatch, failure, raised, starts
+):
+    """The real one takes half a minute for each of its failures; `tests/nodes` holds one up."""
+    asked = []
+
+    def init(**settings):
+        asked.append(settings["address"])
+        raise failure
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(raised) as caught, session((), namespace="test"):
+        pass
+    assert asked == ["local"] * starts
+    if raised is ClusterError:
+        assert "ray start --head" in str(caught.value)

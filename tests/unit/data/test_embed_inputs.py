@@ -81,7 +81,7 @@ def test_a_trace_of_megabytes_is_text_at_once_for_the_engine_to_refuse(piece):
     trace = TRACES[Kind.IMAGE] + piece * (2 << 20)
     started = time.thread_time()
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
-    assert time.thread_time() - started < 2
+    assert time.thread_time() - started < 1
     assert (shown, "".join(texts)) == (SHOWN, f"what?\n{trace}{SUFFIX}")
 
 
