@@ -31,7 +31,10 @@ BATCH_METRICS = 1000
 
 
 class Tracker:
-    """One MLflow run; the same run id goes on when a job resumes."""
+    """One MLflow run; the same run id goes on when a job resumes.
+
+    A step that is done again is not written again: MLflow would keep both points.
+    """
 
     def __init__(self, config: Any, *, job: str, folder: Path) -> None:
         """Open the run whose id is kept in the run folder, or create one.
@@ -42,6 +45,8 @@ class Tracker:
 
         self._waiting: list[tuple[str, float, int, int]] = []
         """Name, value, milliseconds since 1970, step."""
+        self._newest: dict[str, int] = {}
+        """Last step of each metric."""
         self._flushed = time.monotonic()
         home = runs_folder(folder)
         self.client = open_store(folder)
@@ -60,6 +65,8 @@ class Tracker:
         if kept.is_file():
             self.run_id = kept.read_text().strip()
             self.client.update_run(self.run_id, status="RUNNING")
+            written = self.client.get_run(self.run_id).data.to_proto().metrics
+            self._newest = {metric.key: metric.step for metric in written}
         else:
             name = "/".join(folder.resolve().parts[-2:])  # of what `runs/demo` stands for
             run = self.client.create_run(experiment_id, run_name=name, tags={"job": job})
@@ -76,7 +83,9 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep one step's metrics; they are written together every few seconds."""
         now = int(time.time() * 1000)
-        self._waiting += [(key, float(value), now, step) for key, value in metrics.items()]
+        new = {key: value for key, value in metrics.items() if step > self._newest.get(key, -1)}
+        self._newest |= dict.fromkeys(new, step)
+        self._waiting += [(key, float(value), now, step) for key, value in new.items()]
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
