@@ -48,14 +48,17 @@ def run_job(
         log.info("run folder %s", config.run.dir)
         return main(config)
     except (ConfigError, DataError) as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
+        return explained(error, 2)
     except StopRequested as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 3
+        return explained(error, 3)
     except EmbedRLError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 1
+        return explained(error, 1)
+
+
+def explained(error: Exception, code: int) -> int:
+    """Print why the job ends and its exit code, which Ray does not tell of a stopped job."""
+    print(f"\n{error}\nexit code {code}", file=sys.stderr)
+    return code
 
 
 def dry_run(config: Any, roles: Sequence[Any]) -> int:

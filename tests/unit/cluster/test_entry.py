@@ -68,6 +68,7 @@ def test_wrong_settings_end_with_two_before_the_job_starts(path, capsys):
     error = capsys.readouterr().err
     assert "steps: expected more than 0" in error
     assert "stepz" in error
+    assert error.endswith("\nexit code 2\n")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_expected_failures_end_with_a_message_and_their_code(path, capsys, error
         raise error
 
     assert run_job(WarmStartConfig, main, argv=[path]) == code
-    assert "why" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(f"why\nexit code {code}\n")
 
 
 def test_defects_are_not_hidden(path):
