@@ -163,8 +163,8 @@ class Collector:
             )
             self._thread.start()
         ahead = self.config.max_staleness + (self.config.stale == "drop")
-        self._buffer.admit(min(step + ahead, max(step, self.config.steps)))
         began = time.perf_counter()
+        self._buffer.admit(min(step + ahead, max(step, self.config.steps)))
         sampled = self._buffer.take(f"step {step}")
         while wait(sampled.rounds, timeout=REMIND_S).not_done:
             log.warning("step %d: still waiting for its traces to be scored", step)

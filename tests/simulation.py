@@ -65,6 +65,8 @@ class SlowLearner(FakeLearner):
         super().__init__()
         self.sleep = Sleeping(seconds, seed=3)
         self.scored = 0
+        self.lock = None
+        """Of the pipeline: where it is given, each call must find it held."""
         self._busy = threading.Lock()
 
     def train_policy(self, samples, pictures):
@@ -83,6 +85,7 @@ class SlowLearner(FakeLearner):
 
     @contextmanager
     def _alone(self):
+        assert self.lock is None or self.lock.locked(), "a call without the lock"
         assert self._busy.acquire(blocking=False), "two calls at a time"
         try:
             yield

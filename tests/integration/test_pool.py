@@ -1,6 +1,7 @@
 """A pool whose actors die, hang and refuse: nothing is lost, repeated or waited for in vain."""
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ import ray
 from cluster.batch import GivenUp
 from cluster.elastic import PoolScaler, PoolTargets
 from cluster.pool import Pool
-from cluster.routing import Unit
+from cluster.routing import CHUNKS_IN_FLIGHT, Unit
 from cluster.session import Role
 from configs.schema import PoolConfig
 from data.errors import ClusterError, DataError
@@ -20,10 +21,12 @@ from tests.patience import PATIENCE_S
 from tests.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+MOMENT_S = 0.1
+"""A time-out that is meant to pass, with nothing under it that a slow machine could fail."""
 
 
 class Workers(Pool):
-    def __init__(self, actors=1, *, timeout_s=PATIENCE_S, max_items=1, refuse_from=1000):
+    def __init__(self, actors=1, *, max_items=1, refuse_from=1000):
         self.born = []
         remote = ray.remote(Worker)
 
@@ -33,7 +36,7 @@ class Workers(Pool):
             return remote.options(**options, max_concurrency=8).remote(name, refuses)
 
         role = Role("worker", actors, 0.0, 0.0)
-        super().__init__(role, timeout_s=timeout_s, max_items=max_items, create=create)
+        super().__init__(role, timeout_s=PATIENCE_S, max_items=max_items, create=create)
 
     def load(self, name, actor):
         ray.get(actor.ready.remote(), timeout=PATIENCE_S)
@@ -41,15 +44,29 @@ class Workers(Pool):
     def call(self, actor, chunk):
         return actor.work.remote(list(chunk.requests))
 
+    def begin(self, requests):
+        return self.submit([Unit((r,), 1.0) for r in requests], None)
+
     def answers(self, requests):
-        """Return the requests that were done, and those that were given up with the reason."""
-        done, given_up = [], {}
-        for answer in self.submit([Unit((r,), 1.0) for r in requests], None):
-            if isinstance(answer.value, GivenUp):
-                given_up |= dict.fromkeys(answer.chunk.requests, answer.value.reason)
-            else:
-                done += [request for _, request in answer.value]
-        return sorted(done), given_up
+        return sorted_out(self.begin(requests))
+
+    def let_time_out(self):
+        """Let actors and the wait for the next one be overdue in a moment from now."""
+        with self._change:
+            self.timeout_s, self._empty_since = MOMENT_S, time.monotonic()
+            self._look_at = self._empty_since
+        self._events.put(None)
+
+
+def sorted_out(answers):
+    """Return the requests that were done, and those that were given up with the reason."""
+    done, given_up = [], {}
+    for answer in answers:
+        if isinstance(answer.value, GivenUp):
+            given_up |= dict.fromkeys(answer.chunk.requests, answer.value.reason)
+        else:
+            done += [request for _, request in answer.value]
+    return sorted(done), given_up
 
 
 @pytest.fixture
@@ -83,17 +100,19 @@ def test_all_actors_share_the_work_and_each_request_is_answered_once(pool_of):
 def test_a_killed_actor_is_replaced_and_its_work_is_done_by_others(pool_of):
     pool = pool_of(2)
     pool.ready()
-    pids = {name: ray.get(actor.ready.remote()) for name, actor in pool.actors.items()}
-    killed = threading.Timer(0.0, os.kill, (pids["worker-0"], signal.SIGKILL))
-    killed.start()
-    done, given_up = pool.answers(names(40))
-    killed.join()
-    assert (done, given_up) == (names(40), {})
-    assert pool.answers(names(4)) == (names(4), {})
+    pid = ray.get(pool.actors["worker-0"].ready.remote())
+    os.kill(pid, signal.SIGSTOP)
+    answers = iter(pool.begin(names(40)))
+    first = [next(answers) for _ in range(40 - CHUNKS_IN_FLIGHT)]
+    os.kill(pid, signal.SIGKILL)
+    assert {answer.actor for answer in first} == {"worker-1"}
+    assert sorted_out([*first, *answers]) == (names(40), {})
     pool.ready()
     assert pool.answers(names(4)) == (names(4), {})
     assert set(pool.actors) == {"worker-1", "worker-2"}
-    assert pool.counters()["pool/worker/lost"] == 1
+    counters = pool.counters()
+    assert counters["pool/worker/lost"] == 1
+    assert counters["pool/worker/retried"] == CHUNKS_IN_FLIGHT
 
 
 def test_what_kills_its_actor_twice_alone_is_given_up_and_nothing_else(pool_of):
@@ -118,26 +137,28 @@ def test_an_actor_whose_engine_is_gone_or_that_breaks_is_replaced_too(pool_of, r
 
 
 def test_a_hung_actor_is_found_by_its_deadline(pool_of):
-    pool = pool_of(2, timeout_s=6.0)
+    pool = pool_of(2)
     pool.ready()
-    done, given_up = pool.answers([*names(6), "hang"])
+    answers = iter(pool.begin([*names(6), "hang"]))
+    done = [next(answers) for _ in names(6)]  # from now on actors hold nothing but "hang"
+    pool.let_time_out()
+    done, given_up = sorted_out([*done, *answers])
     assert done == names(6)
-    assert "no answer within timeout_s=6" in given_up["hang"]
+    reason = f"killed 2 actors, alone with the last: no answer within timeout_s={MOMENT_S:g}"
+    assert given_up == {"hang": reason}
+    assert pool.counters()["pool/worker/lost"] == 2
 
 
 def test_answers_that_lie_there_when_the_deadline_passes_are_heard_first(pool_of):
     pool = pool_of(2)
     pool.ready()
-    hear, answered = pool._hear, []
-    pool._hear = lambda *answer: answered.append(answer)
-    batch = pool.submit([Unit((r,), 1.0) for r in names(2)], None)
-    deadline = time.monotonic() + PATIENCE_S
-    while len(answered) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    hear, answered = pool._hear, queue.SimpleQueue()
+    pool._hear = lambda *answer: answered.put(answer)
+    batch = pool.begin(names(2))
+    both = [answered.get(timeout=PATIENCE_S) for _ in range(2)]
     with pool._change:  # as if this process had paused since
         pool.timeout_s, pool._look_at = 0.0, time.monotonic()
-        for answer in answered:
+        for answer in both:
             hear(*answer)
     assert len(list(batch)) == 2
     pool.timeout_s = PATIENCE_S
@@ -198,11 +219,14 @@ def hold_starts(pool):
 
 
 def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
-    pool = pool_of(1, timeout_s=2.0)
+    pool = pool_of(1)
     pool.ready()
-    _, in_time = hold_starts(pool)
+    started, in_time = hold_starts(pool)
+    batch = pool.begin([*names(3), "die"])
+    assert started.wait(PATIENCE_S)
+    pool.let_time_out()
     with pytest.raises(ClusterError, match=r"none came up in \d+ s; not ready yet: worker-1; see"):
-        pool.answers([*names(3), "die"])
+        list(batch)
     pool.timeout_s = PATIENCE_S
     in_time.set()
     pool.ready()
@@ -210,21 +234,24 @@ def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
 
 
 def test_an_empty_pool_may_take_longer_while_nobody_waits(pool_of):
-    pool = pool_of(1, timeout_s=5.0)
+    pool = pool_of(1)
     pool.ready()
     started, in_time = hold_starts(pool)
     pool.lose("worker-0", "told to")
     assert started.wait(PATIENCE_S)
-    time.sleep(5.5)
-    threading.Timer(0.5, in_time.set).start()
-    assert pool.answers(names(3)) == (names(3), {})
+    with pool._change:
+        pool._empty_since -= 2 * pool.timeout_s  # as if that long had passed
+        batch = pool.begin(names(3))
+        pool._give_up()
+    in_time.set()
+    assert sorted_out(batch) == (names(3), {})
 
 
 def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
     pool = pool_of(1)
     pool.ready()
     for size in (3, 1, 2):
-        batch = pool.submit([Unit((r,), 1.0) for r in names(30)], None)
+        batch = pool.begin(names(30))
         pool.resize(size)
         found = Counter(request for answer in batch for _, request in answer.value)
         assert found == Counter(names(30))
@@ -239,24 +266,29 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
     targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("worker",))
     policy = PoolConfig(min_actors=1, max_actors=3)
     scaler = PoolScaler({"worker": pool}, {"worker": policy}, targets)
+
+    def quiet_step():
+        """Return what a step of a second brings in which nothing begins or ends."""
+        pool.stats()
+        pool._measured -= 1.0
+        return scaler.step()
+
     pool.answers(names(3))
-    assert scaler.step()["pool/worker/waiting"] < 1
-    work = [*names(30), *["hang"] * 30]
-    batch = iter(pool.submit([Unit((one,), 1.0) for one in work], None))
+    assert quiet_step()["pool/worker/waiting"] == 0
+    assert pool.size == 1
+    batch = iter(pool.begin([*names(30), *["hang"] * 30]))
     for _ in names(30):
         next(batch)
-    pool.stats()  # the step begins here
-    time.sleep(1.0)
-    metrics = scaler.step()
-    assert metrics["pool/worker/waiting"] > 20
-    assert metrics["pool/worker/busy"] == pytest.approx(1, abs=0.1)
+    metrics = quiet_step()
+    assert metrics["pool/worker/waiting"] == pytest.approx(30 - CHUNKS_IN_FLIGHT)
+    assert metrics["pool/worker/busy"] == pytest.approx(1)
     assert pool.size == 2
 
 
 def test_nobody_waits_for_a_pool_that_is_closed(pool_of):
     pool = pool_of(1)
     pool.ready()
-    batch = pool.submit([Unit(("hang",), 1.0)], None)
+    batch = pool.begin(["hang"])
     pool.close()
     with pytest.raises(ClusterError, match="closed"):
         list(batch)

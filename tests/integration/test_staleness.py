@@ -1,6 +1,7 @@
 """Steps collected ahead of the learner, over engines that only sleep."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -19,6 +20,7 @@ from tests.simulation import (
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 STEPS = 12
+TRACES = PAIRS * 2 * SIBLINGS
 
 
 @pytest.fixture
@@ -27,6 +29,8 @@ def make_pipeline():
 
     def make(**settings):
         made.append(simulated_pipeline(steps=STEPS, **settings))
+        if isinstance(settings.get("learner"), WaitingLearner):
+            settings["learner"].watch(made[-1].collector)
         return made[-1]
 
     yield make
@@ -35,29 +39,69 @@ def make_pipeline():
 
 
 class WaitingLearner(SlowLearner):
-    """Holds each step's training until the traces of the next one are scored."""
+    """Holds each step's training until the traces of the ``ahead`` next ones are scored."""
 
-    def __init__(self):
+    def __init__(self, ahead, *, work=lambda: None):
         super().__init__()
-        self.steps_scored = 0
+        self.ahead, self.work = ahead, work
+        self.begun = self.steps_scored = 0
+        self._change = threading.Condition()
 
-    def watch(self, scorer):
+    def watch(self, collector):
         """Count the steps that it scores."""
-        score = scorer.score
+        score = collector._score
 
         def counted(*args):
             found = score(*args)
-            self.steps_scored += 1
+            self._note(scored=1)
             return found
 
-        scorer.score = counted
+        collector._score = counted
+
+    def wait_for(self, condition):
+        with self._change:
+            assert self._change.wait_for(condition, PATIENCE_S), "nothing goes on beside training"
+
+    def wait_until_scored(self, step):
+        self.wait_for(lambda: self.steps_scored >= min(step, STEPS))
 
     def train_policy(self, samples, pictures):
-        deadline = time.monotonic() + PATIENCE_S
-        while self.steps_scored < min(len(self.trained) + 2, STEPS):
-            assert time.monotonic() < deadline, "nothing is sampled and scored beside training"
-            time.sleep(0.01)
+        self._note(begun=1)
+        self.wait_until_scored(self.begun + self.ahead)
+        self.work()
         return super().train_policy(samples, pictures)
+
+    def _note(self, *, begun=0, scored=0):
+        with self._change:
+            self.begun += begun
+            self.steps_scored += scored
+            self._change.notify_all()
+
+
+class WorkClock:
+    """Its seconds pass only while somebody works, which no two may do at a time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def work(self, seconds):
+        self.now += seconds
+
+
+class RolloutBeside(FakeRollout):
+    """Works for a step, once the learner is at the one before it."""
+
+    def __init__(self, learner, work):
+        super().__init__()
+        self.learner, self.work = learner, work
+        self.steps = 0
+
+    def generate(self, requests, pictures, *, urgent=False):
+        if requests[0].max_tokens is None:  # no probe
+            self.steps += 1
+            self.learner.wait_for(lambda: self.learner.begun >= self.steps - 1)
+            self.work()
+        return super().generate(requests, pictures)
 
 
 def trained_keys(pipeline):
@@ -80,9 +124,11 @@ def test_steps_collected_ahead_train_on_the_same_traces(make_pipeline, refill):
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
 def test_staleness_stays_within_its_bound_and_is_used(make_pipeline, max_staleness):
-    pipeline = make_pipeline(max_staleness=max_staleness, learner=SlowLearner(0.2))
+    learner = WaitingLearner(max_staleness)
+    pipeline = make_pipeline(max_staleness=max_staleness, learner=learner)
     found = [pipeline.step().metrics["staleness/max"] for _ in range(STEPS)]
-    assert max(found) == max_staleness
+    assert found == [min(step, max_staleness) for step in range(STEPS)]
+    pipeline.close()
     # No step is collected that nobody takes.
     asked = [call for call in pipeline.rollout.asked if call[0].key.sibling < SIBLINGS]
     assert len(asked) == STEPS
@@ -91,9 +137,7 @@ def test_staleness_stays_within_its_bound_and_is_used(make_pipeline, max_stalene
 def test_a_step_ahead_is_scored_beside_training_and_brings_the_log_probabilities_of_its_time(
     make_pipeline,
 ):
-    learner = WaitingLearner()
-    pipeline = make_pipeline(max_staleness=1, learner=learner)
-    learner.watch(pipeline.collector.scorer)
+    pipeline = make_pipeline(max_staleness=1, learner=WaitingLearner(1))
     stale = [pipeline.step().metrics["staleness/max"] for _ in range(STEPS)]
     assert stale == [0, *[1] * (STEPS - 1)]
     first, *later = pipeline.learner.trained
@@ -144,12 +188,10 @@ def test_a_resumed_run_collects_again_what_was_ahead(make_pipeline, tmp_path):
 
 
 def test_traces_under_way_are_those_of_steps_ahead(make_pipeline):
-    pipeline = make_pipeline(max_staleness=2, learner=SlowLearner(0.2))
+    pipeline = make_pipeline(max_staleness=2, learner=WaitingLearner(2))
     metrics = [pipeline.step().metrics for _ in range(STEPS)]
-    issued = PAIRS * 2 * SIBLINGS
-    assert {one["traces/issued"] for one in metrics} == {issued}
-    assert 0 < max(one["traces/in_flight"] for one in metrics) <= 2 * issued
-    assert metrics[-1]["traces/in_flight"] == 0
+    assert {one["traces/issued"] for one in metrics} == {TRACES}
+    assert [one["traces/in_flight"] for one in metrics] == [*[2 * TRACES] * 10, TRACES, 0]
 
 
 def test_a_trace_without_an_end_stops_the_run(make_pipeline):
@@ -163,12 +205,15 @@ def test_a_trace_without_an_end_stops_the_run(make_pipeline):
         make_pipeline(max_staleness=0, rollout=rollout).step()
 
 
-def test_the_learner_gets_one_call_at_a_time(make_pipeline):
-    learner = SlowLearner(0.02)
-    pipeline = make_pipeline(max_staleness=2, learner=learner, kl="k1", kl_in="reward")
+@pytest.mark.parametrize(("max_staleness", "scored"), [(0, STEPS), (2, 2 * STEPS)])
+def test_the_learner_gets_one_call_at_a_time(make_pipeline, max_staleness, scored):
+    learner = SlowLearner()
+    settings = {"learner": learner, "kl": "k1", "kl_in": "reward"}
+    pipeline = make_pipeline(max_staleness=max_staleness, **settings)
+    learner.lock = pipeline._learning
     for _ in range(STEPS):
         pipeline.step()
-    assert learner.scored == 2 * STEPS  # the steps' traces and the probes
+    assert learner.scored == scored  # the steps' traces, and the probes where steps overlap
 
 
 def test_the_accounts_of_a_run_close_and_go_on_where_they_were(make_pipeline, tmp_path):
@@ -187,15 +232,18 @@ def test_the_accounts_of_a_run_close_and_go_on_where_they_were(make_pipeline, tm
     resumed.sync()
     resumed.step()
     ended = resumed.accounts.trained + resumed.accounts.dropped.total()
-    assert ended == 3 * PAIRS * 2 * SIBLINGS
+    assert ended == 3 * TRACES
 
 
 def test_with_drop_engines_run_a_step_further_and_what_is_too_old_is_dropped(make_pipeline):
-    pipeline = make_pipeline(max_staleness=1, stale="drop", learner=SlowLearner(0.2))
+    learner = WaitingLearner(2)
+    pipeline = make_pipeline(max_staleness=1, stale="drop", learner=learner)
     metrics = [pipeline.step().metrics for _ in range(STEPS)]
-    assert max(one["traces/in_flight"] for one in metrics) > PAIRS * 2 * SIBLINGS
-    assert max(one.get("dropped/stale", 0) for one in metrics) > 0
-    assert max(one["staleness/max"] for one in metrics) == 1
+    assert [one["traces/in_flight"] for one in metrics] == [*[2 * TRACES] * 10, TRACES, 0]
+    # The first weights sampled three steps, all others the step after the next.
+    assert [one.get("dropped/stale", 0) for one in metrics] == [0, 0, *[TRACES] * 10]
+    assert [one["staleness/max"] for one in metrics] == [0, 1, *[0] * 10]
+    assert [len(samples) for samples in learner.trained] == [TRACES, TRACES, *[0] * 10]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
@@ -207,17 +255,29 @@ def test_what_ends_the_collection_ends_the_step(make_pipeline, max_staleness):
         pipeline.step()
 
 
-def test_phases_add_up_and_overlap_is_what_ran_beside(make_pipeline):
-    for max_staleness in (0, 1):
-        pipeline = make_pipeline(
-            max_staleness=max_staleness, rollout=SlowRollout(0.2), learner=SlowLearner(0.2)
-        )
-        overlap = 0.0
-        for _ in range(6):
-            metrics = pipeline.step().metrics
-            times = {name: value for name, value in metrics.items() if name.startswith("time/")}
-            whole, beside = times.pop("time/step_s"), times.pop("time/overlap_s")
-            assert sum(times.values()) - beside == pytest.approx(whole)
-            assert times["time/other_s"] >= 0
-            overlap += beside
-        assert (overlap > 0.1) == (max_staleness > 0)
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_phases_add_up_and_overlap_is_what_ran_beside(make_pipeline, monkeypatch, max_staleness):
+    clock = WorkClock()
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    learner = WaitingLearner(max_staleness, work=lambda: clock.work(2.0))
+    rollout = RolloutBeside(learner, work=lambda: clock.work(1.0))
+    pipeline = make_pipeline(max_staleness=max_staleness, rollout=rollout, learner=learner)
+    admit = pipeline.collector._buffer.admit
+
+    def admit_and_pause(step):
+        admit(step)
+        learner.wait_until_scored(learner.begun + 1)
+
+    pipeline.collector._buffer.admit = admit_and_pause
+    found = []
+    for _ in range(STEPS):
+        metrics = pipeline.step().metrics
+        times = {name: value for name, value in metrics.items() if name.startswith("time/")}
+        names = ("rollout", "train", "overlap", "step")
+        found.append(tuple(times.pop(f"time/{name}_s") for name in names))
+        assert set(times.values()) == {0.0}
+    if max_staleness:
+        # The learner is at a step while the next one is sampled; nothing follows the last one.
+        assert found == [(1, 3, 0, 4), *[(1, 3, 1, 3)] * 10, (1, 2, 1, 2)]
+    else:
+        assert found == [(1, 2, 0, 3)] * STEPS

@@ -1,10 +1,13 @@
 """What the Embedder reads: the order of item, thinking, evidence, rest and suffix."""
 
+import itertools
 import time
+import timeit
 
 import pytest
 
 from data.embed_inputs import SUFFIX, embed_content
+from data.tcot import split_thinking
 from data.types import Box, Evidence, Item, Kind, Picture
 from tests.builders import TRACES
 
@@ -77,12 +80,22 @@ def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
 
 
 @pytest.mark.parametrize("piece", ["{", "<thinking>", "\u05e9\u05dc\u05d5\u05dd ", "\U0001f680"])
-def test_a_trace_of_megabytes_is_text_at_once_for_the_engine_to_refuse(piece):
-    trace = TRACES[Kind.IMAGE] + piece * (2 << 20)
-    started = time.thread_time()
+def test_a_trace_of_a_megabyte_is_text_at_once_for_the_engine_to_refuse(piece):
+    body = TRACES[Kind.IMAGE] + piece * ((1 << 20) // len(piece))
+    # What was parsed is remembered, so that each turn needs a text of its own.
+    traces = (f"{body}{turn}" for turn in itertools.count())
+
+    trace = next(traces)
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
-    assert time.thread_time() - started < 1
     assert (shown, "".join(texts)) == (SHOWN, f"what?\n{trace}{SUFFIX}")
+
+    def fastest(work):
+        turns = timeit.repeat(lambda: work(next(traces)), timer=time.thread_time, number=1)
+        return min(turns)
+
+    # Texts of one size for both: pages that a larger one is the first to touch cost it more.
+    split = fastest(lambda text: (hash(text), split_thinking(text)))
+    assert fastest(lambda text: embed_content(IMAGE, text, max_frames=8)) < 10 * split
 
 
 def test_a_repaired_trace_still_shows_its_evidence():
