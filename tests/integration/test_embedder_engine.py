@@ -1,20 +1,18 @@
 """The real embedder actor against plain transformers, and a pool of two of them."""
 
-import time
+import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
-from ray.exceptions import RayActorError
 
 from cluster.pictures import share_pictures
 from cluster.pools import RewardPool
-from configs.schema import PoolConfig, RewardConfig
 from data.types import Box, EmbedRequest, Kind, Picture
-from tests.integration.conftest import ENGINE, MEDIA
+from tests.integration.conftest import Call
 from tests.integration.reference import embedding
 from tests.patience import PATIENCE_S
 
@@ -65,17 +63,15 @@ def test_a_failing_item_is_reported_by_key_and_alone(embedder, requests, picture
 
 
 @pytest.fixture(scope="module")
-def pool(local_ray, tiny_folder) -> Iterator[RewardPool]:
-    """Return one of two engines, which are slow to start; the last test kills one of them."""
-    reward = RewardConfig(
-        model=str(tiny_folder), pool=PoolConfig(actors=2, cpus=0.0), engine=ENGINE
-    )
-    pool = RewardPool(reward, MEDIA)
-    pool.ready()
-    yield pool
-    pool.close()
+def pool(reward_pool: RewardPool, embedder: Call) -> Iterator[RewardPool]:
+    """Return one of two engines, the shared one and another."""
+    reward_pool.resize(2)
+    reward_pool.ready()
+    yield reward_pool
+    reward_pool.resize(1)
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(
     "GenuineIntel" not in Path("/proc/cpuinfo").read_text(), reason="MKL_CBWR is for Intel's CPUs"
 )
@@ -93,6 +89,7 @@ def test_company_changes_no_bit(pool, embedder) -> None:
         assert alone[request.key].tolist() == together[request.key].tolist()
 
 
+@pytest.mark.extended
 def test_a_pool_embeds_like_one_actor_also_when_one_of_two_is_killed(
     pool, embedder, requests, pictures
 ) -> None:
@@ -113,20 +110,20 @@ def test_a_pool_embeds_like_one_actor_also_when_one_of_two_is_killed(
 
     check()
     counters = pool.counters()
-    assert counters["pool/reward/retried"] == counters["pool/reward/failed"] == 1
-    assert 1 <= counters["pool/reward/in_flight_max"] < len(work)
+    assert counters["pool/embedder/retried"] == counters["pool/embedder/failed"] == 1
+    assert 1 <= counters["pool/embedder/in_flight_max"] < len(work)
     counters = pool.counters()
-    assert counters.pop("pool/reward/actors") == 2
+    assert counters.pop("pool/embedder/actors") == 2
     assert set(counters.values()) == {0.0}
 
-    first, _ = pool.actors.values()
-    ray.kill(first)
-    deadline = time.monotonic() + PATIENCE_S
-    with suppress(RayActorError):
-        while True:  # it is killed soon, not at once
-            ray.get(first.ready.remote(), timeout=PATIENCE_S)
-            assert time.monotonic() < deadline
+    [other] = [actor for name, actor in pool.actors.items() if name != "embedder-0"]
+    process = psutil.Process(ray.get(other.__ray_call__.remote(lambda self: os.getpid())))
+    engine = process.children(recursive=True)
+    assert any("EngineCore" in " ".join(one.cmdline()) for one in engine)
+    ray.kill(other)
+    # The engine ends with its actor, and does not hold its memory beside the next one.
+    assert not psutil.wait_procs([process, *engine], timeout=PATIENCE_S)[1]
     check()
     counters = pool.counters()
-    assert counters["pool/reward/lost"] == 1
-    assert counters["pool/reward/retried"] > 1
+    assert counters["pool/embedder/lost"] == 1
+    assert counters["pool/embedder/retried"] > 1

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,6 +17,7 @@ runpy.run_module("tests.gpu.measure", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.extended
 def test_every_part_runs_and_what_is_lacking_is_said(tmp_path):
     path = tmp_path / "benchmarks.md"
     arguments = ["--device", "cpu", "--tiny", "--output", str(path)]
@@ -37,6 +40,7 @@ def test_every_part_runs_and_what_is_lacking_is_said(tmp_path):
         assert f"### {part}" in text
 
 
+@pytest.mark.extended
 def test_a_machine_without_a_gpu_is_told_so():
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu.measure"],

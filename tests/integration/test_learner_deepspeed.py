@@ -35,6 +35,7 @@ from data.parcels import Adapter, base_name, merge
 from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample
 from learner.contrastive import Temperature
 from learner.lora import add_adapters, stored_weights
+from tests.marks import extended
 from tests.patience import PATIENCE_S
 
 MEDIA = MediaConfig(
@@ -62,7 +63,10 @@ DIMENSIONS = (24, 64)
 STEPS = 6
 ONE_BATCH = {"micro_batch_tokens": 10_000}
 """ZeRO-3 gathers every layer in every pass, so each micro-batch more costs seconds."""
-TWO_RANKS = pytest.mark.parametrize("group", [2], indirect=True)
+# Of the scope of a session, so that those of one size follow each other.
+ONE_AND_TWO_RANKS = pytest.mark.parametrize(
+    "group", [extended(1), 2], indirect=True, scope="session"
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +80,8 @@ def pictures() -> dict[str, np.ndarray]:
     return {name: rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for name in ("a", "b", "c")}
 
 
-@pytest.fixture(scope="module", params=[1, 2])
-def group(request: pytest.FixtureRequest, local_ray: str):
-    group = LearnerGroup(dataclasses.replace(CONFIG, ranks=request.param))
-    yield group
-    group.close()
-
-
 def configure(group: LearnerGroup, **changes: object) -> None:
-    base = dataclasses.replace(CONFIG, ranks=group.config.ranks)
+    base = dataclasses.replace(CONFIG, ranks=group.config.ranks, cpus=group.config.cpus)
     group.config = dataclasses.replace(base, **changes)
 
 
@@ -256,8 +253,16 @@ def follows(metrics: Mapping[str, float], expected: Mapping[str, float]) -> bool
 
 @pytest.mark.parametrize(
     ("zero_stage", "offload"),
-    [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (2, "optimizer"), (3, "parameters")],
+    [
+        (0, "none"),
+        extended(1, "none"),
+        (2, "none"),
+        (3, "none"),
+        extended(2, "optimizer"),
+        extended(3, "parameters"),
+    ],
 )
+@ONE_AND_TWO_RANKS
 def test_supervised_training_follows_plain_adamw(
     group, zero_stage, offload, plain_supervised, tiny_folder, encoder, pictures
 ):
@@ -271,8 +276,8 @@ def test_supervised_training_follows_plain_adamw(
     assert measured["eval/loss"] < plain_supervised[-1]["supervised/loss"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("zero_stage", "offload"), [(1, "none"), (3, "parameters")])
-@TWO_RANKS
 def test_adapters_alone_train_and_leave_the_learner_merged(
     group, zero_stage, offload, tiny_folder, encoder, pictures, tmp_path
 ):
@@ -301,8 +306,8 @@ def test_adapters_alone_train_and_leave_the_learner_merged(
         assert torch.equal(exported.net.state_dict()[name], tensor)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("zero_stage", [2, 3])
-@TWO_RANKS
 def test_the_reference_of_adapters_is_the_initial_model(
     group, zero_stage, tiny_folder, encoder, pictures
 ):
@@ -358,7 +363,8 @@ def plain_policy(tiny_folder, encoder, pictures) -> list[dict[str, float]]:
     return found
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, extended(1), 2, 3])
+@ONE_AND_TWO_RANKS
 def test_policy_training_follows_plain_adamw(
     group, zero_stage, plain_policy, tiny_folder, encoder, pictures
 ):
@@ -445,14 +451,15 @@ def plain_contrastive(tiny_folder, encoder, pictures) -> Callable:
 @pytest.mark.parametrize(
     ("zero_stage", "micro_batch_tokens", "learned"),
     [
-        (0, 100, False),
+        extended(0, 100, False),
         (1, 100, False),
-        (1, 10_000, False),
-        (2, 100, True),
-        (3, 200, False),
+        extended(1, 10_000, False),
+        extended(2, 100, True),
+        extended(3, 200, False),
         (3, 10_000, True),
     ],
 )
+@ONE_AND_TWO_RANKS
 def test_contrastive_training_follows_plain_adamw(
     group, zero_stage, micro_batch_tokens, learned, plain_contrastive, tiny_folder, pictures
 ):
@@ -468,7 +475,7 @@ def test_contrastive_training_follows_plain_adamw(
     assert weights(group).keys() == load_file(tiny_folder / "model.safetensors").keys()
 
 
-@TWO_RANKS
+@pytest.mark.extended
 def test_a_learned_temperature_resumes_bit_identically(group, tiny_folder, pictures, tmp_path):
     configure(group, zero_stage=2, micro_batch_tokens=10_000)
     shared = share_pictures(pictures)
@@ -482,8 +489,7 @@ def test_a_learned_temperature_resumes_bit_identically(group, tiny_folder, pictu
     assert straight["contrast/temperature"] != pytest.approx(CONTRAST_TEMPERATURE, rel=1e-5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2, 3])
-@TWO_RANKS
+@pytest.mark.parametrize("zero_stage", [extended(0), extended(2), 3])
 def test_published_weights_are_the_models_bits(group, zero_stage, tiny_folder):
     configure(group, zero_stage=zero_stage)
     build_supervised(group, tiny_folder)
@@ -499,8 +505,8 @@ def places(group: LearnerGroup) -> dict[str, ray.ObjectRef]:
     return {name: bucket.parcels[0] for bucket in buckets(group) for name in bucket.checksums}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("zero_stage", [2, 3])
-@TWO_RANKS
 def test_frozen_weights_are_put_once(group, zero_stage, tiny_folder, encoder, pictures):
     configure(group, zero_stage=zero_stage, freeze_vision=True, **ONE_BATCH)
     build_supervised(group, tiny_folder)
@@ -514,7 +520,7 @@ def test_frozen_weights_are_put_once(group, zero_stage, tiny_folder, encoder, pi
     assert kept == {name for name in first if "visual." in name}
 
 
-@TWO_RANKS
+@pytest.mark.extended
 def test_after_a_failed_publication_everything_is_put_anew(group, tiny_folder):
     configure(group, freeze_vision=True)
     build_supervised(group, tiny_folder)
@@ -536,16 +542,15 @@ DROPPING = dataclasses.replace(LORA, dropout=0.3)
 @pytest.mark.parametrize(
     "changes",
     [
-        {"zero_stage": 0},
-        {"zero_stage": 1},
+        extended({"zero_stage": 0}),
+        extended({"zero_stage": 1}),
         {"zero_stage": 2},
-        {"zero_stage": 3},
-        {"zero_stage": 2, "lora": DROPPING},
+        extended({"zero_stage": 3}),
+        extended({"zero_stage": 2, "lora": DROPPING}),
         {"zero_stage": 3, "lora": DROPPING, "offload": "parameters", **ONE_BATCH},
     ],
     ids=["0", "1", "2", "3", "lora-2", "lora-offload-3"],
 )
-@TWO_RANKS
 def test_resume_is_bit_identical(group, changes, tiny_folder, encoder, pictures, tmp_path):
     configure(group, **changes)
     rows, shared = samples(encoder, pictures), share_pictures(pictures)
@@ -562,8 +567,7 @@ def test_resume_is_bit_identical(group, changes, tiny_folder, encoder, pictures,
         assert torch.equal(tensor, kept[name])
 
 
-@pytest.mark.parametrize("zero_stage", [2, 3])
-@TWO_RANKS
+@pytest.mark.parametrize("zero_stage", [extended(2), 3])
 def test_the_exported_folder_holds_the_model(
     group, zero_stage, tiny_folder, encoder, pictures, tmp_path
 ):
@@ -587,8 +591,10 @@ def test_the_exported_folder_holds_the_model(
         assert torch.equal(plain.net.state_dict()[name], tensor)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@TWO_RANKS
+@pytest.mark.parametrize(
+    "zero_stage",
+    [extended(0), extended(1), 2, extended(3)],
+)
 def test_a_step_with_a_broken_gradient_is_skipped(
     group, zero_stage, tiny_folder, encoder, pictures
 ):
@@ -610,8 +616,8 @@ def test_a_step_with_a_broken_gradient_is_skipped(
     assert np.isfinite(metrics["policy/loss"])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("zero_stage", [2, 3])
-@TWO_RANKS
 def test_bf16_trains_with_checkpointing_and_frozen_vision(
     group, zero_stage, tiny_folder, encoder, pictures
 ):
@@ -630,8 +636,8 @@ def test_bf16_trains_with_checkpointing_and_frozen_vision(
             assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("zero_stage", [1, 3])
-@TWO_RANKS
 def test_adapters_train_in_bf16_with_checkpointing(
     group, zero_stage, tiny_folder, encoder, pictures
 ):

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,29 +18,24 @@ from data.errors import WeightSyncError
 from data.parcels import Whole, merge
 from data.types import DroppedTrajectory
 from learner.lora import UnmergedWeight
+from rollout.actor import RolloutActor
 from rollout.vllm_engine import STALE_WAIT_S
 from tests import published
-from tests.integration.conftest import ENGINE, NAMESPACE, STORE, started_reasoner
+from tests.integration.conftest import (
+    ENGINE,
+    MEDIA,
+    NAMESPACE,
+    SAMPLING,
+    STORE,
+    Call,
+    store_address,
+)
 from tests.integration.reference import logprobs, request
+from tests.marks import extended
 from tests.patience import PATIENCE_S
-from tests.published import layout, put_by_hand
+from tests.published import layout
 
 Buckets = list[list[Whole]]
-_published = iter(range(1, 1000))
-
-
-@pytest.fixture(scope="module")
-def publish(store) -> Callable[..., int]:
-    """Return a function that publishes a model, or what ``damage`` makes of its buckets."""
-
-    def publish(
-        model: torch.nn.Module, damage: Callable[[Buckets], object] | None = None, **changes: object
-    ) -> int:
-        version = next(_published)
-        put_by_hand(version, store.actor, model, damage=damage, **changes)
-        return version
-
-    return publish
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +135,16 @@ def _name(suffix: str) -> Callable[[str], bool]:
     [
         "language_model.embed_tokens.weight",
         "layers.1.self_attn.k_proj.weight",
-        "layers.2.mlp.up_proj.weight",
-        "layers.3.self_attn.q_norm.weight",
-        "blocks.0.attn.qkv.weight",
-        "patch_embed.proj.weight",
         "merger.linear_fc2.bias",
+        *(
+            extended(suffix)
+            for suffix in (
+                "layers.2.mlp.up_proj.weight",
+                "layers.3.self_attn.q_norm.weight",
+                "blocks.0.attn.qkv.weight",
+                "patch_embed.proj.weight",
+            )
+        ),
     ],
 )
 @pytest.mark.usefixtures("impatient")
@@ -278,7 +279,7 @@ def test_a_prompt_that_new_weights_came_across_is_read_again(
 
 
 def test_deltas_arrive_bit_equal_in_packed_matrices_too(
-    reasoner, store, other_model, encoder, contents, pictures
+    reasoner, store, versions, other_model, encoder, contents, pictures
 ) -> None:
     sent, own = copy.deepcopy(other_model), published.publisher(delta=True)
     noise = torch.Generator().manual_seed(2)
@@ -286,7 +287,7 @@ def test_deltas_arrive_bit_equal_in_packed_matrices_too(
         with torch.no_grad():
             for one in sent.parameters():
                 one += (torch.rand(one.shape, generator=noise) < 0.02) * 0.1
-        version = next(_published)
+        version = next(versions)
         put = published.publish(own, version, store.actor, sent, first=turn == 0)
         report = reasoner.pull_weights(version)
         assert report.mismatched == ()
@@ -297,10 +298,10 @@ def test_deltas_arrive_bit_equal_in_packed_matrices_too(
 
 
 def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with(
-    reasoner, store, other_model, encoder, contents, pictures
+    reasoner, store, versions, other_model, encoder, contents, pictures
 ) -> None:
     # Plain copies that a run with deltas left in the engine are of no use to one with adapters.
-    version = next(_published)
+    version = next(versions)
     published.publish(
         published.publisher(delta=True), version, store.actor, other_model, first=True
     )
@@ -327,7 +328,7 @@ def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with
                 to.data.copy_(merge(one.detach(), *factors, 0.5))
             if first or factors:
                 weights.append(UnmergedWeight(name, one.detach() if first else None, factors, 0.5))
-        version = next(_published)
+        version = next(versions)
         ray.get(store.actor.announce.remote(version))
         put = own.publish(version, store.actor, specs, weights)
         report = reasoner.pull_weights(version)
@@ -338,11 +339,21 @@ def test_adapters_alone_travel_and_are_merged_into_what_the_engine_computes_with
     assert put.bytes <= report.bytes < 0.1 * sum(one.nbytes for one in base.parameters())
 
 
+@pytest.mark.extended
 def test_the_ranks_of_a_tensor_parallel_engine_hold_their_parts(
     store, publish, other_model, tiny_model, tiny_folder, encoder, contents, pictures
 ) -> None:
     publish(tiny_model)
-    with started_reasoner(tiny_folder, replace(ENGINE, tensor_parallel=2)) as engine:
+    options = {
+        "name": "parallel",
+        "model": str(tiny_folder),
+        "engine": replace(ENGINE, tensor_parallel=2),
+        "sampling": SAMPLING,
+        "media": MEDIA,
+        "store": store_address(),
+    }
+    with closing(Call(ray.remote(RolloutActor).options(num_cpus=0).remote(**options))) as engine:
+        engine.ready()
         for model in (tiny_model, other_model):
             report = engine.pull_weights(publish(model))
             assert report.mismatched == ()
@@ -400,6 +411,7 @@ def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.extended
 def test_what_the_engine_holds_is_compared_not_only_what_arrived(
     local_ray, publish, other_model, tiny_folder
 ) -> None:

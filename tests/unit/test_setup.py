@@ -1,6 +1,7 @@
-"""Set-up: the torchvision mend, the constraints file, the Makefile's help."""
+"""Set-up: the torchvision mend, the constraints file, the Makefile's installer and help."""
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 from cluster import mend_torchvision
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ["demo", "test", "lint", "unit", "integration", "e2e", "chaos", "soak", "gpu", "bench"]
-TARGETS += ["doctor", "submit", "mlflow", "clean"]
+TARGETS = ["demo", "test", "test-all", "lint", "unit", "integration", "e2e", "coverage", "chaos"]
+TARGETS += ["soak", "gpu", "bench", "doctor", "submit", "mlflow", "clean"]
 
 # Stand-ins with the one property that matters: torchvision needs two schemas to import.
 FAKE_TORCH = """
@@ -32,12 +33,19 @@ if torch.declared != {"torchvision::nms", "torchvision::qnms"}:
 """
 
 
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("setup") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    return folder
+
+
 @pytest.fixture
-def python(tmp_path):
+def python(venv):
     """An interpreter whose site-packages is empty, as (executable, site-packages)."""
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     site_packages = next(venv.glob("lib/python*/site-packages"))
+    shutil.rmtree(site_packages)
+    site_packages.mkdir()
     return str(venv / "bin" / "python"), site_packages
 
 
@@ -171,6 +179,35 @@ def test_constraints_pin_every_requirement_to_one_version():
 def test_make_alone_lists_every_target_once():
     run = subprocess.run(["make", "-C", ROOT, "-s"], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in run.stdout.splitlines()] == TARGETS
+
+
+@pytest.mark.parametrize(
+    ("uv", "asked", "said", "installer"),
+    [
+        ("echo uv 1.0", (), "with uv, cpu", "uv -q pip install --python"),
+        ("echo uv 1.0", ("UV=",), "with pip, cpu", "-m pip "),
+        # What a version manager leaves behind for a program of another Python.
+        ("exit 127", (), "with pip, cpu", "-m pip "),
+    ],
+)
+def test_set_up_installs_with_uv_where_it_answers_else_pip(tmp_path, uv, asked, said, installer):
+    (tmp_path / "uv").write_text(f"#!/bin/sh\n{uv}\n")
+    (tmp_path / "uv").chmod(0o755)
+    plan = subprocess.run(
+        ["make", "-C", ROOT, "-n", "-B", ".venv/.ready", "ENGINE=cpu", *asked],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said in plan
+    packages = [line for line in plan.splitlines() if " install" in line]
+    assert packages
+    for line in packages:
+        assert line.count(" install ") == line.count(installer)
+        # The CPU build of torch comes without what it asks for: the constraints hold for all else.
+        calls = line.split(" install ")[1:]
+        assert all("-c constraints.txt" in call or "--no-deps torch==" in call for call in calls)
 
 
 def test_every_package_folder_is_installed():
