@@ -40,7 +40,7 @@ DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
 # Two at a time: most of a test with engines is one process that starts. The long folders first.
 PYTEST := $(PY) -m pytest -n 2 --no-loadscope-reorder --max-worker-restart 0
 TESTS  := tests/e2e tests/integration tests/unit
-CHECKED := -m "not extended" $(TESTS)
+CHECKED := -m "not extended" $(TESTS) --session-timeout 2700
 COVERED := $(CURDIR)/runs/coverage
 MEASURED := COVERAGE_FILE="$(COVERED)/data" PYTHONPATH="$(CURDIR)"
 # Of the lines and branches of the loop's files, in percent.
@@ -66,9 +66,9 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 	@echo "summary: $(RUNS)/demo/summary.json  report: $(RUNS)/demo/report.html"
 
 test: lint ## what CI runs, some 10 minutes: lint, unit tests, the loop on real engines and ranks
-	@$(PYTEST) $(CHECKED) --core-minutes 20 --session-timeout 2700
+	@$(PYTEST) $(CHECKED) --core-minutes 20
 
-test-all: lint ## test and all else but chaos, soak, bench and models, some 30 minutes
+test-all: lint ## test, the extended tests and tests/nodes, some 30 minutes
 	@$(PYTEST) $(TESTS) --session-timeout 4500
 	@$(PY) -m pytest tests/nodes --session-timeout 1800
 
@@ -89,7 +89,7 @@ coverage: .venv/.ready ## what `make test` runs of the loop's files, in Ray's pr
 	@rm -rf "$(COVERED)" && mkdir -p "$(COVERED)"
 	@$(MEASURED) COVERAGE_PROCESS_START="$(CURDIR)/setup.cfg" $(PYTEST) $(CHECKED) -q
 	@$(MEASURED) $(PY) -m coverage combine -q
-	@echo "killed processes are counted up to their last second"
+	@echo "a killed process may lack its last second"
 	@$(MEASURED) $(PY) -m coverage report --fail-under=$(FLOOR)
 
 chaos: .venv/.ready ## kill actors and drivers of EG-RL on the demo's models (make demo before), half an hour
@@ -121,7 +121,7 @@ mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(RUNS)/mlflow.db"
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(RUNS)/demo" "$(RUNS)"/demo-seed*
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(COVERED)" "$(RUNS)/demo" "$(RUNS)"/demo-seed*
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py

@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,11 +56,11 @@ class Costs:
     """Reads what tests cost where they run, prints it at the end, and holds the limit."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._config = config
+        self._limit = config.getoption("--core-minutes")
+        self._judges = not hasattr(config, "workerinput")
+        """Whether this process sees all others: it is none of pytest-xdist's workers."""
         self._meter = CpuMeter()
         self._tests: dict[str, float] = {}
-        self._others_s = 0.0
-        """What pytest-xdist's workers cost, as far as they have ended."""
         self._so_far_s = 0.0
 
     def pytest_collection_finish(self) -> None:
@@ -80,38 +79,28 @@ class Costs:
             if name == "cpu_s":
                 self._tests[report.nodeid] = value
 
-    def pytest_testnodedown(self, node: Any) -> None:
-        self._others_s += getattr(node, "workeroutput", {}).get("cpu_s", 0.0)
-
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Iterator[None]:
         result = yield
-        if hasattr(self._config, "workeroutput"):
-            self._config.workeroutput["cpu_s"] = self._meter.seconds()
-        elif self._too_dear() and session.exitstatus == pytest.ExitCode.OK:
+        if self._judges and self._over_budget() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         return result
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        total_s = self._meter.seconds()
         terminalreporter.section("costs")
-        for line in cost_lines(self._tests, self._total_s()):
+        for line in cost_lines(self._tests, total_s):
             terminalreporter.write_line(line)
-        if self._too_dear():
-            limit = self._config.getoption("--core-minutes")
+        if self._over_budget():
             terminalreporter.write_line(
-                f"expected at most {limit:g} core-minutes (--core-minutes), found "
-                f"{self._total_s() / 60:.2f}: make the dearest tests cheaper, have them share "
-                "engines and processes, or mark them `extended` for `make test-all`",
+                f"expected at most {self._limit:g} core-minutes (--core-minutes), found "
+                f"{total_s / 60:.2f}: make the most expensive tests cheaper, share engines and "
+                "processes, or mark tests `extended`, for `make test-all`",
                 red=True,
             )
 
-    def _total_s(self) -> float:
-        # Workers are read by themselves: this process has seen only a part of them.
-        return time.process_time() + self._others_s if self._others_s else self._meter.seconds()
-
-    def _too_dear(self) -> bool:
-        limit = self._config.getoption("--core-minutes")
-        return limit is not None and self._total_s() > 60 * limit
+    def _over_budget(self) -> bool:
+        return self._limit is not None and self._meter.seconds() > 60 * self._limit
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -128,7 +117,7 @@ def _nothing_of_the_user() -> Iterator[None]:
         for name in OF_THE_USER:
             patch.delenv(name, raising=False)
         patch.setenv("RAY_TMPDIR", folder)
-        # Ray's actors make way for all other processes by themselves, on a busy machine for hours.
+        # Ray gives its actors low priority by default; on a busy machine they would wait for hours.
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         yield

@@ -4,11 +4,13 @@ A plugin of coverage, which loads it in every process that it measures.
 """
 
 import threading
+import time
 from typing import Any
 
 import coverage
 
 SAVE_S = 1.0
+"""What a killed process may lose."""
 
 
 def coverage_init(registry: Any, options: Any) -> None:
@@ -17,7 +19,7 @@ def coverage_init(registry: Any, options: Any) -> None:
 
 
 def _save() -> None:
-    ended = threading.Event()
-    while not ended.wait(SAVE_S):
+    while True:
+        time.sleep(SAVE_S)
         if (measured := coverage.Coverage.current()) is not None:
             measured.save()

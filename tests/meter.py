@@ -12,7 +12,7 @@ SAMPLE_S = 1.0
 """A process that lives shorter may be missed; engines, ranks and jobs live much longer."""
 FRESH_S = 0.25
 """Tests that are shorter share one reading."""
-DEAREST = 10
+MOST_EXPENSIVE = 10
 
 
 class CpuMeter:
@@ -51,7 +51,7 @@ class CpuMeter:
         for one in psutil.process_iter():
             with suppress(psutil.NoSuchProcess):
                 children[one.ppid()].append(one)
-        # Whose parent has died belongs to another one, but was seen before.
+        # A process whose parent has died gets another parent; it is still in `_living`.
         waiting, living = list(self._living), set()
         while waiting:
             one = waiting.pop()
@@ -67,16 +67,16 @@ class CpuMeter:
 
 
 def cost_lines(tests: Mapping[str, float], total_s: float) -> list[str]:
-    """Return the table of CPU seconds by test: core-minutes by folder, and the dearest tests."""
+    """Return the table of CPU seconds by test: by folder, and of the most expensive."""
     folders: Counter[str] = Counter()
     for test, seconds in tests.items():
         folders[test.split("::")[0].rpartition("/")[0]] += seconds
     folders["collecting, starting, stopping"] = total_s - sum(tests.values())
-    dearest = sorted(tests.items(), key=lambda one: -one[1])[:DEAREST]
+    expensive = sorted(tests.items(), key=lambda one: -one[1])[:MOST_EXPENSIVE]
     return [
         "core-minutes by folder (CPU time of all processes)",
         *(f"{seconds / 60:7.2f}  {folder}" for folder, seconds in sorted(folders.items())),
         f"{total_s / 60:7.2f}  in all",
-        f"the {len(dearest)} dearest tests, with what they were the first to start",
-        *(f"{seconds / 60:7.2f}  {test}" for test, seconds in dearest),
+        f"the {len(expensive)} most expensive tests; the first to use an engine pays for its start",
+        *(f"{seconds / 60:7.2f}  {test}" for test, seconds in expensive),
     ]

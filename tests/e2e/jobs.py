@@ -23,8 +23,6 @@ STACKS_S = 60.0
 SHOWN_CHARACTERS = 20_000
 """Of a failed job's output."""
 REPOSITORY = Path(__file__).parents[2]
-FAIR = {"RAY_worker_niceness": "0"}
-"""Ray's actors as any other process; by themselves they make way for all other work, for hours."""
 DRIVERS = (" -m cluster.jobs.", " -m tests.e2e.")
 """What is in the command of a job's driver."""
 
@@ -33,7 +31,7 @@ def job_env(home: Path, **env: str) -> dict[str, str]:
     """Return the environment of a job that keeps everything under ``home``."""
     # With faulthandler a job that is aborted prints where each of its threads is.
     own = {"EMBED_RL_ROOT": str(home), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
-    return {**os.environ, **FAIR, **own, **env}
+    return {**os.environ, **own, **env}
 
 
 def job_command(job: str, config: str, *settings: str) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.jobs import FAIR, Job, run
+from tests.e2e.jobs import Job, run
 
 RAY = str(Path(sys.executable).with_name("ray"))
 STARTS = 3
@@ -65,7 +65,7 @@ def ray_head(folder: Path, *, cpus: int) -> Iterator[Head]:
     token = Path(own, "token")
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    env = {"RAY_TMPDIR": own, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), **FAIR}
+    env = {"RAY_TMPDIR": own, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     options = ("--head", f"--num-cpus={cpus}", "--port=0", "--dashboard-port=0")
     wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     try:

