@@ -134,7 +134,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@echo "3/5 all other packages: about 200, 1 GB to download, minutes"
 	@$(beat) $(packages)
 	@echo "4/5 compiling the packages, half a minute"
-	@$(beat) $(PY) -m compileall -qq -j 0 $(VENV)/lib || true
+	@$(beat) $(PY) -m compileall -qq -j 0 $(VENV)/lib || true  # some packages carry templates of code
 	@echo "5/5 checking that torch and torchvision load, seconds"
 	@$(beat) $(PY) -m cluster.mend_torchvision
 	@umask 077; $(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
@@ -152,7 +152,7 @@ beat = start=$$(date +%s); \
   trap "kill $$!" EXIT;
 
 # The CPU build from wherever the installer is configured to find it, else from PyTorch's own index.
-# A host that does not answer costs two minutes at most.
+# A host that does not answer is not waited for long.
 torch_cpu = $(INSTALL) --no-deps torch==2.13.0+cpu 2>/dev/null || \
   PIP_DEFAULT_TIMEOUT=15 PIP_RETRIES=1 UV_HTTP_TIMEOUT=15 UV_HTTP_RETRIES=1 \
   $(INSTALL) --no-deps torch==2.13.0+cpu --index-url $(TORCH_CPU) 2>/dev/null || \

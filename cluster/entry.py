@@ -48,15 +48,15 @@ def run_job(
         log.info("run folder %s", config.run.dir)
         return main(config)
     except (ConfigError, DataError) as error:
-        return explained(error, 2)
+        return print_end(error, 2)
     except StopRequested as error:
-        return explained(error, 3)
+        return print_end(error, 3)
     except EmbedRLError as error:
-        return explained(error, 1)
+        return print_end(error, 1)
 
 
-def explained(error: Exception, code: int) -> int:
-    """Print why the job ends and its exit code, which Ray does not tell of a stopped job."""
+def print_end(error: Exception, code: int) -> int:
+    """Print the error and the exit code, and return it; Ray does not tell that of a stopped job."""
     print(f"\n{error}\nexit code {code}", file=sys.stderr)
     return code
 

@@ -66,7 +66,7 @@ class SlowLearner(FakeLearner):
         self.sleep = Sleeping(seconds, seed=3)
         self.scored = 0
         self.lock = None
-        """Of the pipeline: where it is given, each call must find it held."""
+        """The pipeline's lock; where it is set, every call checks that it is held."""
         self._busy = threading.Lock()
 
     def train_policy(self, samples, pictures):

@@ -34,7 +34,6 @@ def test_a_ray_that_comes_up_too_slowly_is_started_anew(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(HELD_UP.format(folder=str(tmp_path)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     caplog.set_level(logging.WARNING)
     try:
         with session((), namespace="slow"):

@@ -26,11 +26,6 @@ NOISE = re.compile(r"(?<![\w.])(mlflow|alembic|cluster|configs|data)\.\w")
 """In what a logger of MLflow, of its migrations or of ours prints."""
 
 
-@pytest.fixture(autouse=True)
-def no_store_of_the_user(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Return the folder of all runs here, beside which they share a store: it takes seconds."""
