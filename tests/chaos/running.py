@@ -29,7 +29,7 @@ ROLES = {
 STEP_TIMEOUT_S = 600.0
 
 
-class Job:
+class Life:
     """One life of a job on a run folder, with a Ray of its own."""
 
     def __init__(self, config: Path, folder: Path, *settings: str) -> None:
@@ -96,9 +96,9 @@ class Job:
 
 
 @contextmanager
-def running(config: Path, folder: Path, *settings: str) -> Iterator[Job]:
+def running(config: Path, folder: Path, *settings: str) -> Iterator[Life]:
     """Run a job; whatever happens, it is gone afterwards."""
-    job = Job(config, folder, *settings)
+    job = Life(config, folder, *settings)
     try:
         yield job
     finally:

@@ -1,9 +1,8 @@
-"""Ray heads and nodes as processes of their own, with ports, folders and a token of their own."""
+"""Ray heads and nodes as processes of their own, with ports and folders of their own."""
 
 import json
 import os
 import re
-import secrets
 import shutil
 import sys
 import tempfile
@@ -62,10 +61,7 @@ def ray_head(folder: Path, *, cpus: int) -> Iterator[Head]:
     """Run a Ray head whose output goes to ``folder``."""
     # Sockets lie there, whose paths must be short.
     own = tempfile.mkdtemp(prefix="ray")
-    token = Path(own, "token")
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    env = {"RAY_TMPDIR": own, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    env = {"RAY_TMPDIR": own, "RAY_AUTH_MODE": "token"}
     options = ("--head", f"--num-cpus={cpus}", "--port=0", "--dashboard-port=0")
     wait = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
     try:
