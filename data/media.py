@@ -1,38 +1,44 @@
 """Pictures from disk to model: checked before decoding, decoded once, cropped and sized exactly.
 
+A decoded picture is what a viewer shows on a white page: turned as its EXIF data say, white where
+it is transparent, 8 bit a channel; of an animation the first picture.
+
 Sizes are chosen here, in multiples of the model's factor and within the config's limits, so that
 every engine sees the same pixels; the models' own processors must not resize again.
 """
 
 import io
 import math
-import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from configs.schema import MediaConfig
 from data.errors import DataError
+from data.file_kinds import HEAD, kind_of_file
 from data.types import Box, Kind, Picture, Pictures
 
 DECODE_THREADS = 4
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Files in another format are refused. Pillow knows 35 more that no data set needs, among them some
+that start programs (EPS); each is code that reads untrusted bytes."""
 MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
 MAX_ASPECT = 100
 """Flatter pictures are stretched to this: Qwen-VL processors refuse a side 200 times the other."""
-# What Pillow's decoders raise on broken files.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    NotImplementedError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What shows a picture upright, by its EXIF orientation."""
 
 
 def resolve(root: Path, name: str, *, where: str) -> str:
@@ -83,28 +89,94 @@ def load_picture(uri: str, limits: MediaConfig) -> np.ndarray:
     """Return one file's pixels, uint8 [H, W, 3].
 
     Raises:
-        DataError: the file is missing, too large, or not a picture.
+        DataError: the file is missing, too large, or not a picture; the message names it.
     """
-    path = Path(uri)
     try:
-        size = path.stat().st_size
-        if size > limits.max_file_bytes:
-            raise DataError(
-                f"{uri}: {size} bytes, more than data.media.max_file_bytes={limits.max_file_bytes}"
-            )
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            if image.width * image.height > limits.max_decode_pixels:
-                raise DataError(
-                    f"{uri}: {image.width}x{image.height} pixels, more than "
-                    f"data.media.max_decode_pixels={limits.max_decode_pixels}"
-                )
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise DataError(f"{uri}: picture not found") from error
+        return _load(uri, limits)
     except DataError:
         raise
-    except _UNREADABLE as error:
-        raise DataError(f"{uri}: not a readable picture ({error}); replace or remove it") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{uri}: picture not found") from error
+    except Exception as error:
+        # Decoders raise on broken files whatever they like, MemoryError too.
+        raise DataError(
+            f"{uri}: not a readable picture ({type(error).__name__}: {error}); replace or remove it"
+        ) from error
+
+
+def _load(uri: str, limits: MediaConfig) -> np.ndarray:
+    path = Path(uri)
+    size = path.stat().st_size
+    if size > limits.max_file_bytes:
+        raise DataError(
+            f"{uri}: {size} bytes, more than data.media.max_file_bytes={limits.max_file_bytes}"
+        )
+    content = path.read_bytes()
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        found, advice = kind_of_file(content[:HEAD])
+        raise DataError(
+            f"{uri}: not a readable picture: expected one of {', '.join(FORMATS)}, found {found}; "
+            f"{advice}"
+        ) from error
+    with image:
+        if image.width * image.height > limits.max_decode_pixels:
+            raise DataError(
+                f"{uri}: {image.width}x{image.height} pixels, more than "
+                f"data.media.max_decode_pixels={limits.max_decode_pixels}"
+            )
+        image.load()
+        return np.asarray(_upright(_in_rgb(image), image))
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture of any mode in 8-bit RGB, white where it is transparent."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey_levels(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and clear and max(clear) > 255:
+        # The one transparent colour of a picture that had 16 bit a channel in its file.
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    layer = image.convert("RGBA")
+    page = Image.new("RGB", image.size, "white")
+    page.paste(layer, mask=layer)
+    return page
+
+
+def _grey_levels(image: Image.Image) -> np.ndarray:
+    """Return a grey picture of more than 8 bit in 8 bit, uint8 [H, W].
+
+    65535 becomes 255 where the format says that this is white; else the largest value in the
+    picture becomes 255 and the smallest 0.
+
+    Raises:
+        ValueError: a value is no finite number.
+    """
+    values, clear = np.asarray(image), image.info.get("transparency", math.nan)
+    # Pillow scales a PPM's values to 16 bit.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        levels = (values.astype(np.uint32) + 128) // 257
+    else:
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(high - low):
+            raise ValueError("its values are not all finite numbers")
+        levels = np.subtract(values, low, dtype=np.float32) * (255 / (high - low or 1))
+        levels = levels.round()
+    if getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        levels = 255 - levels  # 0 is white, which Pillow heeds in 8 bit only
+    return np.where(values == clear, 255, levels).astype(np.uint8)
+
+
+def _upright(pixels: Image.Image, file: Image.Image) -> Image.Image:
+    """Return the pixels turned as the decoded file's EXIF or XMP data say."""
+    try:
+        turn = _TURNS.get(file.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        turn = None  # data so broken that no viewer can read them
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def target_size(
