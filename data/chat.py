@@ -6,6 +6,7 @@ all of them give a model identical token ids and pixels.
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ VISION_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+MARKUP = (*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>")
+"""Tokens that are never sampled, unless one of them ends a turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +115,7 @@ class TextEncoder:
         Raises:
             ConfigError: `emb_token` is asked for and the model has no such token.
         """
-        if pooling == "emb_token" and EMB_TOKEN not in self.tokenizer.get_vocab():
+        if pooling == "emb_token" and EMB_TOKEN not in self._markup_ids:
             raise ConfigError(
                 f"{self.tokenizer.name_or_path}: the tokenizer has no {EMB_TOKEN} token, so this "
                 "is no Embedder of ours; use a folder that the job `embedder` exported, or set "
@@ -141,10 +144,16 @@ class TextEncoder:
 
     def banned_ids(self) -> list[int]:
         """Return tokens that must never be sampled: pictures, padding, turn starts, `<emb>`."""
-        words = [*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>"]
+        return sorted(set(self._markup_ids.values()) - {self.tokenizer.eos_token_id})
+
+    @cached_property
+    def _markup_ids(self) -> dict[str, int]:
+        """Ids of `MARKUP`, as far as the tokenizer has it.
+
+        Once: it builds its whole dictionary for every call, which takes tens of milliseconds.
+        """
         vocabulary = self.tokenizer.get_vocab()
-        eos = self.tokenizer.eos_token_id
-        return sorted({vocabulary[word] for word in words if word in vocabulary} - {eos})
+        return {word: vocabulary[word] for word in MARKUP if word in vocabulary}
 
     def _parts(self, content: Content) -> Any:
         """Return a turn's content in the form that the chat template takes."""

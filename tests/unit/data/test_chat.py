@@ -142,6 +142,27 @@ def test_pictures_padding_and_turn_starts_are_never_sampled_but_the_end_is(encod
     assert "<|im_end|>" not in names
 
 
+QWEN3_TOKENS = 151_669
+
+
+def test_the_vocabulary_is_built_once_for_all_requests(monkeypatch):
+    words = {EMB_TOKEN: 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    words |= {f"w{index}": index for index in range(len(words), QWEN3_TOKENS)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")),
+        eos_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+    calls, build = [], tokenizer.get_vocab
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: calls.append(None) or build())
+    encoder = TextEncoder(tokenizer)
+    for _ in range(3):
+        assert encoder.banned_ids() == [0, 1]
+        encoder.check_pooling("emb_token")
+        encoder.embed(("a star",), {})
+    assert len(calls) == 1
+
+
 def test_a_picture_that_was_not_loaded_is_named(encoder):
     with pytest.raises(DataError, match="big: picture was not loaded"):
         encoder.encode((BIG,), {})
