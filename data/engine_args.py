@@ -40,6 +40,7 @@ def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> 
     }
     return {
         "model": model,
+        "trust_remote_code": False,
         "dtype": engine.dtype,
         "max_model_len": engine.max_model_len,
         "max_num_seqs": engine.max_num_seqs,

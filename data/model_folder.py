@@ -65,13 +65,30 @@ def load_processor(folder: str) -> Any:
     """Return the folder's Hugging Face processor; of a text-only model its tokenizer.
 
     Raises:
-        DataError: the folder is incomplete.
+        DataError: the folder is incomplete, or only code of its own can read it.
     """
     # Imported here: transformers takes seconds, and settings are checked without it.
     from transformers import AutoProcessor, AutoTokenizer
 
     kind = AutoProcessor if sees_pictures(folder) else AutoTokenizer
-    return kind.from_pretrained(check_folder(folder))
+    return load_pretrained(kind, check_folder(folder))
+
+
+def load_pretrained(kind: Any, folder: str | Path, **settings: Any) -> Any:
+    """Return what a class of transformers makes of a folder; code in the folder is never run.
+
+    Raises:
+        DataError: nothing but that code can read it.
+    """
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False, **settings)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise DataError(
+            f"{folder}: expected a model that transformers knows, found one that needs code from "
+            "its own folder, which is never run; use another model"
+        ) from error
 
 
 def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:

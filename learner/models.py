@@ -11,7 +11,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from configs.schema import LearnerConfig
 from data.errors import ConfigError
-from data.model_folder import check_folder, sees_pictures
+from data.model_folder import check_folder, load_pretrained, sees_pictures
 from learner.batching import Batch, TextTokens, VisionTokens
 from learner.logprobs import OutputLayer
 
@@ -27,10 +27,11 @@ def load_model(folder: str, config: LearnerConfig) -> nn.Module:
     Raises:
         ConfigError: what is asked for does not fit the model, or its logits are not those of its
             output layer.
-        DataError: the folder is incomplete.
+        DataError: the folder is incomplete, or only code of its own can read it.
     """
     kind = AutoModelForImageTextToText if sees_pictures(folder) else AutoModelForCausalLM
-    net = kind.from_pretrained(
+    net = load_pretrained(
+        kind,
         check_folder(folder),
         dtype=torch.bfloat16 if config.bf16 else torch.float32,
         attn_implementation=choose_attention(config),

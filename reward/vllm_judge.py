@@ -14,6 +14,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from configs.schema import MAX_SCORED, JudgeConfig
 from data.engine_args import engine_arguments
 from data.errors import ConfigError, EngineLost, JudgeError
+from data.model_folder import load_pretrained
 from data.types import Judgement, JudgeQuestion
 from reward.judge import parse_choice, right_share
 
@@ -26,7 +27,7 @@ class VLLMJudge:
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
-        self._tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self._tokenizer = load_pretrained(AutoTokenizer, config.model)
         special = sorted(map(re.escape, self._tokenizer.all_special_tokens))
         self._special = re.compile("|".join(special) if special else r"(?!)")
         self._numbers = self._number_ids() if config.answer == "score" else []

@@ -17,6 +17,10 @@ def test_poolings_have_vllms_names(pooling, theirs):
     assert pooling_type(pooling) == theirs
 
 
+def test_an_engine_runs_no_code_of_the_model_folder():
+    assert engine_arguments("m", EngineConfig(), max_pictures=0)["trust_remote_code"] is False
+
+
 def test_a_text_only_engine_is_told_nothing_of_pictures():
     seeing = engine_arguments("m", EngineConfig(), max_pictures=3)
     blind = engine_arguments("m", EngineConfig(), max_pictures=0)

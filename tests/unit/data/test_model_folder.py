@@ -5,11 +5,14 @@ import logging
 from pathlib import Path
 
 import pytest
+import transformers
 
 from data.errors import ConfigError, DataError
 from data.model_folder import (
     check_folder,
     check_reasoner,
+    load_pretrained,
+    load_processor,
     sees_pictures,
     warn_embedder_ignores,
 )
@@ -49,6 +52,29 @@ def test_a_text_only_model_needs_no_picture_processor(folder):
 def test_a_model_with_a_vision_tower_does(folder):
     with pytest.raises(DataError, match=r"missing preprocessor_config\.json or "):
         check_folder(folder(model_type="qwen3_vl", vision_config={}))
+
+
+@pytest.fixture
+def coded(folder, tmp_path):
+    """Return a folder that asks for code of its own, which leaves a mark where it is run."""
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    names = ("AutoConfig", "AutoModelForCausalLM")
+    path = folder(model_type="own", auto_map=dict.fromkeys(names, "own.Own"))
+    tokenizer = {"auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    yield path
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_folder_is_not_run_for_its_tokenizer(coded):
+    with pytest.raises(DataError, match=f"{coded}: .*code from its own folder, which is never run"):
+        load_processor(coded)
+
+
+@pytest.mark.parametrize("kind", ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"])
+def test_code_in_a_folder_is_run_for_nothing_else(coded, kind):
+    with pytest.raises(DataError, match="code from its own folder, which is never run"):
+        load_pretrained(getattr(transformers, kind), coded)
 
 
 def test_a_configuration_that_is_not_json_is_refused(folder, tmp_path):
