@@ -30,7 +30,8 @@ from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_reward
 from cluster.scoring import Embedding, Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.prompts import reasoner_content, uris_shown
+from data.media import frames_only
+from data.prompts import pictures_of, reasoner_content
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -201,7 +202,9 @@ class Collector:
         """Share the pictures that the pairs show; return also the reason for each that failed."""
         media = self.config.data.media
         items = (pair.item(side) for pair in pairs for side in Side)
-        return self.decoder.share(uris_shown(items, media.max_frames), media)
+        shown = [picture for item in items for picture in pictures_of(item, media.max_frames)]
+        uris = {picture.uri for picture in shown}
+        return self.decoder.share(uris, media, frames=frames_only(shown))
 
     def _collect(self, first: int) -> None:
         """Run the sampling thread."""

@@ -1,7 +1,7 @@
 """Decoded pictures that all actors read from Ray's object store."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,24 +40,30 @@ class Decoder:
         self._process = Beside("the decoder")
 
     def share(
-        self, uris: Iterable[str], limits: MediaConfig
+        self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         """Decode files; return also the reason for each that failed.
 
-        Files that end the process each time are sought, and failed too.
+        Files that end the process each time are sought, and failed too. ``frames`` as in
+        `load_pictures`.
 
         Raises:
             ClusterError: it did not end in time, or failed though no single file makes it fail.
+            DataError: together they hold more than ``limits.max_step_bytes``.
         """
         names = sorted(set(uris))
         try:
-            return self._share(names, limits)
+            return self._share(names, limits, frames)
         except ActorLost as error:
             log.warning("%s; looking for the files that end it", error)
-            deadly = dict.fromkeys(self._deadly(names, limits), "ends the process that decodes it")
+            deadly = {
+                uri: f"{uri}: ends the process that decodes it; replace or remove it"
+                for uri in self._deadly(names, limits, frames)
+            }
             if not deadly:
                 raise
-            shared, failed = self._share([one for one in names if one not in deadly], limits)
+            left = [one for one in names if one not in deadly]
+            shared, failed = self._share(left, limits, frames)
             return shared, {**failed, **deadly}
 
     def close(self) -> None:
@@ -65,31 +71,31 @@ class Decoder:
         self._process.close()
 
     def _share(
-        self, names: list[str], limits: MediaConfig
+        self, names: list[str], limits: MediaConfig, frames: Set[str]
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         what = f"decoding {len(names)} pictures, first {names[:1]}"
         [pictures], (sizes, failed) = self._process.run(
-            _decode, names, limits, what=what, timeout_s=TIMEOUT_S, returns=2
+            _decode, names, limits, frames, what=what, timeout_s=TIMEOUT_S, returns=2
         )
         return SharedPictures(pictures, sizes), failed
 
-    def _deadly(self, names: list[str], limits: MediaConfig) -> list[str]:
+    def _deadly(self, names: list[str], limits: MediaConfig, frames: Set[str]) -> list[str]:
         """Return those of the files, which together end the decoder, that do so alone."""
         if len(names) == 1:
             return names
         found = []
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             try:
-                self._share(half, limits)
+                self._share(half, limits, frames)
             except ActorLost:
-                found += self._deadly(half, limits)
+                found += self._deadly(half, limits, frames)
         return found
 
 
 def _decode(
-    uris: list[str], limits: MediaConfig
+    uris: list[str], limits: MediaConfig, frames: Set[str]
 ) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]]]:
-    pictures, failed = load_pictures(uris, limits)
+    pictures, failed = load_pictures(uris, limits, frames=frames)
     return pictures, (_sizes(pictures), failed)
 
 

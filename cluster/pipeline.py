@@ -35,6 +35,7 @@ from cluster.weights import Published
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.errors import EmbedRLError, WeightSyncError
+from data.media import frames_only
 from data.types import (
     Content,
     DroppedTrajectory,
@@ -367,7 +368,9 @@ class Pipeline:
         uris = {uri for group in drawn for uri in group.uris()}
         if not uris:
             return drawn, pictures
-        decoded, failed = self.collector.decoder.share(uris, self.config.data.media)
+        frames = frames_only(picture for group in drawn for picture in group.pictures())
+        media = self.config.data.media
+        decoded, failed = self.collector.decoder.share(uris, media, frames=frames)
         for reason in failed.values():
             log.warning("not replayed: %s", reason)
         kept = [group for group in drawn if not group.uris() & failed.keys()]

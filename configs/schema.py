@@ -51,6 +51,9 @@ class MediaConfig:
     """Larger files are refused before decoding."""
     max_decode_pixels: int = 64 << 20
     """Pictures with more pixels are refused before decoding."""
+    max_step_bytes: int = 16 << 30
+    """Decoded pictures that one step, or one evaluation, holds at most, 3 bytes a pixel; a job that
+    needs more is refused, and names the largest files. It may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -609,7 +612,7 @@ def _share(node: object, *names: str) -> list[str]:
 
 
 def _media_problems(node: MediaConfig) -> list[str]:
-    found = _positive(node, "max_frames", "max_file_bytes", "max_decode_pixels")
+    found = _positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
     for name in ("image", "page", "frame", "crop"):
         least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
         if not 0 < least <= most:

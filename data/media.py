@@ -9,7 +9,8 @@ every engine sees the same pixels; the models' own processors must not resize ag
 
 import io
 import math
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from configs.schema import MediaConfig
+from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file
 from data.types import Box, Kind, Picture, Pictures
@@ -29,6 +31,7 @@ MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
 MAX_ASPECT = 100
 """Flatter pictures are stretched to this: Qwen-VL processors refuse a side 200 times the other."""
+SHOWN_FILES = 5
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,35 +67,90 @@ def resolve(root: Path, name: str, *, where: str) -> str:
     return str(path)
 
 
-def load_pictures(uris: Iterable[str], limits: MediaConfig) -> tuple[Pictures, dict[str, str]]:
-    """Return the decoded files by uri, uint8 [H, W, 3], and the reason for each that failed."""
+class _Held:
+    """Bytes of the pictures of one call, counted before they are decoded."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._total = 0
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, uri: str, size: int) -> None:
+        """Count a picture.
+
+        Raises:
+            DataError: the call holds too much by now: nothing more is to be decoded.
+        """
+        with self._lock:
+            self._sizes[uri] = size
+            self._total += size
+            if self._total > self._most:
+                raise DataError(f"{uri}: no room for {size} bytes more")
+
+    def check(self) -> None:
+        """Refuse a call that would hold too much.
+
+        Raises:
+            DataError: it would; the largest files are named.
+        """
+        if self._total <= self._most:
+            return
+        largest = sorted(self._sizes, key=lambda uri: -self._sizes[uri])[:SHOWN_FILES]
+        raise DataError(
+            f"expected pictures of at most data.media.max_step_bytes={self._most} bytes for one "
+            f"step or evaluation, found {len(self._sizes)} of {self._total} bytes when they are "
+            f"decoded, the largest {', '.join(f'{uri} ({self._sizes[uri]})' for uri in largest)}; "
+            "make these smaller, take fewer pairs at once (a smaller batch, fewer rows to "
+            "evaluate), or raise the limit if the machine has the memory"
+        )
+
+
+def load_pictures(
+    uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
+) -> tuple[Pictures, dict[str, str]]:
+    """Return the decoded files by uri, uint8 [H, W, 3], and the reason for each that failed.
+
+    ``frames``: those that are shown as frames only (`frames_only`).
+
+    Raises:
+        DataError: together they hold more than ``limits.max_step_bytes``.
+    """
     names = sorted(set(uris))
     pictures: dict[str, np.ndarray] = {}
     failed: dict[str, str] = {}
+    held = _Held(limits.max_step_bytes)
 
-    def load(uri: str) -> np.ndarray | DataError:
+    def load(uri: str) -> np.ndarray | str:
         try:
-            return load_picture(uri, limits)
+            return load_picture(uri, limits, frame=uri in frames, held=held)
         except DataError as error:
-            return error
+            return str(error)
 
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         for uri, result in zip(names, pool.map(load, names), strict=True):
-            if isinstance(result, DataError):
-                failed[uri] = str(result)
+            if isinstance(result, str):
+                failed[uri] = result
             else:
                 pictures[uri] = result
+    held.check()
     return pictures, failed
 
 
-def load_picture(uri: str, limits: MediaConfig) -> np.ndarray:
+def load_picture(
+    uri: str, limits: MediaConfig, *, frame: bool = False, held: _Held | None = None
+) -> np.ndarray:
     """Return one file's pixels, uint8 [H, W, 3].
+
+    Its sides are shrunk by a whole factor where no view can need all its pixels. A ``frame`` is
+    shown whole, within the limits of frames; of others the smallest crop gets all that it may have.
 
     Raises:
         DataError: the file is missing, too large, or not a picture; the message names it.
     """
+    enough = limits.frame_max_pixels if frame else _most_needed(limits)
     try:
-        return _load(uri, limits)
+        return _load(uri, limits, enough, held or _Held(limits.max_step_bytes))
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -104,7 +162,24 @@ def load_picture(uri: str, limits: MediaConfig) -> np.ndarray:
         ) from error
 
 
-def _load(uri: str, limits: MediaConfig) -> np.ndarray:
+def frames_only(shown: Iterable[Picture]) -> set[str]:
+    """Return the files that are shown as frames of videos and as nothing else.
+
+    Of a frame no crop is ever shown: it needs no more pixels than a frame may have.
+    """
+    frames, others = set(), set()
+    for picture in shown:
+        (frames if picture.kind is Kind.VIDEO else others).add(picture.uri)
+    return frames - others
+
+
+def _most_needed(limits: MediaConfig) -> int:
+    """Return the pixels of a picture whose smallest crop still has as many as a crop may have."""
+    crop = math.ceil(limits.crop_max_pixels / MIN_BOX_SIDE**2)
+    return max(crop, limits.image_max_pixels, limits.page_max_pixels, limits.frame_max_pixels)
+
+
+def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray:
     path = Path(uri)
     size = path.stat().st_size
     if size > limits.max_file_bytes:
@@ -126,8 +201,20 @@ def _load(uri: str, limits: MediaConfig) -> np.ndarray:
                 f"{uri}: {image.width}x{image.height} pixels, more than "
                 f"data.media.max_decode_pixels={limits.max_decode_pixels}"
             )
+        factor = _surplus(image, enough)
+        if factor > 1:
+            # Shrinks a JPEG while it is decoded, by 2, 4 or 8; nothing else.
+            image.draft(None, (-(-image.width // factor), -(-image.height // factor)))
+            factor = _surplus(image, enough)
+        held.add(uri, 3 * -(-image.width // factor) * -(-image.height // factor))
         image.load()
-        return np.asarray(_upright(_in_rgb(image), image))
+        pixels = _in_rgb(image)
+        return np.asarray(_upright(pixels if factor == 1 else pixels.reduce(factor), image))
+
+
+def _surplus(image: Image.Image, enough: int) -> int:
+    """Return the whole factor by which the sides can shrink, so that enough pixels are left."""
+    return max(1, math.isqrt(image.width * image.height // enough))
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:

@@ -22,10 +22,14 @@ class KeptGroup:
     """The oldest one that sampled a token of it."""
     samples: tuple[TrainSample, ...]
 
-    def uris(self) -> set[str]:
-        """Return the files of its pictures; the pixels are not kept."""
+    def pictures(self) -> set[Picture]:
+        """Return what its prompts show; the pixels are not kept."""
         parts = (part for sample in self.samples for part in sample.content)
-        return {part.uri for part in parts if isinstance(part, Picture)}
+        return {part for part in parts if isinstance(part, Picture)}
+
+    def uris(self) -> set[str]:
+        """Return the files of its pictures."""
+        return {picture.uri for picture in self.pictures()}
 
 
 class ReplayBuffer:

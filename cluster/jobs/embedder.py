@@ -21,9 +21,9 @@ from data.datasets import PairFeed
 from data.emb_token import with_emb_token
 from data.embed_inputs import embed_content
 from data.errors import DataError
-from data.media import load_pictures
+from data.media import frames_only, load_pictures
 from data.model_folder import warn_embedder_ignores
-from data.prompts import uris_shown
+from data.prompts import pictures_of, uris_shown
 from data.records import load_sets
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
@@ -190,7 +190,14 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
     most = config.data.media.max_frames
     shown = [uris_shown((pair.query, pair.target), most) for pair in pairs]
     beside = [uris_shown(pair.hard_negatives[: config.hard_negatives], most) for pair in pairs]
-    pictures, failed = load_pictures(set().union(*shown, *beside), config.data.media)
+    items = (
+        item
+        for pair in pairs
+        for item in (pair.query, pair.target, *pair.hard_negatives[: config.hard_negatives])
+    )
+    frames = frames_only(picture for item in items for picture in pictures_of(item, most))
+    uris = set().union(*shown, *beside)
+    pictures, failed = load_pictures(uris, config.data.media, frames=frames)
     for reason in failed.values():
         print(f"quarantined: {reason}", file=sys.stderr)
     kept = [pair for pair, uris in zip(pairs, shown, strict=True) if not uris & failed.keys()]

@@ -18,10 +18,20 @@ from cluster.session import Role, session
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.chat import load_encoder
+from data.media import frames_only
 from data.model_folder import check_reasoner, warn_embedder_ignores
-from data.prompts import uris_shown
+from data.prompts import pictures_of
 from data.records import load_sets
-from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Pair, Side, TrajectoryKey
+from data.types import (
+    Content,
+    EmbedRequest,
+    GenerationRequest,
+    GroupKey,
+    Pair,
+    Picture,
+    Side,
+    TrajectoryKey,
+)
 from evaluation.report import headline_metrics, print_table
 from evaluation.runner import Reason, Settings, evaluate
 from evaluation.store import save_evaluation
@@ -58,8 +68,9 @@ def main(config: EvaluateConfig) -> int:
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with connected, Tracker(config, job="evaluate", folder=folder.path) as tracker:
         with closing(Decoder()) as decoder:
-            uris = uris_of(pairs, data.media.max_frames)
-            pictures, failed = decoder.share(uris, data.media)
+            shown = shown_by(pairs, data.media.max_frames)
+            uris = {picture.uri for picture in shown}
+            pictures, failed = decoder.share(uris, data.media, frames=frames_only(shown))
         for reason in failed.values():
             console.print(f"left out: {reason}", highlight=False)
         embedder: list[RewardPool] = []
@@ -132,10 +143,10 @@ def greedy_traces(
     return {one.key.group.pair_id: one.text for one in trajectories}
 
 
-def uris_of(pairs: list[Pair], max_frames: int) -> set[str]:
+def shown_by(pairs: list[Pair], max_frames: int) -> set[Picture]:
     """Return every picture that the pairs and their candidates show."""
     items = (item for p in pairs for item in (p.query, p.target, *p.candidates))
-    return uris_shown(items, max_frames)
+    return {picture for item in items for picture in pictures_of(item, max_frames)}
 
 
 if __name__ == "__main__":

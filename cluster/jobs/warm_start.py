@@ -20,7 +20,7 @@ from configs.schema import WarmStartConfig
 from data.chat import TextEncoder, load_encoder
 from data.datasets import supervised_rows
 from data.errors import DataError
-from data.media import load_pictures
+from data.media import frames_only, load_pictures
 from data.model_folder import check_reasoner
 from data.records import load_sets
 from data.types import Content, Picture, Pictures, TrainSample
@@ -120,8 +120,9 @@ def encode(
 
     A row whose picture cannot be decoded is left out with a message.
     """
-    uris = [part.uri for _, content, _ in rows for part in content if isinstance(part, Picture)]
-    pictures, failed = load_pictures(uris, config.data.media)
+    shown = [part for _, content, _ in rows for part in content if isinstance(part, Picture)]
+    uris = {picture.uri for picture in shown}
+    pictures, failed = load_pictures(uris, config.data.media, frames=frames_only(shown))
     samples = []
     for key, content, response in rows:
         lost = [p.uri for p in content if isinstance(p, Picture) and p.uri in failed]

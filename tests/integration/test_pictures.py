@@ -10,10 +10,12 @@ import ray
 from cluster.beside import RETRIES
 from cluster.pictures import Decoder
 from configs.schema import MediaConfig
+from data.errors import DataError
 from data.media import load_picture
 from tests.builders import write_picture
 from tests.workers import CrashesAt
 
+BROKEN = Path(__file__).parents[1] / "unit/data/broken_pictures"
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -36,6 +38,29 @@ def test_files_come_decoded_with_sizes_and_reasons(decoder: Decoder, tmp_path: P
     assert list(failed) == [str(broken)]
 
 
+def test_what_a_decoder_raises_is_the_reason_of_its_file_alone(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    good = str(write_picture(tmp_path / "a.png"))
+    [broken] = map(str, BROKEN.glob("*.avif"))
+    shared, failed = decoder.share([good, broken], MediaConfig())
+    assert list(shared.sizes) == [good]
+    assert list(failed) == [broken]
+    assert failed[broken].startswith(f"{broken}: not a readable picture (RuntimeError: ")
+
+
+def test_frames_come_shrunk_and_too_many_bytes_are_refused(
+    decoder: Decoder, tmp_path: Path
+) -> None:
+    uri = str(write_picture(tmp_path / "a.png", 40, 30))
+    limits = MediaConfig(frame_min_pixels=100, frame_max_pixels=100, max_step_bytes=3600)
+    shared, _ = decoder.share([uri], limits, frames={uri})
+    assert shared.sizes == {uri: (10, 14)}
+    other = str(write_picture(tmp_path / "b.png", 40, 30))
+    with pytest.raises(DataError, match=f"largest {uri} "):
+        decoder.share([uri, other], limits)
+
+
 def test_no_files_are_no_pictures(decoder: Decoder) -> None:
     shared, failed = decoder.share([], MediaConfig())
     assert (ray.get(shared.ref), shared.sizes, failed) == ({}, {}, {})
@@ -50,7 +75,8 @@ def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(
     limit = CrashesAt(deadly.stat().st_size, tmp_path / "log")
     shared, failed = decoder.share([*good, str(deadly)], MediaConfig(max_file_bytes=limit))
     assert sorted(shared.sizes) == good
-    assert failed == {str(deadly): "ends the process that decodes it"}
+    reason = f"{deadly}: ends the process that decodes it; replace or remove it"
+    assert failed == {str(deadly): reason}
     tries = RETRIES + 1
     assert (tmp_path / "log").read_text() == "x" * tries * 3  # of four files, of two, alone
 

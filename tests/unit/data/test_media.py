@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from configs.schema import MediaConfig
+from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.media import (
     DECODE_THREADS,
@@ -21,6 +22,7 @@ from data.media import (
     MIN_CROP_PIXELS,
     crop_pixels,
     fit,
+    frames_only,
     limits_of,
     load_picture,
     load_pictures,
@@ -389,6 +391,99 @@ def test_failed_pictures_come_back_with_their_reason_and_the_others_with_pixels(
     assert set(failed) == {str(text), lost}
     assert "not a readable picture" in failed[str(text)]
     assert "not found" in failed[lost]
+
+
+def test_pictures_that_need_too_much_memory_together_are_refused_and_the_largest_named(tmp_path):
+    sizes = {"small.png": (10, 10), "wide.png": (90, 30), "high.png": (50, 60)}
+    uris = [str(write_picture(tmp_path / name, *size)) for name, size in sizes.items()]
+    assert len(load_pictures(uris, MediaConfig(max_step_bytes=17_400))[0]) == 3
+    with pytest.raises(DataError) as caught:
+        load_pictures(uris, MediaConfig(max_step_bytes=17_399))
+    found = str(caught.value)
+    assert "data.media.max_step_bytes=17399" in found
+    assert "found 3 of 17400 bytes" in found
+    largest = [str(tmp_path / name) for name in ("high.png", "wide.png", "small.png")]
+    assert f"the largest {largest[0]} (9000), {largest[1]} (8100), {largest[2]} (300);" in found
+
+
+def test_a_picture_that_is_refused_takes_no_memory(tmp_path):
+    good = str(write_picture(tmp_path / "good.png", 10, 10))
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png_header(5000, 5000))
+    limits = MediaConfig(max_step_bytes=300, max_decode_pixels=1_000_000)
+    pictures, failed = load_pictures([good, str(bomb)], limits)
+    assert (set(pictures), set(failed)) == ({good}, {str(bomb)})
+
+
+def smooth(width, height):
+    """Return a picture without detail that shrinking could lose."""
+    small = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "shape"),
+    [
+        ("a.jpg", "RGB", (600, 800)),  # JPEG's own scales are powers of 2
+        ("a.png", "RGB", (400, 534)),
+        ("a.png", "P", (400, 534)),
+        ("a.tiff", "I;16", (400, 534)),
+    ],
+)
+def test_a_large_frame_is_shrunk_to_what_a_frame_can_need(tmp_path, name, mode, shape):
+    uri = str(tmp_path / name)
+    image = smooth(1601, 1200)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    image.convert(mode).save(uri)
+    pictures, _ = load_pictures([uri], LIMITS, frames={uri})
+    assert pictures[uri].shape[0] == shape[0]
+    assert pictures[uri].shape[1] in (shape[1], shape[1] + 1)
+    frame = Picture(uri, Kind.VIDEO)
+    whole = {uri: load_picture(uri, LIMITS)}
+    assert whole[uri].shape == (1200, 1601, 3)
+    shown, full = (
+        np.asarray(fit(frame, some, LIMITS, factor=32), int) for some in (pictures, whole)
+    )
+    assert np.abs(shown - full).mean() < 4
+
+
+def test_a_turned_frame_is_shrunk_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    uri = str(tmp_path / "a.jpg")
+    smooth(1600, 1200).save(uri, exif=exif)
+    assert load_pictures([uri], LIMITS, frames={uri})[0][uri].shape == (800, 600, 3)
+
+
+def test_a_frame_that_is_shown_as_a_picture_too_is_not_shrunk():
+    shown = [
+        *(Picture(uri, Kind.VIDEO) for uri in ("frame", "still", "page")),
+        Picture("still", Kind.IMAGE),
+        Picture("page", Kind.PAGE, Box(0, 0, 0.5, 0.5)),
+        Picture("other", Kind.IMAGE),
+    ]
+    assert frames_only(shown) == {"frame"}
+
+
+def test_a_picture_keeps_the_pixels_that_its_crops_can_show(tmp_path):
+    uri = str(tmp_path / "a.png")
+    smooth(2000, 1500).save(uri)
+    assert load_picture(uri, MediaConfig()).shape == (1500, 2000, 3)
+
+
+@pytest.mark.parametrize("most", [1, 4, 9, 30])
+def test_a_shrunk_picture_still_gives_its_smallest_crop_all_that_a_crop_may_have(tmp_path, most):
+    uri = str(tmp_path / "a.png")
+    smooth(1000, 800).save(uri)
+    few = {
+        f"{name}_{end}_pixels": 1 for name in ("image", "page", "frame") for end in ("min", "max")
+    }
+    limits = MediaConfig(**few, crop_min_pixels=1, crop_max_pixels=most)
+    height, width, _ = load_picture(uri, limits).shape
+    assert (height < 800) == (most <= 9)
+    assert height * width * MIN_BOX_SIDE**2 >= most
+    assert height / width == pytest.approx(0.8, rel=0.01)
 
 
 def test_a_path_inside_the_root_is_resolved(tmp_path):
