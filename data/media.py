@@ -8,6 +8,7 @@ every engine sees the same pixels; the models' own processors must not resize ag
 """
 
 import io
+import logging
 import math
 import threading
 from collections.abc import Iterable, Set
@@ -23,6 +24,7 @@ from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file
 from data.types import Box, Kind, Picture, Pictures
 
+log = logging.getLogger(__name__)
 DECODE_THREADS = 4
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Files in another format are refused. Pillow knows 35 more that no data set needs, among them some
@@ -32,6 +34,10 @@ MIN_CROP_PIXELS = 4
 MAX_ASPECT = 100
 """Flatter pictures are stretched to this: Qwen-VL processors refuse a side 200 times the other."""
 SHOWN_FILES = 5
+FEW_FLAT, FLAT_SHARE = 4, 0.1
+"""More pictures of one colour than this number and this share are worth a warning."""
+_said_flat = threading.Event()
+"""Set when that was said: once in a process."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -134,6 +140,16 @@ def load_pictures(
             else:
                 pictures[uri] = result
     held.check()
+    flat = [uri for uri, pixels in pictures.items() if _one_colour(pixels)]
+    if len(flat) > max(FEW_FLAT, FLAT_SHARE * len(pictures)) and not _said_flat.is_set():
+        _said_flat.set()
+        log.warning(
+            "%d of %d pictures have one colour each, %s for instance: look at these files; what is "
+            "transparent is shown white, so white drawings on it vanish",
+            len(flat),
+            len(pictures),
+            flat[0],
+        )
     return pictures, failed
 
 
@@ -160,6 +176,13 @@ def load_picture(
         raise DataError(
             f"{uri}: not a readable picture ({type(error).__name__}: {error}); replace or remove it"
         ) from error
+
+
+def _one_colour(pixels: np.ndarray) -> bool:
+    height, width, _ = pixels.shape
+    some = pixels[:: max(1, height // 16), :: max(1, width // 16)]
+    # Hardly any picture gets as far as the second look, at all of it.
+    return bool((some == some[0, 0]).all() and (pixels == some[0, 0]).all())
 
 
 def frames_only(shown: Iterable[Picture]) -> set[str]:

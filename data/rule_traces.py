@@ -283,7 +283,9 @@ def content_box(mask: np.ndarray) -> Box:
         DataError: nothing is set.
     """
     if not mask.any():
-        raise DataError("one colour: the picture shows nothing to box")
+        raise DataError(
+            "one colour: the picture shows nothing to box (what is transparent is shown white)"
+        )
     x1, x2 = _extent(mask.any(axis=0))
     y1, y2 = _extent(mask.any(axis=1))
     area = (x2 - x1) * (y2 - y1)

@@ -106,10 +106,12 @@ def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
         good = len(one.train) + len(one.heldout)
         if not one.train or len(one.bad) > data.max_bad_rows * (good + len(one.bad)):
             shown = "".join(f"\n    {bad.where}: {bad.reason}" for bad in one.bad[:5])
+            advice = "mend their files, or leave the set out"
+            if one.train:
+                advice = f"mend them or raise data.max_bad_rows={data.max_bad_rows}"
             problems.append(
                 f"data set '{one.settings.name}': {len(one.bad)} of {good + len(one.bad)} rows "
-                f"got no trace and {len(one.train)} are left for training; mend them or raise "
-                f"data.max_bad_rows={data.max_bad_rows}:{shown}"
+                f"got no trace and {len(one.train)} are left for training; {advice}:{shown}"
             )
     if problems:
         raise DataError("\n".join(problems))

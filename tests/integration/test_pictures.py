@@ -12,10 +12,9 @@ from cluster.pictures import Decoder
 from configs.schema import MediaConfig
 from data.errors import DataError
 from data.media import load_picture
-from tests.builders import write_picture
+from tests.builders import WITHOUT_AN_ITEM, write_picture
 from tests.workers import CrashesAt
 
-BROKEN = Path(__file__).parents[1] / "unit/data/broken_pictures"
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -42,7 +41,7 @@ def test_what_a_decoder_raises_is_the_reason_of_its_file_alone(
     decoder: Decoder, tmp_path: Path
 ) -> None:
     good = str(write_picture(tmp_path / "a.png"))
-    [broken] = map(str, BROKEN.glob("*.avif"))
+    broken = str(WITHOUT_AN_ITEM)
     shared, failed = decoder.share([good, broken], MediaConfig())
     assert list(shared.sizes) == [good]
     assert list(failed) == [broken]

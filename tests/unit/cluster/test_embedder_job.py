@@ -12,15 +12,16 @@ from data.datasets import PairFeed
 from data.errors import DataError
 from data.records import LoadedSet
 from data.types import Item, Kind
-from tests.builders import TRACES, make_pair, write_picture
+from tests.builders import TRACES, WITHOUT_AN_ITEM, make_pair, write_picture
 
 CONFIG = EmbedderConfig(run=RunConfig(dir="run"), model="m")
 
 
-def test_a_pair_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, capsys):
+@pytest.mark.parametrize("content", [b"no picture", WITHOUT_AN_ITEM.read_bytes()])
+def test_a_pair_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, capsys, content):
     good = write_picture(tmp_path / "good.png")
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(content)
     pairs = [
         make_pair(name, query=Item(text="q", kind=Kind.IMAGE, uris=(str(path),)))
         for name, path in (("a", good), ("b", bad), ("c", good))

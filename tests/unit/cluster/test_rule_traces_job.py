@@ -141,6 +141,16 @@ def test_bad_pictures_are_quarantined_up_to_the_limit(config, capsys):
         main(strict)
 
 
+def test_a_set_without_a_usable_picture_is_not_told_to_raise_a_limit(config):
+    names = config.data.train[0]
+    for path in Path(names.root).glob("*.png"):
+        Image.new("RGBA", (32, 32), (255, 255, 255, 0)).save(path)
+    with pytest.raises(DataError) as caught:
+        main(replace(config, data=replace(config.data, train=[names])))
+    assert "30 of 30 rows got no trace and 0 are left for training; mend their" in str(caught.value)
+    assert "max_bad_rows" not in str(caught.value)
+
+
 def test_impossible_settings_are_all_named(config):
     wrong = replace(
         config,

@@ -5,8 +5,10 @@ from itertools import islice
 
 import pytest
 
-from cluster.jobs.warm_start import batches
+from cluster.jobs.warm_start import batches, encode
 from configs.schema import RunConfig, WarmStartConfig
+from data.types import Kind, Picture
+from tests.builders import WITHOUT_AN_ITEM, write_picture
 
 CONFIG = WarmStartConfig(run=RunConfig(dir="run"), model="m", batch=3)
 ROWS = [(f"row{i}", ("prompt",), "response") for i in range(10)]
@@ -25,6 +27,16 @@ class Encoder:
 
     def response_ids(self, text):
         return [3]
+
+
+def test_a_row_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, capsys):
+    good = str(write_picture(tmp_path / "good.png"))
+    shown = {"good": good, "bad": str(WITHOUT_AN_ITEM)}
+    rows = [(key, (Picture(uri, Kind.IMAGE), "name it"), "r") for key, uri in shown.items()]
+    samples, pictures = encode([*rows, ("text", ("prompt",), "r")], Encoder(), CONFIG)
+    assert [sample.key for sample in samples] == ["good", "text"]
+    assert set(pictures) == {good}
+    assert f"quarantined: bad: {WITHOUT_AN_ITEM}: not a readable" in capsys.readouterr().err
 
 
 def keys(some):

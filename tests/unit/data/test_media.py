@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -413,6 +414,34 @@ def test_a_picture_that_is_refused_takes_no_memory(tmp_path):
     limits = MediaConfig(max_step_bytes=300, max_decode_pixels=1_000_000)
     pictures, failed = load_pictures([good, str(bomb)], limits)
     assert (set(pictures), set(failed)) == ({good}, {str(bomb)})
+
+
+@pytest.mark.parametrize(
+    ("flat", "all_", "said"), [(4, 8, False), (5, 40, True), (5, 60, False), (8, 8, True)]
+)
+def test_many_pictures_of_one_colour_are_said_once(tmp_path, caplog, monkeypatch, flat, all_, said):
+    monkeypatch.setattr("data.media._said_flat", threading.Event())
+    uris = [str(write_picture(tmp_path / f"{index}.png")) for index in range(flat, all_)]
+    for index in range(flat):
+        uris.append(str(tmp_path / f"flat-{index}.png"))
+        Image.new("RGBA", (40, 30), (255, 255, 255, 9 * index)).save(uris[-1])
+    for _ in range(2):
+        load_pictures(uris, LIMITS)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{flat} of {all_} pictures have one colour each, {tmp_path}/flat-0.png for instance: look "
+        "at these files; what is transparent is shown white, so white drawings on it vanish"
+    ] * said
+
+
+def test_a_picture_with_one_other_pixel_has_two_colours(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("data.media._said_flat", threading.Event())
+    image = Image.new("RGB", (101, 67))
+    image.putpixel((50, 33), (0, 0, 1))
+    uris = [str(tmp_path / f"{index}.png") for index in range(9)]
+    for uri in uris:
+        image.save(uri)
+    load_pictures(uris, LIMITS)
+    assert not caplog.records
 
 
 def smooth(width, height):
