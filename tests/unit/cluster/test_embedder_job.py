@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cluster.jobs.embedder import batches, make_row, negatives_traces, with_pictures
-from configs.schema import EmbedderConfig, RunConfig
+from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import DataError
 from data.records import LoadedSet
@@ -30,6 +30,18 @@ def test_a_pair_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, 
     assert [pair.pair_id for pair in kept] == ["a", "c", "text"]
     assert set(pictures) == {str(good)}
     assert "bad.png: not a readable picture" in capsys.readouterr().err
+
+
+def test_frames_are_shrunk_and_what_crops_are_made_of_is_not(tmp_path):
+    still, frame = (str(write_picture(tmp_path / f"{name}.png")) for name in ("still", "frame"))
+    video = Item(text="q", kind=Kind.VIDEO, uris=(frame, still))
+    pair = make_pair(query=video, target=Item(text="t", kind=Kind.IMAGE, uris=(still,)))
+    media = MediaConfig(frame_min_pixels=100, frame_max_pixels=300)
+    _, pictures = with_pictures([pair], replace(CONFIG, data=DataConfig(media=media)))
+    assert {uri: pixels.shape for uri, pixels in pictures.items()} == {
+        still: (30, 40, 3),
+        frame: (15, 20, 3),
+    }
 
 
 def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
