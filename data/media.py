@@ -27,8 +27,8 @@ from data.types import Box, Kind, Picture, Pictures
 log = logging.getLogger(__name__)
 DECODE_THREADS = 4
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Files in another format are refused. Pillow knows 35 more that no data set needs, among them some
-that start programs (EPS); each is code that reads untrusted bytes."""
+"""Files in another format are refused. Pillow has dozens more decoders that data sets do not need,
+code that reads untrusted bytes; some start programs (EPS)."""
 MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
 MAX_ASPECT = 100
@@ -207,7 +207,8 @@ def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray
     size = path.stat().st_size
     if size > limits.max_file_bytes:
         raise DataError(
-            f"{uri}: {size} bytes, more than data.media.max_file_bytes={limits.max_file_bytes}"
+            f"{uri}: {size} bytes, more than data.media.max_file_bytes={limits.max_file_bytes}; "
+            "make it smaller or raise that"
         )
     content = path.read_bytes()
     try:
@@ -222,7 +223,8 @@ def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray
         if image.width * image.height > limits.max_decode_pixels:
             raise DataError(
                 f"{uri}: {image.width}x{image.height} pixels, more than "
-                f"data.media.max_decode_pixels={limits.max_decode_pixels}"
+                f"data.media.max_decode_pixels={limits.max_decode_pixels}; make it smaller or "
+                "raise that"
             )
         factor = _surplus(image, enough)
         if factor > 1:
