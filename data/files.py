@@ -1,0 +1,113 @@
+"""The picture files that rows name: looked at once each, inside their root, copies known.
+
+A file's first name in a data set is its identity: other names of it, and files of equal bytes,
+are that one.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from data.errors import DataError
+
+COMPARED_BYTES = 256 << 20
+"""Files of one size are compared until so much was read; the later ones count as different."""
+
+
+class PictureFiles:
+    """Picture files under one root by the names that rows give them."""
+
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
+        self.base = root.resolve()
+        self.follow_links = follow_links
+        self.copies: dict[str, str] = {}
+        """Files of the same bytes as an earlier one, with that one."""
+        self.compared = 0
+        """Bytes read to find them."""
+        self._given = (self.base, Path(os.path.abspath(root)))
+        self._known: dict[str, tuple[str, str]] = {}
+        """Path and, where it cannot be used, the reason; by name."""
+        self._first: dict[Path, str] = {}
+        """Path of the first name, by the real file."""
+        self._first_of_size: dict[int, tuple[Path, str] | None] = {}
+        """Real file and path, until it is read; None from then on."""
+        self._by_bytes: dict[bytes, str] = {}
+
+    def path(self, name: str, *, where: str) -> str:
+        """Return the absolute path of ``name`` under the root; equal files get one path.
+
+        Raises:
+            DataError: the path leaves the root or no such file exists.
+        """
+        if name not in self._known:
+            self._known[name] = self._look_at(name)
+        path, reason = self._known[name]
+        if reason:
+            raise DataError(f"{where}: {reason}")
+        return path
+
+    def found(self) -> tuple[int, int]:
+        """Return how many names were found and how many were asked for."""
+        return sum(not reason for _, reason in self._known.values()), len(self._known)
+
+    def _look_at(self, name: str) -> tuple[str, str]:
+        shown = f"'{name[:200]}'"
+        try:
+            real = (self.base / name).resolve()
+            size = real.stat().st_size if real.is_file() else None
+        except (OSError, RuntimeError, ValueError) as error:
+            # Too long, a link to itself, a NUL.
+            return "", f"{shown} is not a usable path ({error})"
+        path = str(real)
+        if not real.is_relative_to(self.base):
+            link = self._link(name)
+            if link is None:
+                return "", (
+                    f"expected a path inside {self.base}, found {shown} which leaves it; move the "
+                    "file under the root or set the data set's root higher"
+                )
+            if not self.follow_links:
+                return "", (
+                    f"{shown} is a link to {real}, outside {self.base}; copy the file (from a "
+                    "hub, download with local_dir), or set the data set's follow_links: true"
+                )
+            path = link
+        if size is None:
+            return "", f"file {shown} not found under {self.base}; check the set's root"
+        if real not in self._first:
+            self._first[real] = self._first_of_equals(real, size, path)
+        return self._first[real], ""
+
+    def _link(self, name: str) -> str | None:
+        """Return the path of a link that lies inside the root; None where the name leads out."""
+        if ".." in Path(name).parts:
+            return None
+        for root in self._given:
+            path = root / name
+            if path.is_relative_to(root):
+                return str(path)
+        return None
+
+    def _first_of_equals(self, real: Path, size: int, path: str) -> str:
+        """Return the path of the first file with these bytes; only files of one size are read."""
+        if size not in self._first_of_size:
+            self._first_of_size[size] = (real, path)
+            return path
+        if self.compared + size > COMPARED_BYTES:
+            return path
+        try:
+            if unread := self._first_of_size[size]:
+                other, its_path = unread
+                self._by_bytes.setdefault(self._digest(other, size), its_path)
+                self._first_of_size[size] = None
+            first = self._by_bytes.setdefault(self._digest(real, size), path)
+        except OSError:  # the reason is told where the picture is decoded
+            return path
+        if first != path:
+            self.copies[path] = first
+        return first
+
+    def _digest(self, real: Path, size: int) -> bytes:
+        self.compared += size
+        with real.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
