@@ -63,9 +63,15 @@ class DataSetConfig:
     """JSON array or JSON-lines file."""
     root: str = MISSING
     """Folder that all picture paths are relative to; a path that leaves it is refused."""
+    follow_links: bool = False
+    """Accept links inside the root that lead out of it, as the caches of hubs have them."""
     format: Literal["mmeb", "llavahound", "mmeb_eval", "caption"] = "mmeb"
     kind: Literal["image", "page"] = "image"
-    """What the pictures of an mmeb file are; pages have prompts and pixel limits of their own."""
+    """What single pictures are; pages have prompts and pixel limits of their own."""
+    extra_fields: Literal["refuse", "ignore"] = "refuse"
+    """Fields that the format does not know: more rows with one than data.max_bad_rows allows are
+    refused, as a misspelt field leaves its rows without what it holds; `ignore` where the set has
+    more columns on purpose."""
     weight: float = 1.0
     """Batches are drawn from this set with probability proportional to weight x size."""
     limit: int = 0
@@ -80,7 +86,7 @@ class DataConfig:
     """Prompt set: `full` explains the grammar with examples, `brief` is for warm-started models."""
     media: MediaConfig = field(default_factory=MediaConfig)
     max_bad_rows: float = 0.05
-    """Share of rows that may be quarantined before the job refuses to start."""
+    """Share of a set's rows that may be set aside before the job refuses to start."""
 
 
 @dataclass(frozen=True)

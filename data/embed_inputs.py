@@ -23,7 +23,7 @@ def embed_content(
     """
     shown = pictures_of(item, max_frames)
     if not trace or evidence is Evidence.NONE:
-        return (*shown, item.text.strip() + SUFFIX)
+        return (*shown, item.text + SUFFIX)
     pointed: tuple[Picture, ...] = ()
     if evidence is Evidence.FULL:
         try:
@@ -32,4 +32,4 @@ def embed_content(
         except TCoTError:
             pointed = ()
     before, after = split_thinking(trace)
-    return (*shown, f"{item.text.strip()}\n{before}", *pointed, after + SUFFIX)
+    return (*shown, f"{item.text}\n{before}", *pointed, after + SUFFIX)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
@@ -24,6 +25,7 @@ from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file
 from data.types import Box, Kind, Picture, Pictures
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 DECODE_THREADS = 4
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -48,29 +50,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What shows a picture upright, by its EXIF orientation."""
-
-
-def resolve(root: Path, name: str, *, where: str) -> str:
-    """Return the absolute path of ``name`` under ``root``.
-
-    Raises:
-        DataError: the path leaves the root or no such file exists.
-    """
-    base = root.resolve()
-    try:
-        path = (base / name).resolve()
-        there = path.is_file()
-    except (OSError, RuntimeError, ValueError) as error:
-        # Too long, a link to itself, a NUL.
-        raise DataError(f"{where}: '{name[:80]}' is not a usable path ({error})") from error
-    if not path.is_relative_to(base):
-        raise DataError(
-            f"{where}: expected a path inside {base}, found '{name}' which leaves it; "
-            "move the file under the root or set the data set's root higher"
-        )
-    if not there:
-        raise DataError(f"{where}: file '{name}' not found under {base}; check the set's root")
-    return str(path)
 
 
 class _Held:
@@ -384,7 +363,7 @@ def fit(picture: Picture, pictures: Pictures, limits: MediaConfig, *, factor: in
     return image.resize((columns, rows), Image.Resampling.BICUBIC)
 
 
-def sample_frames(uris: tuple[str, ...], most: int) -> tuple[str, ...]:
+def sample_frames(uris: tuple[T, ...], most: int) -> tuple[T, ...]:
     """Return at most ``most`` frames, spread uniformly with both ends kept."""
     if len(uris) <= most:
         return uris

@@ -48,13 +48,9 @@ def main(config: EmbedderConfig) -> int:
         return 0
     data = config.data
     load_encoder(config.model, data.media)  # refuses limits that do not fit it
-    train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
+    train = load_sets(data.train, limits=data)
     warn_embedder_ignores(config.model, train)
-    held_out = [
-        pair
-        for loaded in load_sets(data.eval, max_bad_rows=data.max_bad_rows)
-        for pair in loaded.pairs
-    ]
+    held_out = [pair for loaded in load_sets(data.eval, limits=data) for pair in loaded.pairs]
     order = np.random.default_rng(config.run.seed).permutation(len(held_out))
     held_out = [held_out[int(i)] for i in order[: config.evaluation.samples]]
 

@@ -58,7 +58,7 @@ def main(config: EvaluateConfig) -> int:
         return 0
     console = Console()
     data = config.data
-    loaded = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+    loaded = load_sets(data.eval, limits=data)
     for reasoner in (config.warm_start, config.eg_rl):
         check_reasoner(reasoner, loaded)
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)

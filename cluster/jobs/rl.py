@@ -61,8 +61,8 @@ def main(config: RLConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     data = config.data
-    train = load_sets(data.train, max_bad_rows=data.max_bad_rows)
-    held_out_sets = load_sets(data.eval, max_bad_rows=data.max_bad_rows)
+    train = load_sets(data.train, limits=data)
+    held_out_sets = load_sets(data.eval, limits=data)
     check_reasoner(config.reasoner, [*train, *held_out_sets])
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])

@@ -16,7 +16,8 @@ from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
 from data.prompts import load_templates
-from data.records import BadRow, LoadedSet, Row, load_sets, read_rows
+from data.records import BadRow, LoadedSet, load_sets
+from data.row_files import Row, read_rows
 from data.rule_traces import RuleTeacher, TracedPair, captions_of, is_held_out, trace_pairs
 from data.types import Side
 
@@ -45,7 +46,7 @@ def main(config: RuleTracesConfig) -> int:
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
-    loaded = load_sets(config.data.train, max_bad_rows=config.data.max_bad_rows)
+    loaded = load_sets(config.data.train, limits=config.data)
     teacher = RuleTeacher(loaded)
     sets = [
         trace_set(settings, one, teacher, config)

@@ -77,7 +77,7 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
     sets = config.data.train if split == "train" else config.data.eval
     rng = np.random.default_rng(config.run.seed)
     rows: list[Row] = []
-    all_loaded = load_sets(sets, max_bad_rows=config.data.max_bad_rows)
+    all_loaded = load_sets(sets, limits=config.data)
     check_reasoner(config.model, all_loaded)
     for settings, loaded in zip(sets, all_loaded, strict=True):
         found = list(

@@ -73,7 +73,7 @@ def pairs(tmp_path_factory):
         kind: Pair(
             pair_id=str(kind),
             source="set",
-            query=Item(text=f" what color is the star {kind}? ", kind=kind, uris=uris[kind]),
+            query=Item(text=f"what color is the star {kind}?", kind=kind, uris=uris[kind]),
             target=Item(text="a red star"),
             query_trace=TRACES[kind],
             target_trace=TRACES[Kind.TEXT],
@@ -119,7 +119,7 @@ def encoded(pair):
     asked = []
 
     def reason(prompts):
-        first = pair.query.text.strip()
+        first = pair.query.text
         return {
             key: pair.trace(Side.QUERY if content[-1] == first else Side.TARGET)
             for key, content in prompts

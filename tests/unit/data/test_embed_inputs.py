@@ -11,7 +11,7 @@ from data.tcot import split_thinking
 from data.types import Box, Evidence, Item, Kind, Picture
 from tests.builders import TRACES
 
-IMAGE = Item(text="what? ", kind=Kind.IMAGE, uris=("/a",))
+IMAGE = Item(text="what?", kind=Kind.IMAGE, uris=("/a",))
 VIDEO = Item(text="what?", kind=Kind.VIDEO, uris=("/1", "/2", "/3"))
 SHOWN = Picture("/a", Kind.IMAGE)
 REST = "<rethink>yes</rethink><answer>a dog</answer>"

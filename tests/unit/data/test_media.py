@@ -27,7 +27,6 @@ from data.media import (
     limits_of,
     load_picture,
     load_pictures,
-    resolve,
     sample_frames,
     target_size,
 )

@@ -16,8 +16,8 @@ ROWS = re.findall(r"^`(\w+)`.*?```json\n(.+?)\n```", README, flags=re.MULTILINE 
 @pytest.mark.parametrize(("form", "row"), ROWS, ids=[form for form, _ in ROWS])
 def test_each_shown_row_is_read(form, row, tmp_path):
     config = write_set(tmp_path, [json.loads(row)], format=form)
-    for name in re.findall(r'"((?:images|videos)/[^"]+)"', row):
-        write_picture(Path(config.root) / name)
+    for width, name in enumerate(re.findall(r'"((?:images|videos)/[^"]+)"', row), start=40):
+        write_picture(Path(config.root) / name, width)
     loaded = load_set(config)
     assert loaded.bad_rows == ()
     (pair,) = loaded.pairs

@@ -1,23 +1,31 @@
 """Rows to pairs: the four formats, and every refusal with file, row and field."""
 
-import json
+import shutil
+import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import data.records
+from configs.schema import DataConfig
+from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
-from data.records import load_set, load_sets, read_rows
+from data.prompts import pictures_of
+from data.records import clean, load_set, load_sets
 from data.types import Box, Cues, Item, Kind
-from tests.builders import write_picture, write_set
+from tests.builders import TRACES, write_picture, write_set
 
 
 @pytest.fixture
 def read(tmp_path):
     """Load rows beside a root with a.png, b.png and v/1.jpg to v/3.jpg."""
-    for name in ("a.png", "b.png", "v/1.jpg", "v/2.jpg", "v/3.jpg", "images/blank.jpg"):
-        write_picture(tmp_path / "root" / name)
+    names = ("a.png", "b.png", "v/1.jpg", "v/2.jpg", "v/3.jpg", "images/blank.jpg")
+    for width, name in enumerate(names, start=40):
+        write_picture(tmp_path / "root" / name, width)
 
-    def load(*rows, **settings):
-        return load_set(write_set(tmp_path, list(rows), **settings))
+    def load(*rows, max_frames=8, **settings):
+        return load_set(write_set(tmp_path, list(rows), **settings), max_frames=max_frames)
 
     return load
 
@@ -40,6 +48,12 @@ def turns(human, gpt):
     return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
 
 
+def reason_of(loaded):
+    """Return why one row among others was set aside."""
+    (bad,) = loaded.bad_rows
+    return bad.reason
+
+
 MMEB = {"qry": "<|image_1|>\nwhat?", "qry_image_path": "a.png", "pos_text": "a cat"}
 VIDEO = ["v/1.jpg", "v/2.jpg", "v/3.jpg"]
 BLANK = ["images/blank.jpg"]
@@ -53,8 +67,8 @@ def test_mmeb_rows_become_pairs(read, root):
         "pos_image_path": "b.png",
         "neg_text": "a dog",
         "neg_image_path": "",
-        "query_cot": "QC",
-        "pos_cot": "PC",
+        "query_cot": TRACES[Kind.IMAGE],
+        "pos_cot": TRACES[Kind.PAGE],
         "qry_evidence": {"bbox_2d": [0, 0, 500, 500]},
         "pos_evidence": {"bbox_2d": [[0, 0, 100, 100], [500, 500, 900, 900]]},
         "unknown_column": [1],
@@ -64,7 +78,7 @@ def test_mmeb_rows_become_pairs(read, root):
     assert pair.query == Item(text="what?", kind=Kind.IMAGE, uris=(str(root / "a.png"),))
     assert pair.target == Item(text="a cat", kind=Kind.IMAGE, uris=(str(root / "b.png"),))
     assert pair.hard_negatives == (Item(text="a dog"),)
-    assert (pair.query_trace, pair.target_trace) == ("QC", "PC")
+    assert (pair.query_trace, pair.target_trace) == (TRACES[Kind.IMAGE], TRACES[Kind.PAGE])
     assert pair.query_evidence == Cues(boxes=(Box(0.0, 0.0, 0.5, 0.5),))
     assert len(pair.target_evidence.boxes) == 2
 
@@ -80,8 +94,9 @@ def test_absent_columns_and_nulls_and_empty_texts_mean_nothing_is_there(read):
 
 def test_right_to_left_and_emoji_texts_are_kept_as_they_are(read):
     text = "\u202b\u05e9\u05dc\u05d5\u05dd\u202c \U0001f469\u200d\U0001f680"
-    (pair,) = read({**MMEB, "qry": text, "query_cot": text}).pairs
-    assert (pair.query.text, pair.query_trace) == (text, text)
+    trace = TRACES[Kind.IMAGE].replace("left", text)
+    (pair,) = read({**MMEB, "qry": text, "query_cot": trace}).pairs
+    assert (pair.query.text, pair.query_trace) == (text, trace)
 
 
 def test_pictures_of_page_sets_are_pages(read):
@@ -107,7 +122,8 @@ def test_only_the_first_rows_are_used_where_a_limit_is_set(read):
         ({"pos_text": " ", "pos_image_path": ""}, "pos_text", "target is empty"),
         ({"qry": "", "qry_image_path": ""}, "qry", "query is empty"),
         ({"qry": "<|image_1|>\n", "qry_image_path": None}, "qry", "query is empty"),
-        ({"label": 3}, "label", "expected text, found int"),
+        ({"label": 3.5}, "label", "expected text or a whole number, found float"),
+        ({"label": True}, "label", "expected text or a whole number, found bool"),
         ({"id": {"a": 1}}, "id", "expected text or a whole number, found dict"),
         ({"id": True}, "id", "expected text or a whole number, found bool"),
         ({"query_cot": ["x"]}, "query_cot", "expected text, found list"),
@@ -115,11 +131,19 @@ def test_only_the_first_rows_are_used_where_a_limit_is_set(read):
         ({"pos_cot": "\u05d0" * (2 << 20)}, "pos_cot", "at most 65536 characters, found 2097152"),
         ({"qry": "half an emoji \ud83d"}, "qry", "expected text, found half a character"),
         ({"qry_image_path": "\ud83d.png"}, "qry_image_path", "found half a character"),
+        ({"id": "a\ud83d"}, "id", "found half a character"),
+        ({"label": "\ud83d"}, "label", "found half a character"),
         ({"qry_evidence": {"bbox_2d": [0, 0, 1500, 500]}}, "qry_evidence", "outside the picture"),
         ({"qry_evidence": {"bbox_2d": [900, 900, 100, 100]}}, "qry_evidence", "corners swapped"),
         ({"qry_evidence": {"key_frames": [1]}}, "qry_evidence", "'bbox_2d' for image"),
         ({"qry_evidence": [1, 2]}, "qry_evidence", "expected an object"),
         ({"pos_evidence": {"bbox_2d": [0, 0, 9, 9]}}, "pos_evidence", "'text_keywords'"),
+        ({"qry_evidence": {"bbox_2d": [0.1, 0.1, 0.5, 0.5]}}, "qry_evidence", "in thousandths"),
+        ({"query_cot": "HTTPSConnectionPool: Read timed out."}, "query_cot", "missing thinking"),
+        ({"query_cot": TRACES[Kind.IMAGE][:-5]}, "query_cot", "missing answer"),
+        ({"pos_cot": TRACES[Kind.IMAGE]}, "pos_cot", "expected the evidence key 'text_keywords'"),
+        ({"error": "timeout"}, "error", "expected none, found 'timeout'; make the row again"),
+        ({"error": {"code": 500}}, "error", "found {'code': 500}"),
     ],
 )
 def test_a_bad_mmeb_row_is_set_aside_with_file_row_field_and_reason(read, change, field, words):
@@ -128,15 +152,131 @@ def test_a_bad_mmeb_row_is_set_aside_with_file_row_field_and_reason(read, change
     assert words in why
 
 
-def test_a_link_out_of_the_root_is_refused(read, root, tmp_path):
-    (root / "link.png").symlink_to(write_picture(tmp_path / "out.png"))
-    assert "leaves it" in reason(read({**MMEB, "qry_image_path": "link.png"}))
+def test_a_link_out_of_the_root_is_refused_or_followed(read, root, tmp_path):
+    (root / "link.png").symlink_to(write_picture(tmp_path / "out.png", 60))
+    row = {**MMEB, "qry_image_path": "link.png"}
+    assert "follow_links: true" in reason(read(row))
+    (pair,) = read(row, follow_links=True).pairs
+    assert pair.query.uris == (str(root / "link.png"),)
 
 
-def test_the_second_row_with_an_id_is_set_aside(read):
-    loaded = read({**MMEB, "id": "x"}, {**MMEB, "id": "y"}, {**MMEB, "id": "x"})
-    assert [pair.pair_id for pair in loaded.pairs] == ["x", "y"]
-    assert "row 3, field 'id': duplicate id 'x'" in loaded.bad_rows[0].reason
+def test_class_numbers_are_labels(read):
+    rows = [{**MMEB, "label": label} for label in (3, "3", 0, "", None, " 3 ")]
+    assert [pair.label for pair in read(*rows).pairs] == ["3", "3", "0", "", "", "3"]
+
+
+# One normalisation of text.
+
+ALIKE = [
+    "caf\u00e9 au lait",
+    " cafe\u0301 au lait",
+    "caf\u00e9 au lait\r\n",
+    "\ncaf\u00e9 au lait\u00a0",
+]
+
+
+def test_texts_that_read_alike_are_one_item_on_every_place_of_every_format(read):
+    rows = [{**MMEB, "qry": text, "pos_text": text, "neg_text": text} for text in ALIKE]
+    pairs = read(*rows).pairs
+    (item,) = {pair.target for pair in pairs} | {n for pair in pairs for n in pair.hard_negatives}
+    assert item == Item(text=ALIKE[0])
+    assert len({pair.query for pair in pairs}) == 1
+    rows = [hound((turns("what?", ""), VIDEO), (turns("", text), BLANK)) for text in ALIKE]
+    assert {pair.target for pair in read(*rows, format="llavahound").pairs} == {item}
+    row = {**EVAL, "qry_text": "", "tgt_inst": "", "tgt_text": ALIKE, "tgt_img_path": [""] * 4}
+    (pair,) = read(row, format="mmeb_eval").pairs
+    assert set(pair.candidates) == {item}
+
+
+def test_line_ends_inside_a_text_are_one_kind():
+    assert clean("a\r\nb\rc\nd") == "a\nb\nc\nd"
+
+
+def test_what_is_read_differently_stays_different():
+    assert len({clean(text) for text in ("yes", "Yes", "yes.", "y es", "ye\u017f")}) == 5
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_an_items_text_is_what_the_embedder_reads(text):
+    cleaned = clean(text)
+    assert cleaned == unicodedata.normalize("NFC", cleaned).strip()
+    assert embed_content(Item(text=cleaned), None, max_frames=8) == (cleaned + SUFFIX,)
+
+
+# Ids.
+
+
+def test_rows_of_one_id_that_say_something_else_get_their_number_and_are_counted(read, caplog):
+    rows = [{**MMEB, "id": "v", "pos_text": text} for text in ("a", "b", "a", "c")]
+    loaded = read(*rows, {**MMEB, "id": "v-1"}, MMEB)
+    assert [pair.pair_id for pair in loaded.pairs] == ["v", "v-1", "v-3", "v-1-4", "set-5"]
+    assert "row 3, field 'id': duplicate: a row before says the same under id 'v'" in reason_of(
+        loaded
+    )
+    assert "3 rows share their id with a row that says something else" in caplog.text
+
+
+def test_rows_without_an_id_are_never_duplicates(read):
+    assert [pair.pair_id for pair in read(MMEB, MMEB).pairs] == ["set-0", "set-1"]
+
+
+# Fields that nobody knows.
+
+
+def test_a_misspelt_field_is_refused_with_the_nearest_name_and_the_count(tmp_path):
+    rows = [{"qry": "q", "pos_text": "t", "query_image_path": "a.png"}] * 3
+    config = write_set(tmp_path, rows)
+    with pytest.raises(DataError) as caught:
+        load_sets([config], limits=DataConfig())
+    assert "'query_image_path' in 3 of 3 rows (near 'qry_image_path')" in str(caught.value)
+    assert "extra_fields: ignore" in str(caught.value)
+    config = write_set(tmp_path, rows, extra_fields="ignore")
+    (loaded,) = load_sets([config], limits=DataConfig())
+    assert len(loaded.pairs) == 3
+
+
+def test_a_rare_unknown_field_is_named_and_ignored(tmp_path, caplog):
+    rows = [GOOD] * 9 + [{**GOOD, "\ud83d": 1}]
+    (loaded,) = load_sets([write_set(tmp_path, rows)], limits=DataConfig(max_bad_rows=0.1))
+    assert len(loaded.pairs) == 10
+    assert r"'\ud83d' in 1 of 10 rows; they are ignored" in caplog.text
+
+
+# Copies, boxes, long reading.
+
+
+def test_copies_of_a_picture_are_one_item_in_all_sets_of_a_root(tmp_path, caplog):
+    config = write_set(tmp_path, [{**MMEB, "pos_image_path": "b.png"}])
+    first = write_picture(tmp_path / "root/a.png")
+    shutil.copy(first, tmp_path / "root/b.png")
+    (tmp_path / "two").mkdir()
+    rows = [{**MMEB, "qry_image_path": "b.png"}]
+    other = write_set(tmp_path / "two", rows, name="other", root=config.root)
+    one, two = load_sets([config, other], limits=DataConfig())
+    assert one.pairs[0].query.uris == one.pairs[0].target.uris == two.pairs[0].query.uris
+    assert caplog.text.count("1 picture files have the same bytes as an earlier one") == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "unit"), [(1 / 40, "shares of the picture from 0 to 1"), (1, "pixels"), (25, None)]
+)
+def test_boxes_in_another_unit_are_pointed_out(read, caplog, scale, unit):
+    boxes = [[x, 0, x + 20, 10 + x] for x in range(20)]
+    rows = [{**MMEB, "qry_evidence": {"bbox_2d": [side * scale for side in box]}} for box in boxes]
+    read(*rows)
+    if unit is None:
+        assert "look like" not in caplog.text
+    else:
+        assert f"its 20 true boxes look like {unit}; a box is [x1, y1, x2, y2] in" in caplog.text
+
+
+def test_reading_that_takes_seconds_shows_a_bar(read, capsys, monkeypatch):
+    read(MMEB)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(data.records, "BAR_AFTER_S", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    read(MMEB, MMEB)
+    assert "reading set" in capsys.readouterr().err
 
 
 # LLaVA-Hound: the video side asks, the text side is content.
@@ -201,6 +341,29 @@ def test_a_video_of_zero_frames_is_refused_and_its_answer_not_taken_for_the_quer
     )
 
 
+def test_true_frames_are_mapped_to_the_frames_that_are_shown(read, root):
+    frames = [f"v/{index:02}.png" for index in range(64)]
+    for width, name in enumerate(frames, start=50):
+        write_picture(root / name, width)
+    row = hound((turns("what?", ""), frames), (turns("", "a"), None))
+    truth = {"key_frames": [1, 5, 28, 64]}
+    (pair,) = read({**row, "qry_evidence": truth}, format="llavahound", max_frames=8).pairs
+    shown = [picture.uri[-6:-4] for picture in pictures_of(pair.query, 8)]
+    near = [shown[place] for place in pair.query_evidence.key_frames]
+    assert near == ["00", "27", "63"]
+    (pair,) = read({**row, "qry_evidence": truth}, format="llavahound", max_frames=64).pairs
+    assert pair.query_evidence == Cues(key_frames=(0, 4, 27, 63))
+
+
+def test_a_trace_of_a_video_points_at_frames_that_are_shown(read):
+    row = hound((turns("what?", ""), VIDEO), (turns("", "a"), None))
+    row["query_cot"] = TRACES[Kind.VIDEO]
+    assert read(row, format="llavahound", max_frames=3).pairs[0].query_trace == TRACES[Kind.VIDEO]
+    why = reason(read(row, format="llavahound", max_frames=1))
+    assert "'query_cot'" in why
+    assert "frame dropped: out of range" in why
+
+
 @pytest.mark.parametrize(
     ("part", "field", "words"),
     [
@@ -210,6 +373,8 @@ def test_a_video_of_zero_frames_is_refused_and_its_answer_not_taken_for_the_quer
         ({"conversations": "hi", "video": VIDEO}, "conversations", "found str"),
         ({"conversations": ["hi"], "video": VIDEO}, "conversations", "list of turns"),
         ({"conversations": [{"from": "human", "value": 5}]}, "value", "expected text, found int"),
+        ({"conversations": turns("a", "b") * 2}, "qry.conversations", "one round"),
+        ({"conversations": [*turns("a", "b")[:1]] * 2}, "conversations", "'human' after 'human'"),
         ({"conversations": [{"from": [], "value": "a"}]}, "from", "expected text, found list"),
         (
             {"conversations": turns("a", ""), "video": "v/1.jpg"},
@@ -257,6 +422,8 @@ def test_evaluation_rows_hold_their_candidates_with_the_gold_first(read, root):
         ({"tgt_text": "a"}, "tgt_text", "expected a list of texts, found str"),
         ({"tgt_img_path": None}, "tgt_img_path", "expected a list of texts, found NoneType"),
         ({"tgt_text": [1, 2]}, "tgt_text", "expected a list of texts"),
+        ({"tgt_text": ["", "\ud83d"]}, "tgt_text", "found half a character"),
+        ({"tgt_img_path": ["a.png", "\ud83d"]}, "tgt_img_path", "found half a character"),
         ({"tgt_text": [], "tgt_img_path": []}, "tgt_text", "no candidate"),
         ({"tgt_img_path": ["a.png", "lost.png"]}, "tgt_img_path", "not found"),
         ({"tgt_img_path": ["a.png", ""]}, "tgt_text[1]", "empty"),
@@ -286,6 +453,34 @@ def test_captions_may_have_no_picture_or_many(read):
     assert (video.query.kind, len(video.query.uris)) == (Kind.VIDEO, 3)
 
 
+def test_each_round_of_a_caption_is_a_pair_of_its_own(read):
+    talk = [*turns("<image>\nWhat?", "A bus."), *turns("Is it moving?", "Yes.")]
+    rows = [{"id": "x", "image": "a.png", "conversations": talk}]
+    rows += [{"image": "a.png", "conversations": talk[:2]}]
+    pairs = read(*rows, format="caption").pairs
+    assert [(p.pair_id, p.query.text, p.query_trace) for p in pairs] == [
+        ("x-round-1", "What?", "A bus."),
+        ("x-round-2", "Is it moving?", "Yes."),
+        ("set-1", "What?", "A bus."),
+    ]
+    assert len({pair.query.uris for pair in pairs}) == 1
+
+
+@pytest.mark.parametrize(
+    ("talk", "words"),
+    [
+        ([{"from": "system", "value": "Be short."}, *turns("a", "b")], "found 'system' after"),
+        ([{"role": "user", "content": "hi"}], "expected turns {from, value}"),
+        ([*turns("a", "b"), *turns("c", "d")[:1]], "a gpt turn in each round"),
+        ([*turns("a", "b"), *turns("c", "d")[1:]], "found 'gpt' after 'gpt'"),
+    ],
+)
+def test_conversations_that_are_no_rounds_are_set_aside(read, talk, words):
+    why = reason(read({"image": "a.png", "conversations": talk}, format="caption"))
+    assert "field 'conversations'" in why
+    assert words in why
+
+
 @pytest.mark.parametrize(
     ("row", "field"),
     [
@@ -293,51 +488,22 @@ def test_captions_may_have_no_picture_or_many(read):
         ({"image": "a.png"}, "conversations"),
         ({"image": 5, "conversations": turns("What?", "A cat.")}, "image"),
         ({"image": "lost.png", "conversations": turns("What?", "A cat.")}, "image"),
+        ({"image": "\ud83d", "conversations": turns("What?", "A cat.")}, "image"),
+        ({"image": "a.png", "conversations": turns("What?", "A cat."), "error": "x"}, "error"),
     ],
 )
 def test_a_bad_caption_is_set_aside(read, row, field):
     assert f"'{field}'" in reason(read(row, format="caption"))
 
 
-# Files.
+# Sets.
 
 
-def test_json_lines_and_arrays_are_read_alike(tmp_path):
-    rows = [{"a": 1}, {"a": "line \u2028 separator"}]
-    lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"
-    lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
-    array.write_text("\ufeff" + json.dumps(rows))
-    assert read_rows(lines) == read_rows(array) == rows
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('[{"a": 1},\n {"a": }]', "line 2 column"),
-        ('{"a": 1}\n\n{"a": \n', "line 3 column"),
-        ('[{"a": 1}', "malformed JSON"),
-        ("[{}, 5]", "row 2: expected an object, found int"),
-        ('{"a": 1}\n"b"', "row 2: expected an object, found str"),
-        ("[" * 100_000, "malformed JSON"),
-        ("[{}, " + "9" * 5000 + "]", "malformed JSON"),
-    ],
-)
-def test_malformed_files_are_refused_with_the_place(tmp_path, text, words):
-    path = tmp_path / "rows.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"rows\.json") as caught:
-        read_rows(path)
-    assert words in str(caught.value)
-
-
-def test_files_that_are_not_there_or_not_text_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"lost\.json: file not found"):
-        read_rows(tmp_path / "lost.json")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_rows(tmp_path)
-    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="UTF-8"):
-        read_rows(tmp_path / "bytes.json")
+def test_of_many_bad_rows_the_first_are_listed_and_all_counted(tmp_path, caplog):
+    config = write_set(tmp_path, [GOOD] + [BAD] * 30)
+    load_sets([config], limits=DataConfig(max_bad_rows=1.0))
+    assert caplog.text.count("quarantined: ") == 20
+    assert "data set 'set': 30 of 31 rows set aside, the first 20 listed" in caplog.text
 
 
 def test_a_missing_root_is_refused(tmp_path):
@@ -351,25 +517,25 @@ GOOD, BAD = {"qry": "q", "pos_text": "t"}, {"qry": "q", "pos_text": ""}
 
 def test_few_bad_rows_are_set_aside_and_many_stop_the_job(tmp_path):
     config = write_set(tmp_path, [GOOD] * 9 + [BAD])
-    (loaded,) = load_sets([config], max_bad_rows=0.1)
+    (loaded,) = load_sets([config], limits=DataConfig(max_bad_rows=0.1))
     assert (len(loaded.pairs), len(loaded.bad_rows)) == (9, 1)
     with pytest.raises(DataError, match="1 of 10 rows are bad") as caught:
-        load_sets([config], max_bad_rows=0.09)
+        load_sets([config], limits=DataConfig(max_bad_rows=0.09))
     assert "row 10, field 'pos_text'" in str(caught.value)
 
 
 def test_a_set_without_rows_or_without_good_ones_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no row"):
-        load_sets([write_set(tmp_path, [])], max_bad_rows=1.0)
-    with pytest.raises(DataError, match="1 of 1 rows are bad"):
-        load_sets([write_set(tmp_path, [BAD])], max_bad_rows=1.0)
+        load_sets([write_set(tmp_path, [])], limits=DataConfig(max_bad_rows=1.0))
+    with pytest.raises(DataError, match="1 of 1 rows are bad, so none is left; mend the file"):
+        load_sets([write_set(tmp_path, [BAD])], limits=DataConfig(max_bad_rows=1.0))
 
 
 def test_all_bad_sets_are_named_at_once(tmp_path):
     config = write_set(tmp_path, [BAD], name="one")
     lost = write_set(tmp_path, [BAD], name="two", path=str(tmp_path / "lost.json"))
     with pytest.raises(DataError) as caught:
-        load_sets([config, lost, config], max_bad_rows=0.0)
+        load_sets([config, lost, config], limits=DataConfig(max_bad_rows=0.0))
     assert "data set 'one'" in str(caught.value)
     assert "lost.json" in str(caught.value)
     assert "'one' is used 2 times" in str(caught.value)
