@@ -4,11 +4,16 @@ Pictures are boxed around what differs from the border's colour, videos by the f
 most from their neighbours, texts by their phrases and content words. The prose comes from the
 pairs' own texts, both sides known (spec: teacher in with-answer mode). Traces can be biased like
 the demo's: well-formed, but pointing at what helps nobody, so that RL has something to find.
+
+Of languages it knows little: articles and other function words are left out in English alone, and
+texts without blanks between words (Chinese, Japanese, Thai) are cut at a few frequent particles and
+else into pieces of some characters, which may be no words.
 """
 
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +44,8 @@ SHARED = 0.9
 """Words that this share of a column's texts begin with are the task's, not the item's."""
 MAX_PHRASE_WORDS = 5
 """Longer phrases are broken into their content words."""
+MAX_PIECE = 4
+"""Characters of a keyword in a long text without blanks between words."""
 MAX_KEYWORDS = 4
 MAX_PROSE_WORDS = 6
 SIMILAR_CHANGE = 0.8
@@ -47,6 +54,17 @@ _THUMBNAIL = (64, 64)
 _CHUNK = 64
 _BREAKS = re.compile(r"[;,:?!.]+(?=\s|$)|[\uff0c\u3002\uff1b\u3001\uff1a\uff1f\uff01]+")
 _ARTICLE = re.compile(r"\s*(an?|the)\s+", re.IGNORECASE)
+_SCRIPTS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # kana, Han
+)
+_UNSPACED = re.compile(f"[{_SCRIPTS}]")
+"""A letter of a script that puts no blanks between words."""
+_WORD = re.compile(rf" ?(?:[{_SCRIPTS}]|[^ {_SCRIPTS}]+)")
+_PARTICLES = re.compile(
+    "[\u7684\u4e86\u7740\u5728\u662f\u548c\u8207\u4e0e"  # of Chinese
+    "\u304c\u3092\u306f\u306b\u3067\u3068\u306e\u3082\u3078]"  # of Japanese
+)
 _UNSAFE = re.compile(r'[{}<>"\\\s]+')
 STOP_WORDS = frozenset(
     re.findall(
@@ -91,9 +109,10 @@ class RuleTeacher:
     def content(self, pair: Pair, side: Side) -> str:
         """Return what an item's text says beyond the task; all of it where nothing else speaks."""
         item = pair.item(side)
-        words, start = item.text.split(), self.starts[pair.source, side]
-        rest = words[len(start) :] if tuple(words[: len(start)]) == start else words
-        return " ".join(rest if rest or item.uris else words)
+        words, start = _words(item.text), self.starts[pair.source, side]
+        begins = tuple(word.strip() for word in words[: len(start)]) == start
+        rest = words[len(start) :] if begins else words
+        return "".join(rest if rest or item.uris else words).strip()
 
     def answer(self, pair: Pair, side: Side) -> str:
         """Return what a trace concludes: what the query seeks, what the target is.
@@ -156,9 +175,10 @@ class RuleTeacher:
         kind = pair.item(side).kind
         if kind is Kind.TEXT:
             start = self.starts[pair.source, side]
-            if len(pair.item(side).text.split()) <= len(start):
+            words = _words(pair.item(side).text)
+            if len(words) <= len(start):
                 return Cues()
-            return Cues(keywords=keywords_of(" ".join(start)))
+            return Cues(keywords=keywords_of("".join(words[: len(start)])))
         if kind is Kind.VIDEO:
             return Cues(key_frames=still_frames(shown))
         return Cues(boxes=(emptiest_corner(differing(shown[0])),))
@@ -196,19 +216,42 @@ def trace_pairs(
             yield TracedPair(pair=pair, by_rule=by_rule, biased=biased)
 
 
-def is_held_out(pair: Pair, *, root: str, share: float, seed: int) -> bool:
-    """Return whether a pair is kept from training: decided by its pictures, else by its query.
+class HeldOut:
+    """Which pairs are kept from training: decided by picture, for all sets together.
 
-    The same picture gets the same answer in every data set of one root, so what is held out is
-    never seen in training under another task.
+    A picture that is a frame of a clip goes with its clip, so what is held out is never seen in
+    training under another task. A clip that shares half of its frames or more with one that is
+    held out goes with it; fewer, such as black ones, bind no clips together.
     """
-    base = Path(root).resolve()
-    seen = [
-        "|".join(os.path.relpath(uri, base) for uri in item.uris)
-        for item in (pair.query, pair.target)
-        if item.uris
-    ]
-    return any(share_of(f"{seed}/{name}") < share for name in seen or [pair.query.text])
+
+    def __init__(
+        self, sets: Sequence[LoadedSet], roots: Sequence[str], *, share: float, seed: int
+    ) -> None:
+        self._share, self._seed = share, seed
+        self._withheld: set[str] = set()
+        shown = [
+            (item.uris, Path(root).resolve())
+            for one, root in zip(sets, roots, strict=True)
+            for pair in one.pairs
+            for item in (pair.query, pair.target)
+        ]
+        frames = {uri for uris, _ in shown if len(uris) > 1 for uri in uris}
+        for uris, base in shown:
+            alone = len(uris) == 1
+            if not uris or (alone and uris[0] in frames):
+                continue
+            if self._drawn("|".join(os.path.relpath(uri, base) for uri in uris)):
+                self._withheld.update(uris)
+
+    def holds(self, pair: Pair) -> bool:
+        """Return whether a pair is held out: by its pictures, else by its query."""
+        shown = [item.uris for item in (pair.query, pair.target) if item.uris]
+        if not shown:
+            return self._drawn(pair.query.text)
+        return any(2 * sum(u in self._withheld for u in uris) >= len(uris) for uris in shown)
+
+    def _drawn(self, name: str) -> bool:
+        return share_of(f"{self._seed}/{name}") < self._share
 
 
 def captions_of(
@@ -232,7 +275,7 @@ def captions_of(
                     "id": f"{one.pair.pair_id}-{side}",
                     "image": names[0] if len(names) == 1 else names,
                     "conversations": [
-                        {"from": "human", "value": f"<image>\n{item.text.strip()}"},
+                        {"from": "human", "value": f"<image>\n{item.text}"},
                         {"from": "gpt", "value": f" {teacher.answer(one.pair, side)}"},
                     ],
                 }
@@ -241,9 +284,12 @@ def captions_of(
 
 
 def shared_start(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the words that nearly all texts begin with; none for a single text."""
+    """Return the words that nearly all texts begin with; none for a single text.
+
+    In texts without blanks between words each character is one.
+    """
     start: tuple[str, ...] = ()
-    left = [text.split() for text in texts]
+    left = [[word.strip() for word in _words(text)] for text in texts]
     while len(texts) > 1:
         nexts = Counter(words[len(start)] for words in left if len(words) > len(start))
         word, count = nexts.most_common(1)[0] if nexts else ("", 0)
@@ -258,17 +304,16 @@ def keywords_of(text: str) -> tuple[str, ...]:
     """Return a text's phrases between `;`, `,` and the like; of long ones the content words."""
     found: list[str] = []
     for phrase in _phrases(text):
-        words = phrase.split()
-        found += [phrase] if len(words) <= MAX_PHRASE_WORDS else _content_words(words)
+        found += _content_words(phrase) if _is_long(phrase) else [phrase]
     return tuple(dict.fromkeys(found))[:MAX_KEYWORDS]
 
 
 def in_short(text: str) -> str:
     """Return a text's first phrase, or its first content words where that is long."""
-    words = next(iter(_phrases(text)), "").split()
-    if len(words) > MAX_PHRASE_WORDS:
-        words = _content_words(words)[:MAX_PROSE_WORDS]
-    return " ".join(words)
+    phrase = next(iter(_phrases(text)), "")
+    if not _is_long(phrase):
+        return phrase
+    return " ".join(_content_words(phrase)[:MAX_PROSE_WORDS])
 
 
 def differing(pixels: np.ndarray) -> np.ndarray:
@@ -339,11 +384,47 @@ def _phrases(text: str) -> list[str]:
     """Return the text's parts between punctuation, without what the trace grammar is made of."""
     parts = (_UNSAFE.sub(" ", part).strip() for part in _BREAKS.split(text))
     parts = (part[start.end() :] if (start := _ARTICLE.match(part)) else part for part in parts)
-    return [part for part in parts if any(letter.isalnum() for letter in part)]
+    return [part for part in parts if any(_tells(letter) for letter in part)]
 
 
-def _content_words(words: Sequence[str]) -> list[str]:
-    return [word for word in words if word.lower() not in STOP_WORDS] or list(words)
+def _tells(letter: str) -> bool:
+    """Return whether a character says something: letters, digits and symbols such as emoji."""
+    return letter.isalnum() or unicodedata.category(letter) == "So"
+
+
+def _words(text: str) -> list[str]:
+    """Return the text's words, each with the blank before it; without blanks the characters."""
+    return _WORD.findall(" ".join(text.split()))
+
+
+def _is_long(phrase: str) -> bool:
+    """Return whether a phrase has too many words; without blanks, two characters count as one."""
+    joined = len(_UNSPACED.findall(phrase))
+    return len(_words(phrase)) - joined + joined / 2 > MAX_PHRASE_WORDS
+
+
+def _content_words(phrase: str) -> list[str]:
+    words = phrase.split()
+    kept = [word for word in words if word.lower() not in STOP_WORDS] or words
+    return [piece for word in kept for piece in _pieces(word)]
+
+
+def _pieces(word: str) -> list[str]:
+    """Return a word; one of a script without blanks cut at particles, and where still long."""
+    if not _UNSPACED.search(word):
+        return [word]
+    runs = [run for run in _PARTICLES.split(word) if run] or [word]
+    pieces: list[str] = []
+    for run in runs:
+        piece = ""
+        for letter in run:
+            # Marks belong to the letter before them.
+            if len(piece) >= MAX_PIECE and not unicodedata.category(letter).startswith("M"):
+                pieces.append(piece)
+                piece = ""
+            piece += letter
+        pieces.append(piece)
+    return pieces
 
 
 def _extent(line: np.ndarray) -> tuple[float, float]:

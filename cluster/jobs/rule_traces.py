@@ -18,7 +18,7 @@ from data.errors import DataError
 from data.prompts import load_templates
 from data.records import BadRow, LoadedSet, load_sets
 from data.row_files import Row, read_rows
-from data.rule_traces import RuleTeacher, TracedPair, captions_of, is_held_out, trace_pairs
+from data.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 
 COLUMNS = {Side.QUERY: "query_cot", Side.TARGET: "pos_cot"}
@@ -48,8 +48,10 @@ def main(config: RuleTracesConfig) -> int:
         return 0
     loaded = load_sets(config.data.train, limits=config.data)
     teacher = RuleTeacher(loaded)
+    roots = [settings.root for settings in config.data.train]
+    kept = HeldOut(loaded, roots, share=config.heldout, seed=config.run.seed)
     sets = [
-        trace_set(settings, one, teacher, config)
+        trace_set(settings, one, teacher, kept, config)
         for settings, one in zip(config.data.train, loaded, strict=True)
     ]
     bad = [row for one in sets for row in one.bad]
@@ -75,7 +77,11 @@ def main(config: RuleTracesConfig) -> int:
 
 
 def trace_set(
-    settings: DataSetConfig, loaded: LoadedSet, teacher: RuleTeacher, config: RuleTracesConfig
+    settings: DataSetConfig,
+    loaded: LoadedSet,
+    teacher: RuleTeacher,
+    kept: HeldOut,
+    config: RuleTracesConfig,
 ) -> TracedSet:
     """Return a set's pairs with their traces, split, and its bad rows."""
     done = TracedSet(settings)
@@ -91,8 +97,7 @@ def trace_set(
         if isinstance(one, BadRow):
             done.bad.append(one)
             continue
-        kept = is_held_out(one.pair, root=settings.root, share=config.heldout, seed=config.run.seed)
-        (done.heldout if kept else done.train).append(one)
+        (done.heldout if kept.holds(one.pair) else done.train).append(one)
     return done
 
 
@@ -112,7 +117,8 @@ def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
                 advice = f"mend them or raise data.max_bad_rows={data.max_bad_rows}"
             problems.append(
                 f"data set '{one.settings.name}': {len(one.bad)} of {good + len(one.bad)} rows "
-                f"got no trace and {len(one.train)} are left for training; {advice}:{shown}"
+                f"got no trace, {len(one.heldout)} are held out and {len(one.train)} are left for "
+                f"training; {advice}:{shown}"
             )
     if problems:
         raise DataError("\n".join(problems))

@@ -14,6 +14,7 @@ from data.errors import DataError
 from data.records import BadRow, LoadedSet, load_set
 from data.rule_traces import (
     LARGEST_BOX,
+    HeldOut,
     RuleTeacher,
     captions_of,
     changing_frames,
@@ -21,7 +22,6 @@ from data.rule_traces import (
     differing,
     emptiest_corner,
     in_short,
-    is_held_out,
     keywords_of,
     share_of,
     shared_start,
@@ -32,6 +32,11 @@ from data.tcot import parse
 from data.types import Box, Item, Kind, Pair, Side
 
 TASK = "Find the name of this sign."
+GIRL = (
+    "\u5728\u96e8\u4e2d\u6253\u7740\u7ea2\u4f1e\u7684\u5973\u5b69\u8d70\u8fc7\u4e00\u5ea7"
+    "\u53e4\u8001\u7684\u77f3\u6865"
+)
+"""A girl with a red umbrella in the rain crosses an old stone bridge."""
 SEEK = "Find a sign that matches the description:"
 RED = (200, 0, 0)
 
@@ -129,6 +134,25 @@ def test_few_or_equal_frames_still_have_a_key_frame():
         ("a, b, c, d, e, f", ("a", "b", "c", "d")),
         ("to be or not to be that is", ("to", "be", "or", "not")),
         ("...", ()),
+        (
+            "\u7ea2\u8272\u7684\u661f\u661f\uff0c\u5728\u84dd\u5929\u4e0b\u3002",
+            ("\u7ea2\u8272\u7684\u661f\u661f", "\u5728\u84dd\u5929\u4e0b"),
+        ),
+        (
+            GIRL,
+            (
+                "\u96e8\u4e2d\u6253",
+                "\u7ea2\u4f1e",
+                "\u5973\u5b69\u8d70\u8fc7",
+                "\u4e00\u5ea7\u53e4\u8001",
+            ),
+        ),
+        (
+            "\u8d64\u3044\u661f\u304c\u7a7a\u306b\u6d6e\u304b\u3093\u3067\u3044\u307e\u3059",
+            ("\u8d64\u3044\u661f", "\u7a7a", "\u6d6e\u304b\u3093", "\u3044\u307e\u3059"),
+        ),
+        ("\u0e01\u0e33" * 6, ("\u0e01\u0e33\u0e01\u0e33",)),
+        ("\U0001f600\U0001f600", ("\U0001f600\U0001f600",)),
     ],
 )
 def test_keywords_are_phrases_or_content_words(text, keywords):
@@ -141,6 +165,26 @@ def test_prose_is_the_first_phrase_in_short():
         "palette moving towards bottom right corner"
     )
     assert in_short("") == ""
+
+
+def test_texts_without_blanks_share_their_task_character_by_character():
+    task = "\u627e\u5230\u8fd9\u5f20\u56fe\u7247\uff1a"
+    seek = loaded(
+        "seek",
+        [(Item(text=task + name), image(name, "x")) for name in ("\u7ea2\u661f", "\u592a\u9633")],
+    )
+    assert shared_start([task + "\u7ea2\u661f", task + "\u592a\u9633"]) == tuple(task)
+    teacher = RuleTeacher([seek])
+    assert teacher.content(seek.pairs[0], Side.QUERY) == "\u7ea2\u661f"
+    off = teacher.trace(seek.pairs[0], Side.QUERY, [], on_target=False)
+    assert cue(off) == {"text_keywords": [task[:-1]]}
+
+
+def test_prose_of_a_text_without_blanks_is_no_copy_of_it():
+    assert in_short(GIRL).split() == [
+        *("\u96e8\u4e2d\u6253", "\u7ea2\u4f1e", "\u5973\u5b69\u8d70\u8fc7"),
+        *("\u4e00\u5ea7\u53e4\u8001", "\u77f3\u6865"),
+    ]
 
 
 def test_shared_start_is_the_tasks_and_ends_where_items_begin():
@@ -314,15 +358,45 @@ def test_bias_has_the_asked_share_and_depends_on_the_seed_alone(signs):
     assert off(0.5) != off(0.5, seed=1)
 
 
+def held(sets: Sequence[LoadedSet], *, share: float = 0.3) -> HeldOut:
+    return HeldOut(sets, ["/"] * len(sets), share=share, seed=0)
+
+
 def test_held_out_pictures_are_held_out_in_every_set(signs):
-    pairs = load_set(signs).pairs
-    kept = [is_held_out(pair, root=signs.root, share=0.3, seed=0) for pair in pairs]
-    turned = [
-        Pair(pair_id="x", source="other", query=pair.target, target=pair.query) for pair in pairs
-    ]
-    assert kept == [is_held_out(pair, root=signs.root, share=0.3, seed=0) for pair in turned]
+    one = load_set(signs)
+    other = loaded("turned", [(pair.target, pair.query) for pair in one.pairs])
+    keeps = held([one, other])
+    kept = [keeps.holds(pair) for pair in one.pairs]
+    assert kept == [keeps.holds(pair) for pair in other.pairs]
     assert 3 <= sum(kept) <= 25
-    assert not any(is_held_out(pair, root=signs.root, share=0.0, seed=0) for pair in pairs)
+    assert not any(held([one], share=0.0).holds(pair) for pair in one.pairs)
+
+
+def clip(*names: str) -> Item:
+    return Item(text="Describe.", kind=Kind.VIDEO, uris=tuple(f"/{name}" for name in names))
+
+
+def test_frames_of_a_held_out_clip_are_held_out_as_stills():
+    frames = [[f"{number}-{frame}" for frame in range(8)] for number in range(100)]
+    clips = loaded("clips", [(clip(*some), Item(text="a ball")) for some in frames])
+    stills = loaded("stills", [(image(f"/{f}"), Item(text="x")) for some in frames for f in some])
+    keeps = held([stills, clips])
+    out = [keeps.holds(pair) for pair in clips.pairs]
+    assert 15 <= sum(out) <= 45
+    assert [keeps.holds(pair) for pair in stills.pairs] == [kept for kept in out for _ in range(8)]
+
+
+def test_clips_that_overlap_go_together_and_one_common_frame_binds_none():
+    frames = [[f"{number}-{frame}" for frame in range(8)] for number in range(100)]
+    whole = [(clip("black", *some), Item(text="a")) for some in frames]
+    parts = [(clip("black", *some[:4]), Item(text="a")) for some in frames]
+    first, second = loaded("whole", whole), loaded("parts", parts)
+    out = [held([first]).holds(pair) for pair in first.pairs]
+    assert 15 <= sum(out) <= 45
+    keeps = held([first, second])
+    both = list(zip(first.pairs, second.pairs, strict=True))
+    assert all(keeps.holds(part) for one, part in both if keeps.holds(one))
+    assert not all(keeps.holds(part) for _, part in both)
 
 
 def test_captions_ask_each_question_on_a_picture_once(signs):
