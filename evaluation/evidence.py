@@ -19,9 +19,10 @@ def on_target(trace: TCoT | None, truth: Cues, *, num_frames: int) -> bool | Non
     """Return whether the evidence meets the truth; None where no box or frame is known.
 
     Boxes: the best overlap with a true box is at least ON_TARGET_IOU. Frames: a true frame is
-    among the key frames, and they are not simply all ``num_frames`` shown.
+    among the key frames, and they are not simply all ``num_frames`` shown; None where only one is
+    shown, as there is no other to point at.
     """
-    if not truth.boxes and not truth.key_frames:
+    if not truth.boxes and (not truth.key_frames or num_frames < 2):
         return None
     if trace is None:
         return False

@@ -302,6 +302,11 @@ def test_unknown_truth_is_no_verdict() -> None:
     assert on_target(None, Cues(boxes=(TRUE_BOX,)), num_frames=1) is False
 
 
+def test_pointing_at_the_only_frame_is_no_verdict() -> None:
+    trace = TCoT(thinking="t", rethink="r", answer="a", cues=Cues(key_frames=(0,)))
+    assert on_target(trace, Cues(key_frames=(0,)), num_frames=1) is None
+
+
 def test_what_is_saved_is_loaded(learned: Evaluation, tmp_path) -> None:
     save_evaluation(learned, tmp_path)
     assert load_evaluation(tmp_path) == learned
