@@ -8,14 +8,22 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from data.errors import DataError, EmbedRLError, StopRequested
+from data.files import PictureFiles
+from data.model_folder import check_folder
+from data.records import load_set, log_bad_rows, repeated_names, set_problems
 
 log = logging.getLogger(__name__)
+PREFLIGHT_ROWS = 1000
+"""Rows of each data set that a dry run reads."""
+MODEL_FIELDS = ("model", "reasoner", "warm_start", "eg_rl", "second_model")
+"""Settings of jobs, and of what they hold, that name model folders."""
 T = TypeVar("T")
 
 
@@ -31,7 +39,9 @@ def run_job(
     parser.add_argument("config", help="YAML file under configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print settings, plan and data; start nothing"
+        "--dry-run",
+        action="store_true",
+        help="print settings, plan and data, look at rows, pictures and models; start nothing",
     )
     # Intermixed: overrides may stand on both sides of an option.
     arguments = parser.parse_intermixed_args(argv)
@@ -62,7 +72,11 @@ def print_end(error: Exception, code: int) -> int:
 
 
 def dry_run(config: Any, roles: Sequence[Any]) -> int:
-    """Print resolved settings, the resource plan and the data sets."""
+    """Print resolved settings, the resource plan and the data sets, whose first rows are read.
+
+    Raises:
+        DataError: the job could not start with these data sets and models.
+    """
     print("# settings\n" + to_yaml(config))
     print("# resources")
     for role in roles:
@@ -70,8 +84,49 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
     print("# data sets")
-    data = getattr(config, "data", None)
-    for one in [*data.train, *data.eval] if data else []:
-        size = f"{Path(one.path).stat().st_size} bytes" if Path(one.path).is_file() else "not there"
-        print(f"{one.name}: {one.path} ({one.format}, {one.kind}, weight {one.weight:g}, {size})")
+    found = [*_set_problems(config), *_model_problems(config)]
+    if found:
+        raise DataError("\n".join(found))
     return 0
+
+
+def _set_problems(config: Any) -> list[str]:
+    """Print each data set; return why the job could not start with them."""
+    data = getattr(config, "data", None)
+    if data is None:
+        return []
+    problems = [*repeated_names(data.train), *repeated_names(data.eval)]
+    for one in [*data.train, *data.eval]:
+        kind = "video" if one.format == "llavahound" else one.kind
+        line = f"{one.name}: {one.path} ({one.format}, {kind}, weight {one.weight:g})"
+        most = min(one.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
+        files = PictureFiles(Path(one.root), follow_links=one.follow_links)
+        try:
+            some = load_set(replace(one, limit=most), max_frames=data.media.max_frames, files=files)
+        except DataError as error:
+            print(f"{line}: cannot be read")
+            problems.append(str(error))
+            continue
+        there, asked = files.found()
+        pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
+        print(
+            f"{line}: {some.rows} rows; of the first {some.read}: {len(some.pairs)} pairs, "
+            f"{len(some.bad_rows)} rows set aside, {pictures}"
+        )
+        log_bad_rows(some)
+        problems += set_problems(some, one, max_bad_rows=data.max_bad_rows)
+    return problems
+
+
+def _model_problems(config: Any) -> list[str]:
+    """Return which of the job's models are not there or not complete."""
+    reward = getattr(config, "reward", None)
+    parts = [config, reward, getattr(reward, "judge", None)]
+    folders = [getattr(part, name, "") for part in parts for name in MODEL_FIELDS]
+    problems = []
+    for folder in dict.fromkeys(filter(None, folders)):
+        try:
+            check_folder(folder)
+        except DataError as error:
+            problems.append(str(error))
+    return problems

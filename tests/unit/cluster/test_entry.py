@@ -1,5 +1,6 @@
 """How a job starts: settings, dry run, exit codes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from data.errors import (
     StopRequested,
     WeightSyncError,
 )
+from tests.builders import write_picture
 
 ROOT = Path(__file__).resolve().parents[3]
 TEXT = """
@@ -99,8 +101,25 @@ def test_defects_are_not_hidden(path):
         run_job(WarmStartConfig, main, argv=[path])
 
 
+@pytest.fixture
+def birds(path, tmp_path):
+    """Write what the job needs: rows, a picture, a model's files; return a writer of rows."""
+    write_picture(tmp_path / "pictures" / "a.png")
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / "models/m").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "models/m" / name).write_text("{}")
+
+    def write(rows):
+        (tmp_path / "birds.json").write_text(json.dumps(rows))
+
+    write([{"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}] * 3)
+    return write
+
+
 @pytest.mark.parametrize("place", [1, 2, 3])
-def test_a_dry_run_prints_settings_plan_and_data_wherever_it_is_asked_for(path, capsys, place):
+def test_a_dry_run_prints_settings_plan_and_data_wherever_it_is_asked_for(
+    path, birds, capsys, place
+):
     argv = [path, "steps=3", "run.seed=4"]
     argv.insert(place, "--dry-run")
 
@@ -113,12 +132,66 @@ def test_a_dry_run_prints_settings_plan_and_data_wherever_it_is_asked_for(path, 
     assert "seed: 4" in out
     assert "learner: 2 x (1.5 CPU, 0.5 GPU)" in out
     assert "in all: 4 CPU, 1 GPU" in out
-    assert "birds: birds.json (mmeb, image, weight 1, not there)" in out
+    assert (
+        "birds: birds.json (mmeb, image, weight 1): 3 rows; of the first 3: 3 pairs, 0 rows set "
+        "aside, 100% of 1 pictures found"
+    ) in out
 
 
-def test_a_dry_run_leaves_no_folder_behind(path, tmp_path):
+def test_a_dry_run_reads_only_the_first_rows_and_counts_all(path, birds, capsys):
+    birds([{"qry": f"{i}", "pos_text": "t"} for i in range(1500)])
     assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 0
-    assert [entry.name for entry in tmp_path.iterdir()] == ["job.yaml"]
+    assert "1500 rows; of the first 1000: 1000 pairs, 0 rows set aside, no pictures" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_dry_run_tells_what_the_pictures_of_a_set_are(path, birds, capsys):
+    talk = {"conversations": [{"from": "human", "value": "q"}]}
+    birds([{"qry": {**talk, "video": ["a.png"]}, "pos": talk}])
+    argv = [
+        path,
+        "--dry-run",
+        "data.train=[{name: birds, path: birds.json, root: pictures, format: llavahound}]",
+    ]
+    assert run_job(WarmStartConfig, never, argv=argv) == 0
+    assert "birds.json (llavahound, video, weight 1)" in capsys.readouterr().out
+
+
+ROW = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "printed", "error"),
+    [
+        ([], "0 rows", "birds.json holds no row"),
+        (5, "cannot be read", "expected"),
+        ([ROW] * 3 + [{**ROW, "qry_image_path": "b.png"}], "50% of 2 pictures found", "1 of 4"),
+        ([{**ROW, "query_image": "a.png"}], "1 pairs", "near 'qry_image_path'"),
+    ],
+)
+def test_a_dry_run_ends_with_two_where_the_data_would_stop_the_job(
+    path, birds, capsys, rows, printed, error
+):
+    birds(rows)
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 2
+    seen = capsys.readouterr()
+    assert printed in seen.out
+    assert error in seen.err
+    assert seen.err.endswith("exit code 2\n")
+
+
+def test_a_dry_run_names_all_that_is_missing(path, capsys):
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "birds.json: file not found" in error
+    assert "models/m: expected a model folder" in error
+
+
+def test_a_dry_run_leaves_no_folder_behind(path, birds, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_settings_are_checked_without_what_takes_seconds_to_load():
