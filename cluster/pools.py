@@ -32,7 +32,6 @@ from data.types import (
     Judgement,
     JudgeQuestion,
     Packed,
-    Side,
     Trajectory,
 )
 from reward.actor import EmbedderActor
@@ -66,8 +65,8 @@ class RolloutPool(Pool):
     ) -> None:
         pool = rollout.pool
         self._version: int | None = None
-        self._quarantined: dict[tuple[str, Side], str] = {}
-        """Why, by pair and side, of those whose requests killed their actors."""
+        self._quarantined: dict[Content, str] = {}
+        """Why, by prompt, of those whose requests killed their actors: ids repeat among sets."""
         self._pulling = threading.Lock()
         """Held while engines come to hold a version: none may join with another one."""
         remote = ray.remote(actor)
@@ -121,8 +120,8 @@ class RolloutPool(Pool):
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
         units = []
-        for group, some in groups.items():
-            if (reason := self._quarantined.get((group.pair_id, group.side))) is not None:
+        for some in groups.values():
+            if (reason := self._quarantined.get(some[0].content)) is not None:
                 yield [], [DroppedTrajectory(one.key, POISONED, reason) for one in some]
             else:
                 units.append(Unit(tuple(some), float(len(some))))
@@ -197,9 +196,9 @@ class RolloutPool(Pool):
         if not isinstance(answer.value, GivenUp):
             return answer.value
         asked, reason = answer.chunk.requests, answer.value.reason
-        for pair_id, side in {(one.key.group.pair_id, one.key.group.side) for one in asked}:
-            log.warning("%s %s is quarantined: it %s", pair_id, side, reason)
-            self._quarantined[pair_id, side] = reason
+        for content, group in {one.content: one.key.group for one in asked}.items():
+            log.warning("%s %s is quarantined: it %s", group.pair_id, group.side, reason)
+            self._quarantined[content] = reason
         return [DroppedTrajectory(one.key, POISONED, reason) for one in asked]
 
 

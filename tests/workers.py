@@ -43,7 +43,7 @@ class Worker:
 
 
 class Reasoner:
-    """Stands in for `rollout.actor.RolloutActor`: takes versions or not, and dies of some pairs."""
+    """Stands in for `rollout.actor.RolloutActor`: takes versions or not, and dies of a prompt."""
 
     def __init__(self, name: str, store: dict[str, int], **_: object) -> None:
         self.name = name
@@ -62,7 +62,7 @@ class Reasoner:
         return SyncReport(version=version, tensors=1, mismatched=(), bytes=1, seconds=0.0)
 
     async def generate(self, requests: list, pictures: object) -> list:
-        if any(one.key.group.pair_id == "deadly" for one in requests):
+        if any(one.content == ("deadly",) for one in requests):
             os._exit(1)
         return [DroppedTrajectory(one.key, "sampled", self.name) for one in requests]
 

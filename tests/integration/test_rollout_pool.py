@@ -33,12 +33,15 @@ def pool_of():
         pool.close()
 
 
-def requests(serial, *pairs):
+def requests(serial, **prompts):
+    """Return two requests a pair, by its id."""
     return [
         GenerationRequest(
-            key=TrajectoryKey(GroupKey(serial, pair, Side.QUERY), sibling), content=("a",), seed=0
+            key=TrajectoryKey(GroupKey(serial, pair, Side.QUERY), sibling),
+            content=(prompt,),
+            seed=0,
         )
-        for pair in pairs
+        for pair, prompt in prompts.items()
         for sibling in range(2)
     ]
 
@@ -66,12 +69,12 @@ def test_a_version_that_all_engines_refuse_is_to_blame(pool_of):
     assert len(pool.pull_weights(3)) == 2
 
 
-def test_a_pair_that_kills_its_actors_is_not_asked_again(pool_of, caplog):
+def test_a_prompt_that_kills_its_actors_is_not_asked_again(pool_of, caplog):
     caplog.set_level(logging.WARNING)
     pool = pool_of()
     pictures = share_pictures({})
     for serial in (0, 1):
-        asked = requests(serial, "good", "deadly")
+        asked = requests(serial, good="harmless", bad="deadly")
         done, dropped = pool.generate(asked, pictures)
         assert not done
         assert [one.key for one in dropped] == [one.key for one in asked]
@@ -80,4 +83,7 @@ def test_a_pair_that_kills_its_actors_is_not_asked_again(pool_of, caplog):
         pool.ready()
         lost = pool.counters()["pool/rollout/lost"]
         assert lost >= 2 if serial == 0 else lost == 0
-    assert "deadly query is quarantined: it killed" in caplog.text
+    assert "bad query is quarantined: it killed" in caplog.text
+    # A pair of another data set may have the same id.
+    _, dropped = pool.generate(requests(2, bad="of another set"), pictures)
+    assert [one.reason for one in dropped] == ["sampled"] * 2
