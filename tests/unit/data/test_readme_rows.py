@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from data.cues import CUE_KEYS, parse_evidence
 from data.records import load_set
+from data.types import Kind
 from tests.builders import write_picture, write_set
 
 README = (Path(__file__).parents[3] / "data/README.md").read_text()
@@ -23,6 +25,12 @@ def test_each_shown_row_is_read(form, row, tmp_path):
     (pair,) = loaded.pairs
     shown = {uri for item in (pair.query, pair.target, *pair.candidates) for uri in item.uris}
     assert len(shown) == len(re.findall(r"\.png", row))
+
+
+@pytest.mark.parametrize("kind", [Kind.IMAGE, Kind.VIDEO, Kind.TEXT])
+def test_each_shown_evidence_is_read(kind):
+    (line,) = re.findall(rf'^{{"{CUE_KEYS[kind]}": .*}}$', README, flags=re.MULTILINE)
+    assert parse_evidence(json.loads(line), kind=kind, num_frames=20)
 
 
 def test_every_format_is_shown():
