@@ -65,6 +65,7 @@ def test_links_are_followed_where_the_set_says_so_and_keep_their_place_in_the_ro
     assert files.path("one.png", where="here") == str(linked / "one.png")
     assert files.path("more/a.png", where="here") == str(linked / "more/a.png")
     assert files.path("two.png", where="here") == str(linked / "one.png")
+    assert not files.copies
     with pytest.raises(DataError, match=r"'gone\.png' not found"):
         files.path("gone.png", where="here")
     with pytest.raises(DataError, match="leaves it"):
