@@ -9,15 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from data.errors import DataError, EmbedRLError, StopRequested
-from data.files import PictureFiles
 from data.model_folder import check_folder
-from data.records import load_set, log_bad_rows, repeated_names, set_problems
+from data.records import files_of, load_set, log_bad_rows, repeated_names, set_problems
 
 log = logging.getLogger(__name__)
 PREFLIGHT_ROWS = 1000
@@ -100,9 +98,10 @@ def _set_problems(config: Any) -> list[str]:
         kind = "video" if one.format == "llavahound" else one.kind
         line = f"{one.name}: {one.path} ({one.format}, {kind}, weight {one.weight:g})"
         most = min(one.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
-        files = PictureFiles(Path(one.root), follow_links=one.follow_links)
+        few = replace(one, limit=most)
         try:
-            some = load_set(replace(one, limit=most), max_frames=data.media.max_frames, files=files)
+            files = files_of(one)
+            some = load_set(few, max_frames=data.media.max_frames, files=files)
         except DataError as error:
             print(f"{line}: cannot be read")
             problems.append(str(error))

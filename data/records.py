@@ -49,6 +49,8 @@ UNITS = {
     Kind.VIDEO: "key_frames is a list of frames, counted from 1 among all that the row names",
 }
 """What `qry_evidence` and `pos_evidence` hold."""
+SAMPLED_BOXES = 256
+"""True boxes of a set that are looked at for their unit."""
 TELLING_BOXES = 16
 """Boxes from which on it is more than chance that all of them look like pixels."""
 TELLING_SIZE = 640
@@ -112,10 +114,7 @@ def load_set(
     """
     rows = read_rows(Path(config.path))
     some = rows[: config.limit] if config.limit else rows
-    root = Path(config.root)
-    if not root.is_dir():
-        raise DataError(f"data set '{config.name}': root folder {root} not found; set its `root`")
-    files = files or PictureFiles(root, follow_links=config.follow_links)
+    files = files or files_of(config)
     copies = len(files.copies)
     pairs: list[Pair] = []
     bad: list[BadRow] = []
@@ -156,9 +155,9 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     roots: dict[tuple[str, bool], PictureFiles] = {}
     for config in configs:
         key = (config.root, config.follow_links)
-        files = roots.setdefault(key, PictureFiles(Path(config.root), follow_links=key[1]))
         try:
-            one = load_set(config, max_frames=limits.media.max_frames, files=files)
+            roots[key] = roots.get(key) or files_of(config)
+            one = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
         except DataError as error:
             problems.append(str(error))
             continue
@@ -169,6 +168,18 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     if problems:
         raise DataError("\n".join(problems))
     return loaded
+
+
+def files_of(config: DataSetConfig) -> PictureFiles:
+    """Return the picture files under a set's root.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise DataError(f"data set '{config.name}': root folder {root} not found; set its `root`")
+    return PictureFiles(root, follow_links=config.follow_links)
 
 
 def repeated_names(configs: list[DataSetConfig]) -> list[str]:
@@ -331,7 +342,7 @@ def _hint_at_units(name: str, boxes: list[_TrueBoxes]) -> None:
         unit = "pixels"
     if unit:
         log.warning(
-            "data set '%s': its %d true boxes look like %s; %s",
+            "data set '%s': its first %d true boxes look like %s; %s",
             name,
             len(numbers) // 4,
             unit,
@@ -549,7 +560,7 @@ class _RowReader:
             entry if isinstance(entry, list) and entry and isinstance(entry[0], list) else [entry]
         )
         for box in some:
-            if isinstance(box, list) and len(box) == 4:
+            if isinstance(box, list) and len(box) == 4 and len(self.boxes) < SAMPLED_BOXES:
                 numbers = [n for n in box if isinstance(n, int | float) and n == n]
                 if len(numbers) == 4:
                     self.boxes.append((numbers, item.uris[0]))

@@ -55,13 +55,15 @@ def read_rows(path: Path) -> list[Row]:
             f"{path}: expected a file of rows, found a folder; give a JSON file in the data set's "
             "`path`"
         ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); check the data set's `path`") from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: expected a JSON array or JSON lines in UTF-8, found other bytes ({error}); "
             "save the rows as UTF-8"
         ) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read ({error}); check the data set's `path`") from error
     try:
         rows = json.loads(text) if text.lstrip().startswith("[") else _json_lines(path, text)
     except json.JSONDecodeError as error:

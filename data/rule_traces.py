@@ -219,7 +219,7 @@ def trace_pairs(
 class HeldOut:
     """Which pairs are kept from training: decided by picture, for all sets together.
 
-    A picture that is a frame of a clip goes with its clip, so what is held out is never seen in
+    A picture that is a frame of a clip goes with its clip, so that a held-out one is never seen in
     training under another task. A clip that shares half of its frames or more with one that is
     held out goes with it; fewer, such as black ones, bind no clips together.
     """

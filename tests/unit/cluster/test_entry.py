@@ -181,7 +181,8 @@ def test_a_dry_run_ends_with_two_where_the_data_would_stop_the_job(
     assert seen.err.endswith("exit code 2\n")
 
 
-def test_a_dry_run_names_all_that_is_missing(path, capsys):
+def test_a_dry_run_names_all_that_is_missing(path, capsys, tmp_path):
+    (tmp_path / "pictures").mkdir()
     assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert "birds.json: file not found" in error

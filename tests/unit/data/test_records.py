@@ -267,7 +267,9 @@ def test_boxes_in_another_unit_are_pointed_out(read, caplog, scale, unit):
     if unit is None:
         assert "look like" not in caplog.text
     else:
-        assert f"its 20 true boxes look like {unit}; a box is [x1, y1, x2, y2] in" in caplog.text
+        assert (
+            f"its first 20 true boxes look like {unit}; a box is [x1, y1, x2, y2] in" in caplog.text
+        )
 
 
 def test_reading_that_takes_seconds_shows_a_bar(read, capsys, monkeypatch):
