@@ -62,7 +62,7 @@ ROW = '{"qry": "q", "pos_text": "t"}'
         (b"\x00\x00\x00 ftypisom\x00", "an MP4 video", "their folder in `root`"),
         (b"%PDF-1.7\n", "a PDF", "saved as pictures"),
         (b"\x89PNG\r\n\x1a\n", "a PNG picture", "their folder in `root`"),
-        (gzip.compress(ROW.encode()), "a gzip archive", "unpack it"),
+        (gzip.compress(ROW.encode(), mtime=0), "a gzip archive", "unpack it"),
         (b"PK\x03\x04\x14", "a zip archive", "unpack it"),
         (f"[{ROW}]".encode("utf-16"), "UTF-16 text", "save it as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer", "git lfs pull"),
