@@ -1,6 +1,7 @@
 """Presets + YAML + dotted overrides -> a frozen config object; all that is wrong at once."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,9 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from configs.errors import ConfigError
-from configs.presets import with_presets
+from configs.presets import PRESETS, with_presets
 from configs.schema import MISSING, problems
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
 
@@ -19,7 +21,8 @@ _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Return the settings in a YAML file, changed by ``section.key=value`` overrides.
 
-    A preset that either names lies under both.
+    A preset lies under the keys of what names it, file or overrides; one that the overrides name
+    lies over the file. What it changes is logged.
 
     Raises:
         ConfigError: unknown keys, wrong types, missing values, impossible combinations.
@@ -64,6 +67,8 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     if found:
         listed = "\n  ".join(found)
         raise ConfigError(f"{len(found)} problem(s) in the settings:\n  {listed}")
+    for line in _said_of_presets(config, parts):
+        log.info(line)
     return config
 
 
@@ -84,6 +89,21 @@ def to_flat(config: Any) -> dict[str, Any]:
         return flat
 
     return walk("", OmegaConf.to_container(OmegaConf.structured(config)))
+
+
+def _said_of_presets(config: Any, parts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield for each preset what it changes, and which keys beside it win over it."""
+    bare = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(type(config)), *parts.values()))
+    for section, table in PRESETS.items():
+        name = getattr(getattr(config, section, None), "preset", "")
+        if not name:
+            continue
+        before, now = to_flat(getattr(bare, section)), to_flat(getattr(config, section))
+        wanted = {".".join(key): value for key, value in _leaves((), table[name])}
+        changed = [f"{k} {before[k]} -> {now[k]}" for k in wanted if now[k] != before[k]]
+        kept = [f"{k}={now[k]} (preset: {v})" for k, v in wanted.items() if now[k] != v]
+        text = f"{section}.preset={name} changes {', '.join(changed) or 'nothing'}"
+        yield f"{text}; keys beside it that win: {', '.join(kept)}" if kept else text
 
 
 def _override(text: str) -> Any:

@@ -1,6 +1,9 @@
-"""Named sets of settings: what a publication chose, under everything that a file sets itself."""
+"""Named sets of settings: what a publication chose.
 
-from collections.abc import Mapping
+A preset sets every key of its objective, so that no key of what lies below it stays in force.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PUBLISHED_REWARD: dict[str, Any] = {
@@ -9,13 +12,41 @@ _PUBLISHED_REWARD: dict[str, Any] = {
     "judge": {"answer": "choice", "positives": "all", "negatives": 4},
     "gain_weight": 0.0,
     "length_weight": 0.0,
+    "length_budget": 0,
     "gate_by_format": False,
-    "bank": {"recent": 0, "hard": 0},
+    "bank": {"recent": 0, "hard": 0, "capacity": 0},
     "false_negative_similarity": 1.0,
 }
+_PLAIN_OBJECTIVE: dict[str, Any] = {
+    "advantage": "group_norm",
+    "std_floor": 1e-6,
+    "min_spread": 1e-6,
+    "refill": 0,
+    "replay_groups": 0,
+    "replay_age": 4,
+    "overlong_penalty": 0.0,
+    "overlong_share": 0.2,
+    "loss_mean": "token",
+    "ratio": "token",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "dual_clip": 0.0,
+    "kl": "none",
+    "kl_in": "loss",
+    "kl_coef": 0.01,  # for who adds a KL; the preset itself has none
+    "entropy_coef": 0.0,
+    "query_weight": 1.0,
+    "target_weight": 1.0,
+    "tis_cap": 0.0,
+    "sequence_band": 0.0,
+    # How many updates a publication takes depends on the size of its batches.
+    "updates_per_step": 1,
+}
+"""What a published objective sets where its publication says nothing else."""
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Both need judge.model. They differ from the original where it guesses: a judge without a
-    # usable answer drops the trace (spec, section 1.3).
+    # usable answer drops the trace (spec, section 1.3). What the Embedder reads (evidence,
+    # pooling) is no part of the formula.
     "reward": {
         # Sup. B.2, Eq. 3 and 4: 0.05 F + 0.2 Acc m + 0.8 R; Acc asks for all n traces in the top
         # n, R is 1 or 0, the candidates are shuffled.
@@ -41,8 +72,24 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "grpo": {
+        # The published code of Embed-RL (spec, hyper-parameters): 64 prompts a step, mini-batches
+        # of 32. Its policy loss is verl's, with dual clip.
+        "embed_rl": {
+            **_PLAIN_OBJECTIVE,
+            "advantage": "group_norm",
+            "loss_mean": "token",
+            "ratio": "token",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "dual_clip": 3.0,
+            "kl": "k3",
+            "kl_in": "loss",
+            "kl_coef": 0.01,
+            "updates_per_step": 2,
+        },
         # DeepSeekMath (Shao et al., 2024): mean over each trace, then over traces; k3 in the loss.
         "grpo": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "group_norm",
             "loss_mean": "sequence",
             "ratio": "token",
@@ -54,6 +101,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         # Liu et al., 2025 (Understanding R1-Zero-like training): no division by spread or length.
         "dr_grpo": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "mean_only",
             "loss_mean": "sequence_constant",
             "ratio": "token",
@@ -64,6 +112,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # Yu et al., 2025: clip higher, token mean, overlong shaping, no KL, dynamic sampling. The
         # paper samples until a step is full; its published recipes stop after 10 rounds.
         "dapo": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "group_norm",
             "loss_mean": "token",
             "ratio": "token",
@@ -76,6 +125,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         # Zheng et al., 2025 (Group sequence policy optimization).
         "gspo": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "group_norm",
             "loss_mean": "sequence",
             "ratio": "sequence",
@@ -85,6 +135,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         # MiniMax-M1 (2025): no lower bound. The upper one is of ScaleRL (Khatri et al., 2025).
         "cispo": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "group_norm",
             "loss_mean": "token",
             "ratio": "clipped_weight",
@@ -93,8 +144,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "kl": "none",
         },
         # Ahmadian et al., 2024 (Back to basics): REINFORCE on whole traces, KL in the reward.
-        # Published on-policy, where every weight is 1; the bound is ours.
+        # Published on-policy, where every weight is 1; the bound is ours, and the KL's weight.
         "rloo": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "leave_one_out",
             "loss_mean": "sequence_constant",
             "ratio": "clipped_weight",
@@ -102,9 +154,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "clip_high": 1.0,
             "kl": "k1",
             "kl_in": "reward",
+            "kl_coef": 0.01,
         },
-        # Hu et al., 2025 (REINFORCE++), the variant with baseline.
+        # Hu et al., 2025 (REINFORCE++), the variant with baseline. The KL's weight is ours.
         "reinforce_pp": {
+            **_PLAIN_OBJECTIVE,
             "advantage": "batch_norm",
             "loss_mean": "token",
             "ratio": "token",
@@ -112,6 +166,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "clip_high": 0.2,
             "kl": "k2",
             "kl_in": "loss",
+            "kl_coef": 0.01,
         },
     },
 }
@@ -119,15 +174,33 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def with_presets(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return trees of settings, later ones winning, behind those of the presets they name.
+    """Return trees of settings, later ones winning, with the presets that they name.
 
-    ``parts`` are by origin. The last part that names a section's preset decides which one it is.
-    An unknown name adds nothing: the key itself is refused where it stands.
+    ``parts`` are by origin: the file's tree, then the command line's. A file's preset lies under
+    the file, one of the command line over the file and under all of the command line. The last
+    name that the command line gives counts, and takes the place of the file's. An unknown name adds
+    nothing: the key itself is refused where it stands.
     """
-    layers: dict[str, Any] = {}
-    for section, table in PRESETS.items():
-        trees = [tree[section] for tree in parts.values() if isinstance(tree.get(section), dict)]
-        names = [tree["preset"] for tree in trees if "preset" in tree]
-        if names and isinstance(names[-1], str) and names[-1] in table:
-            layers[f"preset {section}.preset={names[-1]}"] = {section: table[names[-1]]}
-    return {**layers, **parts}
+    (origin, file), *given = parts.items()
+    under: dict[str, Any] = {}
+    over: dict[str, Any] = {}
+    for section in PRESETS:
+        asked = _last_name(section, [tree for _, tree in given])
+        if asked is None:
+            under |= _layer(section, _last_name(section, [file]))
+        else:
+            over |= _layer(section, asked)
+    return {**under, origin: file, **over, **dict(given)}
+
+
+def _last_name(section: str, trees: Sequence[Mapping[str, Any]]) -> Any:
+    """Return what the trees give last for a section's preset; None where none gives anything."""
+    keys = [tree[section] for tree in trees if isinstance(tree.get(section), dict)]
+    return next((one["preset"] for one in reversed(keys) if "preset" in one), None)
+
+
+def _layer(section: str, name: Any) -> dict[str, Any]:
+    """Return a preset's tree by its origin; none where the name is not known."""
+    if not isinstance(name, str) or name not in PRESETS[section]:
+        return {}
+    return {f"preset {section}.preset={name}": {section: PRESETS[section][name]}}

@@ -175,7 +175,8 @@ class RewardConfig:
     """
 
     preset: Literal["", "paper", "code"] = ""
-    """The published variants, in `configs/presets.py`; keys given beside it win."""
+    """The published variants, in `configs/presets.py`, which set every weight and choice of the
+    formula. Keys given beside it win: in the same file, or on the command line."""
     model: str = MISSING
     """Embedder folder (Hugging Face layout)."""
     pooling: Pooling = "emb_token"
@@ -283,8 +284,12 @@ class GRPOConfig:
     The defaults are the paper's (section 3.3; spec: hyper-parameters).
     """
 
-    preset: Literal["", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"] = ""
-    """Published choices (configs/presets.py), under what is set here; empty: these defaults."""
+    preset: Literal[
+        "", "embed_rl", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"
+    ] = ""
+    """Published choices (configs/presets.py), which set every key of this section. Keys given
+    beside it win: in the same file, or on the command line. Empty: these defaults, and on the
+    command line no preset of the file's."""
     advantage: Literal["group_norm", "mean_only", "leave_one_out", "batch_norm"] = "group_norm"
     std_floor: float = 1e-6
     """Rewards are not divided by a standard deviation below this."""
@@ -312,6 +317,9 @@ class GRPOConfig:
     clip_low: float = 0.2
     """Ratios are clipped to [1 - clip_low, 1 + clip_high]; 1 = no lower bound."""
     clip_high: float = 0.2
+    dual_clip: float = 3.0
+    """Largest ratio that a negative advantage is multiplied by (dual clip); 0 = no bound. A
+    clipped_weight is bounded by clip_high alone."""
     kl: Literal["none", "k1", "k2", "k3"] = "k3"
     """Estimate of KL to the frozen initial Reasoner; `none` loads no reference. k1 belongs in the
     reward: in the loss its gradient is zero on average."""
@@ -328,6 +336,9 @@ class GRPOConfig:
     and engine; 0 = the mismatch stays in the clipped ratio."""
     sequence_band: float = 0.0
     """Traces whose mean ratio leaves [1 / band, band] are masked; 0 = off."""
+    updates_per_step: int = 1
+    """Optimiser updates that a step takes, each on its part of the traces. All ratios are against
+    the log-probabilities from before the first one."""
 
 
 @dataclass(frozen=True)
@@ -660,7 +671,11 @@ def _learner_problems(node: LearnerConfig) -> list[str]:
 
 def _grpo_problems(node: GRPOConfig) -> list[str]:
     found = [
-        *_positive(node, "std_floor", "overlong_share", "clip_low", "clip_high", "replay_age"),
+        *_positive(
+            node,
+            *("std_floor", "overlong_share", "clip_low", "clip_high", "replay_age"),
+            "updates_per_step",
+        ),
         *_share(node, "overlong_share", "clip_low"),
         *_not_negative(
             node,
@@ -672,6 +687,8 @@ def _grpo_problems(node: GRPOConfig) -> list[str]:
         found.append("kl: k1 in the loss pulls nowhere on average; use k2 or k3, or kl_in=reward")
     if not node.query_weight + node.target_weight > 0:
         found.append("query_weight: with target_weight=0 it must be more than 0, found 0")
+    if node.dual_clip != 0 and not node.dual_clip > 1:
+        found.append(f"dual_clip: expected 0 (off) or more than 1, found {node.dual_clip}")
     if node.tis_cap != 0 and not node.tis_cap >= 1:
         found.append(f"tis_cap: expected 0 (off) or at least 1, found {node.tis_cap}")
     if node.sequence_band != 0 and not node.sequence_band > 1:

@@ -6,8 +6,9 @@ Three policies have given each token a probability:
 
     b    behaviour: the engine, at the version that sampled the token (stored with the trace)
     old  the learner's own model at that version. For a trace of the version in training it is
-         this very pass without gradient, since a batch gets one optimiser step. For an older one
-         it is what `score_policy` stored; where nothing did, b stands in
+         this very pass without gradient in the step's first update; the others train on what the
+         model gave before it (`policy.with_start_logprobs`). For an older one it is what
+         `score_policy` stored; where nothing did, b stands in
     now  the model in training
 
 so that now / b = now / old (off-policy: versions) x old / b (mismatch: engine against learner).
@@ -19,6 +20,8 @@ Table of losses: the gain per token, with ratio = now / anchor and A the trace's
     ratio=clipped_weight  stop(clip(ratio)) A log now                   CISPO, MiniMax-M1, 2025
 
     clip(r) in [1 - clip_low, 1 + clip_high]      clip higher: DAPO, Yu et al., 2025
+    dual_clip > 0, A < 0: at least dual_clip x A  dual clip: Ye et al., 2020 (MOBA); not where the
+                 weight is clipped, which has a largest value already
     tis_cap = 0: anchor b, so the clip bounds versions and mismatch together
     tis_cap > 0: anchor old, gain x stop(min(old / b, tis_cap))         TIS, Yao et al., 2025; the
                  split of the ratio: Hilton et al., 2021 (Batch size-invariance)
@@ -28,7 +31,7 @@ Table of losses: the gain per token, with ratio = now / anchor and A the trace's
     entropy_coef: + entropy_coef x entropy
 
 The loss is - sum of weight x gain: sums, so that it does not matter which micro-batch or rank a
-token is in. The caller divides by `objectives.loss_total` of the whole step:
+token is in. The caller divides by `objectives.loss_total` of the whole update:
 
     loss_mean=token              weight 1             total: tokens            DAPO
     loss_mean=sequence           weight 1 / length    total: traces            GRPO, GSPO
@@ -132,8 +135,12 @@ def _gain(t: PolicyTokens, anchor_T: Tensor, config: GRPOConfig) -> tuple[Tensor
     clipped_T = ratio_T.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
     if config.ratio == "clipped_weight":
         return clipped_T.detach() * t.advantages_T * t.now_T, clipped_T != ratio_T
-    free_T, bounded_T = ratio_T * t.advantages_T, clipped_T * t.advantages_T
-    return torch.minimum(free_T, bounded_T), bounded_T < free_T
+    free_T = ratio_T * t.advantages_T
+    gain_T = torch.minimum(free_T, clipped_T * t.advantages_T)
+    if config.dual_clip:
+        least_T = torch.where(t.advantages_T < 0, config.dual_clip * t.advantages_T, -math.inf)
+        gain_T = torch.maximum(gain_T, least_T)
+    return gain_T, gain_T != free_T
 
 
 def _trace_means(values_T: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -232,6 +232,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("learner.gpus=-1", "learner.gpus: expected at least 0"),
         ("grpo.kl_coef=-0.1", "grpo.kl_coef: expected at least 0"),
         ("grpo.clip_low=1.5", "grpo.clip_low: expected a share in [0, 1]"),
+        ("grpo.dual_clip=1", "grpo.dual_clip: expected 0 (off) or more than 1, found 1.0"),
+        ("grpo.updates_per_step=0", "grpo.updates_per_step: expected more than 0, found 0"),
         ("grpo.tis_cap=0.5", "grpo.tis_cap: expected 0 (off) or at least 1"),
         ("grpo.sequence_band=1", "grpo.sequence_band: expected 0 (off) or more than 1"),
         ("grpo.overlong_share=0", "grpo.overlong_share: expected more than 0"),
@@ -302,11 +304,12 @@ def test_a_preset_lies_under_the_keys_that_are_given(tmp_path):
     assert load(RLConfig, resolved).reward == reward
 
 
-def test_an_override_chooses_the_preset_and_keys_still_win(tmp_path):
+def test_an_override_chooses_the_preset_and_keys_beside_it_win(tmp_path):
     path = tmp_path / "rl.yaml"
     path.write_text(PRESET)
     reward = load(RLConfig, path, ["reward.outcome_weight=0.3", "reward.preset=code"]).reward
     assert (reward.accuracy, reward.outcome_weight, reward.judge.shuffle) == ("share", 0.3, False)
+    assert (reward.process_weight, reward.judge.model) == (0.2, "j")
 
 
 @pytest.mark.parametrize(

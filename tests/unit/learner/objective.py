@@ -327,6 +327,8 @@ def slow_trace(
             ratio = whole if config.ratio == "sequence" else math.exp(now[t] - anchor[t])
             clipped = min(max(ratio, low), high)
             gain = min(ratio * advantage, clipped * advantage)
+            if config.dual_clip > 0 and advantage < 0:  # Ye et al., 2020, equation 5
+                gain = max(gain, config.dual_clip * advantage)
         if config.tis_cap > 0:
             gain *= min(math.exp(old[t] - behaviour[t]), config.tis_cap)
         cost = -gain - config.entropy_coef * entropy[t]

@@ -46,6 +46,10 @@ COMBINATIONS = {
         kind: GRPOConfig(advantage=kind, std_floor=0.7)
         for kind in ("group_norm", "mean_only", "leave_one_out", "batch_norm")
     },
+    **{
+        f"dual clip, {ratio}": GRPOConfig(dual_clip=1.3, ratio=ratio)
+        for ratio in ("token", "sequence", "clipped_weight")
+    },
     "overlong": GRPOConfig(overlong_penalty=0.5, overlong_share=0.6),
     **{
         f"tis, {ratio}": GRPOConfig(tis_cap=1.1, ratio=ratio)
@@ -72,6 +76,7 @@ CHOICES = {
     "ratio": ("token", "sequence", "clipped_weight"),
     "clip_low": (0.1, 1.0),
     "clip_high": (0.2, 0.5),
+    "dual_clip": (0.0, 1.3, 3.0),
     "kl": ("none", "k1", "k2", "k3"),
     "kl_in": ("loss", "reward"),
     "kl_coef": (0.3,),
@@ -163,7 +168,13 @@ def published(name: str, example: Example) -> float:
         ratios = [math.exp(n - o) for n, o in zip(new, old, strict=True)]
         length = len(new)
         tokens += length
-        if name == "grpo":  # DeepSeekMath, equations 3 and 4
+        if name == "embed_rl":  # PPO by token with dual clip (Ye et al., 2020), k3 in the loss
+            bounded = [surrogate(r, a, 0.2, 0.2) for r in ratios]
+            if a < 0:
+                bounded = [max(b, 3.0 * a) for b in bounded]
+            kl = [math.exp(i - n) - (i - n) - 1 for n, i in zip(new, initial, strict=True)]
+            per_trace.append(sum(b - 0.01 * k for b, k in zip(bounded, kl, strict=True)))
+        elif name == "grpo":  # DeepSeekMath, equations 3 and 4
             kl = [math.exp(i - n) - (i - n) - 1 for n, i in zip(new, initial, strict=True)]
             terms = [surrogate(r, a, 0.2, 0.2) - 0.04 * k for r, k in zip(ratios, kl, strict=True)]
             per_trace.append(sum(terms) / length)
@@ -188,7 +199,7 @@ def published(name: str, example: Example) -> float:
             per_trace.append(sum(terms))
         else:
             raise ValueError(name)
-    by_token = name in ("dapo", "cispo", "reinforce_pp")
+    by_token = name in ("embed_rl", "dapo", "cispo", "reinforce_pp")
     return -sum(per_trace) / (tokens if by_token else count)
 
 
@@ -229,6 +240,22 @@ def test_hand_worked_tokens():
     assert sums["mismatch_ratio"].item() == pytest.approx(1 + 1.5 + 0.5)
     assert largest["mismatch_ratio_max"].item() == pytest.approx(1.5)
     assert largest["logprob_gap"].item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "dual_clip", "gain", "slope"),
+    [("token", 3.0, -3.0, 0.0), ("sequence", 3.0, -3.0, 0.0), ("token", 0.0, -20.0, -20.0)],
+)
+def test_a_negative_advantage_counts_at_most_as_often_as_dual_clip(ratio, dual_clip, gain, slope):
+    # Twenty times likelier than when it was sampled; the second trace, with a gain, as ever.
+    now = torch.tensor([math.log(0.8), -1.0], dtype=torch.float64, requires_grad=True)
+    tokens = tokens_of([0.0] * 2, [math.log(0.04), -1.0], [-1.0, 1.0], now_T=now, lengths=[1, 1])
+    config = GRPOConfig(ratio=ratio, dual_clip=dual_clip, kl="none")
+    loss, sums, _ = policy_loss(tokens, config)
+    loss.backward()
+    assert loss.item() == pytest.approx(-gain - 1.0)
+    assert now.grad.tolist() == pytest.approx([-slope, -1.0])
+    assert sums["clip_fraction"].item() == (dual_clip > 0)
 
 
 def test_truncated_importance_sampling_weighs_the_mismatch_and_clips_the_versions():
