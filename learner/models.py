@@ -1,12 +1,13 @@
 """Reasoner and Embedder from their folders, and the two heads that training puts on them."""
 
+import copy
 import dataclasses
 import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
 from configs.schema import LearnerConfig
@@ -19,6 +20,8 @@ VISION_TOWER = "visual."
 """Part of the names of Qwen-VL's vision parameters."""
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Settings under which the output layer's results are not the logits yet."""
+NOISE = ("drop", "jitter")
+"""Parts of the names of what a model changes at random in training alone."""
 
 
 def load_model(folder: str, config: LearnerConfig) -> nn.Module:
@@ -55,6 +58,35 @@ def load_model(folder: str, config: LearnerConfig) -> nn.Module:
 def load_reference(folder: str, config: LearnerConfig) -> nn.Module:
     """Return a frozen copy of the model, whole on every rank."""
     return TokenHead(load_model(folder, config)).requires_grad_(False).eval()
+
+
+def drop_nothing(net: nn.Module) -> None:
+    """Let a model compute in training what it computes in an engine: without its own noise.
+
+    That is its dropout and the jitter of its routers, where modules hold them and where they read
+    them from their configuration. The model's own configuration, which exports write, stays.
+    """
+    quiet: dict[int, PreTrainedConfig] = {}
+    for module in net.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _silence(module)
+        config = getattr(module, "config", None)
+        if module is net or not isinstance(config, PreTrainedConfig):
+            continue
+        if id(config) not in quiet:
+            quiet[id(config)] = copy.deepcopy(config)
+            _silence(quiet[id(config)])
+        module.config = quiet[id(config)]
+
+
+def _silence(holder: object) -> None:
+    """Set what is named as noise to 0, in a configuration also in its parts."""
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and any(word in name for word in NOISE):
+            setattr(holder, name, 0.0)
+        elif isinstance(value, PreTrainedConfig) and isinstance(holder, PreTrainedConfig):
+            _silence(value)
 
 
 def choose_attention(config: LearnerConfig) -> str:

@@ -46,6 +46,7 @@ from learner.micro_batches import plan_micro_batches
 from learner.models import (
     EmbeddingHead,
     TokenHead,
+    drop_nothing,
     load_model,
     load_reference,
     model_tokens,
@@ -104,6 +105,8 @@ class LearnerWorker:
             net = load_model(plan.model, plan.learner)
         if adapted:
             add_adapters(net, plan.learner.lora)
+        if isinstance(objective, PolicyObjective):
+            drop_nothing(net)  # engines do not, nor does a reference; log-probabilities must agree
         self._tokens = model_tokens(net, self._encoder.tokenizer)
         self._banned = torch.tensor(self._encoder.banned_ids(), device=self._device)
         head: torch.nn.Module = TokenHead(net)

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from configs.schema import LearnerConfig
 from data.errors import ConfigError, DataError
@@ -15,6 +23,7 @@ from learner.models import (
     EmbeddingHead,
     TokenHead,
     choose_attention,
+    drop_nothing,
     freeze_vision,
     load_model,
     model_tokens,
@@ -185,3 +194,65 @@ def test_freezing_leaves_the_language_model_trainable():
         "text.weight": True,
         "text.bias": True,
     }
+
+
+NOISE = {
+    "gpt2": {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    "gptj": {"resid_pdrop": 0.5, "attn_pdrop": 0.5, "rotary_dim": 4},
+    "opt": {"dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5, "ffn_dim": 32},
+    "bloom": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "falcon": {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "gpt_neox": {"hidden_dropout": 0.5, "attention_dropout": 0.5, "intermediate_size": 32},
+    "llama": {"attention_dropout": 0.5},
+    "mixtral": {"attention_dropout": 0.5, "router_jitter_noise": 0.5, "intermediate_size": 32},
+}
+"""Settings by model type, of dropout and its like."""
+
+
+def noisy(kind):
+    hidden = {"hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    names_of_gpt2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    config = AutoConfig.for_model(
+        kind, vocab_size=32, **hidden, **heads, **names_of_gpt2, **NOISE[kind]
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+def passes(net):
+    """Return the hidden states of two passes in training and of one in use."""
+    ids = torch.arange(1, 25).view(2, 12)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        found = [
+            net.train(training).base_model(input_ids=ids).last_hidden_state
+            for training in (True, True, False)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("kind", NOISE)
+def test_a_models_own_dropout_and_jitter_can_be_taken_away(kind):
+    net = noisy(kind)
+    before = net.config.to_dict()
+    first, second, used = passes(net)
+    assert not torch.equal(first, second)
+    drop_nothing(net)
+    first, second, still_used = passes(net)
+    assert torch.equal(first, second)
+    assert torch.equal(first, used)
+    assert torch.equal(still_used, used)
+    assert net.config.to_dict() == before
+
+
+def test_dropout_of_a_part_of_the_model_is_taken_away_too(qwen):
+    config = AutoConfig.from_pretrained(qwen)
+    config.text_config.attention_dropout = 0.5
+    net = AutoModelForImageTextToText.from_config(config, attn_implementation="eager")
+    first, second, used = passes(net)
+    assert not torch.equal(first, second)
+    drop_nothing(net)
+    first, second, _ = passes(net)
+    assert torch.equal(first, second)
+    assert torch.equal(first, used)
+    assert net.config.text_config.attention_dropout == 0.5
