@@ -28,7 +28,7 @@ from data.types import (
     StepReport,
     TrainSample,
 )
-from learner.micro_batches import RowCost, plan_micro_batches
+from learner.micro_batches import MiniBatch, RowCost, cut_evenly, plan_micro_batches
 from learner.objectives import (
     ContrastiveObjective,
     LearnerPlan,
@@ -74,6 +74,8 @@ class LearnerGroup:
         self._group = place(learner_role(config))
         self._ranks: list[Any] = []
         self._plan: LearnerPlan | None = None
+        self._updates = 1
+        """Optimiser updates of a policy step."""
         self._anew = False
         """Whether the last publication failed half-way: frozen weights may be missing."""
 
@@ -108,6 +110,7 @@ class LearnerGroup:
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
         )
+        self._updates = grpo.updates_per_step
         self._build(self._planned(objective, model, media, total_steps, seed))
 
     def build_supervised(
@@ -136,15 +139,29 @@ class LearnerGroup:
         self._build(self._planned(objective, model, media, total_steps, seed))
 
     def train_policy(self, samples: Sequence[TrainSample], pictures: SharedPictures) -> StepReport:
-        """Take one policy step; without samples nothing is changed, and that is reported."""
+        """Take one policy step; without samples nothing is changed, and that is reported.
+
+        Each of its updates (`grpo.updates_per_step`) trains on samples that follow each other.
+        """
         if not samples:
             return StepReport(
                 metrics={"train/tokens": 0.0, "policy/skipped_steps": 1.0}, seconds=0.0
             )
-        totals = {"total_tokens": _response_tokens(samples), "total_traces": len(samples)}
+        parts = cut_evenly(samples, self._updates)
+        shares = [self._shares(part, pictures) for part in parts]
         refs = [
-            rank.train_policy.remote(share, pictures.ref, **totals)
-            for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
+            rank.train_policy.remote(
+                [
+                    MiniBatch(
+                        micro_batches=share[index],
+                        total_tokens=_response_tokens(part),
+                        total_traces=len(part),
+                    )
+                    for part, share in zip(parts, shares, strict=True)
+                ],
+                pictures.ref,
+            )
+            for index, rank in enumerate(self._ranks)
         ]
         return self._step(refs, "training the policy")
 

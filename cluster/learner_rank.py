@@ -10,6 +10,7 @@ import ray
 from cluster.weights import Published
 from configs.schema import WeightsConfig
 from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample
+from learner.micro_batches import MiniBatch
 from learner.objectives import LearnerPlan, TokenScores
 
 
@@ -59,18 +60,9 @@ class LearnerRank:
             pass
         return None
 
-    def train_policy(
-        self,
-        micro_batches: Sequence[Sequence[TrainSample]],
-        pictures: Pictures,
-        *,
-        total_tokens: int,
-        total_traces: int,
-    ) -> StepReport:
+    def train_policy(self, mini_batches: Sequence[MiniBatch], pictures: Pictures) -> StepReport:
         """Take one policy step."""
-        return self._worker.train_policy(
-            micro_batches, pictures, total_tokens=total_tokens, total_traces=total_traces
-        )
+        return self._worker.train_policy(mini_batches, pictures)
 
     def score_policy(
         self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures

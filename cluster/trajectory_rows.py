@@ -18,7 +18,8 @@ from data.types import (
 NO_SPREAD = "no_spread"
 """Siblings that were all paid alike: there is nothing to learn from them."""
 BROKEN = "broken_step"
-"""Traces of a step that was skipped, its loss or gradient being NaN or infinite."""
+"""Traces of a step that was skipped, its loss or gradient being NaN or infinite; also where that
+was one of its updates only (`grpo.updates_per_step`)."""
 
 _REWARD_COLUMNS = (
     "reward/total",

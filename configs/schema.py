@@ -281,7 +281,7 @@ class LearnerConfig:
 class GRPOConfig:
     """The RL objective; the formulas are in learner/advantages.py and learner/losses.py.
 
-    The defaults are the paper's (section 3.3; spec: hyper-parameters).
+    The defaults are the paper's (section 3.3; spec: hyper-parameters), but for one update a step.
     """
 
     preset: Literal[
@@ -337,8 +337,10 @@ class GRPOConfig:
     sequence_band: float = 0.0
     """Traces whose mean ratio leaves [1 / band, band] are masked; 0 = off."""
     updates_per_step: int = 1
-    """Optimiser updates that a step takes, each on its part of the traces. All ratios are against
-    the log-probabilities from before the first one."""
+    """Optimiser updates that a step takes, each on its part of the traces, divided by that part's
+    tokens or traces. All ratios are against the log-probabilities from before the first update, for
+    which the learner reads all parts but the first once more. A step is one version and one step of
+    the learning rate, whatever their number."""
 
 
 @dataclass(frozen=True)

@@ -422,5 +422,5 @@ class StepReport:
     metrics: Mapping[str, float]
     seconds: float
     broken: tuple[str, ...] = ()
-    """Empty if the step was applied. Else the keys of what made it NaN or infinite: the samples in
-    micro-batches with such a loss; all of the step where only the gradient was."""
+    """Empty if the step was applied. Else the keys of what made an update of it NaN or infinite:
+    the samples in micro-batches with such a loss; all of the update where only the gradient was."""

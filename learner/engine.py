@@ -102,10 +102,10 @@ def lr_at(step: int, *, steps: int, config: OptimizerConfig) -> float:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What one optimiser step did."""
+    """What one optimiser update did, or all of a step."""
 
     grad_norm: float
-    """Global norm before clipping; not finite when the step was skipped."""
+    """Global norm before clipping; not finite when the update was skipped."""
     lr: float
     skipped: bool
 
@@ -124,7 +124,7 @@ class TrainEngine:
         self._planned_steps = steps
         self._seed = seed
         self.steps = 0
-        """Optimiser steps tried so far, skipped ones included."""
+        """Steps tried so far, skipped ones included; each is one optimiser update or more."""
         self._trained = [p for p in module.parameters() if p.requires_grad]
         o = config.optimizer
         optimizer = torch.optim.AdamW(
@@ -163,17 +163,20 @@ class TrainEngine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``, which is averaged over the ranks.
 
-        All ranks call this equally often per step; ``last`` marks the last one.
+        All ranks call this equally often per update; ``last`` marks the last one.
         """
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> StepOutcome:
-        """Apply the gradients, unless one is NaN or infinite: then drop them."""
+    def step(self, *, last: bool = True) -> StepOutcome:
+        """Apply the gradients, unless one is NaN or infinite: then drop them.
+
+        Not ``last``: another update of the same step follows, at the same learning rate.
+        """
         lr = lr_at(self.steps, steps=self._planned_steps, config=self._config.optimizer)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self.steps += 1
+        self.steps += last
         if self._config.zero_stage == 0:
             norm = self._whole_grad_norm()
             if math.isfinite(norm):

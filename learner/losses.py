@@ -7,7 +7,7 @@ Three policies have given each token a probability:
     b    behaviour: the engine, at the version that sampled the token (stored with the trace)
     old  the learner's own model at that version. For a trace of the version in training it is
          this very pass without gradient in the step's first update; the others train on what the
-         model gave before it (`policy.with_start_logprobs`). For an older one it is what
+         model gave before it (`policy.start_logprobs`). For an older one it is what
          `score_policy` stored; where nothing did, b stands in
     now  the model in training
 

@@ -1,13 +1,15 @@
-"""Which rank computes which rows together.
+"""Which rows make an optimiser update, and which rank computes which of them together.
 
 Loads without torch: the driver imports it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from data.types import Picture
+from data.types import Picture, TrainSample
 
+T = TypeVar("T")
 MAX_PADDING = 0.05
 """Share of a step's tokens; more micro-batches are made before more is padding."""
 
@@ -19,6 +21,26 @@ class RowCost:
     tokens: int
     pictures: Mapping[Picture, int]
     """Its distinct pictures, and how many tokens the vision tower makes of each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MiniBatch:
+    """What one rank computes of one optimiser update of a policy step."""
+
+    micro_batches: Sequence[Sequence[TrainSample]]
+    """As many as every other rank has."""
+    total_tokens: int
+    """Response tokens of the update, on all ranks."""
+    total_traces: int
+    """Traces of the update, on all ranks."""
+
+
+def cut_evenly(rows: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """Return the rows in ``parts`` runs whose lengths differ by one at most; none is empty."""
+    parts = min(parts, len(rows))
+    return [
+        rows[len(rows) * part // parts : len(rows) * (part + 1) // parts] for part in range(parts)
+    ]
 
 
 def plan_micro_batches(

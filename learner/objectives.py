@@ -106,7 +106,7 @@ class LearnerPlan:
     learner: LearnerConfig
     media: MediaConfig
     steps: int
-    """Planned optimiser steps, for the learning-rate schedule."""
+    """Planned, for the learning-rate schedule."""
     seed: int = 0
 
 

@@ -1,6 +1,6 @@
 """RL of the Reasoner: from sampled traces to what `learner.losses` reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from data.errors import DataError
 from data.types import TrainSample
 from learner.losses import PolicyTokens, token_weight
+from learner.micro_batches import MiniBatch
 
 
 def policy_tokens(
@@ -18,8 +19,11 @@ def policy_tokens(
     reference_T: Tensor | None,
     *,
     loss_mean: str,
+    start: Mapping[str, Tensor] | None = None,
 ) -> PolicyTokens:
     """Return the tokens of a micro-batch's samples, laid end to end.
+
+    ``start`` holds `start_logprobs` where other updates of the step come before.
 
     Raises:
         DataError: a sample lacks log-probabilities, or has more or fewer than tokens.
@@ -33,7 +37,8 @@ def policy_tokens(
         return by_token([np.full(n, value) for n, value in zip(lengths, values, strict=True)])
 
     parts = now_T.detach().split(lengths)
-    old = [_old(sample, own) for sample, own in zip(samples, parts, strict=True)]
+    first = [(start or {}).get(one.key, own) for one, own in zip(samples, parts, strict=True)]
+    old = [_old(sample, own) for sample, own in zip(samples, first, strict=True)]
     return PolicyTokens(
         now_T=now_T,
         entropy_T=entropy_T,
@@ -46,6 +51,21 @@ def policy_tokens(
         ),
         lengths=lengths,
     )
+
+
+def start_logprobs(
+    mini_batches: Sequence[MiniBatch], own: Callable[[Sequence[TrainSample]], Tensor]
+) -> dict[str, Tensor]:
+    """Return what the model gives to the traces of a step before its first update, [T], by key.
+
+    That is for the mini-batches after the first, whose own pass gives the same. ``own`` returns it
+    for a micro-batch, laid end to end, without gradient.
+    """
+    found: dict[str, Tensor] = {}
+    for samples in (micro for mini in mini_batches[1:] for micro in mini.micro_batches):
+        parts = own(samples).split([len(sample.response_ids) for sample in samples])
+        found.update((one.key, part) for one, part in zip(samples, parts, strict=True))
+    return found
 
 
 def _behaviour(sample: TrainSample) -> np.ndarray:

@@ -1,15 +1,19 @@
-"""One gradient from many micro-batches: what every objective on response tokens shares."""
+"""One gradient from many micro-batches: what every objective on response tokens shares.
+
+And the optimiser updates of a step that takes several of them.
+"""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from data.types import TrainSample
+from learner.micro_batches import MiniBatch
 
 Term = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 """A micro-batch's summed loss, sums of its metrics, and largest values of others."""
@@ -19,7 +23,17 @@ class Backward(Protocol):
     """What takes the gradients; `learner.engine.TrainEngine` is one."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of ``loss``; ``last`` marks the step's last one."""
+        """Add the gradient of ``loss``; ``last`` marks the update's last one."""
+
+
+Outcome = TypeVar("Outcome", covariant=True)
+
+
+class Optimiser(Backward, Protocol[Outcome]):
+    """What also applies the gradients; `learner.engine.TrainEngine` is one."""
+
+    def step(self, *, last: bool) -> Outcome:
+        """Apply them and begin anew; ``last`` marks the last update of a step."""
 
 
 @dataclass(slots=True)
@@ -66,3 +80,21 @@ def accumulate(
             value = math.inf if math.isnan(value) else value
             tally.largest[name] = max(value, tally.largest.get(name, value))
     return tally
+
+
+def take_updates(
+    engine: Optimiser[Outcome],
+    mini_batches: Sequence[MiniBatch],
+    term: Callable[[Sequence[TrainSample]], Term],
+    *,
+    scales: Sequence[float],
+) -> list[tuple[Tally, Outcome]]:
+    """Take one optimiser update for each mini-batch, in order; return what each of them did.
+
+    ``scales`` are those of the mini-batches' gradients. All ranks call this with as many.
+    """
+    done = []
+    for index, (mini, scale) in enumerate(zip(mini_batches, scales, strict=True)):
+        tally = accumulate(engine, mini.micro_batches, term, scale=scale)
+        done.append((tally, engine.step(last=index == len(mini_batches) - 1)))
+    return done

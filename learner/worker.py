@@ -42,7 +42,7 @@ from learner.contrastive import Temperature, accumulate_contrast
 from learner.export import export_folder
 from learner.lora import UnmergedWeight, adapters_off, add_adapters
 from learner.losses import policy_loss
-from learner.micro_batches import plan_micro_batches
+from learner.micro_batches import MiniBatch, plan_micro_batches
 from learner.models import (
     EmbeddingHead,
     TokenHead,
@@ -53,9 +53,9 @@ from learner.models import (
     with_positions,
 )
 from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
-from learner.policy import policy_tokens
+from learner.policy import policy_tokens, start_logprobs
 from learner.sft import response_scores, supervised_loss
-from learner.steps import Tally, Term, accumulate
+from learner.steps import Tally, Term, accumulate, take_updates
 
 
 class LearnerWorker:
@@ -116,47 +116,57 @@ class LearnerWorker:
             head = EmbeddingHead(net, heat)
         self._engine = engine.TrainEngine(head, plan.learner, steps=plan.steps, seed=plan.seed)
 
-    def train_policy(
-        self,
-        micro_batches: Sequence[Sequence[TrainSample]],
-        pictures: Pictures,
-        *,
-        total_tokens: int,
-        total_traces: int,
-    ) -> StepReport:
-        """Take one policy step on this rank's micro-batches.
+    def train_policy(self, mini_batches: Sequence[MiniBatch], pictures: Pictures) -> StepReport:
+        """Take one policy step: an optimiser update for each mini-batch, in order.
 
-        The totals count response tokens and traces of all ranks; all ranks bring equally many
-        micro-batches.
+        All ranks bring equally many mini-batches, and micro-batches in each. The report's loss and
+        gradient norm are means over the updates; where one was skipped, the step counts as skipped.
 
         Raises:
             DataError: a sample lacks behaviour log-probabilities or does not match its pictures.
         """
         start = time.perf_counter()
         objective = self._policy()
-        patches = self._patches(micro_batches, pictures)
+        patches = self._patches([m for mini in mini_batches for m in mini.micro_batches], pictures)
         score = {"banned": self._banned, "temperature": objective.temperature}
         bonus = objective.grpo.entropy_coef > 0
+
+        def own(samples: Sequence[TrainSample]) -> Tensor:
+            return self._own_logprobs(self._collate([train_row(s) for s in samples], patches))
 
         def term(samples: Sequence[TrainSample]) -> Term:
             batch = self._collate([train_row(sample) for sample in samples], patches)
             reference_T = self._reference_logprobs(batch) if objective.reference_in_loss else None
             now_T, entropy_T, _ = self._engine.forward(batch, **score, entropy_gradient=bonus)
             tokens = policy_tokens(
-                samples, now_T, entropy_T, reference_T, loss_mean=objective.grpo.loss_mean
+                *(samples, now_T, entropy_T, reference_T),
+                loss_mean=objective.grpo.loss_mean,
+                start=before,
             )
             return policy_loss(tokens, objective.grpo)
 
-        total = objective.total(tokens=total_tokens, traces=total_traces)
-        tally = accumulate(self._engine, micro_batches, term, scale=self.ranks / total)
-        outcome = self._engine.step()
-        sums, largest = self._sum(tally.sums), self._max(tally.largest)
-        means = {f"policy/{name}": value / total_tokens for name, value in sums.items()}
-        means["policy/loss"] = sums["loss"] / total
+        totals = [
+            objective.total(tokens=mini.total_tokens, traces=mini.total_traces)
+            for mini in mini_batches
+        ]
+        before = start_logprobs(mini_batches, own)
+        scales = [self.ranks / total for total in totals]
+        done = take_updates(self._engine, mini_batches, term, scales=scales)
+        step, outcome = _whole_step(done, totals)
+        sums, largest = self._sum(step.sums), self._max(step.largest)
+        tokens = sum(mini.total_tokens for mini in mini_batches)
+        means = {"policy/loss": sums.pop("loss")}
+        means |= {f"policy/{name}": value / tokens for name, value in sums.items()}
         means["sync/logprob_max_abs_diff"] = largest.pop("logprob_gap")
         means |= {f"policy/{name}": value for name, value in largest.items()}
-        means["train/tokens"] = float(total_tokens)
-        return _report("policy", start, outcome, means, broken=self._broken(tally, micro_batches))
+        means["train/tokens"] = float(tokens)
+        broken = [
+            key
+            for mini, (tally, update) in zip(mini_batches, done, strict=True)
+            if update.skipped
+            for key in self._broken(tally, mini.micro_batches)
+        ]
+        return _report("policy", start, outcome, means, broken=broken)
 
     def score_policy(
         self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures
@@ -166,16 +176,12 @@ class LearnerWorker:
         By key. For KL in the reward; and for `TrainSample.old_logprobs`, if it is called while
         the version that sampled is still the one in training.
         """
-        objective = self._policy()
         patches = self._patches(micro_batches, pictures)
-        score = {"banned": self._banned, "temperature": objective.temperature}
         found: dict[str, TokenScores] = {}
         for samples in micro_batches:
             batch = self._collate([train_row(sample) for sample in samples], patches)
-            with self._engine.measuring():
-                own_T, _, _ = self._engine.forward(batch, **score)
             lengths = [len(sample.response_ids) for sample in samples]
-            own = [part.cpu().numpy() for part in own_T.split(lengths)]
+            own = [part.cpu().numpy() for part in self._own_logprobs(batch).split(lengths)]
             reference: list[np.ndarray | None] = [None] * len(samples)
             if self._reference is not None:
                 parts = self._reference_logprobs(batch).split(lengths)
@@ -331,6 +337,14 @@ class LearnerWorker:
         with adapters_off(self._engine.net):
             return self._engine.forward(batch, **score)
 
+    def _own_logprobs(self, batch: Batch) -> Tensor:
+        """Return what the model in training gives, without gradient."""
+        with self._engine.measuring():
+            logprobs_T, _, _ = self._engine.forward(
+                batch, banned=self._banned, temperature=self._policy().temperature
+            )
+        return logprobs_T
+
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         with torch.no_grad():
             logprobs_T, _, _ = self._reference(
@@ -355,6 +369,24 @@ class LearnerWorker:
         largest = torch.tensor(list(values.values()), dtype=torch.float64, device=self._device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return dict(zip(values, largest.tolist(), strict=True))
+
+
+def _whole_step(
+    done: Sequence[tuple[Tally, engine.StepOutcome]], totals: Sequence[float]
+) -> tuple[Tally, engine.StepOutcome]:
+    """Return a step's updates as one; `loss` and gradient norm are means over them."""
+    whole = Tally()
+    for total, (tally, _) in zip(totals, done, strict=True):
+        loss = tally.sums["loss"] / total / len(done)
+        whole.sums.update({**tally.sums, "loss": loss})
+        for name, value in tally.largest.items():
+            whole.largest[name] = max(value, whole.largest.get(name, value))
+    updates = [update for _, update in done]
+    return whole, engine.StepOutcome(
+        grad_norm=float(np.mean([update.grad_norm for update in updates])),
+        lr=updates[-1].lr,
+        skipped=any(update.skipped for update in updates),
+    )
 
 
 def _report(

@@ -24,6 +24,7 @@ from data.types import (
     TrainSample,
     Trajectory,
 )
+from learner.micro_batches import MiniBatch
 from learner.objectives import TokenScores
 from rollout.weight_sync import SyncReport
 
@@ -160,15 +161,8 @@ class SleepingRank:
     def put_weights(self, version: int, store: Any, *, anew: bool) -> Any:
         return Published(delta=False, bytes=0, seconds={})
 
-    def train_policy(
-        self,
-        share: Sequence[Sequence[TrainSample]],
-        pictures: object,
-        *,
-        total_tokens: int,
-        total_traces: int,
-    ) -> StepReport:
-        time.sleep(total_tokens * TRAINED_TOKEN_S)
+    def train_policy(self, mini_batches: Sequence[MiniBatch], pictures: object) -> StepReport:
+        time.sleep(sum(one.total_tokens for one in mini_batches) * TRAINED_TOKEN_S)
         return StepReport(metrics={"policy/loss": 0.0}, seconds=0.0)
 
     def score_policy(self, share: Sequence[Sequence[TrainSample]], pictures: object) -> Any:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from data.types import Picture, Pictures, TrainSample
 from learner.batching import Batch, collate, process_pictures, train_row
 from learner.losses import policy_loss
-from learner.micro_batches import RowCost, plan_micro_batches
+from learner.micro_batches import MiniBatch, RowCost, plan_micro_batches
 from learner.models import TokenHead, load_model, load_reference, model_tokens
 from learner.policy import policy_tokens
 from learner.worker import LearnerWorker
@@ -132,9 +132,10 @@ def measure(worker: LearnerWorker, model: Path) -> tuple[Seconds, Seconds]:
 
     def learner(chosen: list[Shares]) -> None:
         for share, (samples, pictures), total in zip(chosen, steps, totals, strict=True):
-            report = worker.train_policy(
-                share[worker.rank], pictures, total_tokens=total, total_traces=len(samples)
+            whole = MiniBatch(
+                micro_batches=share[worker.rank], total_tokens=total, total_traces=len(samples)
             )
+            report = worker.train_policy([whole], pictures)
             assert not report.broken
 
     def loop() -> None:

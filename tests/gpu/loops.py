@@ -17,6 +17,7 @@ from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.batching import Row, collate, process_pictures, train_row
 from learner.contrastive import Temperature, find_twins, identities, info_nce
 from learner.losses import kl_estimate, policy_loss
+from learner.micro_batches import MiniBatch
 from learner.models import EmbeddingHead, TokenHead, load_model, model_tokens
 from learner.objectives import ContrastiveObjective, PolicyObjective, SupervisedObjective
 from learner.policy import policy_tokens
@@ -369,7 +370,12 @@ class LearnerLoop:
         micro, tokens = work.micro_batches(), sum(len(s.response_ids) for s in work.samples)
         self._step = {
             "policy": lambda: self._worker.train_policy(
-                micro, work.pictures, total_tokens=tokens, total_traces=len(work.samples)
+                [
+                    MiniBatch(
+                        micro_batches=micro, total_tokens=tokens, total_traces=len(work.samples)
+                    )
+                ],
+                work.pictures,
             ).metrics["policy/loss"],
             "supervised": lambda: self._worker.train_supervised(
                 micro, work.pictures, total_tokens=tokens

@@ -16,7 +16,12 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import share_pictures
@@ -174,13 +179,13 @@ def build_supervised(group: LearnerGroup, tiny_folder: Path) -> None:
     group.build_supervised(model=str(tiny_folder), media=MEDIA, total_steps=STEPS, seed=0)
 
 
-def build_policy(group: LearnerGroup, tiny_folder: Path) -> None:
+def build_policy(group: LearnerGroup, tiny_folder: Path, *, updates: int = 1) -> None:
     group.build_policy(
         model=str(tiny_folder),
         media=MEDIA,
         total_steps=STEPS,
         seed=0,
-        grpo=GRPO,
+        grpo=dataclasses.replace(GRPO, updates_per_step=updates),
         sampling=SamplingConfig(temperature=TEMPERATURE, max_tokens=16),
     )
 
@@ -322,45 +327,64 @@ def test_the_reference_of_adapters_is_the_initial_model(
         assert np.abs(scores.own - initial[key].own).max() > 1e-4
 
 
+LINEAR = dataclasses.replace(CONFIG.optimizer, schedule="linear")
+
+
 @pytest.fixture(scope="module")
-def plain_policy(tiny_folder, encoder, pictures) -> list[dict[str, float]]:
-    """Return what plain PyTorch measures in each step, by metric."""
-    plain, initial = (Plain(tiny_folder, encoder, pictures) for _ in range(2))
+def plain_policy(tiny_folder, encoder, pictures) -> Callable[[int], list[dict[str, float]]]:
+    """Return what gives, for so many updates a step, what plain PyTorch measures in each step.
+
+    The learning rate falls from step to step where there are several.
+    """
 
     def logprobs(model: Plain, row: TrainSample) -> torch.Tensor:
         logits = model.logits(row).clone()
         logits[:, encoder.banned_ids()] = -torch.inf
         return model.picked(logits / TEMPERATURE, row)
 
-    found = []
-    for rows in batches(samples(encoder, pictures)):
-        tokens = sum(len(row.response_ids) for row in rows)
-        total, gap, kl_sum = torch.zeros(()), 0.0, 0.0
-        for row in rows:
-            new = logprobs(plain, row)
-            old = torch.from_numpy(row.logprobs)
+    @functools.cache
+    def measured(updates: int) -> list[dict[str, float]]:
+        plain, initial = (Plain(tiny_folder, encoder, pictures) for _ in range(2))
+        found = []
+        for step, rows in enumerate(batches(samples(encoder, pictures))):
+            lr = LR if updates == 1 else LR * (1 - 0.9 * step / STEPS)
+            plain.optimizer.param_groups[0]["lr"] = lr
             with torch.no_grad():
-                away = logprobs(initial, row) - new
-            away = away.detach() + new.detach() - new  # gradient through the policy only
-            ratio = torch.exp(new - old)
-            gain = torch.minimum(
-                ratio * row.advantage,
-                ratio.clamp(1 - GRPO.clip_low, 1 + GRPO.clip_high) * row.advantage,
+                gaps = [logprobs(plain, row) - torch.from_numpy(row.logprobs) for row in rows]
+            losses, norms, kl_sum = [], [], 0.0
+            for part in range(updates):
+                some = rows[len(rows) * part // updates : len(rows) * (part + 1) // updates]
+                total = torch.zeros(())
+                for row in some:
+                    new = logprobs(plain, row)
+                    with torch.no_grad():
+                        away = logprobs(initial, row) - new
+                    away = away.detach() + new.detach() - new  # gradient through the policy only
+                    ratio = torch.exp(new - torch.from_numpy(row.logprobs))
+                    gain = torch.minimum(
+                        ratio * row.advantage,
+                        ratio.clamp(1 - GRPO.clip_low, 1 + GRPO.clip_high) * row.advantage,
+                    )
+                    if row.advantage < 0:
+                        gain = gain.clamp(min=GRPO.dual_clip * row.advantage)
+                    kl = torch.exp(away) - away - 1
+                    total = total + (GRPO.kl_coef * kl - gain).sum()
+                    kl_sum += kl.sum().item()
+                loss = total / sum(len(row.response_ids) for row in some)
+                losses.append(loss.item())
+                norms.append(plain.step(loss))
+            found.append(
+                {
+                    "policy/loss": float(np.mean(losses)),
+                    "policy/kl": kl_sum / sum(len(row.response_ids) for row in rows),
+                    "policy/grad_norm": float(np.mean(norms)),
+                    "policy/lr": lr,
+                    "sync/logprob_max_abs_diff": max(gap.abs().max().item() for gap in gaps),
+                }
             )
-            kl = torch.exp(away) - away - 1
-            total = total + (GRPO.kl_coef * kl - gain).sum()
-            gap = max(gap, (new - old).abs().max().item())
-            kl_sum += kl.sum().item()
-        loss = total / tokens
-        found.append(
-            {
-                "policy/loss": loss.item(),
-                "policy/kl": kl_sum / tokens,
-                "policy/grad_norm": plain.step(loss),
-                "sync/logprob_max_abs_diff": gap,
-            }
-        )
-    return found
+        return found
+
+    return measured
 
 
 @pytest.mark.parametrize("zero_stage", [0, extended(1), 2, 3])
@@ -371,9 +395,66 @@ def test_policy_training_follows_plain_adamw(
     configure(group, zero_stage=zero_stage)
     build_policy(group, tiny_folder)
     shared = share_pictures(pictures)
-    for batch, expected in zip(batches(samples(encoder, pictures)), plain_policy, strict=True):
+    for batch, expected in zip(batches(samples(encoder, pictures)), plain_policy(1), strict=True):
         metrics = group.train_policy(batch, shared).metrics
         assert follows(metrics, expected), (metrics, expected)
+
+
+@pytest.mark.parametrize("zero_stage", [extended(0), 2, extended(3)])
+def test_two_updates_a_step_follow_plain_adamw(
+    group, zero_stage, plain_policy, tiny_folder, encoder, pictures
+):
+    configure(group, zero_stage=zero_stage, optimizer=LINEAR)
+    build_policy(group, tiny_folder, updates=2)
+    shared = share_pictures(pictures)
+    for batch, expected in zip(batches(samples(encoder, pictures)), plain_policy(2), strict=True):
+        metrics = group.train_policy(batch, shared).metrics
+        assert follows(metrics, expected), (metrics, expected)
+        assert metrics["policy/lr"] == pytest.approx(expected["policy/lr"])
+
+
+def test_policy_training_drops_nothing_where_the_model_would(group, encoder, tmp_path):
+    words = len(encoder.tokenizer)
+    sizes = {"vocab_size": words, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    net = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
+    net.save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    configure(group)
+    build_policy(group, tmp_path)
+    rng = np.random.default_rng(0)
+    bare = [
+        TrainSample(
+            key=f"s{index}",
+            content=("find it",),
+            prompt_ids=rng.integers(20, 300, 5),
+            response_ids=rng.integers(20, 300, 4 + index),
+            advantage=1.0,
+        )
+        for index in range(4)
+    ]
+    shared = share_pictures({})
+    scores = group.score_policy(bare, shared)
+    rows = [dataclasses.replace(one, logprobs=scores[one.key].own) for one in bare]
+    metrics = group.train_policy(rows, shared).metrics
+    assert metrics["sync/logprob_max_abs_diff"] < 1e-5
+    assert metrics["policy/kl"] < 1e-9
+
+
+@pytest.mark.extended
+def test_a_step_of_which_one_update_is_broken_takes_the_other(
+    group, tiny_folder, encoder, pictures
+):
+    configure(group)
+    build_policy(group, tiny_folder, updates=2)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
+    before = weights(group)
+    broken = [dataclasses.replace(rows[0], advantage=float("nan")), *rows[1:]]
+    report = group.train_policy(broken, shared)
+    assert report.metrics["policy/skipped_steps"] == 1.0
+    assert rows[0].key in report.broken
+    assert {*report.broken} <= {row.key for row in rows[:3]}
+    after = weights(group)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 def contrast_rows() -> list[ContrastPair]:
