@@ -1,5 +1,6 @@
 """From ranks and judgements to rewards, joined by key."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from configs.schema import RewardConfig
@@ -65,12 +66,14 @@ def _parts(
     one: RankedTrajectory, form: float, judgement: Judgement | None, reward: RewardConfig
 ) -> RewardParts:
     accuracy = one.accuracy if reward.accuracy == "share" else float(one.accuracy == 1)
-    paid = form if reward.gate_by_format else 1.0
-    outcome = paid * reward.accuracy_weight * accuracy * one.margin
+    # Not below: a malformed trace must not escape what costs.
+    most = 0.0 if reward.gate_by_format and not form else math.inf
+    outcome = min(most, reward.accuracy_weight * accuracy * one.margin)
     process = 0.0
     if judgement is not None:
-        process = paid * judgement.share * (one.margin if reward.process_pays == "margin" else 1.0)
-    gain = paid * one.gain
+        pays = one.margin if reward.process_pays == "margin" else 1.0
+        process = min(most, judgement.share * pays)
+    gain = min(most, one.gain)
     length = length_penalty(len(one.trajectory.response_ids), budget=reward.length_budget)
     return RewardParts(
         format=form,

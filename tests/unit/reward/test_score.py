@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -233,6 +234,35 @@ def test_a_gate_pays_the_outcome_to_valid_traces_only():
 
     assert total(True) == 0.0
     assert total(False) != 0.0
+
+
+@pytest.mark.parametrize("process_pays", ["one", "margin"])
+def test_a_gate_never_pays_a_malformed_trace_more_than_a_valid_one(process_pays):
+    trajectories = round_of()
+    vectors, bank = angles(trajectories, DEGREES), CandidateBank(REWARD.bank)
+    one, *_ = Ranking(trajectories, vectors, PAIRS, bank, reward=REWARD).rank().ranked
+    reward = replace(
+        REWARD,
+        gate_by_format=True,
+        gain_weight=1.0,
+        process_weight=0.2,
+        process_pays=process_pays,
+    )
+    judged = {str(one.trajectory.key): Judgement(share=0.5, shown=(), answer="")}
+
+    def parts(text, **found):
+        ranked = replace(one, trajectory=replace(one.trajectory, text=text), **found)
+        scored, _ = score_round([ranked], judged, PAIRS, reward=reward, max_frames=8)
+        return scored[0].parts
+
+    for accuracy, margin, gain in product((0.0, 0.5, 1.0), (-0.4, 0.0, 0.3), (-0.2, 0.0, 0.1)):
+        found = {"accuracy": accuracy, "margin": margin, "gain": gain}
+        valid, malformed = parts(one.trajectory.text, **found), parts("no trace", **found)
+        assert (valid.format, malformed.format) == (1.0, 0.0)
+        assert malformed.total <= valid.total - reward.format_weight + 1e-12
+        assert malformed.outcome == min(0.0, valid.outcome)
+        assert malformed.gain == min(0.0, valid.gain)
+        assert malformed.process == min(0.0, valid.process)
 
 
 # Angles for the published variants; cosines of 10, 20, ... degrees make them easy to check.
