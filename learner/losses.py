@@ -8,7 +8,8 @@ Three policies have given each token a probability:
     old  the learner's own model at that version. For a trace of the version in training it is
          this very pass without gradient in the step's first update; the others train on what the
          model gave before it (`policy.start_logprobs`). For an older one it is what
-         `score_policy` stored; where nothing did, b stands in
+         `score_policy` stored when the trace came in (tis_cap > 0; the learner may have been a
+         version further by then, which the mismatch below then holds); else b stands in
     now  the model in training
 
 so that now / b = now / old (off-policy: versions) x old / b (mismatch: engine against learner).
@@ -68,10 +69,13 @@ class PolicyTokens:
     weights_T: Tensor
     lengths: Sequence[int]
     """Tokens of each trace, in order."""
+    fresh_T: Tensor | None = None
+    """Whether the version in training sampled the token; None: all."""
 
     def __post_init__(self) -> None:
         count = sum(self.lengths)
-        for name in ("now", "entropy", "behaviour", "old", "reference", "advantages", "weights"):
+        names = ("now", "entropy", "behaviour", "old", "reference", "advantages", "weights")
+        for name in (*names, "fresh"):
             values = getattr(self, f"{name}_T")
             if values is not None and values.shape != (count,):
                 raise DataError(
@@ -89,7 +93,7 @@ def policy_loss(
 
     Sums over tokens: `kl`, `clip_fraction` (tokens that the clip changes), `masked_fraction`,
     `entropy`, `off_policy_ratio`, `mismatch_ratio`. Largest: both ratios as `..._max`, and
-    `logprob_gap`, the absolute difference between old and behaviour.
+    `logprob_gap`, the absolute difference between old and behaviour where these are of one version.
 
     Raises:
         DataError: the loss needs a KL estimate and there is no reference.
@@ -115,13 +119,14 @@ def policy_loss(
         masked_T = drift_T.abs() > math.log(config.sequence_band)
         weights_T = weights_T.masked_fill(masked_T, 0.0)
         sums["masked_fraction"] = masked_T.sum()
+    gap_T = (t.old_T - t.behaviour_T).abs()
     off_policy_T = torch.exp(now_T.detach() - t.old_T)
     mismatch_T = torch.exp(t.old_T - t.behaviour_T)
     sums |= {"off_policy_ratio": off_policy_T.sum(), "mismatch_ratio": mismatch_T.sum()}
     largest = {
         "off_policy_ratio_max": _largest(off_policy_T),
         "mismatch_ratio_max": _largest(mismatch_T),
-        "logprob_gap": _largest((t.old_T - t.behaviour_T).abs()),
+        "logprob_gap": _largest(gap_T if t.fresh_T is None else gap_T[t.fresh_T]),
     }
     return (weights_T * cost_T).sum(), sums, largest
 

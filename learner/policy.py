@@ -50,6 +50,7 @@ def policy_tokens(
             [s.weight * token_weight(len(s.response_ids), loss_mean=loss_mean) for s in samples]
         ),
         lengths=lengths,
+        fresh_T=by_trace([float(sample.old_logprobs is None) for sample in samples]) > 0,
     )
 
 

@@ -35,9 +35,10 @@ class KeptGroup:
 class ReplayBuffer:
     """Groups whose advantages are not all zero, oldest first; each comes out at most once.
 
-    The stored behaviour log-probabilities correct for a group's age: they stand in for the
-    learner's own of the version that sampled, so the ratio of the objective is the model in
-    training against what sampled the trace, and is clipped or weighted like any other.
+    Stored log-probabilities correct for a group's age: the learner's own of when the trace came in,
+    where it was scored then (`tis_cap`); else the behaviour's stand in, so the ratio of the
+    objective is the model in training against what sampled the trace. Both are clipped or weighted
+    like any other.
     """
 
     def __init__(self, *, groups: int, age: int) -> None:
@@ -90,7 +91,8 @@ class ReplayBuffer:
 
 
 def _aged(sample: TrainSample) -> TrainSample:
-    return dataclasses.replace(sample, old_logprobs=sample.logprobs)
+    old = sample.logprobs if sample.old_logprobs is None else sample.old_logprobs
+    return dataclasses.replace(sample, old_logprobs=old)
 
 
 def _to_json(sample: TrainSample) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def _to_json(sample: TrainSample) -> dict[str, Any]:
         "advantage": sample.advantage,
         "weight": sample.weight,
         "logprobs": sample.logprobs.tolist(),  # as float64: exact
+        "old_logprobs": sample.old_logprobs.tolist(),
     }
 
 
@@ -117,14 +120,14 @@ def _from_json(state: Mapping[str, Any]) -> TrainSample:
         else Picture(part["uri"], Kind(part["kind"]), part["box"] and Box(*part["box"]))
         for part in state["content"]
     )
-    return _aged(
-        TrainSample(
-            key=state["key"],
-            content=content,
-            prompt_ids=np.array(state["prompt_ids"], dtype=np.int64),
-            response_ids=np.array(state["response_ids"], dtype=np.int64),
-            advantage=state["advantage"],
-            weight=state["weight"],
-            logprobs=np.array(state["logprobs"], dtype=np.float32),
-        )
+    return TrainSample(
+        key=state["key"],
+        content=content,
+        prompt_ids=np.array(state["prompt_ids"], dtype=np.int64),
+        response_ids=np.array(state["response_ids"], dtype=np.int64),
+        advantage=state["advantage"],
+        weight=state["weight"],
+        logprobs=np.array(state["logprobs"], dtype=np.float32),
+        # A run begun before these were kept has the behaviour's alone.
+        old_logprobs=np.array(state.get("old_logprobs", state["logprobs"]), dtype=np.float32),
     )

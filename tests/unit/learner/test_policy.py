@@ -53,6 +53,7 @@ def test_old_is_this_pass_for_a_fresh_trace_and_what_was_stored_for_an_older_one
     tokens = policy_tokens([LONG, SHORT], now, torch.zeros(3), None, loss_mean="token")
     assert tokens.old_T.tolist() == [-1.0, -2.0, -3.25]
     assert not tokens.old_T.requires_grad
+    assert tokens.fresh_T.tolist() == [True, True, False]
 
 
 def test_no_samples_make_no_tokens():

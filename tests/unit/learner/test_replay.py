@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,23 @@ def test_a_restored_buffer_holds_the_same_bits(logprobs, advantage):
             values, others = getattr(mine, name), getattr(its, name)
             assert values.dtype == others.dtype
             np.testing.assert_array_equal(values, others)
+
+
+def test_what_the_learner_gave_a_trace_when_it_came_in_is_kept():
+    buffer, restored = ReplayBuffer(groups=1, age=9), ReplayBuffer(groups=1, age=9)
+    own = np.array([-0.75, -0.5], dtype=np.float32)
+    buffer.add([replace(one, old_logprobs=own) for one in group()], version=0)
+    state = json.loads(json.dumps(buffer.state()))
+    restored.restore(state)
+    for some in (buffer, restored):
+        [kept] = some.draw(1, version=1)
+        assert all((one.old_logprobs == own).all() for one in kept.samples)
+    # A checkpoint of before: the engine's stand in.
+    for sample in state[0]["samples"]:
+        del sample["old_logprobs"]
+    restored.restore(state)
+    [kept] = restored.draw(1, version=1)
+    assert all((one.old_logprobs == one.logprobs).all() for one in kept.samples)
 
 
 @pytest.mark.parametrize("tis_cap", [0.0, 2.0])
