@@ -35,7 +35,7 @@ class Accounts:
     ) -> Counter[str]:
         """Enter a step's traces, and return how many were dropped, by reason.
 
-        ``taught`` are those with an advantage; ``broken``: their step was skipped.
+        ``taught`` are those of groups with spread; ``broken``: their step was skipped.
 
         Raises:
             ClusterError: a trace has no end, or two.

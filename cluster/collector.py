@@ -26,7 +26,7 @@ from cluster.buffer import REMIND_S, StepBuffer
 from cluster.clock import PhaseClock
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools import RolloutPool
-from cluster.rounds import SampledRound, join_rounds, pairs_wanted, round_rewards
+from cluster.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
 from cluster.scoring import Embedding, Scorer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
@@ -43,7 +43,6 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
-from learner.advantages import step_advantages
 from learner.objectives import TokenScores
 from reward.bank import CandidateBank
 
@@ -174,7 +173,7 @@ class Collector:
         waited = time.perf_counter() - began
         return CollectedStep(
             traces=join_rounds(rounds),
-            refilled=[self._count_spread(one) for one in rounds[1:]],
+            refilled=[count_spread(one, self.config) for one in rounds[1:]],
             state=sampled.state,
             bank=done[-1][1],
             seconds=sampled.clock.phases,
@@ -212,11 +211,11 @@ class Collector:
             for step in itertools.count(first):
                 if not self._buffer.wait_until_admitted(step):
                     return
-                self._buffer.put(self._sample_step())
+                self._buffer.put(self._sample_step(step))
         except BaseException as error:  # whatever it is, the thread that takes must see it
             self._buffer.fail(error)
 
-    def _sample_step(self) -> _Sampled:
+    def _sample_step(self, step: int) -> _Sampled:
         """Sample a step's rounds, each handed on to be scored; refills wait for the scores."""
         clock = PhaseClock()
         asked: list[int] = []
@@ -225,12 +224,13 @@ class Collector:
         refill = self.config.grpo.refill
         while count := pairs_wanted(asked, found, pairs=self.config.pairs, refill=refill):
             drawn = self._draw(count, clock)
-            rounds.append(self._scoring.submit(self._score, self._sample(drawn, clock), clock))
+            traces = self._sample(drawn, clock)
+            rounds.append(self._scoring.submit(self._score, traces, step, clock))
             if not refill or self._buffer.closed:  # then nobody takes the step
                 break
             scored, _ = rounds[-1].result()
             asked.append(len(scored.pairs))
-            found.append(self._count_spread(scored))
+            found.append(count_spread(scored, self.config))
         return _Sampled(rounds, drawn.state, clock)
 
     def _draw(self, count: int, clock: PhaseClock) -> _Drawn:
@@ -268,8 +268,10 @@ class Collector:
         trajectories.sort(key=lambda one: place[one.key])
         return _Traces(drawn, trajectories, dropped, embedded)
 
-    def _score(self, traces: _Traces, clock: PhaseClock) -> tuple[SampledRound, CandidateBank]:
-        """Score traces in a round of their own; return also the bank as it is after them."""
+    def _score(
+        self, traces: _Traces, step: int, clock: PhaseClock
+    ) -> tuple[SampledRound, CandidateBank]:
+        """Score a step's traces in a round of their own; return also the bank as it is after."""
         drawn = traces.drawn
         contents = {request.key: request.content for request in drawn.requests}
         with clock.phase("reward"):
@@ -280,11 +282,10 @@ class Collector:
                 [begun.result() for begun in traces.embedded],
             )
             bank = self.scorer.bank.copy()
-        grpo = self.config.grpo
         tokens: Mapping[str, TokenScores] = {}
-        if grpo.kl != "none" and grpo.kl_in == "reward" and scores.scored:
+        if asked := self._to_score(scores.scored, step):
             with clock.phase("train"):
-                tokens = self._score_tokens(scores.scored, contents, drawn.pictures)
+                tokens = self._score_tokens(asked, contents, drawn.pictures)
         sampled = SampledRound(
             pairs=drawn.pairs,
             contents=contents,
@@ -297,11 +298,19 @@ class Collector:
         )
         return sampled, bank
 
-    def _count_spread(self, sampled: SampledRound) -> int:
-        """Return how many groups of a round have something to learn from."""
-        rewards, _ = round_rewards(sampled, self.config)
-        advantages, _ = step_advantages(rewards, self.config.grpo)
-        return len({key.group for key in advantages})
+    def _to_score(self, scored: Sequence[ScoredTrajectory], step: int) -> list[ScoredTrajectory]:
+        """Return the traces that need what the learner's own model gives to them.
+
+        With `tis_cap`, those that were sampled by older weights than the step trains: no later
+        pass can tell the engine's rounding from what the learner has learnt since. A trace that
+        may be replayed will be one of them.
+        """
+        grpo = self.config.grpo
+        if grpo.kl != "none" and grpo.kl_in == "reward":
+            return list(scored)
+        if not grpo.tis_cap:
+            return []
+        return [one for one in scored if grpo.replay_groups or one.trajectory.min_version < step]
 
     def _next_pairs(self, count: int) -> dict[int, Pair]:
         """Return the next pairs by the serial numbers that identify their groups."""

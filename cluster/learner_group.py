@@ -139,16 +139,26 @@ class LearnerGroup:
         self._build(self._planned(objective, model, media, total_steps, seed))
 
     def train_policy(self, samples: Sequence[TrainSample], pictures: SharedPictures) -> StepReport:
-        """Take one policy step; without samples nothing is changed, and that is reported.
+        """Take one policy step, on the mean over all samples.
 
-        Each of its updates (`grpo.updates_per_step`) trains on samples that follow each other.
+        Each of its updates (`grpo.updates_per_step`) trains on samples that follow each other; one
+        whose samples have no gradient is not taken. Where none is, nothing is changed, and that is
+        reported.
         """
-        if not samples:
+        learns_from = self._plan.objective.learns_from
+        parts = [
+            part
+            for part in cut_evenly(samples, self._updates)
+            if any(learns_from(one.advantage) for one in part)
+        ]
+        shares = [
+            self._shares([one for one in part if learns_from(one.advantage)], pictures)
+            for part in parts
+        ]
+        if not parts:
             return StepReport(
                 metrics={"train/tokens": 0.0, "policy/skipped_steps": 1.0}, seconds=0.0
             )
-        parts = cut_evenly(samples, self._updates)
-        shares = [self._shares(part, pictures) for part in parts]
         refs = [
             rank.train_policy.remote(
                 [

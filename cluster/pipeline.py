@@ -28,13 +28,13 @@ from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools import RolloutPool
-from cluster.rounds import SampledRound, round_rewards
+from cluster.rounds import SampledRound, round_advantages
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
 from cluster.weights import Published
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.errors import EmbedRLError, WeightSyncError
+from data.errors import ConfigError, EmbedRLError, WeightSyncError
 from data.media import frames_only
 from data.types import (
     Content,
@@ -49,7 +49,6 @@ from data.types import (
     TrajectoryKey,
 )
 from evaluation.metrics import hit_at_1
-from learner.advantages import step_advantages
 from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
 from rollout.weight_sync import SyncReport
@@ -58,6 +57,9 @@ log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
 PROBES, PROBE_TOKENS = 8, 8
 """Traces that show after a sync what the engines sample from; their length."""
+OBJECTIVE = 2
+"""Of what a step's loss is the mean: of all traces that were scored. Runs that kept no number took
+it over groups with spread alone."""
 SHOWN_REASONS = 3
 """Failures spelled out in one line of the log."""
 
@@ -117,18 +119,22 @@ class Pipeline:
         version = self.version
         collected = self.collector.take(version)
         step = self._within_bound(collected.traces)
-        rewards, penalties = round_rewards(step, self.config)
-        advantages, skipped = step_advantages(rewards, self.config.grpo)
+        advantages, penalties = round_advantages(step, self.config)
+        taught = {key.group for key, value in advantages.items() if value}
         with clock.phase("data"):
-            taught = len({key.group for key in advantages})
-            replayed, pictures = self._replay(step.pictures, taught)
+            replayed, pictures = self._replay(step.pictures, len(taught))
+        # Each replayed group takes the place of one that teaches nothing.
+        replaced = [key.group for key in advantages if key.group not in taught]
+        replaced = list(dict.fromkeys(replaced))[: len(replayed)]
+        advantages = {k: value for k, value in advantages.items() if k.group not in replaced}
         with self._learning, clock.phase("train"):
-            samples = self._samples(step.scored, advantages, step.contents)
+            samples = self._samples(step, advantages)
             again = [sample for group in replayed for sample in group.samples]
             trained = self.learner.train_policy([*samples, *again], pictures)
         if not trained.broken:
-            self._remember(step.scored, samples)
-        accounts = self._close(step, advantages.keys(), collected.state, bool(trained.broken))
+            self._remember(step, samples)
+        learnt = {key for key in advantages if key.group in taught}
+        accounts = self._close(step, learnt, collected.state, bool(trained.broken))
         self._collected, self._bank = collected.state, collected.bank
         self.version += 1
         with clock.phase("sync"):
@@ -137,6 +143,7 @@ class Pipeline:
                 gaps = [trained.metrics.get(PARITY), self._probe(step)]
                 if known := [gap for gap in gaps if gap is not None]:
                     synced[PARITY] = float(np.max(known))  # NaN where one is
+        groups = _group_metrics(step.scored)
         metrics = {
             **trained.metrics,
             **penalties,
@@ -145,9 +152,9 @@ class Pipeline:
             **_reward_metrics(step.scored),
             **_rollout_metrics(step.trajectories, collected.seconds["rollout"]),
             **_staleness(version, [one.trajectory for one in step.scored], replayed),
-            **_group_metrics(step.scored),
+            **groups,
             **accounts,
-            "group/skipped": float(skipped),
+            "group/no_spread": float(groups["group/count"] - len(taught)),
             "group/refill_rounds": float(len(collected.refilled)),
             "group/refilled": float(sum(collected.refilled)),
             "group/replayed": float(len(replayed)),
@@ -160,6 +167,7 @@ class Pipeline:
             pairs=step.pairs,
             contents=step.contents,
             advantages=advantages,
+            taught=learnt,
             broken=bool(trained.broken),
             templates=self.config.data.templates,
         )
@@ -257,6 +265,7 @@ class Pipeline:
         """
         return {
             "version": self.version,
+            "objective": OBJECTIVE,
             **self._collected,
             "replay": self.replay.state(),
             "accounts": self.accounts.state(),
@@ -272,7 +281,16 @@ class Pipeline:
         """Go on from what `save` wrote and the state that belongs to it; before the first step.
 
         The next `sync` gives the engines the weights.
+
+        Raises:
+            ConfigError: the run was begun with another arithmetic.
         """
+        if state.get("objective") != OBJECTIVE:
+            raise ConfigError(
+                f"{folder}: expected a run whose loss is the mean over all traces of a step, found "
+                "one that left out the groups without spread: going on would change its objective; "
+                "start again in another run.dir, or finish it with the version that began it"
+            )
         self.learner.load(folder / LEARNER_FOLDER)
         self.version = state["version"]
         self.replay.restore(state["replay"])
@@ -356,9 +374,10 @@ class Pipeline:
         pictures: SharedPictures,
     ) -> Mapping[str, TokenScores]:
         """Return what learner and reference give to the traces; waits while the learner trains."""
-        unpaid = dict.fromkeys((one.trajectory.key for one in scored), 0.0)
+        traces = [one.trajectory for one in scored]
+        samples = [self._sample(trace, contents[trace.key], advantage=0.0) for trace in traces]
         with self._learning:
-            return self.learner.score_policy(self._samples(scored, unpaid, contents), pictures)
+            return self.learner.score_policy(samples, pictures)
 
     def _replay(
         self, pictures: SharedPictures, found: int
@@ -376,27 +395,42 @@ class Pipeline:
         kept = [group for group in drawn if not group.uris() & failed.keys()]
         return kept, share_pictures({**ray.get(decoded.ref), **ray.get(pictures.ref)})
 
-    def _remember(self, scored: Sequence[ScoredTrajectory], samples: Sequence[TrainSample]) -> None:
+    def _remember(self, step: SampledRound, samples: Sequence[TrainSample]) -> None:
         """Keep the step's own groups for later steps."""
-        traces = {str(one.trajectory.key): one.trajectory for one in scored}
+        traces = {str(one.trajectory.key): one.trajectory for one in step.scored}
         groups: dict[GroupKey, list[TrainSample]] = {}
         for sample in samples:
+            if sample.key in step.tokens:
+                sample = replace(sample, old_logprobs=step.tokens[sample.key].own)
             groups.setdefault(traces[sample.key].key.group, []).append(sample)
         for some in groups.values():
             oldest = min(traces[sample.key].min_version for sample in some)
             self.replay.add(some, version=oldest)
 
     def _samples(
-        self,
-        scored: Sequence[ScoredTrajectory],
-        advantages: Mapping[TrajectoryKey, float],
-        contents: Mapping[TrajectoryKey, Content],
+        self, step: SampledRound, advantages: Mapping[TrajectoryKey, float]
     ) -> list[TrainSample]:
-        traces = [one.trajectory for one in scored if one.trajectory.key in advantages]
-        return [self._sample(t, contents[t.key], advantage=advantages[t.key]) for t in traces]
+        return [
+            self._sample(
+                trace,
+                step.contents[trace.key],
+                advantage=advantages[trace.key],
+                scores=step.tokens.get(str(trace.key)),
+            )
+            for trace in (one.trajectory for one in step.scored)
+            if trace.key in advantages
+        ]
 
-    def _sample(self, trace: Trajectory, content: Content, *, advantage: float) -> TrainSample:
+    def _sample(
+        self,
+        trace: Trajectory,
+        content: Content,
+        *,
+        advantage: float,
+        scores: TokenScores | None = None,
+    ) -> TrainSample:
         grpo = self.config.grpo
+        old = trace.logprobs if scores is None else scores.own
         query = trace.key.group.side is Side.QUERY
         return TrainSample(
             key=str(trace.key),
@@ -407,7 +441,7 @@ class Pipeline:
             weight=grpo.query_weight if query else grpo.target_weight,
             logprobs=trace.logprobs,
             # The learner no longer has the weights under which an older trace was sampled.
-            old_logprobs=None if trace.min_version == self.version else trace.logprobs,
+            old_logprobs=None if trace.min_version == self.version else old,
         )
 
     def check_parity(self, result: StepResult) -> None:

@@ -20,7 +20,7 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
-from learner.advantages import shaped_rewards
+from learner.advantages import groups_with_spread, shaped_rewards, step_advantages
 from learner.objectives import TokenScores
 
 LEAST_SHARE = 0.5
@@ -41,7 +41,8 @@ class SampledRound:
     scored: Sequence[ScoredTrajectory]
     dropped: Sequence[DroppedTrajectory]
     tokens: Mapping[str, TokenScores]
-    """Of the scored traces by key as text, where the KL is in the reward; else empty."""
+    """Of scored traces by key as text: of all where the KL is in the reward; else of those whose
+    ratio to the learner's own model is needed (`tis_cap`), by the learner as it was then."""
     metrics: Mapping[str, float]
 
 
@@ -64,17 +65,26 @@ def pairs_wanted(asked: Sequence[int], found: Sequence[int], *, pairs: int, refi
     return min(pairs, max(likely, math.ceil(LEAST_SHARE * pairs)))
 
 
-def round_rewards(
+def count_spread(sampled: SampledRound, config: RLConfig) -> int:
+    """Return how many groups of a round were not paid alike: a refill is for the others."""
+    return len(groups_with_spread(_paid(sampled), min_spread=config.grpo.min_spread))
+
+
+def round_advantages(
     sampled: SampledRound, config: RLConfig
 ) -> tuple[dict[TrajectoryKey, float], dict[str, float]]:
-    """Return the rewards less the penalties for length and KL, and the penalties' metrics."""
-    return shaped_rewards(
-        {one.trajectory.key: one.parts.total for one in sampled.scored},
+    """Return what the rewards, less the penalties for length and KL, are worth; see
+    `step_advantages`. Return also the penalties' metrics.
+    """
+    paid = _paid(sampled)
+    rewards, metrics = shaped_rewards(
+        paid,
         {one.trajectory.key: len(one.trajectory.response_ids) for one in sampled.scored},
         sampled.tokens,
         grpo=config.grpo,
         max_tokens=config.rollout.sampling.max_tokens,
     )
+    return step_advantages(rewards, config.grpo, paid=paid), metrics
 
 
 def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:
@@ -114,3 +124,7 @@ def join_metrics(rounds: Sequence[tuple[Mapping[str, float], int]]) -> dict[str,
         else:
             joined[name] = sum(values) / len(values)
     return joined
+
+
+def _paid(sampled: SampledRound) -> dict[TrajectoryKey, float]:
+    return {one.trajectory.key: one.parts.total for one in sampled.scored}

@@ -1,6 +1,6 @@
 """The rows of `trajectories/step-NNNNNN.parquet`: every trace of a step, dropped ones too."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,8 @@ from data.types import (
 )
 
 NO_SPREAD = "no_spread"
-"""Siblings that were all paid alike: there is nothing to learn from them."""
+"""Siblings that were all paid alike: there is nothing to learn from them. They have advantage 0 in
+the step's loss, or null where other groups took their place in it."""
 BROKEN = "broken_step"
 """Traces of a step that was skipped, its loss or gradient being NaN or infinite; also where that
 was one of its updates only (`grpo.updates_per_step`)."""
@@ -59,12 +60,14 @@ def trajectory_rows(
     pairs: Mapping[int, Pair],
     contents: Mapping[TrajectoryKey, Content],
     advantages: Mapping[TrajectoryKey, float],
+    taught: Set[TrajectoryKey],
     broken: bool,
     templates: str,
 ) -> list[dict[str, Any]]:
     """Return one row per trace that was asked for; keys as in SCHEMA.
 
-    The column `dropped` is null where the trace was trained; a ``broken`` step trained none.
+    ``advantages`` are of the traces in the step's loss, ``taught`` those of groups with spread. The
+    column `dropped` is null where the trace was trained; a ``broken`` step trained none.
     """
     sampled = {one.key: one for one in trajectories}
     version = templates_version(templates)
@@ -97,7 +100,7 @@ def trajectory_rows(
             **start(key),
             **_paid(one),
             "advantage": advantages.get(key),
-            "dropped": NO_SPREAD if key not in advantages else BROKEN if broken else None,
+            "dropped": NO_SPREAD if key not in taught else BROKEN if broken else None,
         }
         for one in scored
         for key in [one.trajectory.key]

@@ -209,7 +209,8 @@ class RewardConfig:
     length_budget: int = 0
     """Tokens of a trace that cost nothing."""
     gate_by_format: bool = False
-    """Pay outcome, process and gain only to strictly valid traces."""
+    """Pay outcome, process and gain only to strictly valid traces; where they are negative, they
+    are taken from every trace."""
     second_model: str = ""
     """Another Embedder that pays nothing: how far it agrees is watched (`hack/agreement`). It runs
     in a pool of its own, with the same pool, engine, pooling and instruction. Empty = none."""
@@ -294,15 +295,18 @@ class GRPOConfig:
     std_floor: float = 1e-6
     """Rewards are not divided by a standard deviation below this."""
     min_spread: float = 1e-6
-    """Groups whose rewards spread less are skipped and reported."""
+    """Groups whose rewards spread less teach nothing (`group/no_spread`): their advantages are 0.
+    They count in the mean and have their KL, unless refilled or replayed groups replace them."""
     refill: int = 0
-    """Further rounds of sampling at most, where skipped groups leave a step short (DAPO's dynamic
-    sampling); 0 = none. Simulated, where 6 of 16 groups had spread: success after 60 steps 0.24
-    instead of 0.16, for 2.4 times the traces; at equal traces 0.05 instead of 0.09."""
+    """Further rounds of sampling at most, where groups that were paid alike, before any penalty,
+    leave a step short; these are left out of it (DAPO's dynamic sampling). 0 = none. Simulated,
+    where 6 of 16 groups had spread: success after 60 steps 0.24 instead of 0.16, for 2.4 times the
+    traces; at equal traces 0.05 instead of 0.09."""
     replay_groups: int = 0
-    """Recent groups kept to fill up a step that is still short, with importance weights (the idea
-    of Skywork R1V2's selective sample buffer); 0 = none. In the same simulation: 0.20 instead of
-    0.16, at no further trace; where 14 of 16 groups had spread, 0.450 instead of 0.444."""
+    """Recent groups kept to fill up a step that is still short, with importance weights, each in
+    the place of one without spread (the idea of Skywork R1V2's selective sample buffer); 0 = none.
+    In the same simulation: 0.20 instead of 0.16, at no further trace; where 14 of 16 groups had
+    spread, 0.450 instead of 0.444."""
     replay_age: int = 4
     """Versions at most that a replayed group may be old."""
     overlong_penalty: float = 0.0
@@ -333,7 +337,8 @@ class GRPOConfig:
     target_weight: float = 1.0
     tis_cap: float = 0.0
     """Truncated importance sampling: largest weight of a token for the mismatch between learner
-    and engine; 0 = the mismatch stays in the clipped ratio."""
+    and engine; 0 = the mismatch stays in the clipped ratio. Traces of older weights, or that may be
+    replayed, are scored by the learner when they come in, which takes a forward pass."""
     sequence_band: float = 0.0
     """Traces whose mean ratio leaves [1 / band, band] are masked; 0 = off."""
     updates_per_step: int = 1

@@ -7,9 +7,12 @@ Kinds, for the rewards r of the n siblings of one group (std: of the sample, n -
     leave_one_out  r - mean of the other siblings   RLOO, Ahmadian et al., 2024
     batch_norm     (r - mean) / max(std of all r - mean of the step, floor)
                                                     REINFORCE++ with baseline, Hu et al., 2025
+
+A group whose rewards are alike has advantage 0 and stays in the step: it counts in the std of all,
+in the loss's divisor and in the KL. Dynamic sampling (DAPO, Yu et al., 2025) leaves it out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -20,31 +23,46 @@ from learner.objectives import TokenScores
 
 
 def step_advantages(
-    rewards: Mapping[TrajectoryKey, float], config: GRPOConfig
-) -> tuple[dict[TrajectoryKey, float], int]:
-    """Return advantages by trace, and how many groups had too little spread and are left out.
+    rewards: Mapping[TrajectoryKey, float],
+    config: GRPOConfig,
+    *,
+    paid: Mapping[TrajectoryKey, float],
+) -> dict[TrajectoryKey, float]:
+    """Return the advantages of a step's traces, by key; 0 in a group without spread.
+
+    ``rewards`` are what the traces were ``paid``, less the penalties of `shaped_rewards`. With
+    `refill`, the groups that were paid alike are left out, whatever the penalties make of them.
 
     Raises:
         DataError: a reward is not finite.
     """
-    groups: dict[GroupKey, list[TrajectoryKey]] = {}
-    for key in rewards:
-        groups.setdefault(key.group, []).append(key)
+    groups = _by_group(rewards)
+    if config.refill:
+        informative = groups_with_spread(paid, min_spread=config.min_spread)
+        groups = {group: keys for group, keys in groups.items() if group in informative}
     values = [np.array([rewards[key] for key in keys]) for keys in groups.values()]
-    kept = [
-        (keys, some)
-        for keys, some in zip(groups.values(), values, strict=True)
-        if has_spread(some, min_spread=config.min_spread)
-    ]
-    found = group_advantages(
-        [some for _, some in kept], kind=config.advantage, std_floor=config.std_floor
-    )
-    advantages = {
-        key: float(value)
-        for (keys, _), some in zip(kept, found, strict=True)
-        for key, value in zip(keys, some, strict=True)
+    found = group_advantages(values, kind=config.advantage, std_floor=config.std_floor)
+    advantages: dict[TrajectoryKey, float] = {}
+    for keys, some, own in zip(groups.values(), values, found, strict=True):
+        if not has_spread(some, min_spread=config.min_spread):
+            own = np.zeros(len(keys))
+        advantages.update(zip(keys, own.tolist(), strict=True))
+    return advantages
+
+
+def groups_with_spread(
+    rewards: Mapping[TrajectoryKey, float], *, min_spread: float
+) -> set[GroupKey]:
+    """Return the groups whose rewards differ by at least ``min_spread``.
+
+    Raises:
+        DataError: a reward is not finite.
+    """
+    return {
+        group
+        for group, keys in _by_group(rewards).items()
+        if has_spread(np.array([rewards[key] for key in keys]), min_spread=min_spread)
     }
-    return advantages, len(groups) - len(kept)
 
 
 def group_advantages(
@@ -76,7 +94,7 @@ def group_advantages(
 
 
 def has_spread(rewards: np.ndarray, *, min_spread: float) -> bool:
-    """Return whether the rewards differ by at least ``min_spread``: else nothing can be learnt."""
+    """Return whether the rewards differ by at least ``min_spread``; those of one trace do not."""
     rewards = _checked(rewards)
     return bool(np.ptp(rewards) >= min_spread) and len(rewards) > 1
 
@@ -122,6 +140,13 @@ def shaped_rewards(
         shaped = {key: shaped[key] - grpo.kl_coef * kl[key] for key in shaped}
         metrics["policy/kl"] = sum(kl.values()) / sum(lengths[key] for key in rewards)
     return shaped, metrics
+
+
+def _by_group(keys: Iterable[TrajectoryKey]) -> dict[GroupKey, list[TrajectoryKey]]:
+    groups: dict[GroupKey, list[TrajectoryKey]] = {}
+    for key in keys:
+        groups.setdefault(key.group, []).append(key)
+    return groups
 
 
 def _std(values: np.ndarray) -> float:

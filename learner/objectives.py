@@ -28,6 +28,16 @@ class PolicyObjective:
         """Whether a step needs the reference's log-probabilities."""
         return self.grpo.kl != "none" and self.grpo.kl_in == "loss"
 
+    def learns_from(self, advantage: float) -> bool:
+        """Return whether a trace with that advantage has a gradient.
+
+        One without costs no pass; it counts in the totals all the same.
+        """
+        grpo = self.grpo
+        return (
+            advantage != 0 or (self.reference_in_loss and grpo.kl_coef > 0) or grpo.entropy_coef > 0
+        )
+
     def total(self, *, tokens: int, traces: int) -> float:
         """Return what the summed loss of a whole step is divided by."""
         return loss_total(

@@ -121,6 +121,7 @@ class LearnerWorker:
 
         All ranks bring equally many mini-batches, and micro-batches in each. The report's loss and
         gradient norm are means over the updates; where one was skipped, the step counts as skipped.
+        The mini-batches' totals count the traces without a gradient too, which no rank brings.
 
         Raises:
             DataError: a sample lacks behaviour log-probabilities or does not match its pictures.
@@ -153,13 +154,15 @@ class LearnerWorker:
         scales = [self.ranks / total for total in totals]
         done = take_updates(self._engine, mini_batches, term, scales=scales)
         step, outcome = _whole_step(done, totals)
+        brought = (one for mini in mini_batches for micro in mini.micro_batches for one in micro)
+        step.sums["tokens"] = sum(len(one.response_ids) for one in brought)
         sums, largest = self._sum(step.sums), self._max(step.largest)
-        tokens = sum(mini.total_tokens for mini in mini_batches)
+        tokens = sums.pop("tokens")
         means = {"policy/loss": sums.pop("loss")}
         means |= {f"policy/{name}": value / tokens for name, value in sums.items()}
         means["sync/logprob_max_abs_diff"] = largest.pop("logprob_gap")
         means |= {f"policy/{name}": value for name, value in largest.items()}
-        means["train/tokens"] = float(tokens)
+        means["train/tokens"] = tokens
         broken = [
             key
             for mini, (tally, update) in zip(mini_batches, done, strict=True)

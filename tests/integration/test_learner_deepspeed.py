@@ -179,13 +179,15 @@ def build_supervised(group: LearnerGroup, tiny_folder: Path) -> None:
     group.build_supervised(model=str(tiny_folder), media=MEDIA, total_steps=STEPS, seed=0)
 
 
-def build_policy(group: LearnerGroup, tiny_folder: Path, *, updates: int = 1) -> None:
+def build_policy(
+    group: LearnerGroup, tiny_folder: Path, *, updates: int = 1, grpo: GRPOConfig = GRPO
+) -> None:
     group.build_policy(
         model=str(tiny_folder),
         media=MEDIA,
         total_steps=STEPS,
         seed=0,
-        grpo=dataclasses.replace(GRPO, updates_per_step=updates),
+        grpo=dataclasses.replace(grpo, updates_per_step=updates),
         sampling=SamplingConfig(temperature=TEMPERATURE, max_tokens=16),
     )
 
@@ -455,6 +457,31 @@ def test_a_step_of_which_one_update_is_broken_takes_the_other(
     assert {*report.broken} <= {row.key for row in rows[:3]}
     after = weights(group)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_traces_without_a_gradient_count_in_the_mean_and_take_no_pass(
+    group, tiny_folder, encoder, pictures
+):
+    configure(group)
+    rows, shared = samples(encoder, pictures), share_pictures(pictures)
+    # A pass over those with picture tokens would miss the pictures.
+    alike = [
+        dataclasses.replace(row, key=f"alike-{row.key}", advantage=0.0, content=("text",))
+        for row in rows
+    ]
+    found = []
+    for batch in (rows, [*alike, *rows]):
+        build_policy(group, tiny_folder, grpo=dataclasses.replace(GRPO, kl="none"))
+        found.append(group.train_policy(batch, shared).metrics)
+    alone, diluted = found
+    for name in ("policy/loss", "policy/grad_norm"):
+        assert diluted[name] == pytest.approx(alone[name] / 2, rel=1e-6)
+    for name in ("train/tokens", "policy/entropy", "policy/clip_fraction"):
+        assert diluted[name] == alone[name]
+    before = group.score_policy(rows, shared)
+    assert group.train_policy(alike, shared).metrics["policy/skipped_steps"] == 1
+    for key, scores in group.score_policy(rows, shared).items():
+        np.testing.assert_array_equal(scores.own, before[key].own)
 
 
 def contrast_rows() -> list[ContrastPair]:

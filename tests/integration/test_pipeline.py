@@ -10,9 +10,10 @@ from cluster.pipeline import Pipeline
 from cluster.scoring import Scorer
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
-from data.errors import WeightSyncError
+from data.errors import ConfigError, WeightSyncError
 from data.records import LoadedSet
 from data.types import Item, Kind
+from learner.objectives import TokenScores
 from tests.builders import make_pair, write_picture
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 from tests.simulation import decoder
@@ -23,12 +24,18 @@ FIRST_DULL = 5
 """Serial numbers below this have no spread in the tests of refill."""
 
 
-def make_pipeline(rollout=None, *, learner=None, pairs=None, **grpo):
+def make_pipeline(rollout=None, *, learner=None, pairs=None, alike=False, **grpo):
+    """Return a pipeline; ``alike``: all traces of a group are paid the same, long or short."""
     config = RLConfig(
         run=RunConfig(dir="unused"),
         reasoner="unused",
         # Siblings differ in length, so that all groups but dull ones have spread.
-        reward=RewardConfig(model="unused", length_weight=1.0, length_budget=1),
+        reward=RewardConfig(
+            model="unused",
+            outcome_weight=0.0 if alike else 0.8,
+            length_weight=0.0 if alike else 1.0,
+            length_budget=1,
+        ),
         pairs=PAIRS,
         siblings=2,
         grpo=GRPOConfig(**grpo),
@@ -56,7 +63,7 @@ def dull_start(group):
 def test_a_full_step_is_one_round():
     pipeline = make_pipeline(refill=3)
     metrics = pipeline.step().metrics
-    assert (metrics["group/count"], metrics["group/skipped"]) == (2 * PAIRS, 0)
+    assert (metrics["group/count"], metrics["group/no_spread"]) == (2 * PAIRS, 0)
     assert (metrics["group/refill_rounds"], metrics["group/refilled"]) == (0, 0)
     assert len(pipeline.rollout.asked) == 1
 
@@ -75,8 +82,11 @@ def test_a_version_that_an_engine_does_not_take_again_ends_the_run():
 def test_without_refill_a_short_step_stays_short():
     pipeline = make_pipeline(FakeRollout(dull_start))
     metrics = pipeline.step().metrics
-    assert pipeline.learner.trained == [[]]
-    assert (metrics["group/skipped"], metrics["group/refill_rounds"]) == (2 * PAIRS, 0)
+    [samples] = pipeline.learner.trained
+    # They are in the mean and have their KL; nothing was learnt from them.
+    assert [sample.advantage for sample in samples] == [0.0] * 4 * PAIRS
+    assert (metrics["group/no_spread"], metrics["group/refill_rounds"]) == (2 * PAIRS, 0)
+    assert (metrics["traces/trained"], metrics["dropped/no_spread"]) == (0, 4 * PAIRS)
 
 
 def test_groups_without_spread_are_replaced_by_further_pairs():
@@ -86,7 +96,7 @@ def test_groups_without_spread_are_replaced_by_further_pairs():
     assert [len(asked) // 4 for asked in pipeline.rollout.asked] == [4, 4, 3]
     assert metrics["group/refill_rounds"] == 2
     assert metrics["group/refilled"] == 12
-    assert metrics["group/skipped"] == 2 * FIRST_DULL
+    assert metrics["group/no_spread"] == 2 * FIRST_DULL
     assert metrics["group/count"] == 22
     trained = Counter(sample.key.rpartition("/")[0] for sample in pipeline.learner.trained[0])
     assert len(trained) == 12
@@ -97,7 +107,7 @@ def test_refill_ends_at_its_bound():
     pipeline = make_pipeline(FakeRollout(lambda group: True), refill=2)
     metrics = pipeline.step().metrics
     assert len(pipeline.rollout.asked) == 3
-    assert (metrics["group/refilled"], metrics["group/skipped"]) == (0, 3 * 2 * PAIRS)
+    assert (metrics["group/refilled"], metrics["group/no_spread"]) == (0, 3 * 2 * PAIRS)
 
 
 def test_every_drawn_pair_is_in_the_rows_once_and_every_trace_has_its_end():
@@ -149,14 +159,53 @@ def test_a_short_step_is_filled_up_with_recent_groups():
     pipeline = make_pipeline(FakeRollout(lambda group: 4 <= group.serial < 7), replay_groups=4)
     pipeline.step()
     metrics = pipeline.step().metrics
-    assert (metrics["group/skipped"], metrics["group/replayed"]) == (6, 4)
+    assert (metrics["group/no_spread"], metrics["group/replayed"]) == (6, 4)
     assert metrics["staleness/max"] == 1
     first, second = pipeline.learner.trained
     again = [sample for sample in second if sample.old_logprobs is not None]
     assert len(again) == 8
-    assert len(second) == 12
+    # Each replayed group takes the place of one without spread: the step is as large as ever.
+    assert len(second) == 4 * PAIRS
+    assert sum(sample.advantage != 0 for sample in second) == 12
     assert {sample.key for sample in again} < {sample.key for sample in first}
     assert all((sample.old_logprobs == sample.logprobs).all() for sample in again)
+
+
+def test_a_round_whose_traces_differ_in_length_alone_is_refilled():
+    """Penalties come after the question whether a group was paid alike."""
+    pipeline = make_pipeline(FakeRollout(), refill=1, overlong_penalty=1.0, alike=True)
+    metrics = pipeline.step().metrics
+    assert (metrics["group/refill_rounds"], metrics["group/refilled"]) == (1, 0)
+    assert metrics["group/no_spread"] == metrics["group/count"] == 2 * 2 * PAIRS
+    assert pipeline.learner.trained == [[]]
+
+
+def test_with_tis_a_replayed_trace_brings_what_the_learner_gave_it_when_it_came_in():
+    learner = FakeLearner()
+    learner.score_policy = lambda samples, pictures: {
+        one.key: TokenScores(one.logprobs + 0.25, None) for one in samples
+    }
+    pipeline = make_pipeline(
+        FakeRollout(lambda group: group.serial >= PAIRS),
+        learner=learner,
+        replay_groups=8,
+        tis_cap=2.0,
+    )
+    pipeline.step()
+    pipeline.step()
+    first, again = learner.trained
+    assert all(sample.old_logprobs is None for sample in first)
+    assert len(again) == 4 * PAIRS
+    assert all((sample.old_logprobs == sample.logprobs + 0.25).all() for sample in again)
+
+
+def test_a_run_begun_when_groups_without_spread_did_not_count_is_refused(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.save(tmp_path)
+    state = pipeline.state()
+    del state["objective"]
+    with pytest.raises(ConfigError, match=r"mean over all traces of a step.*another run\.dir"):
+        make_pipeline().load(tmp_path, state)
 
 
 def test_a_replayed_group_is_not_replayed_again():

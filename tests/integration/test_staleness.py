@@ -145,6 +145,26 @@ def test_a_step_ahead_is_scored_beside_training_and_brings_the_log_probabilities
     assert all((s.old_logprobs == s.logprobs).all() for step in later for s in step)
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_with_tis_the_learner_scores_traces_of_older_weights_when_they_come_in(
+    make_pipeline, max_staleness
+):
+    learner = FakeLearner()
+    own = learner.score_policy
+    learner.score_policy = lambda samples, pictures: {
+        key: TokenScores(scores.own + 0.25, None) for key, scores in own(samples, pictures).items()
+    }
+    pipeline = make_pipeline(max_staleness=max_staleness, learner=learner, tis_cap=2.0)
+    stale = [pipeline.step().metrics["staleness/max"] for _ in range(3)]
+    for lag, samples in zip(stale, learner.trained, strict=True):
+        for one in samples:
+            if lag:
+                assert (one.old_logprobs == one.logprobs + 0.25).all()
+            else:
+                assert one.old_logprobs is None
+    assert max(stale) == max_staleness
+
+
 def test_engines_that_are_off_show_though_all_traces_are_stale(make_pipeline):
     learner = FakeLearner()
     pipeline = make_pipeline(max_staleness=1, learner=learner)

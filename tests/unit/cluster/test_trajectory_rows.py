@@ -18,7 +18,8 @@ def rows(*, broken=False):
         [DroppedTrajectory(LOST.key, "judge_failed"), DroppedTrajectory(NEVER, "bad_picture", "x")],
         pairs=PAIRS,
         contents={PAID.key: (Picture("/a.png", Kind.IMAGE), "what?"), LOST.key: ("this",)},
-        advantages={PAID.key: 1.5},
+        advantages={PAID.key: 1.5, ALIKE.key: 0.0},
+        taught={PAID.key},
         broken=broken,
         templates="brief",
     )
@@ -39,7 +40,7 @@ def test_a_paid_trace_keeps_prompt_text_reward_and_advantage():
 
 def test_a_paid_trace_that_teaches_nothing_says_why():
     row = rows()[1]
-    assert (row["reward/total"], row["advantage"], row["dropped"]) == (0.4, None, "no_spread")
+    assert (row["reward/total"], row["advantage"], row["dropped"]) == (0.4, 0.0, "no_spread")
 
 
 def test_a_broken_step_trained_none():

@@ -78,7 +78,7 @@ class Example:
         self.objective = PolicyObjective(
             reference="", grpo=config, max_tokens=MAX_TOKENS, temperature=TEMPERATURE
         )
-        self.samples, self.skipped = self._samples()
+        self.samples = self._samples()
         self.wanted = slow_advantages(self.traces, self.numbers(self.model), self.initial, config)
 
     def _draw(self, rng: np.random.Generator, noise: float) -> list[Trace]:
@@ -97,24 +97,25 @@ class Example:
                 traces.append(Trace(key, inputs, ids, reward, behaviour, old))
         return traces
 
-    def _samples(self) -> tuple[list[TrainSample], int]:
-        """Return what the pipeline would train on, and how many groups it would skip."""
+    def _samples(self) -> list[TrainSample]:
+        """Return what the pipeline would train on."""
         scores = {
             str(one.key): TokenScores(np.array(now[0]), np.array(initial[0]))
             for one, now, initial in zip(
                 self.traces, self.numbers(self.model), self.initial, strict=True
             )
         }
+        paid = {one.key: one.reward for one in self.traces}
         shaped, _ = shaped_rewards(
-            {one.key: one.reward for one in self.traces},
+            paid,
             {one.key: len(one.ids) for one in self.traces},
             scores,
             grpo=self.config,
             max_tokens=MAX_TOKENS,
         )
-        advantages, skipped = step_advantages(shaped, self.config)
+        advantages = step_advantages(shaped, self.config, paid=paid)
         query, target = self.config.query_weight, self.config.target_weight
-        samples = [
+        return [
             TrainSample(
                 key=str(one.key),
                 content=(),
@@ -128,7 +129,6 @@ class Example:
             for one in self.traces
             if one.key in advantages
         ]
-        return samples, skipped
 
     def score(self, model: TwoLayers, inputs: Tensor, ids: np.ndarray) -> tuple[Tensor, ...]:
         return model(
@@ -241,9 +241,16 @@ class Example:
 def slow_advantages(
     traces: list[Trace], own: list[Scored], initial: list[Scored], config: GRPOConfig
 ) -> dict[TrajectoryKey, float]:
-    """Return the advantages of the traces that are trained on, from their raw rewards."""
+    """Return the advantages of the traces that are in the loss, from their raw rewards."""
+    paid: dict[GroupKey, list[float]] = {}
+    for one in traces:
+        paid.setdefault(one.key.group, []).append(one.reward)
     groups: dict[GroupKey, dict[TrajectoryKey, float]] = {}
     for one, now, reference in zip(traces, own, initial, strict=True):
+        # DAPO, equation 11: groups that were all paid alike are sampled again.
+        alike = max(paid[one.key.group]) - min(paid[one.key.group]) < config.min_spread
+        if config.refill > 0 and alike:
+            continue
         reward = one.reward
         # DAPO, equation 13: 0 until the last part, then down to -1 at the limit.
         part = config.overlong_share * MAX_TOKENS
@@ -253,17 +260,12 @@ def slow_advantages(
             pairs = zip(now[0], reference[0], strict=True)
             reward -= config.kl_coef * sum(slow_kl(n, r, config.kl) for n, r in pairs)
         groups.setdefault(one.key.group, {})[one.key] = reward
-    kept = [
-        group
-        for group in groups.values()
-        if max(group.values()) - min(group.values()) >= config.min_spread
-    ]
     values = slow_centred_and_scaled(
-        [list(group.values()) for group in kept], config.advantage, config.std_floor
+        [list(group.values()) for group in groups.values()], config.advantage, config.std_floor
     )
     return {
-        key: value
-        for group, some in zip(kept, values, strict=True)
+        key: value if max(group.values()) - min(group.values()) >= config.min_spread else 0.0
+        for group, some in zip(groups.values(), values, strict=True)
         for key, value in zip(group, some, strict=True)
     }
 

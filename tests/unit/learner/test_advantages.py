@@ -10,6 +10,7 @@ from data.errors import DataError
 from data.types import GroupKey, Side, TrajectoryKey
 from learner.advantages import (
     group_advantages,
+    groups_with_spread,
     has_spread,
     overlong_share,
     shaped_rewards,
@@ -106,17 +107,46 @@ def test_a_limit_without_a_last_part_is_refused(max_tokens, share):
         overlong_share(10, max_tokens=max_tokens, share=share)
 
 
-def test_a_step_has_advantages_by_trace_and_leaves_out_groups_without_spread():
-    keys = [
-        TrajectoryKey(GroupKey(serial, "p", Side.QUERY), sibling)
-        for sibling in range(2)  # siblings arrive mixed
-        for serial in range(3)
-    ]
-    rewards = dict(zip(keys, [0.0, 0.5, 1.0, 1.0, 0.5, 5.0], strict=True))
-    found, skipped = step_advantages(rewards, GRPOConfig(advantage="mean_only"))
-    assert skipped == 1
-    assert found == {keys[0]: -0.5, keys[3]: 0.5, keys[2]: -2.0, keys[5]: 2.0}
-    assert step_advantages({}, GRPOConfig()) == ({}, 0)
+KEYS_OF_THREE_GROUPS = [
+    TrajectoryKey(GroupKey(serial, "p", Side.QUERY), sibling)
+    for sibling in range(2)  # siblings arrive mixed
+    for serial in range(3)
+]
+
+
+def test_groups_without_spread_have_advantage_0_and_stay_in_the_step():
+    keys = KEYS_OF_THREE_GROUPS
+    paid = dict(zip(keys, [0.0, 0.5, 1.0, 1.0, 0.5009, 5.0], strict=True))
+    config = GRPOConfig(advantage="mean_only", min_spread=1e-3)
+    found = step_advantages(paid, config, paid=paid)
+    expected = [-0.5, 0.0, -2.0, 0.5, 0.0, 2.0]
+    assert found == dict(zip(keys, expected, strict=True))
+    assert groups_with_spread(paid, min_spread=1e-3) == {keys[0].group, keys[2].group}
+    assert step_advantages({}, GRPOConfig(), paid={}) == {}
+
+
+def test_the_std_of_all_counts_the_groups_without_spread():
+    keys = KEYS_OF_THREE_GROUPS
+    paid = dict(zip(keys, [0.0, 0.5, 7.0, 1.0, 0.5, 7.0], strict=True))
+    found = step_advantages(paid, GRPOConfig(advantage="batch_norm"), paid=paid)
+    # Of -0.5, 0.5 and four zeros: sqrt(0.5 / 5).
+    assert found[keys[3]] == pytest.approx(0.5 / 0.1**0.5)
+
+
+def test_dynamic_sampling_leaves_out_what_was_paid_alike_before_any_penalty():
+    keys = KEYS_OF_THREE_GROUPS
+    paid = dict(zip(keys, [1.0, 0.5, 1.0, 1.0, 1.0, 0.0], strict=True))
+    # One of the two that were paid alike is too long; another penalty hides a difference.
+    rewards = {**paid, keys[3]: 0.2, keys[1]: 0.5, keys[4]: 0.5}
+    config = GRPOConfig(advantage="mean_only", refill=1)
+    assert step_advantages(rewards, config, paid=paid) == {
+        keys[1]: 0.0,
+        keys[4]: 0.0,
+        keys[2]: 0.5,
+        keys[5]: -0.5,
+    }
+    without = GRPOConfig(advantage="mean_only")
+    assert step_advantages(rewards, without, paid=paid)[keys[0]] == pytest.approx(0.4)
 
 
 FIRST, SECOND = (TrajectoryKey(GroupKey(0, "p", Side.QUERY), sibling) for sibling in (0, 1))

@@ -141,12 +141,30 @@ def test_the_clip_touches_some_tokens_in_these_examples(name):
     assert 0 < tally.sums["clip_fraction"] < tokens
 
 
-def test_groups_without_spread_are_skipped_and_counted():
-    example = Example(GRPOConfig(), noise=0.1)
-    assert example.skipped == 1
-    assert {one.key.split("/")[0] for one in example.samples} == {"g=0", "g=2", "g=3"}
-    shaped = Example(GRPOConfig(kl="k1", kl_in="reward", kl_coef=0.2), noise=0.1)
-    assert shaped.skipped == 0
+@pytest.mark.parametrize("name", EVERY)
+def test_a_trace_without_advantage_has_a_gradient_by_kl_and_entropy_alone(name):
+    example = Example(EVERY[name], noise=noise(EVERY[name]))
+    example.samples = [dataclasses.replace(one, advantage=0.0) for one in example.samples]
+    _, gradients, _ = example.fast(WHOLE)
+    learns = any(gradient.abs().max() > 0 for gradient in gradients)
+    assert example.objective.learns_from(0.0) is learns
+    assert example.objective.learns_from(-0.1)
+
+
+@pytest.mark.parametrize("name", PRESETS["grpo"])
+def test_leaving_out_the_pass_of_traces_without_a_gradient_changes_no_bit_of_it(name):
+    changes = {"kl": "none", "refill": 0, "overlong_penalty": 0.0}
+    config = dataclasses.replace(presets()[name], **changes)
+    example = Example(config, noise=noise(config))
+    example.samples.sort(key=lambda one: one.advantage == 0)
+    count = sum(one.advantage != 0 for one in example.samples)
+    assert 0 < count < len(example.samples)
+    # In micro-batches of their own: the last bits of a sum follow what it is made of.
+    rest, dull = slice(0, count), slice(count, None)
+    all_of, kept = example.fast([[rest, dull]]), example.fast([[rest]])
+    assert all_of[0] == kept[0]
+    for one, other in zip(all_of[1], kept[1], strict=True):
+        assert torch.equal(one, other)
 
 
 def published(name: str, example: Example) -> float:
@@ -266,6 +284,15 @@ def test_truncated_importance_sampling_weighs_the_mismatch_and_clips_the_version
     assert loss.item() == pytest.approx(-1.2 * 1.25)
     assert sums["off_policy_ratio"].item() == pytest.approx(1.5)
     assert sums["mismatch_ratio"].item() == pytest.approx(2.0)
+
+
+def test_engines_are_compared_by_traces_of_the_version_in_training_alone():
+    old = torch.tensor([-1.0, -1.5], dtype=torch.float64)
+    fresh = torch.tensor([True, False])
+    tokens = tokens_of([-1.0, -1.0], [-1.1, -3.0], [1.0, 1.0], old_T=old, fresh_T=fresh)
+    assert policy_loss(tokens, GRPOConfig())[2]["logprob_gap"].item() == pytest.approx(0.1)
+    tokens = dataclasses.replace(tokens, fresh_T=torch.tensor([False, False]))
+    assert policy_loss(tokens, GRPOConfig())[2]["logprob_gap"].item() == 0.0
 
 
 def test_a_trace_out_of_the_band_has_no_loss_and_no_gradient():
