@@ -1,10 +1,23 @@
 """How many pairs a step samples next, and what several samplings add up to."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.rounds import join_metrics, pairs_wanted
+from cluster.pictures import SharedPictures
+from cluster.rounds import (
+    SampledRound,
+    count_spread,
+    join_metrics,
+    pairs_wanted,
+    round_advantages,
+)
+from configs.schema import GRPOConfig, RLConfig, RolloutConfig, SamplingConfig
+from data.types import Side
+from tests.builders import make_scored, make_trajectory
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,42 @@ def test_rounds_end_and_stay_within_a_steps_pairs(pairs, refill, yields):
         found.append(yields.pop() if yields else 0)
     assert 1 <= len(asked) <= refill + 1
     assert sum(found) >= 2 * pairs or len(asked) == refill + 1
+
+
+def test_whether_a_group_was_paid_alike_is_asked_before_any_penalty():
+    traces = [
+        make_trajectory(serial, Side.QUERY, sibling) for serial in (0, 1) for sibling in (0, 1)
+    ]
+    # One trace of each group is at the token limit.
+    long = [
+        replace(one, response_ids=np.zeros(10, np.int64)) if one.key.sibling else one
+        for one in traces
+    ]
+    sampled = SampledRound(
+        pairs={},
+        contents={},
+        pictures=SharedPictures(None, {}),
+        trajectories=long,
+        scored=[
+            make_scored(one, total=total)
+            for one, total in zip(long, (0.5, 0.5, 0.2, 0.7), strict=True)
+        ],
+        dropped=[],
+        tokens={},
+        metrics={},
+    )
+    config = RLConfig(
+        rollout=RolloutConfig(sampling=SamplingConfig(max_tokens=10)),
+        grpo=GRPOConfig(refill=1, overlong_penalty=1.0, advantage="mean_only"),
+    )
+    assert count_spread(sampled, config) == 1
+    advantages, penalties = round_advantages(sampled, config)
+    assert advantages == pytest.approx({long[2].key: 0.25, long[3].key: -0.25})
+    assert penalties == {"reward/overlong": 0.5}
+    # Without dynamic sampling the penalty is a reward like any other.
+    config = replace(config, grpo=replace(config.grpo, refill=0))
+    advantages, _ = round_advantages(sampled, config)
+    assert advantages[long[0].key] == pytest.approx(0.5)
 
 
 def test_metrics_of_rounds_are_means_by_trace_and_counts_are_sums():
