@@ -145,6 +145,7 @@ class LearnerGroup:
         whose samples have no gradient is not taken. Where none is, nothing is changed, and that is
         reported.
         """
+        self._check_running("training the policy")
         learns_from = self._plan.objective.learns_from
         parts = [
             part
