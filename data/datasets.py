@@ -58,6 +58,24 @@ class PairFeed:
         self.position = {name: state[f"set/{name}"] for name in self.names}
 
 
+def held_out_pairs(sets: Sequence[LoadedSet], samples: int) -> list[Pair]:
+    """Return the held-out pairs measured during a run, the same at every measurement.
+
+    Each set gives its share of ``samples`` and at least one pair, spread evenly over its rows.
+    """
+    total = sum(len(one.pairs) for one in sets)
+    samples = min(samples, total)
+    chosen: list[Pair] = []
+    before = 0
+    for pairs in (one.pairs for one in sets if one.pairs):
+        # Shares are cut at rounded bounds, so that they add up.
+        first, last = (round(samples * n / total) for n in (before, before + len(pairs)))
+        before += len(pairs)
+        count = min(max(last - first, 1), len(pairs))
+        chosen += [pairs[index * len(pairs) // count] for index in range(count)]
+    return chosen
+
+
 def supervised_rows(
     loaded: LoadedSet, *, data: DataConfig, caption: bool
 ) -> Iterator[tuple[str, Content, str]]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import DataConfig
-from data.datasets import PairFeed, supervised_rows
+from data.datasets import PairFeed, held_out_pairs, supervised_rows
 from data.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
@@ -111,3 +111,29 @@ def test_captions_are_asked_with_their_own_text_whatever_the_prompt_set():
     )
     ((_, content, response),) = supervised_rows(loaded, data=DataConfig(), caption=True)
     assert (content, response) == (("What is it?",), "A cat.")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "samples", "expected"),
+    [
+        ([90] * 6 + [30], 200, [32, 31, 32, 31, 32, 31, 11]),
+        ([500, 500], 512, [256, 256]),
+        ([3, 5], 100, [3, 5]),
+        ([1000, 2, 1000], 10, [5, 1, 5]),
+        ([7, 0, 7], 4, [2, 0, 2]),
+        ([], 10, []),
+        ([0], 10, [0]),
+    ],
+)
+def test_every_held_out_set_gives_its_share_and_at_least_one_pair(sizes, samples, expected):
+    sets = [make_set(f"s{number}", size) for number, size in enumerate(sizes)]
+    chosen = held_out_pairs(sets, samples)
+    assert chosen == held_out_pairs(sets, samples)
+    assert len({(pair.source, pair.pair_id) for pair in chosen}) == len(chosen)
+    counted = Counter(pair.source for pair in chosen)
+    assert [counted[one.name] for one in sets] == expected
+
+
+def test_held_out_pairs_are_spread_over_the_rows_of_their_set():
+    [*chosen] = held_out_pairs([make_set("s", 10)], 5)
+    assert ids(chosen) == ["s0", "s2", "s4", "s6", "s8"]
