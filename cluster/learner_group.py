@@ -217,7 +217,7 @@ class LearnerGroup:
     def train_contrastive(
         self, rows: Sequence[ContrastPair], pictures: SharedPictures
     ) -> StepReport:
-        """Take one contrastive step; rows that share no identity are each other's negatives."""
+        """Take one contrastive step; other rows' targets are negatives unless known to be right."""
         refs = [
             rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures.ref)
             for index, rank in enumerate(self._ranks)

@@ -18,6 +18,7 @@ from cluster.pools import Embedded, JudgePool, RewardPool
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.prompts import pictures_of
+from data.relevance import Relevance
 from data.tcot import faults
 from data.types import (
     DroppedTrajectory,
@@ -87,7 +88,8 @@ def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Sta
 class Scorer:
     """Scores the traces of one step after another; owns the bank and the cache.
 
-    ``compute`` does the arithmetic of the rounds.
+    ``compute`` does the arithmetic of the rounds. ``relevance`` knows the pairs of all data sets
+    (None: a round knows its own).
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class Scorer:
         max_frames: int,
         second: RewardPool | None = None,
         compute: Compute = standings,
+        relevance: Relevance | None = None,
     ) -> None:
         self.config = config
+        self.relevance = relevance
         self._compute = compute
         self.embedder = embedder
         self.judge = judge
@@ -140,10 +144,18 @@ class Scorer:
             vectors |= some
             _warn("not embedded", failed)
         plain = None
-        if self.config.gain_weight > 0:
+        if self.config.gain_weight > 0 or self.config.false_negative_similarity < 1:
             plain, hits = self._embed_plain(pairs, pictures)
             metrics["reward/cache_hits"] = float(hits)
-        ranking = Ranking(trajectories, vectors, pairs, self.bank, reward=self.config, plain=plain)
+        ranking = Ranking(
+            trajectories,
+            vectors,
+            pairs,
+            self.bank,
+            reward=self.config,
+            plain=plain,
+            relevance=self.relevance,
+        )
         # Nobody but the judge reads other pairs' traces.
         closest = self.config.judge.negatives if self.judge else 0
         found = ranking.rank(closest=closest, compute=self._compute)
@@ -228,7 +240,15 @@ class Scorer:
         traces = [one.trajectory for one in scored]
         unjudged = replace(self.config, process_weight=0.0)
         if len(traces) < ranking.size:
-            ranking = Ranking(traces, vectors, pairs, self.bank, reward=unjudged, plain=plain)
+            ranking = Ranking(
+                traces,
+                vectors,
+                pairs,
+                self.bank,
+                reward=unjudged,
+                plain=plain,
+                relevance=self.relevance,
+            )
 
         def score(
             changed: Mapping[str, np.ndarray], only: Collection[str]
@@ -242,7 +262,11 @@ class Scorer:
             )[0]
 
         planned = counterfactuals(
-            scored, pairs, max_frames=self.max_frames, evidence=Evidence(self.config.evidence)
+            scored,
+            pairs,
+            max_frames=self.max_frames,
+            evidence=Evidence(self.config.evidence),
+            relevance=ranking.relevance,
         )
         embedded, failed = self.embedder.embed([one.request for one in planned], pictures)
         _warn("not embedded", failed)
@@ -254,7 +278,15 @@ class Scorer:
             other, failed = self.second.embed(requests, pictures)
             _warn("not embedded by the second Embedder", failed)
             alone = replace(unjudged, gain_weight=0.0)
-            ranking = Ranking(traces, other, pairs, CandidateBank(BankConfig()), reward=alone)
+            ranking = Ranking(
+                traces,
+                other,
+                pairs,
+                CandidateBank(BankConfig()),
+                reward=alone,
+                plain=plain,
+                relevance=self.relevance,
+            )
             found = ranking.rank(closest=0, compute=self._compute)
             paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
             second = {str(one.trajectory.key): one.parts.total for one in paid}
@@ -266,6 +298,7 @@ class Scorer:
                 items={} if plain is None else _by_group(traces, plain),
                 probe=score_probe(planned, vectors, embedded, score=score),
                 second=second,
+                relevance=ranking.relevance,
             )
         )
         for alarm in alarms:
@@ -300,7 +333,9 @@ def _repairs(
 def _by_group(
     traces: Sequence[Trajectory], plain: Mapping[tuple[int, Side], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    groups = {one.key.group for one in traces}
+    groups = {
+        one.key.group for one in traces if (one.key.group.serial, one.key.group.side) in plain
+    }
     return {str(group): plain[group.serial, group.side] for group in groups}
 
 

@@ -216,8 +216,9 @@ class RewardConfig:
     in a pool of its own, with the same pool, engine, pooling and instruction. Empty = none."""
     bank: BankConfig = field(default_factory=BankConfig)
     false_negative_similarity: float = 1.0
-    """Candidates closer than this to a gold candidate are no negatives; 1 = never. Copies of the
-    gold item and candidates with its label are none in any case."""
+    """Candidates whose items without trace are closer than this to the gold item are no negatives;
+    1 = none is left out for that. What is right by the known pairs of the data sets (the same
+    content, the same label, another gold of the query) is no negative in any case."""
     evidence: Literal["none", "text", "text+evidence"] = "text+evidence"
     """What goes to the Embedder beside the item: nothing, the trace's text, or the text and the
     crops or key frames that it points at."""

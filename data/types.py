@@ -162,7 +162,8 @@ class Pair:
     row: int = 0
     """Number of its row in the data set's file, from 0."""
     label: str = ""
-    """Targets with the same label are right for each other; empty: the target's content decides."""
+    """Targets of its data set with the same label are equal, as those of the same content are; see
+    `data.relevance`. Empty: none."""
     query_trace: str = ""
     """Teacher's T-CoT text for the query; empty: none."""
     target_trace: str = ""
@@ -377,11 +378,10 @@ class ContrastPair:
     query: Content
     target: Content
     target_key: str
-    """Identity of the target's content: rows with equal ones are never each other's negatives."""
-    query_key: str = ""
-    """The same for the query, whose targets are all right; empty: equal to no other."""
-    label: str = ""
-    """The same for what makes targets right for each other."""
+    """Identity of the target's content."""
+    right: tuple[str, ...] = ()
+    """Other targets of the batch, by key, that are right for the query and so no negatives of it;
+    one with the row's own key never is."""
     negatives: tuple[Content, ...] = ()
     """Hard negatives of this row's query alone."""
 

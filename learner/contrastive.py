@@ -1,7 +1,8 @@
 """Symmetric InfoNCE over the whole batch of all ranks (spec, section 1.2).
 
-Shape suffixes: B = pairs of all ranks, K = explicit hard negatives, I = identities of a pair,
-D = dimensions, N = vectors of this rank: queries, targets and hard negatives, in this order.
+Shape suffixes: B = pairs of all ranks, K = explicit hard negatives, R = targets known to be right
+for a row's query, D = dimensions, N = vectors of this rank: queries, targets and hard negatives, in
+this order.
 
 The batch is not bounded by memory (GradCache, Gao et al., 2021): vectors are made in micro-batches
 without graph, the loss of the whole batch gives each vector its gradient, and a second pass sends
@@ -58,17 +59,17 @@ def info_nce(
     targets_BD: Tensor,
     negatives_KD: Tensor,
     *,
-    twins_BB: Tensor,
+    right_BB: Tensor,
     owners_K: Tensor,
     temperature: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of both directions, and the share of queries that rank theirs first.
 
-    ``twins_BB`` says which rows are right for each other: they are no negatives, in either
-    direction. A hard negative stands against the query of its owner row only: whether it is wrong
-    for others is unknown.
+    ``right_BB`` says for each row's query which other rows' targets are right: these two are no
+    negatives of each other, in either direction. A hard negative stands against the query of its
+    owner row only: whether it is wrong for others is unknown.
     """
-    similarity_BB = (queries_BD @ targets_BD.T / temperature).masked_fill(twins_BB, MASKED_LOGIT)
+    similarity_BB = (queries_BD @ targets_BD.T / temperature).masked_fill(right_BB, MASKED_LOGIT)
     rows_B = torch.arange(len(queries_BD), device=owners_K.device)
     hard_BK = queries_BD @ negatives_KD.T / temperature
     hard_BK = hard_BK.masked_fill(rows_B[:, None] != owners_K[None, :], MASKED_LOGIT)
@@ -113,17 +114,22 @@ def batch_loss(
     """
     rank, count, device = dist.get_rank(), len(rows), local_ND.device
     parts = [gather_rows(side) for side in local_ND.tensor_split((count, 2 * count))]
-    identity_parts = gather_rows(identities(rows).to(device))
-    before = sum(len(part) for part in identity_parts[:rank])
+    target_parts = gather_rows(_numbers([row.target_key for row in rows]).to(device))
+    before = sum(len(part) for part in target_parts[:rank])
+    known = [(before + index, key) for index, row in enumerate(rows) for key in row.right]
+    knower_parts = gather_rows(
+        torch.tensor([index for index, _ in known], dtype=torch.int64, device=device)
+    )
+    known_parts = gather_rows(_numbers([key for _, key in known]).to(device))
     owners = [before + index for index, row in enumerate(rows) for _ in row.negatives]
     owner_parts = gather_rows(torch.tensor(owners, dtype=torch.int64, device=device))
-    twins_BB = find_twins(torch.cat(identity_parts))
+    right_BB = mark_right(torch.cat(target_parts), torch.cat(knower_parts), torch.cat(known_parts))
     leaves = [torch.cat(part).requires_grad_() for part in parts]
     heat = temperature.detach().requires_grad_()
     found = [
         info_nce(
             *(leading(leaf, size) for leaf in leaves),
-            twins_BB=twins_BB,
+            right_BB=right_BB,
             owners_K=torch.cat(owner_parts),
             temperature=heat,
         )
@@ -190,27 +196,25 @@ def accumulate_contrast(
     return found
 
 
-def identities(rows: Sequence[ContrastPair]) -> Tensor:
-    """Return what makes rows right for each other, int64 [B, I]: content of both ends, label.
+def mark_right(targets_B: Tensor, rows_R: Tensor, known_R: Tensor) -> Tensor:
+    """Return for each row's query which other rows' targets are right, boolean [B, B].
 
-    Equal numbers in a column mean equal texts; 0 stands for an empty one, which equals nothing.
+    Targets are given by numbers that are equal where the targets are; ``known_R`` are further ones
+    that are right for the queries of ``rows_R``.
     """
-    texts = [(row.target_key, row.query_key, row.label) for row in rows]
-    numbers = [[_number(text) if text else 0 for text in row] for row in texts]
-    return torch.tensor(numbers, dtype=torch.int64).reshape(len(rows), 3)
+    count = len(targets_B)
+    names, code = torch.unique(torch.cat([targets_B, known_R]), return_inverse=True)
+    right = torch.zeros(count, len(names), dtype=torch.bool, device=targets_B.device)
+    right[torch.arange(count, device=targets_B.device), code[:count]] = True
+    right[rows_R, code[count:]] = True
+    return right[:, code[:count]].fill_diagonal_(False)
 
 
-def find_twins(identities_BI: Tensor) -> Tensor:
-    """Return which other rows share an identity with a row, boolean [B, B], symmetric."""
-    count = len(identities_BI)
-    twins_BB = torch.zeros(count, count, dtype=torch.bool, device=identities_BI.device)
-    for column_B in identities_BI.T:
-        twins_BB |= (column_B[:, None] == column_B[None, :]) & (column_B != 0)[:, None]
-    return twins_BB.fill_diagonal_(False)
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
+def _numbers(texts: Sequence[str]) -> Tensor:
+    """Return a number for each text, int64, the same on every rank."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    numbers = [int.from_bytes(digest, signed=True) for digest in digests]
+    return torch.tensor(numbers, dtype=torch.int64)
 
 
 def gather_rows(local: Tensor) -> list[Tensor]:

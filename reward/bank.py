@@ -18,11 +18,11 @@ class Candidate:
     key: str
     """Key of the trace that was embedded."""
     content: str
-    """`Item.key` of its item."""
-    target: str
-    """`Pair.target_key`: candidates with an equal one are right for each other."""
+    """`Relevance.key` of its item."""
     vector: np.ndarray
     """float32 [D], of length 1."""
+    plain: np.ndarray | None = None
+    """The same of its item without trace; None where nobody asks for it."""
 
 
 class CandidateBank:
@@ -60,8 +60,9 @@ class CandidateBank:
             fresh.setdefault(one.content, one)
         for content, one in fresh.items():
             kept.pop(content, None)
-            # A copy: the vector may be a view that holds all others of an actor's answer.
-            kept[content] = replace(one, vector=one.vector.copy())
+            # Copies: a vector may be a view that holds all others of an actor's answer.
+            plain = None if one.plain is None else one.plain.copy()
+            kept[content] = replace(one, vector=one.vector.copy(), plain=plain)
         excess = len(kept) - self._config.recent - self._config.capacity
         for content in list(kept)[: max(excess, 0)]:
             del kept[content]
@@ -75,16 +76,23 @@ class CandidateBank:
     def save(self, path: Path) -> None:
         """Write everything remembered to an .npz file."""
         rows = [(side, one) for side, kept in self._kept.items() for one in kept.values()]
-        words = json.dumps([(str(side), one.key, one.content, one.target) for side, one in rows])
+        words = json.dumps([(str(side), one.key, one.content) for side, one in rows])
         vectors = np.stack([one.vector for _, one in rows]) if rows else np.zeros((0, 0))
-        np.savez(path, words=np.frombuffer(words.encode(), dtype=np.uint8), vectors=vectors)
+        known = [index for index, (_, one) in enumerate(rows) if one.plain is not None]
+        plain = np.stack([rows[index][1].plain for index in known]) if known else np.zeros((0, 0))
+        words_bytes = np.frombuffer(words.encode(), dtype=np.uint8)
+        np.savez(path, words=words_bytes, vectors=vectors, known=np.array(known, int), plain=plain)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote, here or in a version that kept less or more of each."""
         self._kept = {side: {} for side in Side}
         with np.load(path, allow_pickle=False) as file:
             words = json.loads(file["words"].tobytes())
-            for (side, key, content, target), vector in zip(words, file["vectors"], strict=True):
+            plain: dict[int, np.ndarray] = {}
+            if "plain" in file:
+                plain = dict(zip(file["known"].tolist(), file["plain"], strict=True))
+            rows = zip(words, file["vectors"], strict=True)
+            for index, ((side, key, content, *_), vector) in enumerate(rows):
                 self._kept[Side(side)][content] = Candidate(
-                    key=key, content=content, target=target, vector=vector
+                    key=key, content=content, vector=vector, plain=plain.get(index)
                 )

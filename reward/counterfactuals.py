@@ -18,6 +18,7 @@ from enum import StrEnum
 import numpy as np
 
 from data.embed_inputs import embed_content
+from data.relevance import Relevance
 from data.types import (
     Content,
     EmbedRequest,
@@ -66,13 +67,14 @@ def counterfactuals(
     *,
     max_frames: int,
     evidence: Evidence = Evidence.FULL,
+    relevance: Relevance | None = None,
 ) -> list[Counterfactual]:
     """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
 
     Drawn among traces with an outcome: what earns nothing loses nothing, and early in a run a
     misleading crop is rightly worth less than none. The other trace is one of the same kind and
-    side whose item seeks another target. ``pairs`` is by group serial; ``evidence`` is how the
-    round itself was embedded.
+    side whose item seeks another target by ``relevance`` (None: by the round's own pairs).
+    ``pairs`` is by group serial; ``evidence`` is how the round itself was embedded.
     """
 
     def content(one: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
@@ -81,7 +83,7 @@ def counterfactuals(
         return embed_content(item, text, max_frames=max_frames, evidence=evidence)
 
     order = sorted(scored, key=lambda one: _draw(str(one.trajectory.key)))
-    others = _Others(order, pairs)
+    others = _Others(order, pairs, relevance or Relevance(pairs.values()))
     planned: dict[Change, list[Counterfactual]] = {change: [] for change in Change}
     for one in order:
         short = [change for change, found in planned.items() if len(found) < SAMPLE]
@@ -144,17 +146,18 @@ def score_probe(
 class _Others:
     """The traces of a round, to draw those of other items from; compared group by group."""
 
-    def __init__(self, order: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair]) -> None:
+    def __init__(
+        self, order: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair], relevance: Relevance
+    ) -> None:
         self._groups: dict[GroupKey, list[int]] = {}
         """Places of a group's traces in the order."""
         self._order = order
         for place, one in enumerate(order):
             self._groups.setdefault(one.trajectory.key.group, []).append(place)
-        self._seeks = {
-            group: (group.side, item.kind, item.key(), pairs[group.serial].target_key())
-            for group in self._groups
-            for item in [pairs[group.serial].item(group.side)]
-        }
+        places = {serial: place for place, serial in enumerate(pairs)}
+        self._place = {group: places[group.serial] for group in self._groups}
+        self._twins = relevance.twins(list(pairs.values()))
+        self._kind = {group: pairs[group.serial].item(group.side).kind for group in self._groups}
         self._found: dict[GroupKey, list[int]] = {}
 
     def draw(self, one: ScoredTrajectory) -> ScoredTrajectory | None:
@@ -166,12 +169,14 @@ class _Others:
         return self._order[found[_draw(str(key)) % len(found)]] if found else None
 
     def _of_others(self, group: GroupKey) -> list[int]:
-        side, kind, item, target = self._seeks[group]
+        twins = self._twins[self._place[group]]
         return sorted(
             place
-            for there, (its_side, its_kind, its_item, its_target) in self._seeks.items()
-            if its_side is side and its_kind is kind and its_item != item and its_target != target
-            for place in self._groups[there]
+            for other, places in self._groups.items()
+            if other.side is group.side
+            and self._kind[other] is self._kind[group]
+            and not twins[self._place[other]]
+            for place in places
         )
 
 

@@ -26,10 +26,11 @@ def build_question(
     pairs: Mapping[int, Pair],
     config: JudgeConfig,
 ) -> JudgeQuestion | None:
-    """Return what the judge is asked about a trace, or None where no other pair can be shown.
+    """Return what the judge is asked about a trace, or None where no wrong answer can be shown.
 
     ``traces`` holds the step's traces by key (as text). Shown are the pair's own traces of the
-    other side (one of them, or all) and the closest trace of each of the closest other pairs. Both
+    other side (one of them, or all) and the closest trace of each of the closest pairs that are
+    wrong for it: another gold of the same query would be a right answer that counts as wrong. Both
     the choice of one and the order are drawn from the trace's key, so a run repeated shows the
     same; unshuffled, the positives come first.
     """

@@ -14,6 +14,7 @@ import numpy as np
 
 from data.errors import TCoTError
 from data.monitor_table import ALARM_PREFIX, METRIC_PREFIX, monitor_of
+from data.relevance import Relevance
 from data.tcot import parse
 from data.types import Item, Pair, ScoredTrajectory, Side
 from reward.counterfactuals import Change, Probe
@@ -69,6 +70,8 @@ class WatchedRound:
     probe: Probe | None = None
     second: Mapping[str, float] = field(default_factory=dict)
     """Rewards under a second Embedder by trajectory key."""
+    relevance: Relevance | None = None
+    """What is right for what; None: by the round's own pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +210,11 @@ def collapse(groups: Groups, round: WatchedRound) -> dict[str, Measure]:
         name: min(members, key=lambda one: one.trajectory.key.sibling)
         for name, members in groups.items()
     }
-    labels = np.array(
-        [round.pairs[one.trajectory.key.group.serial].target_key() for one in first.values()]
+    relevance = round.relevance or Relevance(round.pairs.values())
+    twins = relevance.twins(
+        [round.pairs[one.trajectory.key.group.serial] for one in first.values()]
     )
-    different = labels[:, None] != labels[None, :]
+    different = ~twins
     if not different.any():
         return {}
     traces = np.stack([round.vectors[str(one.trajectory.key)] for one in first.values()])
@@ -225,7 +229,8 @@ def collapse(groups: Groups, round: WatchedRound) -> dict[str, Measure]:
         if apart > 0:
             found["distance"] = Measure((1 - cosine) / apart, count)
     else:
-        most = min(len(set(labels.tolist())), traces.shape[1])
+        repeated = int(np.tril(twins, -1).any(axis=1).sum())
+        most = min(count - repeated, traces.shape[1])
         found["effective_rank"] = Measure(rank / most, count)
     return found
 

@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 
 from configs.schema import RewardConfig
+from data.relevance import Relevance
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
 from reward.standing import Compute, Rows, Standing, standings
@@ -35,7 +36,7 @@ class RankedTrajectory:
     positives: tuple[str, ...]
     """Keys of the other side's traces of the same pair, by key."""
     negatives: tuple[str, ...]
-    """Of other pairs of the step the keys of their closest traces, closest pair first."""
+    """Of the step's pairs that are wrong for it the keys of their closest traces, closest first."""
     retrieved: tuple[str, ...]
     """Keys of the nearest candidates, best first."""
     candidates_id: str
@@ -70,10 +71,10 @@ class _Side:
     """Of the groups, [G], in the order of the traces."""
     starts: np.ndarray
     """The first trace of each group, [G]."""
-    contents: np.ndarray
-    """Numbers that stand for the candidates' contents, [M]."""
-    targets: np.ndarray
-    """Numbers that stand for the candidates' targets, [M]."""
+    contents: list[str]
+    """What tells the candidates' items apart, [M]."""
+    plain: Mapping[str, np.ndarray]
+    """Embeddings of the candidates' items without trace by content, where they are known."""
     declared: str
     """Hash of the candidates' keys."""
 
@@ -90,8 +91,10 @@ class Ranking:
     """A step's traces before its candidates: made ready once, ranked as often as is asked.
 
     ``vectors`` holds unit embeddings [D] by trajectory key (as text), ``pairs`` the step's pairs by
-    group serial, ``plain`` the embeddings of items without a trace (None: no gain is asked for).
-    The candidates are the step's traces of the other side and those that the bank adds.
+    group serial, ``plain`` the embeddings of items without a trace (None: neither a gain is asked
+    for nor a ``false_negative_similarity``). The candidates are the step's traces of the other side
+    and those that the bank adds. ``relevance`` knows the pairs of the whole data sets, the step's
+    among them (None: the step's alone).
 
     What cannot be ranked is dropped with a reason: `embedding_failed` (missing, not finite, or of
     another width than most), `no_positive` (nothing of the other side is left) and `no_negative`
@@ -108,12 +111,15 @@ class Ranking:
         *,
         reward: RewardConfig,
         plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
+        relevance: Relevance | None = None,
     ) -> None:
         self._pairs = pairs
         self._reward = reward
-        self._plain = plain
-        self._usable, self._dropped = _usable(trajectories, vectors, plain)
-        self._numbers: dict[str, int] = {}
+        self._plain = plain or {}
+        self.relevance = relevance or Relevance(pairs.values())
+        self._gains = plain is not None and reward.gain_weight > 0
+        needed = plain if self._gains else None
+        self._usable, self._dropped = _usable(trajectories, vectors, needed)
         self._candidates = {side: self._of_side(side, vectors) for side in Side}
         self._sides = {side: self._met(side, bank) for side, own in self._candidates.items() if own}
 
@@ -164,14 +170,19 @@ class Ranking:
 
     def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
         @cache
-        def facts(serial: int) -> tuple[str, str]:
-            return self._pairs[serial].item(side).key(), self._pairs[serial].target_key()
+        def content(serial: int) -> str:
+            return self.relevance.key(self._pairs[serial].item(side))
 
+        similar = self._reward.false_negative_similarity < 1
         return [
-            Candidate(key=name, content=content, target=target, vector=vectors[name])
+            Candidate(
+                key=name,
+                content=content(one.key.group.serial),
+                vector=vectors[name],
+                plain=self._plain.get((one.key.group.serial, side)) if similar else None,
+            )
             for name, one in self._usable
             if one.key.group.side is side
-            for content, target in [facts(one.key.group.serial)]
         ]
 
     def _met(self, side: Side, bank: CandidateBank) -> _Side:
@@ -189,13 +200,10 @@ class Ranking:
             vectors_MD=np.concatenate([own_ND, *(one.vector[None] for one in drawn)]),
             serials=serials[starts],
             starts=starts,
-            contents=np.array([self._number(one.content) for one in met]),
-            targets=np.array([self._number(one.target) for one in met]),
+            contents=[one.content for one in met],
+            plain={one.content: one.plain for one in met if one.plain is not None},
             declared=hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16],
         )
-
-    def _number(self, text: str) -> int:
-        return self._numbers.setdefault(text, len(self._numbers))
 
     def _change(
         self,
@@ -242,7 +250,7 @@ class Ranking:
             for i in np.flatnonzero(~has_negative_G[group_N])
         ]
         plain_GD = None
-        if self._plain is not None:
+        if self._gains:
             plain_GD = np.stack([self._plain[serial, side] for serial in serials.tolist()])
         rows = Rows(
             vectors_ND=rows_ND[kept_N],
@@ -293,25 +301,46 @@ class Ranking:
     def _masks(self, serials: list[int], side: Side) -> tuple[np.ndarray, np.ndarray]:
         """Return which candidates of that side are positives and which count, boolean [G, M].
 
-        Those do not count that are right without being positives: of the same content as the gold
-        item, with an interchangeable target, or with an embedding closer than
-        ``false_negative_similarity`` to one of the gold candidates.
+        Those do not count that are right without being positives, or whose item without trace is
+        closer than ``false_negative_similarity`` to the gold item.
         """
         met = self._sides[side]
         counts = np.diff(met.starts, append=len(met.traces))
         column_serials = np.repeat(met.serials, counts)
         gold = np.zeros((len(serials), len(met.keys)), dtype=bool)
         gold[:, : len(met.traces)] = column_serials == np.array(serials)[:, None]
-        pairs = [self._pairs[serial] for serial in serials]
-        contents = np.array([self._number(pair.item(side).key()) for pair in pairs])
-        targets = np.array([self._number(pair.target_key()) for pair in pairs])
-        same = (met.contents == contents[:, None]) | (met.targets == targets[:, None])
-        if self._reward.false_negative_similarity < 1:
-            vectors_MD = met.vectors_MD.astype(np.float64, copy=False)
-            for twins, positive in zip(same, gold, strict=True):
-                closeness = (vectors_MD @ vectors_MD[positive].T).max(axis=1)
-                twins |= closeness > self._reward.false_negative_similarity
-        return gold, gold | ~same
+        items = [self._pairs[serial].item(OTHER[side]) for serial in serials]
+        own = [self.relevance.key(item) for item in items]
+        if side is Side.TARGET:
+            right = self.relevance.right(own, met.contents)
+        else:
+            right = self.relevance.right(met.contents, own).T
+        return gold, gold | ~(right | self._alike(serials, side))
+
+    def _alike(self, serials: list[int], side: Side) -> np.ndarray:
+        """Return which candidates' items are too close to the gold items, boolean [G, M].
+
+        By their embeddings without trace: a trace that moves its own embedding changes nothing.
+        """
+        limit, met = self._reward.false_negative_similarity, self._sides[side]
+        alike = np.zeros((len(serials), len(met.keys)), dtype=bool)
+        golds = {
+            row: self._plain[serial, side]
+            for row, serial in enumerate(serials)
+            if (serial, side) in self._plain
+        }
+        if limit == 1 or not golds or not met.plain:
+            return alike
+        golds_GD, items_ID = (
+            np.stack(list(some.values())).astype(np.float64) for some in (golds, met.plain)
+        )
+        close_GI = golds_GD @ items_ID.T > limit
+        place = {content: index for index, content in enumerate(met.plain)}
+        columns = [column for column, one in enumerate(met.contents) if one in place]
+        alike[np.ix_(list(golds), columns)] = close_GI[
+            :, [place[met.contents[column]] for column in columns]
+        ]
+        return alike
 
 
 def _usable(

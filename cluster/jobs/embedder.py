@@ -5,6 +5,7 @@ Example: python -m cluster.jobs.embedder configs/demo/embedder.yaml
 
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from cluster.stage import State, train_stage
 from cluster.tracking import Tracker
 from configs.schema import EmbedderConfig
 from data.chat import load_encoder
-from data.datasets import PairFeed
+from data.datasets import PairFeed, held_out_pairs
 from data.emb_token import with_emb_token
 from data.embed_inputs import embed_content
 from data.errors import DataError
@@ -25,6 +26,7 @@ from data.media import frames_only, load_pictures
 from data.model_folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
 from data.records import load_sets
+from data.relevance import Relevance, relevance_of
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import hit_at_1
 
@@ -50,9 +52,9 @@ def main(config: EmbedderConfig) -> int:
     load_encoder(config.model, data.media)  # refuses limits that do not fit it
     train = load_sets(data.train, limits=data)
     warn_embedder_ignores(config.model, train)
-    held_out = [pair for loaded in load_sets(data.eval, limits=data) for pair in loaded.pairs]
-    order = np.random.default_rng(config.run.seed).permutation(len(held_out))
-    held_out = [held_out[int(i)] for i in order[: config.evaluation.samples]]
+    held_out_sets = load_sets(data.eval, limits=data)
+    held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
+    relevance = relevance_of([pair for one in (*train, *held_out_sets) for pair in one.pairs])
 
     def batches_from(state: State | None) -> Iterator[tuple[Batch, State]]:
         feed = PairFeed(
@@ -63,7 +65,7 @@ def main(config: EmbedderConfig) -> int:
         )
         if state is not None:
             feed.restore(state)
-        return batches(feed, config)
+        return batches(feed, config, relevance)
 
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
@@ -85,7 +87,7 @@ def main(config: EmbedderConfig) -> int:
             group,
             batches=batches_from,
             train=lambda batch: group.train_contrastive(batch[0], share_pictures(batch[1])),
-            measure=lambda: measure(group, held_out, shared, config),
+            measure=lambda: measure(group, held_out, shared, config, relevance),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
@@ -98,15 +100,19 @@ def main(config: EmbedderConfig) -> int:
     return 0
 
 
-def batches(feed: PairFeed, config: EmbedderConfig) -> Iterator[tuple[Batch, State]]:
+def batches(
+    feed: PairFeed, config: EmbedderConfig, relevance: Relevance | None = None
+) -> Iterator[tuple[Batch, State]]:
     """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
 
-    With each comes the feed's position after it.
+    With each comes the feed's position after it. ``relevance`` says which targets are right for
+    which queries (None: by the feed's pairs).
 
     Raises:
         DataError: draw after draw, too few pairs have readable pictures to give every rank one.
     """
     traces = negatives_traces(feed)
+    relevance = relevance or Relevance(pair for some in feed.sets.values() for pair in some)
     poor = 0
     while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
@@ -116,7 +122,8 @@ def batches(feed: PairFeed, config: EmbedderConfig) -> Iterator[tuple[Batch, Sta
             poor += 1
             continue
         poor = 0
-        rows = [make_row(pair, rng, config, traces, pictures) for pair in pairs]
+        rows = [make_row(pair, rng, config, traces, pictures, relevance) for pair in pairs]
+        rows = with_known_right(rows, relevance.right_among(pairs))
         yield (rows, pictures), feed.state()
     raise DataError(
         f"data.train: {MAX_POOR_DRAWS} batches in a row had fewer than learner.ranks="
@@ -140,12 +147,15 @@ def make_row(
     config: EmbedderConfig,
     traces: Mapping[str, str],
     pictures: Pictures,
+    relevance: Relevance | None = None,
 ) -> ContrastPair:
     """Return a pair's row; each side's trace or evidence is dropped by chance (spec, section 1.2).
 
-    Hard negatives are shown as the target is. Left out are those that are the target, lack a trace
-    beside a target with one, or have a broken picture.
+    Hard negatives are shown as the target is. Left out are those that are right by ``relevance``
+    (None: this pair alone is known), lack a trace beside a target with one, or have a broken
+    picture.
     """
+    relevance = relevance or Relevance([pair])
     most = config.data.media.max_frames
     query, target = (draw_evidence(rng, config) for _ in Side)
 
@@ -156,20 +166,25 @@ def make_row(
     usable = [
         item
         for item in pair.hard_negatives[: config.hard_negatives]
-        if item.key() != pair.target.key()
+        if not relevance.right([relevance.key(pair.query)], [relevance.key(item)])
         and (bare or item.key() in traces)
         and uris_shown([item], most) <= pictures.keys()
     ]
     return ContrastPair(
         query=content(pair.query, pair.query_trace, query),
         target=content(pair.target, pair.target_trace, target),
-        target_key=pair.target.key(),
-        query_key=pair.query.key(),
-        label=pair.label,
+        target_key=relevance.key(pair.target),
         negatives=tuple(
             content(item, "" if bare else traces[item.key()], target) for item in usable
         ),
     )
+
+
+def with_known_right(rows: list[ContrastPair], right: np.ndarray) -> list[ContrastPair]:
+    """Return the rows with the targets that are right for their queries, boolean [B, B]."""
+    keys = [row.target_key for row in rows]
+    known = (dict.fromkeys(keys[j] for j in np.flatnonzero(columns)) for columns in right)
+    return [replace(row, right=tuple(some)) for row, some in zip(rows, known, strict=True)]
 
 
 def draw_evidence(rng: np.random.Generator, config: EmbedderConfig) -> Evidence:

@@ -30,9 +30,10 @@ from cluster.tracking import Tracker
 from cluster.weights import WeightStore
 from configs.schema import RLConfig
 from data.chat import load_encoder
-from data.datasets import PairFeed
+from data.datasets import PairFeed, held_out_pairs
 from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores
-from data.records import LoadedSet, load_sets
+from data.records import load_sets
+from data.relevance import relevance_of
 from data.types import Pair
 from learner.streak import BrokenStreak
 from rollout.actor import StoreAddress
@@ -71,6 +72,7 @@ def main(config: RLConfig) -> int:
     if config.reward.judge.model:
         check_folder(config.reward.judge.model)
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
+    relevance = relevance_of([pair for one in (*train, *held_out_sets) for pair in one.pairs])
     namespace = str(folder.path.absolute())
     nodes_timeout_s = config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
@@ -143,6 +145,7 @@ def main(config: RLConfig) -> int:
                     second=second,
                     max_frames=data.media.max_frames,
                     compute=ranker.standings,
+                    relevance=relevance,
                 ),
                 decoder=decoder,
                 learner=learner,
@@ -236,13 +239,6 @@ def record(
     ]
     parts = [f"{name} {metrics[key]:.3g}" for name, key in shown if key in metrics]
     console.print(f"step {step}: " + " ".join(parts), highlight=False, soft_wrap=True)
-
-
-def held_out_pairs(sets: list[LoadedSet], samples: int) -> list[Pair]:
-    """Return the held-out pairs measured during the run, the same at every measurement."""
-    pairs = [pair for loaded in sets for pair in loaded.pairs]
-    stride = max(1, len(pairs) // max(1, samples))
-    return pairs[::stride][:samples]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from configs.schema import GRPOConfig, LearnerConfig
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.batching import Row, collate, process_pictures, train_row
-from learner.contrastive import Temperature, find_twins, identities, info_nce
+from learner.contrastive import Temperature, info_nce
 from learner.losses import kl_estimate, policy_loss
 from learner.micro_batches import MiniBatch
 from learner.models import EmbeddingHead, TokenHead, load_model, model_tokens
@@ -318,11 +318,12 @@ class PartsLoop(PlainLoop):
         vectors_ND.requires_grad_()
         count = len(self.work.pairs)
         owners = [i for i, pair in enumerate(self.work.pairs) for _ in pair.negatives]
+        keys = torch.tensor([int(p.target_key[1:]) for p in self.work.pairs], device=made.device)
         loss, _ = info_nce(
             vectors_ND[:count],
             vectors_ND[count : 2 * count],
             vectors_ND[2 * count :],
-            twins_BB=find_twins(identities(self.work.pairs).to(made.device)),
+            right_BB=(keys[:, None] == keys).fill_diagonal_(False),
             owners_K=torch.tensor(owners, device=made.device),
             temperature=found[0][1],
         )

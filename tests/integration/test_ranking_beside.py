@@ -15,7 +15,7 @@ from reward.standing import Rows
 from tests.builders import make_pair, make_trajectory
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-REWARD = RewardConfig(model="unused")
+REWARD = RewardConfig(model="unused", gain_weight=1.0)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import DataError
 from data.records import LoadedSet
+from data.relevance import Relevance
 from data.types import Item, Kind
 from tests.builders import TRACES, WITHOUT_AN_ITEM, make_pair, write_picture
 
@@ -84,10 +85,52 @@ def text_of(content):
     return "".join(part for part in content if isinstance(part, str))
 
 
-def test_a_row_names_what_makes_others_right_for_it():
-    row = row_of(make_pair("a", label="x"), ALWAYS)
-    assert (row.target_key, row.query_key) == ("text\x1ftarget a", "text\x1fquery a")
-    assert row.label == "x"
+def feed_of(*pairs, batch):
+    return PairFeed(
+        [LoadedSet(name="set", pairs=pairs, bad_rows=())], {"set": 1.0}, batch=batch, seed=0
+    )
+
+
+def test_a_row_names_the_targets_of_its_batch_that_are_right_for_its_query():
+    dog, puppy, cat = (Item(text=text) for text in ("a dog", "a puppy", "a cat"))
+    pairs = [
+        make_pair("a", target=dog),
+        make_pair("b", query=make_pair("a").query, target=puppy),
+        make_pair("c", target=puppy),
+        make_pair("d", target=cat, label="feline"),
+        make_pair("e", target=Item(text="a kitten"), label="feline"),
+    ]
+    [(rows, _)] = [batch for batch, _ in islice(batches(feed_of(*pairs, batch=5), CONFIG), 1)]
+    # A batch shuffles its pairs; the numbers of queries and targets tell which is which.
+    right = {(text_of(row.query)[6], row.target_key): set(row.right) for row in rows}
+    both = {dog.key(), puppy.key()}
+    assert right["a", dog.key()] == right["a", puppy.key()] == both
+    assert right["c", puppy.key()] == {puppy.key()}
+    felines = {cat.key(), Item(text="a kitten").key()}
+    assert right["d", cat.key()] == right["e", Item(text="a kitten").key()] == felines
+
+
+def test_what_is_right_is_known_from_the_whole_set_and_not_from_the_batch_alone():
+    pairs = [
+        make_pair("a", target=Item(text="a dog")),
+        make_pair("b", query=make_pair("a").query, target=Item(text="a puppy")),
+        make_pair("c", target=Item(text="a puppy")),
+    ]
+    relevance = Relevance(pairs)
+    feed = feed_of(pairs[0], pairs[2], batch=2)
+    [((rows, _), _)] = islice(batches(feed, CONFIG, relevance), 1)
+    right = {row.target_key: set(row.right) for row in rows}
+    puppy = Item(text="a puppy").key()
+    assert right == {Item(text="a dog").key(): {Item(text="a dog").key(), puppy}, puppy: {puppy}}
+
+
+def test_a_hard_negative_that_is_another_right_target_of_the_query_is_left_out():
+    other, wrong = Item(text="another right one"), Item(text="a wrong one")
+    pair = make_pair("a", hard_negatives=(other, wrong))
+    relevance = Relevance([pair, make_pair("b", query=pair.query, target=other)])
+    config = replace(ALWAYS, hard_negatives=2)
+    row = make_row(pair, np.random.default_rng(0), config, {}, {}, relevance)
+    assert [text_of(one) for one in row.negatives] == [text_of(row_of(pair, config).negatives[1])]
 
 
 def test_a_hard_negative_is_shown_with_the_trace_that_its_own_row_has():

@@ -16,10 +16,9 @@ from learner.batching import Batch
 from learner.contrastive import (
     Temperature,
     accumulate_contrast,
-    find_twins,
-    identities,
     info_nce,
     leading,
+    mark_right,
 )
 from learner.objectives import ContrastiveObjective
 
@@ -34,8 +33,12 @@ def unit(count: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def keyed(*keys: str) -> list[ContrastPair]:
-    return [ContrastPair(query=(), target=(), target_key=key) for key in keys]
+def marked(keys: str, known: tuple[tuple[int, str], ...] = ()) -> torch.Tensor:
+    """Return `mark_right` of targets that are named by letters, and of (row, target) besides."""
+    rows = torch.tensor([row for row, _ in known], dtype=torch.int64)
+    numbers = [torch.tensor([ord(key) for key in some], dtype=torch.int64)
+               for some in (keys, [key for _, key in known])]  # fmt: skip
+    return mark_right(numbers[0], rows, numbers[1])
 
 
 def loss_of(queries, targets, keys, negatives=None, owners=NO_OWNER, temperature=0.1):
@@ -43,7 +46,7 @@ def loss_of(queries, targets, keys, negatives=None, owners=NO_OWNER, temperature
         queries,
         targets,
         NONE_KD.to(queries.dtype) if negatives is None else negatives,
-        twins_BB=find_twins(identities(keyed(*keys))),
+        right_BB=marked(keys),
         owners_K=owners,
         temperature=torch.tensor([temperature], dtype=queries.dtype),
     )
@@ -51,14 +54,14 @@ def loss_of(queries, targets, keys, negatives=None, owners=NO_OWNER, temperature
 
 def test_hand_worked_pair_of_rows():
     vectors = torch.eye(2, 3)
-    loss, accuracy = loss_of(vectors, vectors, ["a", "b"], temperature=0.5)
+    loss, accuracy = loss_of(vectors, vectors, "ab", temperature=0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)))
     assert accuracy.item() == 1.0
 
 
 def test_equal_keys_are_no_negatives_in_either_direction():
     queries, targets = unit(3, 0), unit(3, 1)
-    loss, _ = loss_of(queries, targets, ["a", "a", "b"])
+    loss, _ = loss_of(queries, targets, "aab")
     expected = 0.0
     for scores in (queries @ targets.T / 0.1, targets @ queries.T / 0.1):
         for row, columns in ((0, [0, 2]), (1, [1, 2]), (2, [0, 1, 2])):
@@ -67,7 +70,7 @@ def test_equal_keys_are_no_negatives_in_either_direction():
 
 
 def test_all_keys_equal_leave_nothing_to_learn():
-    loss, _ = loss_of(unit(4, 0), unit(4, 1), ["a"] * 4)
+    loss, _ = loss_of(unit(4, 0), unit(4, 1), "aaaa")
     assert loss.item() == 0
 
 
@@ -75,8 +78,8 @@ def test_a_hard_negative_stands_against_its_owner_only():
     queries, targets, negatives = unit(2, 0), unit(2, 1), unit(1, 2)
     owners = torch.tensor([1])
     queries.requires_grad_()
-    with_hard, _ = loss_of(queries, targets, ["a", "b"], negatives, owners)
-    without, _ = loss_of(queries, targets, ["a", "b"])
+    with_hard, _ = loss_of(queries, targets, "ab", negatives, owners)
+    without, _ = loss_of(queries, targets, "ab")
     change = torch.autograd.grad(with_hard - without, queries)[0]
     assert with_hard > without
     assert change[0].abs().max() < 1e-12
@@ -85,32 +88,21 @@ def test_a_hard_negative_stands_against_its_owner_only():
 
 def test_swapping_the_sides_gives_the_same_loss():
     queries, targets = unit(5, 0), unit(5, 1)
-    keys = ["a", "b", "a", "c", "d"]
+    keys = "abacd"
     assert loss_of(queries, targets, keys)[0].item() == pytest.approx(
         loss_of(targets, queries, keys)[0].item()
     )
 
 
-def test_rows_of_one_target_one_query_or_one_label_are_right_for_each_other():
-    def row(target: str, query: str, label: str) -> ContrastPair:
-        return ContrastPair(query=(), target=(), target_key=target, query_key=query, label=label)
-
-    rows = [
-        row("t0", "q0", ""),
-        row("t0", "q1", ""),  # the target of 0
-        row("t2", "q0", "x"),  # the query of 0
-        row("t3", "q3", "x"),  # the label of 2
-        row("t4", "q4", ""),  # no label is nobody's label
-        row("q4", "x", "t4"),  # texts of other columns are others
-    ]
-    expected = torch.zeros(6, 6, dtype=torch.bool)
-    for one, other in ((0, 1), (0, 2), (2, 3)):
-        expected[one, other] = expected[other, one] = True
-    assert torch.equal(find_twins(identities(rows)), expected)
+def test_targets_known_to_be_right_for_a_query_are_no_negatives_of_it_alone():
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[0, 2] = expected[2, 0] = True  # the same target
+    expected[3, 0] = expected[3, 2] = True  # known of the query of 3, not of theirs
+    assert torch.equal(marked("abacd", known=((3, "a"), (4, "d"))), expected)
 
 
-def test_no_rows_have_no_twins():
-    assert find_twins(identities([])).shape == (0, 0)
+def test_no_rows_have_nothing_right():
+    assert marked("").shape == (0, 0)
 
 
 def test_leading_dimensions_are_unit_vectors_again_and_whole_ones_stay_as_they_are():
@@ -203,16 +195,16 @@ CASES = [
 
 
 def rows() -> list[ContrastPair]:
-    """Seven rows with hard negatives; some share target, query or label."""
+    """Seven rows with hard negatives; some share a target or know another row's to be right."""
     plain = [
         ContrastPair(
-            query=(f"q{i}",), target=(f"t{i}",), target_key=f"t{i}", query_key=f"q{i}",
+            query=(f"q{i}",), target=(f"t{i}",), target_key=f"t{i}",
             negatives=tuple((f"n{i}/{j}",) for j in range(count)),
         )
         for i, count in enumerate((0, 1, 0, 2, 0, 0, 1))
     ]  # fmt: skip
-    changes = {4: {"target": ("t0",), "target_key": "t0"}, 3: {"query_key": "q2"}}
-    changes |= {5: {"label": "x"}, 6: {"label": "x"}}
+    changes = {4: {"target": ("t0",), "target_key": "t0"}, 3: {"right": ("t3", "t2")}}
+    changes |= {5: {"right": ("t0", "t6")}, 6: {"right": ("t5",)}}
     return [replace(row, **changes.get(i, {})) for i, row in enumerate(plain)]
 
 
@@ -288,6 +280,9 @@ def plain(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     head = Head(learned=case.learned)
     batch = rows()
 
+    def is_right(row: ContrastPair, other: ContrastPair) -> bool:
+        return other.target_key in {row.target_key, *row.right}
+
     def vector(content: tuple, size: int) -> torch.Tensor:
         made, _ = head(make_batch([content]))
         return torch.nn.functional.normalize(made[0][:size], dim=0)
@@ -297,18 +292,12 @@ def plain(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     sizes = (*case.dimensions, WIDTH)
     for size in sizes:
         for i, row in enumerate(batch):
-            others = [
-                j
-                for j, other in enumerate(batch)
-                if j != i
-                and other.target_key != row.target_key
-                and other.query_key != row.query_key
-                and not (row.label and other.label == row.label)
-            ]
+            others = [j for j in range(len(batch)) if j != i and not is_right(row, batch[j])]
+            askers = [j for j in range(len(batch)) if j != i and not is_right(batch[j], row)]
             query, target = vector(row.query, size), vector(row.target, size)
             wrong = [batch[j].target for j in others] + list(row.negatives)
             forward = [query @ target, *(query @ vector(one, size) for one in wrong)]
-            backward = [target @ query, *(target @ vector(batch[j].query, size) for j in others)]
+            backward = [target @ query, *(target @ vector(batch[j].query, size) for j in askers)]
             for scores in (forward, backward):
                 total = total - torch.log_softmax(torch.stack(scores) / heat, 0)[0]
     loss = total / (2 * len(batch) * len(sizes))

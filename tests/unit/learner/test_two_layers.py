@@ -236,7 +236,7 @@ def test_contrastive_gradients_match_finite_differences(temperature):
         made_ND[:count],
         made_ND[count : 2 * count],
         made_ND[2 * count :],
-        twins_BB=TWINS,
+        right_BB=TWINS,
         owners_K=torch.tensor(OWNERS),
         temperature=heats[0],
     )

@@ -1,6 +1,8 @@
 """The bank: one trace per item, recent and hard ones, the same after a restart."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,7 +14,7 @@ from reward.bank import Candidate, CandidateBank
 def make(name, degrees, *, sibling=0):
     angle = math.radians(degrees)
     vector = np.array([math.cos(angle), math.sin(angle)], dtype=np.float32)
-    return Candidate(key=f"{name}/{sibling}", content=name, target=f"of {name}", vector=vector)
+    return Candidate(key=f"{name}/{sibling}", content=name, vector=vector)
 
 
 def golds(*degrees):
@@ -85,9 +87,34 @@ def test_a_saved_bank_goes_on_as_before(tmp_path):
         one.add(Side.TARGET, [make("new", 5)])
     before, after = (one.draw(Side.TARGET, golds(88)) for one in (bank, again))
     assert [one.key for one in before] == [one.key for one in after]
-    assert [one.target for one in before] == [one.target for one in after]
+    assert [one.content for one in before] == [one.content for one in after]
     assert all((a.vector == b.vector).all() for a, b in zip(before, after, strict=True))
     assert after[0].vector.dtype == np.float32
+
+
+def test_embeddings_without_trace_are_saved_where_they_are_known(tmp_path):
+    bank = CandidateBank(BankConfig(recent=3))
+    for index, plain in enumerate((None, golds(20)[0], None)):
+        bank.add(Side.TARGET, [replace(make(f"item{index}", 0), plain=plain)])
+    bank.save(tmp_path / "bank.npz")
+    again = CandidateBank(BankConfig(recent=3))
+    again.load(tmp_path / "bank.npz")
+    first, second, third = (one.plain for one in again.draw(Side.TARGET, golds(0)))
+    assert (first, third) == (None, None)
+    assert (second == golds(20)[0]).all()
+
+
+def test_a_bank_of_a_run_that_began_before_is_read(tmp_path):
+    words = json.dumps([["target", "item/0", "item", "its label"]])
+    np.savez(
+        tmp_path / "bank.npz",
+        words=np.frombuffer(words.encode(), dtype=np.uint8),
+        vectors=golds(30),
+    )
+    bank = CandidateBank(BankConfig(recent=3))
+    bank.load(tmp_path / "bank.npz")
+    [one] = bank.draw(Side.TARGET, golds(0))
+    assert (one.key, one.content, one.plain) == ("item/0", "item", None)
 
 
 def test_an_empty_bank_can_be_saved(tmp_path):
@@ -100,7 +127,7 @@ def test_an_empty_bank_can_be_saved(tmp_path):
 def test_what_is_remembered_keeps_no_other_embedding_alive():
     answer = np.eye(2, dtype=np.float32)
     bank = CandidateBank(BankConfig(recent=1))
-    bank.add(Side.TARGET, [Candidate(key="a/0", content="a", target="a", vector=answer[0])])
+    bank.add(Side.TARGET, [Candidate(key="a/0", content="a", vector=answer[0])])
     [one] = bank.draw(Side.TARGET, golds(0))
     assert one.vector.tolist() == [1.0, 0.0]
     assert one.vector.base is None

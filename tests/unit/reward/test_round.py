@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from configs.schema import BankConfig, RewardConfig
-from data.types import Side
-from reward.bank import CandidateBank
-from reward.round import Ranking
+from data.relevance import Relevance
+from data.types import Item, Side
+from reward.bank import Candidate, CandidateBank
+from reward.round import OTHER, Ranking
+from reward.standing import standings
 from tests.builders import make_pair, make_trajectory
 
 REWARD = RewardConfig(model="m", bank=BankConfig(recent=2, hard=3, capacity=6))
@@ -160,3 +162,97 @@ def test_as_many_other_pairs_are_named_as_are_asked_for(closest):
         key = vectors[str(one.trajectory.key)].astype(np.float64)
         closeness = [float(key @ vectors[name]) for name in one.negatives]
         assert closeness == sorted(closeness, reverse=True)
+
+
+X, Y, Z = (Item(text=text) for text in ("find X", "find Y", "find Z"))
+DOG, PUPPY, CAT = (Item(text=text) for text in ("a dog", "a puppy", "a cat"))
+# X shows two right targets, of which Y shows one.
+SET = [
+    make_pair("p0", query=X, target=DOG),
+    make_pair("p1", query=X, target=PUPPY),
+    make_pair("p2", query=Y, target=PUPPY),
+    make_pair("p3", query=Z, target=CAT),
+]
+
+
+def left_out(pairs, *, bank=(), known=None, reward=REWARD):
+    """Return by (serial, side) the serials whose candidates do not count for these traces."""
+    pairs = {serial: SET[serial] for serial in pairs}
+    traces = [make_trajectory(serial, side) for serial in pairs for side in Side]
+    rng = np.random.default_rng(1)
+    vectors = {str(one.key): unit(rng.normal(size=4)) for one in traces}
+    kept = CandidateBank(BankConfig(recent=9))
+    for serial in bank:
+        for side in Side:
+            content = SET[serial].item(side).key()
+            key = str(make_trajectory(serial, side).key)
+            vector = unit(rng.normal(size=4))
+            kept.add(side, [Candidate(key=key, content=content, vector=vector)])
+    relevance = None if known is None else Relevance(SET[serial] for serial in known)
+    met = {}
+
+    def compute(sides, *, temperature):
+        for side, rows in sides.items():
+            own = sorted(str(one.key) for one in traces if one.key.group.side is OTHER[side])
+            drawn = [one.key for one in kept.draw(OTHER[side], np.zeros((1, 4)))]
+            names = [int(key.split("/")[0][2:]) for key in own + drawn]
+            serials = sorted(pairs)
+            for group, valid in enumerate(rows.valid_GM):
+                met[serials[group], side] = {
+                    n for n, ok in zip(names, valid, strict=True) if not ok
+                }
+        return standings(sides, temperature=temperature)
+
+    ranking = Ranking(traces, vectors, pairs, kept, reward=reward, relevance=relevance)
+    found = ranking.rank(compute=compute)
+    assert found.dropped == []
+    for one in found.ranked:
+        group = one.trajectory.key.group
+        assert one.false_negatives == len(met[group.serial, group.side])
+        shown = {int(name.split("/")[0][2:]) for name in one.negatives}
+        assert not shown & met[group.serial, group.side]
+    return met
+
+
+def test_the_other_golds_of_a_query_are_no_negatives_in_either_direction():
+    found = left_out([0, 1, 3])
+    assert found[0, Side.QUERY] == found[0, Side.TARGET] == {1}
+    assert found[1, Side.QUERY] == found[1, Side.TARGET] == {0}
+    assert found[3, Side.QUERY] == found[3, Side.TARGET] == set()
+
+
+def test_what_is_right_by_a_pair_outside_the_step_is_no_negative_and_nothing_further_follows():
+    apart = left_out([0, 2, 3], known=[0, 2, 3])
+    assert not any(apart.values())
+    found = left_out([0, 2, 3], known=[0, 1, 2, 3])
+    # X seeks the puppy too: pair 2's target is right for query 0, and so is query 0 for it.
+    assert found[0, Side.QUERY] == {2}
+    assert found[2, Side.TARGET] == {0}
+    # Y does not seek the dog.
+    assert found[2, Side.QUERY] == found[0, Side.TARGET] == set()
+
+
+def test_a_remembered_candidate_that_is_right_as_well_is_no_negative():
+    found = left_out([0, 3], bank=[1, 2], known=[0, 1, 2, 3])
+    assert found[0, Side.QUERY] == {2}  # the puppy, which is remembered once
+    assert found[0, Side.TARGET] == {1}  # the query X once more, whose other target is the dog
+    assert found[3, Side.QUERY] == found[3, Side.TARGET] == set()
+
+
+def test_remembered_items_that_are_alike_without_trace_are_no_negatives():
+    reward = replace(REWARD, false_negative_similarity=0.9)
+    traces, pairs, vectors = step(0, count=2)
+    near, far = unit(np.array([1, 0.1, 0, 0])), unit(np.array([0, 0, 1, 0]))
+    plain = {(serial, side): unit(np.eye(4)[serial]) for serial in (0, 1) for side in Side}
+    bank = CandidateBank(BankConfig(recent=3))
+    for name, items in (("near", near), ("far", far), ("unknown", None)):
+        one = Candidate(key=name, content=name, vector=vectors[str(traces[0].key)], plain=items)
+        bank.add(Side.TARGET, [one])
+    ranked = Ranking(traces, vectors, pairs, bank, reward=reward, plain=plain).rank().ranked
+    found = {str(one.trajectory.key.group): one.false_negatives for one in ranked}
+    assert found == {
+        "g=0/p=p0/query": 1,
+        "g=0/p=p0/target": 0,
+        "g=1/p=p1/query": 0,
+        "g=1/p=p1/target": 0,
+    }

@@ -49,10 +49,10 @@ DEGREES = {
 }
 
 
-def score(trajectories, vectors, pairs=PAIRS, *, reward=REWARD, judged=(), plain=None):
+def score(trajectories, vectors, pairs=PAIRS, *, reward=REWARD, judged=(), **more):
     """Rank and score a round without a bank; return what is scored and all that is dropped."""
     bank = CandidateBank(reward.bank)
-    found = Ranking(trajectories, vectors, pairs, bank, reward=reward, plain=plain).rank()
+    found = Ranking(trajectories, vectors, pairs, bank, reward=reward, **more).rank()
     scored, lost = score_round(found.ranked, dict(judged), pairs, reward=reward, max_frames=8)
     return scored, found.dropped + lost
 
@@ -131,29 +131,54 @@ def test_equal_embeddings_tie_against_the_trace_wherever_they_stand(seed):
     assert {one.parts.accuracy for one in scored} == {0.0}
 
 
-@pytest.mark.parametrize("how", ["label", "content", "embedding"])
+@pytest.mark.parametrize("how", ["label", "content", "query", "item without trace"])
 def test_candidates_that_are_right_as_well_are_no_negatives(how):
     serials = (0, 1, 2)
     trajectories = round_of(serials=serials)
     pairs = {serial: make_pair(f"p{serial}") for serial in serials}
-    reward = REWARD
+    reward, plain = REWARD, None
     degrees = {**DEGREES, (2, Side.QUERY): (0, 5), (2, Side.TARGET): (62, 63)}
     if how == "label":
         pairs |= {serial: make_pair(f"p{serial}", label="cat") for serial in (0, 1)}
     elif how == "content":
         pairs |= {serial: make_pair(f"p{serial}", target=Item(text="cat")) for serial in (0, 1)}
+    elif how == "query":
+        pairs[1] = make_pair("p1", query=pairs[0].query)
     else:
         reward = replace(REWARD, false_negative_similarity=math.cos(math.radians(0.5)))
-        degrees[1, Side.QUERY], degrees[1, Side.TARGET] = (0.4, 30.4), (10.4, 80.4)
-        degrees[2, Side.QUERY] = (100, 105)
+        plain = {(s, side): unit(40 * s if s > 1 else 0.4 * s)[0] for s in serials for side in Side}
     vectors = angles(trajectories, degrees)
-    scored, dropped = score(trajectories, vectors, pairs, reward=reward)
+    scored, dropped = score(trajectories, vectors, pairs, reward=reward, plain=plain)
     assert dropped == []
     without = [one for one in trajectories if one.key.group.serial != 1]
-    alone, _ = score(without, vectors, pairs, reward=reward)
+    alone, _ = score(without, vectors, pairs, reward=reward, plain=plain)
     for key, one in by_key(alone).items():
         if one.trajectory.key.group.serial == 0:
             assert by_key(scored)[key].parts == one.parts
+
+
+def test_a_trace_that_comes_close_to_a_rival_does_not_remove_it():
+    """A policy makes these embeddings itself: pair 1's target traces copy those of pair 0."""
+    trajectories = round_of()
+    reward = replace(REWARD, false_negative_similarity=0.98)
+    degrees = {**DEGREES, (1, Side.TARGET): DEGREES[0, Side.TARGET]}
+    vectors = angles(trajectories, degrees)
+    plain = {(s, side): unit(90 * s)[0] for s in (0, 1) for side in Side}
+    scored, dropped = score(trajectories, vectors, reward=reward, plain=plain)
+    assert dropped == []
+    straight, _ = score(trajectories, vectors)
+    assert by_key(scored) == by_key(straight)
+    assert by_key(scored)["g=0/p=p0/query/0"].parts.accuracy == 0.5
+
+
+def test_an_item_that_could_not_be_embedded_without_trace_is_known_by_its_content_alone():
+    trajectories = round_of()
+    plain = {(s, side): unit(90 * s)[0] for s in (0, 1) for side in Side}
+    del plain[0, Side.QUERY]
+    reward = replace(REWARD, false_negative_similarity=0.98)
+    scored, dropped = score(trajectories, angles(trajectories, DEGREES), reward=reward, plain=plain)
+    assert dropped == []
+    assert {one.parts.gain for one in scored} == {0.0}  # it is not asked for
 
 
 def test_a_round_whose_pairs_all_share_one_target_pays_nothing():
