@@ -48,7 +48,7 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
-from evaluation.metrics import hit_at_1
+from evaluation.metrics import held_out_metrics
 from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
 from rollout.weight_sync import SyncReport
@@ -215,7 +215,10 @@ class Pipeline:
         return published, reports
 
     def held_out(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        """Return hit@1 of greedy traces on held-out pairs, candidates reasoned about as well."""
+        """Return hit@1 of greedy traces on held-out pairs, candidates reasoned about as well.
+
+        See `held_out_metrics`: pairs that failed are left out, and the metric where none is left.
+        """
         ends = {(pair.item(side).key(), side): pair for pair in pairs for side in Side}
         keys = {
             end: TrajectoryKey(GroupKey(index, pair.pair_id, end[1]), 0)
@@ -256,7 +259,13 @@ class Pipeline:
                 len(unembedded),
                 "; ".join(reasons[:SHOWN_REASONS]),
             )
-        return {"eval/hit_at_1": hit_at_1(kept, found[Side.QUERY], found[Side.TARGET])}
+        return held_out_metrics(
+            "eval/hit_at_1",
+            kept,
+            found[Side.QUERY],
+            found[Side.TARGET],
+            relevance=self.scorer.relevance,
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run must know besides what `save` writes.

@@ -97,8 +97,12 @@ class Relevance:
 
 def relevance_of(pairs: Sequence[Pair]) -> Relevance:
     """Return what is right by the pairs of a job's data sets; copies of pictures are warned of."""
-    items = (item for one in pairs for item in (one.query, one.target, *one.candidates))
-    uris = dict.fromkeys(uri for item in items for uri in item.uris)
+    items = (
+        item
+        for one in pairs
+        for item in (one.query, one.target, *one.candidates, *one.hard_negatives)
+    )
+    uris = {uri for item in items for uri in item.uris}
     if len(uris) > MOST_FILES:
         log.warning(
             "%d picture files, of which copies are not looked for (at most %d files are read): a "

@@ -186,10 +186,6 @@ class Pair:
         """Return the true evidence on that side."""
         return self.query_evidence if side is Side.QUERY else self.target_evidence
 
-    def target_key(self) -> str:
-        """Return what makes two targets interchangeable: the label, else the content."""
-        return self.label or self.target.key()
-
 
 @quick_to_pickle
 @dataclass(frozen=True, slots=True)

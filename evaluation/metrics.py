@@ -5,6 +5,8 @@ Embedder that maps everything to one point scores 0, not 1. A query may have sev
 candidates.
 """
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +14,10 @@ import ir_measures
 import numpy as np
 
 from data.errors import DataError
+from data.relevance import Relevance
 from data.types import Item, Pair
 
+log = logging.getLogger(__name__)
 DEPTH = 5
 """Candidates that the metrics look at."""
 MEASURES = {
@@ -21,6 +25,12 @@ MEASURES = {
     "hit_at_5": ir_measures.Success @ 5,
     "ndcg_at_5": ir_measures.nDCG @ 5,
 }
+OVER_SETS = "_over_sets"
+"""Suffix of a mean of data sets' means; without it, every query weighs the same."""
+BLOCK = 256
+"""Queries of a pool whose right candidates are found at a time."""
+_NO_NAME = re.compile(r"[^\w -]")
+"""What a tracker may refuse in a metric's name."""
 TIE_DECIMALS = 6
 """Similarities equal to this many decimals are ties: beyond it, sums differ by their order."""
 
@@ -110,6 +120,11 @@ def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
     return Estimate(float(sample.mean()), float(low), float(high))
 
 
+def means_something(vector: np.ndarray) -> bool:
+    """Return whether an embedding is finite and not zero, so that it has a direction."""
+    return bool(np.isfinite(vector).all() and np.any(vector))
+
+
 def unit_rows(vectors: Sequence[np.ndarray]) -> np.ndarray:
     """Return the vectors as float64 rows of length 1, [N, D]."""
     rows = np.stack(vectors).astype(np.float64)
@@ -123,47 +138,61 @@ class Pool:
     items: tuple[Item, ...]
     """The unique targets of the set, in order of appearance."""
     relevant: Mapping[str, frozenset[int]]
-    """By `Pair.target_key()`: indices of the items that are right."""
+    """By `Item.key()` of the query: indices of the items that are right."""
 
 
-def pools_of(pairs: Sequence[Pair]) -> dict[str, Pool]:
-    """Return the candidate pool of each data set (`Pair.source`), as benchmarks rank per set."""
-    items: dict[str, dict[str, Item]] = {}
+def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Pool]:
+    """Return the candidate pool of each data set (`Pair.source`), as benchmarks rank per set.
+
+    ``relevance`` says which of the items are right for each query.
+    """
+    by_source: dict[str, list[Pair]] = {}
     for pair in pairs:
-        items.setdefault(pair.source, {})[pair.target.key()] = pair.target
-    index = {source: {key: i for i, key in enumerate(found)} for source, found in items.items()}
-    relevant: dict[str, dict[str, set[int]]] = {source: {} for source in items}
-    for pair in pairs:
-        place = index[pair.source][pair.target.key()]
-        relevant[pair.source].setdefault(pair.target_key(), set()).add(place)
-    return {
-        source: Pool(
-            items=tuple(found.values()),
-            relevant={key: frozenset(places) for key, places in relevant[source].items()},
-        )
-        for source, found in items.items()
-    }
+        by_source.setdefault(pair.source, []).append(pair)
+    pools = {}
+    for source, own in by_source.items():
+        items = {pair.target.key(): pair.target for pair in own}
+        queries = {pair.query.key(): relevance.key(pair.query) for pair in own}
+        targets = [relevance.key(item) for item in items.values()]
+        relevant: dict[str, frozenset[int]] = {}
+        # Many queries of a set may have the same ones: they share the set.
+        shared: dict[frozenset[int], frozenset[int]] = {}
+        names = list(queries)
+        for start in range(0, len(names), BLOCK):
+            some = names[start : start + BLOCK]
+            found = relevance.right([queries[name] for name in some], targets)
+            for name, row in zip(some, found, strict=True):
+                right = frozenset(np.flatnonzero(row).tolist())
+                relevant[name] = shared.setdefault(right, right)
+        pools[source] = Pool(items=tuple(items.values()), relevant=relevant)
+    return pools
 
 
-def hit_at_1(
+def held_out_metrics(
+    name: str,
     pairs: Sequence[Pair],
     query_vectors: Mapping[str, np.ndarray],
     candidate_vectors: Mapping[str, np.ndarray],
-) -> float:
-    """Return the share of queries whose nearest candidate is right; the light check in training.
+    *,
+    relevance: Relevance | None = None,
+) -> dict[str, float]:
+    """Return the light check in training: shares of queries whose nearest candidate is right.
 
-    Each query is ranked over the unique targets of its data set among ``pairs``.
+    Each query is ranked over the unique targets of its data set among ``pairs``. ``name`` is the
+    mean over all queries, `<name>_over_sets` the mean of the data sets' means, as benchmarks
+    average, and `<name>_by_set/<data set>` each of these. Pairs with a vector that means nothing
+    are left out; where no pair is left, that is logged and there is no metric.
 
     Args:
+        name: of the metric.
         pairs: whose vectors all exist; leave out (and count) the ones that failed.
         query_vectors: [D] by `pair.query.key()`.
         candidate_vectors: [D] by `pair.target.key()`.
+        relevance: what is right (None: by these pairs alone).
 
     Raises:
-        DataError: there is no pair, or a vector is missing.
+        DataError: a vector is missing.
     """
-    if not pairs:
-        raise DataError("expected at least one pair to measure hit@1 on, found none")
     missing = sorted(
         {pair.query.key() for pair in pairs} - set(query_vectors)
         | {pair.target.key() for pair in pairs} - set(candidate_vectors)
@@ -173,14 +202,37 @@ def hit_at_1(
             f"hit@1 needs a vector for every query and target of its {len(pairs)} pairs; "
             f"{len(missing)} missing, first {missing[0]!r}; leave out pairs that failed to embed"
         )
-    pools = pools_of(pairs)
+    relevance = relevance or Relevance(pairs)
+    kept = [
+        pair
+        for pair in pairs
+        if means_something(query_vectors[pair.query.key()])
+        and means_something(candidate_vectors[pair.target.key()])
+    ]
+    if len(kept) < len(pairs):
+        log.warning(
+            "%s: %d of %d pairs left out, whose embeddings are not finite or zero",
+            name,
+            len(pairs) - len(kept),
+            len(pairs),
+        )
+    if not kept:
+        log.error("%s: no held-out pair is left to be measured; the metric is left out", name)
+        return {}
+    pairs = kept
+    pools = pools_of(pairs, relevance)
     rows = {
         source: unit_rows([candidate_vectors[item.key()] for item in pool.items])
         for source, pool in pools.items()
     }
-    hits = 0
+    hits: dict[str, list[bool]] = {source: [] for source in pools}
     for pair in pairs:
         similarity = rows[pair.source] @ unit_rows([query_vectors[pair.query.key()]])[0]
-        relevant = pools[pair.source].relevant[pair.target_key()]
-        hits += rank_candidates(similarity, relevant).rank == 1
-    return hits / len(pairs)
+        relevant = pools[pair.source].relevant[pair.query.key()]
+        hits[pair.source].append(rank_candidates(similarity, relevant).rank == 1)
+    by_set = {source: sum(found) / len(found) for source, found in hits.items()}
+    return {
+        name: sum(map(sum, hits.values())) / len(pairs),
+        f"{name}{OVER_SETS}": sum(by_set.values()) / len(by_set),
+        **{f"{name}_by_set/{_NO_NAME.sub('_', source)}": value for source, value in by_set.items()},
+    }

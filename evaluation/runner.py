@@ -13,6 +13,7 @@ import numpy as np
 
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
+from data.relevance import Relevance
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
@@ -21,6 +22,7 @@ from evaluation.metrics import (
     Pool,
     Ranking,
     estimate,
+    means_something,
     measure,
     pools_of,
     rank_candidates,
@@ -90,6 +92,8 @@ class QueryResult:
     """1-based rank of the best right candidate; None where excluded."""
     candidates: int = 0
     """Size of the pool it was ranked over."""
+    chance: float | None = None
+    """Share of that pool that is right: hit@1 of candidates in any order; None where excluded."""
     metrics: Mapping[str, float] | None = None
     """Per-query metrics; None where excluded."""
     excluded: str = ""
@@ -117,6 +121,8 @@ class VariantResult:
     """Share whose evidence meets the truth, among queries whose truth is known."""
     kind: str = ALL_KINDS
     """Kind of task that it is limited to, over all data sets."""
+    chance: float | None = None
+    """hit@1 of candidates in any order; None where no query could be ranked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +133,26 @@ class Evaluation:
     def overall(self) -> dict[str, VariantResult]:
         """Return the result over all data sets, by variant, in the order of the table."""
         return self.of_kind(ALL_KINDS)
+
+    def by_set(self) -> dict[str, dict[str, VariantResult]]:
+        """Return the results by data set and variant, both in the order of the run."""
+        sets: dict[str, dict[str, VariantResult]] = {}
+        for found in self.results:
+            if found.source != OVERALL:
+                sets.setdefault(found.source, {})[found.variant] = found
+        return sets
+
+    def over_sets(self) -> dict[str, dict[str, float]]:
+        """Return by variant the mean of each metric over the data sets that have it, all alike."""
+        means: dict[str, dict[str, float]] = {}
+        for variant in self.overall():
+            ranked = [some[variant].metrics for some in self.by_set().values()]
+            ranked = [metrics for metrics in ranked if metrics]
+            means[variant] = {
+                name: float(np.mean([metrics[name].mean for metrics in ranked]))
+                for name in (MEASURES if ranked else ())
+            }
+        return means
 
     def of_kind(self, kind: str) -> dict[str, VariantResult]:
         """Return the result over the tasks of one kind in all data sets, by variant."""
@@ -177,14 +203,18 @@ def evaluate(
     reasoners: Mapping[str, Reason],
     embed: Embed,
     settings: Settings,
+    relevance: Relevance | None = None,
 ) -> Evaluation:
     """Return the metrics of every variant on the same pairs.
 
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
     engines can serve all of them. A query is ranked over its row's own candidates where it has
-    some, else over the unique targets of its data set.
+    some, else over the unique targets of its data set. ``relevance`` says what is right (None: by
+    the pairs, without a look at copies of pictures).
     """
-    pools = pools_of(pairs)
+    relevance = relevance or Relevance(pairs)
+    pools = pools_of(pairs, relevance)
+    right = [_right_of(pair, pools, relevance) for pair in pairs]
     ends = _ends_of(pairs, pools)
     traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
     cache: dict[str, np.ndarray | None] = {}
@@ -193,7 +223,7 @@ def evaluate(
     for variant in variants_of(reasoners):
         said = traces.get(variant.reasoner)
         vectors = _embed(ends, said, variant, embed=embed, settings=settings, cache=cache)
-        found = _rank(pairs, pools, variant, said, vectors, settings)
+        found = _rank(pairs, pools, right, variant, said, vectors, settings)
         queries.extend(found)
         for source in (OVERALL, *pools):
             rows = [query for query in found if source in (OVERALL, query.source)]
@@ -293,7 +323,7 @@ def _embed(
         vector = cache[key]
         if vector is None:
             failed[end] = "no embedding"
-        elif not np.isfinite(vector).all() or not np.any(vector):
+        elif not means_something(vector):
             failed[end] = "embedding not finite or zero"
         else:
             found[end] = vector
@@ -303,6 +333,7 @@ def _embed(
 def _rank(
     pairs: Sequence[Pair],
     pools: Mapping[str, Pool],
+    right: Sequence[frozenset[int]],
     variant: Variant,
     traces: Mapping[_End, str | None] | None,
     vectors: _Vectors,
@@ -315,15 +346,11 @@ def _rank(
     used: dict[str, _Matrix] = {}
     for number, pair in enumerate(pairs):
         serial = str(number)
+        matrix = matrices[pair.source]
         if pair.candidates:
-            unique = tuple({item.key(): item for item in pair.candidates}.values())
-            matrix = _Matrix.of(unique, vectors)
-            right = {pair.target.key()}
-        else:
-            matrix = matrices[pair.source]
-            pool = pools[pair.source]
-            right = {pool.items[index].key() for index in pool.relevant[pair.target_key()]}
-        relevant = frozenset(matrix.index[key] for key in right if key in matrix.index)
+            matrix = _Matrix.of(_own_candidates(pair), vectors)
+        places = matrix.places
+        relevant = frozenset(places[index] for index in right[number] if index in places)
         end = _query(pair)
         if end in vectors.failed:
             reasons[serial] = f"query: {vectors.failed[end]}"
@@ -361,6 +388,7 @@ def _rank(
                 retrieved=_retrieved(ranking, used[serial].items) if ranking else (),
                 rank=ranking.rank if ranking else None,
                 candidates=len(used[serial].items) if ranking else 0,
+                chance=len(ranking.relevant) / len(used[serial].items) if ranking else None,
                 metrics={name: values[name][serial] for name in MEASURES} if ranking else None,
                 excluded=reasons.get(serial, ""),
             )
@@ -368,20 +396,38 @@ def _rank(
     return results
 
 
+def _own_candidates(pair: Pair) -> tuple[Item, ...]:
+    """Return the row's own candidates, each once; empty: it has none."""
+    return tuple({item.key(): item for item in pair.candidates}.values())
+
+
+def _right_of(pair: Pair, pools: Mapping[str, Pool], relevance: Relevance) -> frozenset[int]:
+    """Return which of its own candidates, or of its pool's items, are right for a pair's query."""
+    if not pair.candidates:
+        return pools[pair.source].relevant[pair.query.key()]
+    keys = [relevance.key(item) for item in _own_candidates(pair)]
+    [found] = relevance.right([relevance.key(pair.query)], keys)
+    return frozenset(np.flatnonzero(found).tolist())
+
+
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """Candidates that were embedded: items, index by key, unit rows [N, D]."""
+    """Candidates that were embedded, with their unit rows [N, D]."""
 
     items: tuple[Item, ...]
-    index: Mapping[str, int]
+    places: Mapping[int, int]
+    """Where among them stand those that were given, by their place there."""
     rows: np.ndarray
 
     @classmethod
-    def of(cls, items: Iterable[Item], vectors: _Vectors) -> "_Matrix":
-        kept = tuple(item for item in items if _candidate(item) in vectors.found)
-        rows = unit_rows([vectors.found[_candidate(item)] for item in kept]) if kept else None
-        index = {item.key(): place for place, item in enumerate(kept)}
-        return cls(kept, index, np.empty((0, 0)) if rows is None else rows)
+    def of(cls, items: Sequence[Item], vectors: _Vectors) -> "_Matrix":
+        kept = [index for index, item in enumerate(items) if _candidate(item) in vectors.found]
+        found = [vectors.found[_candidate(items[index])] for index in kept]
+        return cls(
+            items=tuple(items[index] for index in kept),
+            places={index: place for place, index in enumerate(kept)},
+            rows=unit_rows(found) if found else np.empty((0, 0)),
+        )
 
 
 def _retrieved(ranking: Ranking, items: Sequence[Item]) -> tuple[Retrieved, ...]:
@@ -416,9 +462,10 @@ def _sum_up(
         metrics=metrics,
         valid=_share(row.valid for row in rows),
         on_target=_share(row.on_target for row in rows),
+        chance=_share(row.chance for row in rows),
     )
 
 
-def _share(values: Iterable[bool | None]) -> float | None:
+def _share(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

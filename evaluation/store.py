@@ -39,6 +39,7 @@ _SCHEMA = pa.schema(
         ("retrieved", pa.list_(pa.struct([("item", _ITEM), ("right", pa.bool_())]))),
         ("rank", pa.int32()),
         ("candidates", pa.int32()),
+        ("chance", pa.float64()),
         ("metrics", pa.struct([(name, pa.float64()) for name in MEASURES])),
         ("excluded", pa.string()),
     ]

@@ -28,7 +28,7 @@ from data.prompts import pictures_of, uris_shown
 from data.records import load_sets
 from data.relevance import Relevance, relevance_of
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
-from evaluation.metrics import hit_at_1
+from evaluation.metrics import held_out_metrics
 
 BASE_FOLDER = "base"
 """Of the run folder: the model where it lacks an `<emb>` token."""
@@ -216,10 +216,19 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
 
 
 def measure(
-    group: LearnerGroup, pairs: list[Pair], pictures: SharedPictures, config: EmbedderConfig
+    group: LearnerGroup,
+    pairs: list[Pair],
+    pictures: SharedPictures,
+    config: EmbedderConfig,
+    relevance: Relevance | None = None,
 ) -> dict[str, float]:
-    """Return held-out hit@1 with the written traces, by leading dimensions too, and without any."""
-    found = {}
+    """Return held-out hit@1 with the written traces, by leading dimensions too, and without any.
+
+    See `held_out_metrics`.
+    """
+    if not pairs:  # there is nothing to embed
+        return held_out_metrics("eval/hit_at_1", [], {}, {})
+    found: dict[str, float] = {}
     for name, evidence in (
         ("eval/hit_at_1", Evidence.FULL),
         ("eval/hit_at_1_no_trace", Evidence.NONE),
@@ -237,13 +246,17 @@ def measure(
             }
             rows = group.embed(list(contents.values()), pictures)
             vectors[side] = dict(zip(contents, rows, strict=True))
-        found[name] = hit_at_1(pairs, vectors[Side.QUERY], vectors[Side.TARGET])
+        found |= held_out_metrics(
+            name, pairs, vectors[Side.QUERY], vectors[Side.TARGET], relevance=relevance
+        )
         for size in config.dimensions if evidence is Evidence.FULL else ():
             cut = {
                 side: {key: row[:size] for key, row in rows.items()}
                 for side, rows in vectors.items()
             }
-            found[f"{name}_dim_{size}"] = hit_at_1(pairs, cut[Side.QUERY], cut[Side.TARGET])
+            found |= held_out_metrics(
+                f"{name}_dim_{size}", pairs, cut[Side.QUERY], cut[Side.TARGET], relevance=relevance
+            )
     return found
 
 

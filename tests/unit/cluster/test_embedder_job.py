@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from cluster.jobs.embedder import batches, make_row, negatives_traces, with_pictures
+from cluster.jobs.embedder import batches, make_row, measure, negatives_traces, with_pictures
 from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import DataError
@@ -173,3 +173,25 @@ def test_a_hard_negative_with_a_broken_picture_is_left_out_and_its_pair_stays(tm
     assert set(pictures) == {str(good)}
     [negative] = row_of(pair, config, pictures=pictures).negatives
     assert negative[0].uri == str(good)
+
+
+class FakeGroup:
+    """Embeds a text by the letter that its pair is named with."""
+
+    def embed(self, contents, pictures):
+        letters = [text_of(content).split("\nSummarize")[0].split()[1] for content in contents]
+        return np.stack([np.eye(4)["abcd".index(letter)] + 0.01 for letter in letters])
+
+
+def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
+    pairs = [make_pair(name, source="one" if name < "d" else "two") for name in "abcd"]
+    found = measure(FakeGroup(), pairs, None, replace(CONFIG, dimensions=(2,)))
+    for name in ("eval/hit_at_1", "eval/hit_at_1_no_trace"):
+        assert {found[name], found[f"{name}_over_sets"], found[f"{name}_by_set/one"]} == {1.0}
+    # Two dimensions cannot tell c from d, but tell it from a and b.
+    assert found["eval/hit_at_1_dim_2_by_set/one"] == 1.0
+
+
+def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(caplog):
+    assert measure(FakeGroup(), [], None, CONFIG) == {}
+    assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text

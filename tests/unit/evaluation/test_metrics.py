@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.relevance import Relevance
 from data.types import Item, Pair
 from evaluation.metrics import (
     estimate,
-    hit_at_1,
+    held_out_metrics,
     measure,
     pools_of,
     rank_candidates,
@@ -152,25 +153,55 @@ def test_pool_holds_each_target_once_per_data_set() -> None:
         make_pair("c", "blue"),
         make_pair("d", "red", source="other"),
     ]
-    pools = pools_of(pairs)
+    pools = pools_of(pairs, Relevance(pairs))
     assert [item.text for item in pools["s"].items] == ["red", "blue"]
     assert [item.text for item in pools["other"].items] == ["red"]
 
 
+def right_in_pool(pairs: list[Pair]) -> dict[str, set[int]]:
+    """Return by query which items of the pool of set `s` are right."""
+    relevant = pools_of(pairs, Relevance(pairs))["s"].relevant
+    return {pair.query.text: set(relevant[pair.query.key()]) for pair in pairs}
+
+
 def test_equal_labels_are_right_for_each_other() -> None:
     pairs = [make_pair("a", "red", label="r"), make_pair("b", "rot", label="r")]
-    assert pools_of(pairs)["s"].relevant == {"r": frozenset({0, 1})}
+    assert right_in_pool(pairs) == {"a": {0, 1}, "b": {0, 1}}
+
+
+def test_all_targets_of_a_query_are_right_for_it() -> None:
+    pairs = [make_pair("a", "red"), make_pair("a", "crimson"), make_pair("b", "crimson")]
+    assert right_in_pool(pairs) == {"a": {0, 1}, "b": {1}}
+
+
+def test_a_pool_of_more_queries_than_a_block_is_as_its_parts() -> None:
+    pairs = [make_pair(f"q{n}", f"t{n % 300}") for n in range(600)]
+    assert right_in_pool(pairs) == {f"q{n}": {n % 300} for n in range(600)}
+
+
+def held_out(pairs: list[Pair], queries: dict, candidates: dict) -> dict[str, float]:
+    return held_out_metrics("hit", pairs, queries, candidates)
 
 
 def test_light_hit_at_1_by_hand() -> None:
-    pairs = [make_pair("a", "red"), make_pair("b", "blue"), make_pair("c", "blue")]
+    pairs = [
+        make_pair("a", "red"),
+        make_pair("b", "blue"),
+        make_pair("c", "blue"),
+        make_pair("d", "red", source="o/$_$"),
+    ]
     axis = np.eye(3)
     queries = {
         pair.query.key(): row
-        for pair, row in zip(pairs, (axis[0], axis[0], 5 * axis[1]), strict=True)
+        for pair, row in zip(pairs, (axis[0], axis[0], 5 * axis[1], axis[2]), strict=True)
     }
     candidates = {Item(text="red").key(): axis[0], Item(text="blue").key(): axis[1]}
-    assert hit_at_1(pairs, queries, candidates) == pytest.approx(2 / 3)
+    assert held_out(pairs, queries, candidates) == {
+        "hit": pytest.approx(3 / 4),
+        "hit_over_sets": pytest.approx((2 / 3 + 1) / 2),
+        "hit_by_set/s": pytest.approx(2 / 3),
+        "hit_by_set/o____": 1.0,  # a tracker would refuse the set's own name
+    }
 
 
 def test_light_hit_at_1_gives_nothing_for_a_collapsed_embedder() -> None:
@@ -178,11 +209,33 @@ def test_light_hit_at_1_gives_nothing_for_a_collapsed_embedder() -> None:
     vector = np.ones(4, dtype=np.float32)
     queries = {pair.query.key(): vector for pair in pairs}
     candidates = {pair.target.key(): vector for pair in pairs}
-    assert hit_at_1(pairs, queries, candidates) == 0.0
+    assert held_out(pairs, queries, candidates)["hit"] == 0.0
+
+
+def test_light_hit_at_1_counts_every_right_target_also_those_known_from_elsewhere() -> None:
+    pairs = [make_pair("a", "red"), make_pair("b", "crimson")]
+    vectors = {pair.query.key(): np.eye(2)[0] for pair in pairs}
+    candidates = {Item(text="red").key(): np.eye(2)[1], Item(text="crimson").key(): np.eye(2)[0]}
+    assert held_out(pairs, vectors, candidates)["hit"] == 0.5
+    relevance = Relevance([*pairs, make_pair("a", "crimson")])
+    found = held_out_metrics("hit", pairs, vectors, candidates, relevance=relevance)
+    assert found["hit"] == 1.0
 
 
 def test_light_hit_at_1_names_what_is_missing() -> None:
     with pytest.raises(DataError, match="2 missing"):
-        hit_at_1([make_pair("a", "red")], {}, {})
-    with pytest.raises(DataError, match="at least one pair"):
-        hit_at_1([], {}, {})
+        held_out([make_pair("a", "red")], {}, {})
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 0.0])
+def test_light_hit_at_1_leaves_out_and_counts_vectors_that_mean_nothing(odd, caplog) -> None:
+    pairs = [make_pair("a", "red"), make_pair("b", "blue")]
+    queries = {pair.query.key(): row for pair, row in zip(pairs, np.eye(2), strict=True)}
+    candidates = {pair.target.key(): row for pair, row in zip(pairs, np.eye(2), strict=True)}
+    assert held_out(pairs, queries, candidates)["hit"] == 1.0
+    candidates[pairs[0].target.key()] = np.full(2, odd)
+    assert held_out(pairs, queries, candidates)["hit"] == 1.0
+    assert "hit: 1 of 2 pairs left out" in caplog.text
+    queries[pairs[1].query.key()] = np.full(2, odd)
+    assert held_out(pairs, queries, candidates) == {}
+    assert "hit: no held-out pair is left to be measured; the metric is left out" in caplog.text

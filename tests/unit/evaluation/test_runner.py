@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
+from data.relevance import Relevance
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.evidence import on_target
@@ -280,6 +281,65 @@ def test_equal_labels_count_as_right() -> None:
     )
     assert of(found, "r")["red-0"].retrieved[0].item == Item(text="red")
     assert of(found, "r")["red-0"].rank == 1
+
+
+def captions(*texts: str, **more: object) -> list[Pair]:
+    """Return pairs of one picture each of whose captions is right."""
+    return [image_pair("red", target=Item(text=text), pair_id=text, **more) for text in texts]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_every_caption_of_a_picture_is_right_for_it(own: bool) -> None:
+    more = {"candidates": tuple(Item(text=text) for text in ("red", "ruby", "blue"))} if own else {}
+    pairs = [*captions("ruby", "red", **more), image_pair("blue")]
+    found = evaluate(
+        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+    )
+    ranks = {name: query.rank for name, query in of(found, "r").items()}
+    assert ranks == {"ruby": 1, "red": 1, "blue-0": 1}
+    assert of(found, "r")["ruby"].metrics["hit_at_1"] == 1.0
+    assert of(found, "r")["ruby"].chance == pytest.approx(2 / 3)
+
+
+def test_a_copy_of_the_right_picture_is_right() -> None:
+    first, copy = (Item(text="", kind=Kind.IMAGE, uris=(f"/p/{n}/red",)) for n in (0, 1))
+    pairs = [
+        Pair(pair_id=name, source="find", query=Item(text=f"the red {name}"), target=item)
+        for name, item in (("one", first), ("other", copy))
+    ]
+    pairs.append(text_pair("blue"))
+
+    def embed(requests: list[EmbedRequest]) -> dict[str, np.ndarray]:
+        return {r.key: np.eye(2)[int("red" in repr(r.content))] for r in requests}
+
+    plain = evaluate(pairs, reasoners={}, embed=embed, settings=SETTINGS)
+    # Ties go against the gold, so that both ends lose.
+    assert [of(plain, NO_COT)[name].rank for name in ("one", "other")] == [2, 2]
+    relevance = Relevance(pairs, {copy.uris[0]: first.uris[0]})
+    found = evaluate(pairs, reasoners={}, embed=embed, settings=SETTINGS, relevance=relevance)
+    assert [of(found, NO_COT)[name].rank for name in ("one", "other")] == [1, 1]
+
+
+def test_means_over_sets_weigh_sets_alike_and_leave_out_those_without_a_ranked_query() -> None:
+    pairs = [
+        *(image_pair(colour) for colour in COLOURS[:4]),
+        *(text_pair(colour) for colour in COLOURS[:2]),
+        Pair(pair_id="x", source="lost", query=Item(text="gone"), target=Item(text="gone")),
+    ]
+    found = evaluate(
+        pairs, reasoners={"r": Reasoner(OTHER_BOX)}, embed=Embedder("gone"), settings=SETTINGS
+    )
+    by_set = found.by_set()
+    hits = {name: by_set[name]["r"].metrics["hit_at_1"].mean for name in ("color", "find")}
+    assert hits == {"color": 0.0, "find": 1.0}
+    assert found.overall()["r"].metrics["hit_at_1"].mean == pytest.approx(2 / 6)
+    assert found.over_sets()["r"]["hit_at_1"] == pytest.approx(1 / 2)
+    assert found.over_sets().keys() == found.overall().keys()
+
+
+def test_chance_is_the_share_of_the_pool_that_is_right(learned: Evaluation) -> None:
+    assert learned.by_set()["color"]["eg_rl"].chance == pytest.approx(1 / 6)
+    assert learned.overall()["eg_rl"].chance == pytest.approx(1 / 6)
 
 
 @pytest.mark.parametrize(
