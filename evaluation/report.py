@@ -10,11 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from evaluation import gallery
 from evaluation.ablation import AblationRow, ablation
 from evaluation.cards import AFTER, BEFORE, REASONERS, build_card, choose
-from evaluation.metrics import MEASURES, Estimate
+from evaluation.metrics import MEASURES, OVER_SETS, Estimate
 from evaluation.monitor_rows import monitor_rows
 from evaluation.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
@@ -85,6 +86,8 @@ def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int
     return environment.get_template("report.html.j2").render(
         title=title,
         rows=headline(overall),
+        over_sets=runs.evaluation.over_sets(),
+        sets=len(runs.evaluation.by_set()),
         metrics=("hit@1", "hit@5", "nDCG@5"),
         before=overall.get(BEFORE),
         after=overall.get(AFTER),
@@ -125,41 +128,110 @@ def headline(overall: Mapping[str, VariantResult]) -> list[Row]:
 
 
 def headline_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Return the means of the headline table as `<variant>/<metric>`."""
-    return {
+    """Return the means of the headline table.
+
+    `<variant>/<metric>` is the mean over all queries, `<variant>/<metric>_over_sets` the mean of
+    the data sets' means.
+    """
+    over_queries = {
         f"{name}/{metric}": found.mean
         for name, result in evaluation.overall().items()
         for metric, found in result.metrics.items()
     }
+    return over_queries | {
+        f"{name}/{metric}{OVER_SETS}": mean
+        for name, means in evaluation.over_sets().items()
+        for metric, mean in means.items()
+    }
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:
-    """Print the headline table and the ablation of the evidence; they fit 80 columns."""
-    console.print(_headline_table(headline(evaluation.overall())))
+    """Print the headline table, hit@1 by data set and the ablation of the evidence.
+
+    They fit 80 columns.
+    """
+    rows = headline(evaluation.overall())
+    console.print(_headline_table(rows, evaluation.over_sets(), len(evaluation.by_set())))
+    console.print(_set_table(rows, evaluation))
     kinds = ablation(evaluation)
     if kinds:
         console.print(_ablation_table(kinds))
 
 
-def _headline_table(rows: Sequence[Row]) -> Table:
+def _headline_table(
+    rows: Sequence[Row], over_sets: Mapping[str, Mapping[str, float]], sets: int
+) -> Table:
     left_out = [f"{row.title}: left out {row.excluded}" for row in rows if row.excluded]
     table = _table("Held-out retrieval", caption="\n".join(left_out))
     table.add_column("variant", no_wrap=True)
-    for name in ("hit@1", "95 %", "hit@5", "nDCG@5", "valid", "target", "n"):
+    for name in ("hit@1", "95 %", "hit@5", "nDCG@5"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
+    # A column where nothing is known says nothing.
+    shares = {
+        title: values
+        for title, values in (
+            ("valid", [row.result.valid for row in rows]),
+            ("target", [row.result.on_target for row in rows]),
+        )
+        if any(value is not None for value in values)
+    }
+    for name in (*shares, "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if sets > 1:
+        table.add_row("all queries alike", style="dim")
+    for index, row in enumerate(rows):
         first, *others = row.metrics
         table.add_row(
             row.title,
             _number(first.mean if first else None),
             _interval(first),
             *(_number(found.mean if found else None) for found in others),
-            _number(row.result.valid),
-            _number(row.result.on_target),
+            *(_number(values[index]) for values in shares.values()),
             str(row.result.queries),
             style="bold" if row.best else "",
         )
+    if sets > 1:
+        table.add_section()
+        table.add_row(f"{sets} data sets alike", style="dim")
+        for row in rows:
+            first_mean, *means = (over_sets[row.result.variant].get(name) for name in MEASURES)
+            table.add_row(row.title, _number(first_mean), "", *map(_number, means))
     return table
+
+
+def _set_table(rows: Sequence[Row], evaluation: Evaluation) -> Table:
+    """Return hit@1 of each variant by data set, beside that of candidates in any order."""
+    sets = evaluation.by_set()
+    table = _table("Held-out hit@1 by data set", caption="")
+    table.add_column("data set", overflow="fold")
+    short = [row.title.replace(", text only", "\ntext").replace(", text +", "\n+") for row in rows]
+    for name in ("chance", *short, "n"):
+        table.add_column(name, justify="right")
+
+    def add(title: str, results: Mapping[str, VariantResult]) -> None:
+        found = [results[row.result.variant] for row in rows]
+        hits = [one.metrics["hit_at_1"].mean if one.metrics else None for one in found]
+        number = str(min(one.queries for one in found))
+        table.add_row(Text(title), _number(_chance(results)), *map(_number, hits), number)
+
+    for source, results in sets.items():
+        add(source, results)
+    if len(sets) > 1:
+        table.add_section()
+        add("all queries", evaluation.overall())
+        known = [one for one in map(_chance, sets.values()) if one is not None]
+        over_sets = evaluation.over_sets()
+        table.add_row(
+            "mean over sets",
+            _number(sum(known) / len(known) if known else None),
+            *(_number(over_sets[row.result.variant].get("hit_at_1")) for row in rows),
+        )
+    return table
+
+
+def _chance(results: Mapping[str, VariantResult]) -> float | None:
+    """Return hit@1 of candidates in any order, by the first variant that ranked a query."""
+    return next((one.chance for one in results.values() if one.chance is not None), None)
 
 
 def _ablation_table(rows: Sequence[AblationRow]) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from evaluation.metrics import OVER_SETS
 from evaluation.runner import TEXT_SUFFIX, Evaluation
 from evaluation.store import load_evaluation
 
@@ -70,6 +71,7 @@ def load_stage(folder: Path) -> Stage:
 def build_summary(runs: Runs) -> dict[str, Any]:
     """Return `summary.json`; a figure that could not be measured is None.
 
+    `hit_at_1` is the mean over all queries, `hit_at_1_over_sets` the mean of the data sets' means.
     `queries` counts the ranked queries of the variant that ranked fewest.
     """
     overall = runs.evaluation.overall()
@@ -78,6 +80,9 @@ def build_summary(runs: Runs) -> dict[str, Any]:
         "hit_at_1": {
             name: result.metrics["hit_at_1"].mean if result.metrics else None
             for name, result in overall.items()
+        },
+        f"hit_at_1{OVER_SETS}": {
+            name: means.get("hit_at_1") for name, means in runs.evaluation.over_sets().items()
         },
         "valid": {name: overall[name].valid for name in reasoners},
         "on_target": {name: overall[name].on_target for name in reasoners},

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -18,8 +19,8 @@ from data.monitor_table import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.cards import choose
-from evaluation.report import headline, print_table, title_of
-from evaluation.runner import Settings, evaluate
+from evaluation.report import headline, headline_metrics, print_table, title_of
+from evaluation.runner import Evaluation, Settings, evaluate
 from evaluation.store import save_evaluation
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
 
@@ -192,6 +193,80 @@ def test_both_printed_tables_fit_80_columns(config: ReportConfig) -> None:
     assert not [line for line in lines if "\u2026" in line]
 
 
+def evaluation_of(*, misses: str) -> Evaluation:
+    """Return an evaluation in which every query of set ``misses`` retrieves something wrong."""
+    pairs = [
+        Pair(
+            pair_id=f"{source}{number}",
+            source=source,
+            query=Item(text=f"{source} {number}"),
+            target=Item(text=f"{source} {number}"),
+        )
+        for source, count in (("[/x] many", 3), ("one", 1), ("two", 2))
+        for number in range(count)
+    ]
+
+    def read(requests: list[EmbedRequest]) -> dict[str, np.ndarray]:
+        texts = [str(request.content[0]).split("\nSummarize")[0] for request in requests]
+        return {
+            request.key: np.eye(7)[0 if misses in text else 1 + int(text[-1])]
+            for request, text in zip(requests, texts, strict=True)
+        }
+
+    settings = Settings(templates="brief", max_frames=4, resamples=5, seed=0)
+    return evaluate(pairs, reasoners={}, embed=read, settings=settings)
+
+
+def printed(evaluation: Evaluation) -> list[str]:
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table(evaluation, console)
+    return console.export_text().splitlines()
+
+
+def test_both_means_and_each_set_beside_its_chance_are_printed() -> None:
+    found = evaluation_of(misses="many")
+    lines = [" ".join(line.split()) for line in printed(found)]
+    # Three of six queries miss, and one of three sets.
+    assert "[/x] many 0.333 0.000 3" in lines
+    assert "one 1.000 1.000 1" in lines
+    assert "two 0.500 1.000 2" in lines
+    assert "all queries 0.500 0.500 6" in lines
+    assert "mean over sets 0.611 0.667" in lines
+    assert [line for line in lines if line.startswith("No T-CoT 0.667 1.000 ")]
+    metrics = headline_metrics(found)
+    assert metrics["no_cot/hit_at_1"] == pytest.approx(1 / 2)
+    assert metrics["no_cot/hit_at_1_over_sets"] == pytest.approx(2 / 3)
+    summary = build_summary(Runs(evaluation=found, records=(), stages=()))
+    assert summary["hit_at_1"]["no_cot"] == pytest.approx(1 / 2)
+    assert summary["hit_at_1_over_sets"]["no_cot"] == pytest.approx(2 / 3)
+
+
+def test_a_column_of_which_nothing_is_known_is_not_printed(config: ReportConfig) -> None:
+    def head(evaluation: Evaluation) -> list[str]:
+        return next(line for line in printed(evaluation) if line.startswith("variant")).split()
+
+    known = runs_of(config).evaluation
+    assert head(known)[-3:] == ["valid", "target", "n"]
+    # No query's true evidence is known.
+    results = tuple(replace(one, on_target=None) for one in known.results)
+    assert head(replace(known, results=results))[-2:] == ["valid", "n"]
+    assert head(evaluation_of(misses="none"))[-2:] == ["nDCG@5", "n"]
+
+
+def test_an_evaluation_that_was_written_before_is_shown_without_chance(
+    config: ReportConfig,
+) -> None:
+    file = Path(config.evaluate) / "evaluation.json"
+    written = json.loads(file.read_text())
+    for result in written["results"]:
+        del result["chance"]
+    file.write_text(json.dumps(written))
+    table = Path(config.evaluate) / "evaluation.parquet"
+    pq.write_table(pq.read_table(table).drop_columns("chance"), table)
+    lines = [line.split() for line in printed(runs_of(config).evaluation)]
+    assert ["color", "-", *["1.000"] * 5, "2"] in lines
+
+
 def test_monitors_are_shown_with_their_limits_and_alarms(config: ReportConfig) -> None:
     lines = [
         {"step": 1, "hack/all_wrong": 0.95, "alarm/all_wrong": 1.0, "hack/all_right": 0.25},
@@ -243,14 +318,26 @@ def test_no_gallery_and_no_curves_still_make_a_page(config: ReportConfig) -> Non
 def test_summary_has_the_promised_fields(config: ReportConfig) -> None:
     main(config)
     found = json.loads((Path(config.run.dir) / "summary.json").read_text())
-    assert list(found) == ["hit_at_1", "valid", "on_target", "seconds", "steps", "queries"]
-    assert list(found["hit_at_1"]) == [
-        "no_cot",
-        "warm_start_text",
-        "warm_start",
-        "eg_rl_text",
-        "eg_rl",
+    assert list(found) == [
+        "hit_at_1",
+        "hit_at_1_over_sets",
+        "valid",
+        "on_target",
+        "seconds",
+        "steps",
+        "queries",
     ]
+    assert (
+        list(found["hit_at_1"])
+        == list(found["hit_at_1_over_sets"])
+        == [
+            "no_cot",
+            "warm_start_text",
+            "warm_start",
+            "eg_rl_text",
+            "eg_rl",
+        ]
+    )
     assert found["valid"] == {"warm_start": 1.0, "eg_rl": 1.0}
     assert found["on_target"] == {"warm_start": 1.0, "eg_rl": 1.0}
     assert found["seconds"] == {"data": 12.5, "rl": 12.5}
@@ -267,6 +354,7 @@ def test_what_could_not_be_measured_is_null(tmp_path: Path) -> None:
     summary = build_summary(Runs(evaluation=found, records=(), stages=()))
     assert summary["hit_at_1"]["eg_rl"] is None
     assert summary["hit_at_1"]["no_cot"] is not None
+    assert summary["hit_at_1_over_sets"]["eg_rl"] is None
     assert (summary["steps"], summary["queries"]) == (0, 0)
 
 
