@@ -364,7 +364,8 @@ class EvalConfig:
     every: int = 0
     """Measure on held-out data each so many steps; 0 = never."""
     samples: int = 256
-    """Held-out pairs used."""
+    """Held-out pairs used: each set gives its share, spread over its rows, and at least one. (The
+    job `warm_start` draws that many written traces from all sets together.)"""
 
 
 @dataclass(frozen=True)
