@@ -11,6 +11,10 @@ from data.records import LoadedSet
 from data.types import Pair
 
 log = logging.getLogger(__name__)
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that git-lfs has put in the place of the one that it keeps elsewhere."""
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICTURE_PROCESSOR = "preprocessor_config.json|processor_config.json"
 
 NEEDED_FILES = (
@@ -25,11 +29,19 @@ def check_folder(folder: str) -> Path:
 
     Raises:
         DataError: it does not exist, or lacks configuration, weights, tokenizer or, where the
-            model sees pictures, their processor.
+            model sees pictures, their processor; or files of it are but git-lfs's pointers.
     """
     path = Path(folder)
     if not path.is_dir():
         raise DataError(f"{folder}: expected a model folder, found none; check the path")
+    pointers = sorted(
+        one.name for kind in MODEL_FILES for one in path.glob(kind) if _is_pointer(one)
+    )
+    if pointers:
+        raise DataError(
+            f"{folder}: expected a model's files, found git-lfs pointers in the place of "
+            f"{', '.join(pointers)}; run `git lfs pull` in the folder"
+        )
     missing = [
         f"{names.replace('|', ' or ')} ({what})"
         for names, what in NEEDED_FILES
@@ -38,12 +50,38 @@ def check_folder(folder: str) -> Path:
     ]
     if not list(path.glob("*.safetensors")):
         missing.append("*.safetensors (the weights)")
+    missing += [f"{name} (named by {WEIGHTS_INDEX})" for name in _missing_shards(path)]
     if missing:
         raise DataError(
             f"{folder}: not a complete model folder, missing {', '.join(missing)}; copy them from "
             "the model that it was made from"
         )
     return path
+
+
+def _is_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    """Return the files that the index of the weights names and that are not there.
+
+    Raises:
+        DataError: it is no index.
+    """
+    index = folder / WEIGHTS_INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return []  # loaders read the one file and no index
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{index}: expected an index of weights ({error!r}); copy it again"
+        ) from error
+    return sorted(name for name in named if not (folder / name).is_file())
 
 
 def sees_pictures(folder: str) -> bool:
@@ -65,13 +103,23 @@ def load_processor(folder: str) -> Any:
     """Return the folder's Hugging Face processor; of a text-only model its tokenizer.
 
     Raises:
-        DataError: the folder is incomplete, or only code of its own can read it.
+        DataError: the folder is incomplete, a file of it cannot be read, or only code of its own
+            can read it.
     """
     # Imported here: transformers takes seconds, and settings are checked without it.
     from transformers import AutoProcessor, AutoTokenizer
 
     kind = AutoProcessor if sees_pictures(folder) else AutoTokenizer
-    return load_pretrained(kind, check_folder(folder))
+    path = check_folder(folder)
+    try:
+        return load_pretrained(kind, path)
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder}: its tokenizer or picture processor cannot be read: {error}; copy their "
+            "files again"
+        ) from error
 
 
 def load_pretrained(kind: Any, folder: str | Path, **settings: Any) -> Any:

@@ -36,6 +36,10 @@ def folder(tmp_path):
     return write
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "b" * 64 + "\nsize 4996\n"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
 def loaded(name, *pairs):
     return LoadedSet(name=name, pairs=pairs, bad_rows=())
 
@@ -75,6 +79,45 @@ def test_code_in_a_folder_is_not_run_for_its_tokenizer(coded):
 def test_code_in_a_folder_is_run_for_nothing_else(coded, kind):
     with pytest.raises(DataError, match="code from its own folder, which is never run"):
         load_pretrained(getattr(transformers, kind), coded)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_git_lfs_pointers_are_refused_with_what_to_do(folder, tmp_path, name):
+    path = folder(model_type="llama")
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(DataError, match=rf"in the place of {name}; run `git lfs pull`"):
+        check_folder(path)
+
+
+def sharded(folder, tmp_path):
+    """Return a folder with the first of two shards."""
+    path = folder(model_type="llama")
+    (tmp_path / "model.safetensors").rename(tmp_path / SHARDS[0])
+    index = {"weight_map": dict(zip("ab", SHARDS, strict=True))}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def test_a_shard_of_the_index_that_is_not_there_is_named(folder, tmp_path):
+    path = sharded(folder, tmp_path)
+    with pytest.raises(DataError, match=f"missing {SHARDS[1]} \\(named by model.safetensors.index"):
+        check_folder(path)
+    (tmp_path / SHARDS[1]).touch()
+    assert check_folder(path).is_dir()
+
+
+def test_an_index_that_is_none_is_refused(folder, tmp_path):
+    path = sharded(folder, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(DataError, match="expected an index of weights"):
+        check_folder(path)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_refused(folder, tmp_path):
+    path = folder(model_type="llama")
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(DataError, match="tokenizer or picture processor cannot be read"):
+        load_processor(path)
 
 
 def test_a_configuration_that_is_not_json_is_refused(folder, tmp_path):
