@@ -6,7 +6,8 @@ EmbedRLError
     TCoTError                    a text is not a T-CoT trace
   JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
-  CheckpointError(RuntimeError)  a checkpoint is missing, incomplete or of another run
+  CheckpointError(RuntimeError)  a checkpoint cannot be written, or is of another run
+    DamagedCheckpoint            what it holds cannot be read
   DivergedError(RuntimeError)    step after step was NaN or infinite
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
@@ -46,7 +47,11 @@ class WeightSyncError(EmbedRLError, RuntimeError):
 
 
 class CheckpointError(EmbedRLError, RuntimeError):
-    """A checkpoint is missing, incomplete, or belongs to another run."""
+    """A checkpoint cannot be written, is missing, or belongs to another run."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint is incomplete, or not what was written; the one before may be well."""
 
 
 class DivergedError(EmbedRLError, RuntimeError):
