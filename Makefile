@@ -58,8 +58,12 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 	@$(root_is_there)
 	@[ -L "$(RUNS)/demo" ] || [ ! -e "$(RUNS)/demo" ] || \
 	  { echo "$(RUNS)/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
-	@mkdir -p "$(RUNS)/demo-seed$(SEED)" && ln -sfn demo-seed$(SEED) "$(RUNS)/demo"
-	@for stage in $(DEMO); do \
+	@mkdir -p "$(RUNS)/demo-seed$(SEED)"
+	@exec 9>>"$(RUNS)/demo.lock"; \
+	$(PY) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || \
+	  { echo "another make demo runs in $(RUNS): wait until it has ended, $(RUNS)/demo links to its runs"; exit 1; }; \
+	ln -sfn demo-seed$(SEED) "$(RUNS)/demo"; \
+	for stage in $(DEMO); do \
 	  echo "== $${stage##*:}"; \
 	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml run.seed=$(SEED) || exit 1; \
 	done
@@ -121,7 +125,7 @@ mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(RUNS)/mlflow.db"
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
-	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(COVERED)" "$(RUNS)/demo" "$(RUNS)"/demo-seed*
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(COVERED)" "$(RUNS)/demo" "$(RUNS)"/demo-seed* "$(RUNS)/demo.lock"
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 .venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py

@@ -1,12 +1,17 @@
 """The folder of one run: resolved settings, metrics, trajectories, checkpoints, export."""
 
+import fcntl
 import json
+import logging
 import os
+import shutil
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +19,16 @@ import pyarrow.parquet as pq
 from cluster.trajectory_rows import SCHEMA
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml
+from data.durable import sync
 from evaluation.summary import STAGE_FILE
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 RUN_ID_FILE = "mlflow_run_id"
+LOCK_FILE = ".lock"
+"""Locked by the job that runs in the folder; says its process and host."""
+LEFTOVERS = (".export-*", "*.part", "trajectories/*.part")
+"""What a killed job may leave half-written."""
 SHOWN_KEYS = 8
 """Changed settings that a refusal spells out."""
 BROKEN_FILE = "broken_steps.txt"
@@ -27,6 +39,11 @@ PLACEMENT = {
     "max_step_bytes",
 }
 """Settings that say where a run computes and not what: they may change when it is resumed."""
+STEPS = "steps"
+OPEN = {STEPS, "learner.optimizer.lr"}
+"""Settings that may change as well; that they did is logged."""
+MODEL_FOLDERS = {"model", "reasoner", "second_model", "warm_start", "eg_rl"}
+"""Settings that name a model's folder."""
 
 
 def project_root() -> Path:
@@ -67,37 +84,73 @@ def project_root() -> Path:
     )
 
 
+def settled(config: T) -> T:
+    """Return settings whose model folders are named as links lie now.
+
+    Engines and ranks read them again later, when they are replaced.
+    """
+    changes: dict[str, Any] = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if is_dataclass(value):
+            changes[one.name] = settled(value)
+        elif one.name in MODEL_FOLDERS and value:
+            changes[one.name] = str(Path(value).resolve())
+    return replace(config, **changes)
+
+
 class RunFolder:
-    """Owns the files of one run; created once per job."""
+    """Owns the files of one run; created once per job, which holds its lock from then on."""
 
     def __init__(self, config: Any, *, job: str) -> None:
-        """Open or create the folder ``config.run.dir``.
+        """Open or create the folder ``config.run.dir``, and clear away what a killed job has left.
+
+        A finished run that is given more steps is opened again.
 
         Raises:
-            ConfigError: the folder holds a run with other settings; the keys are listed.
+            ConfigError: another job runs in the folder, or it holds a run with other settings; the
+                keys are listed.
         """
-        self.path = Path(config.run.dir)
+        # As links lie now: whoever moves one later does not move the run.
+        self.path = Path(config.run.dir).resolve()
         self.job = job
         self.started = time.time()
+        self.inputs: Mapping[str, Mapping[str, str]] = {}
+        """Fingerprints of the data and models that the run reads, for its checkpoints."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = None if self.finished else _locked(self.path / LOCK_FILE)
         resolved = self.path / "resolved.yaml"
         text = to_yaml(config)
         tracked = self.path / RUN_ID_FILE
-        # A job that was refused before it did anything has left no more than these two.
-        begun = any(path not in (resolved, tracked) for path in self.path.iterdir())
-        changed = _changed_keys(resolved.read_text(), config) if resolved.is_file() else []
-        if changed and begun:
-            more = len(changed) - SHOWN_KEYS
-            shown = [*changed[:SHOWN_KEYS], *([f"and {more} more"] if more > 0 else [])]
+        changes = _changes(resolved.read_text(), config) if resolved.is_file() else {}
+        kept = {key: change for key, change in changes.items() if key not in OPEN}
+        # A job that was refused before it did anything has left no more than these.
+        own = (resolved, tracked, self.path / LOCK_FILE)
+        begun = any(path not in own for path in self.path.iterdir())
+        if kept and begun:
+            lines = [f"{key}: there {old!r}, now {new!r}" for key, (old, new) in kept.items()]
+            more = len(lines) - SHOWN_KEYS
+            shown = [*lines[:SHOWN_KEYS], *([f"and {more} more"] if more > 0 else [])]
             raise ConfigError(
                 f"{self.path}: holds a run with other settings ({'; '.join(shown)}); choose "
                 "another run.dir, or delete the folder to start over"
             )
-        if changed:
+        if kept:
             tracked.unlink(missing_ok=True)  # MLflow lets no run change its settings
+        if self.finished and STEPS in changes and changes[STEPS][0] < changes[STEPS][1]:
+            self._lock = _locked(self.path / LOCK_FILE)
+            (self.path / STAGE_FILE).unlink()
         if not self.finished:
+            for key in changes.keys() & OPEN if begun else ():
+                log.info("%s: there %r, from here on %r", key, *changes[key])
+            self._clear_leftovers()
             write_atomically(resolved, text)
         self.metrics_path = self.path / "metrics.jsonl"
+
+    def _clear_leftovers(self) -> None:
+        """Delete what a job that was killed had half-written."""
+        for path in (path for pattern in LEFTOVERS for path in self.path.glob(pattern)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @property
     def seconds(self) -> float:
@@ -150,20 +203,47 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old or the new one, never half of it."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
+    sync(part)
     part.replace(path)
+    sync(path.parent)
 
 
-def _changed_keys(old_yaml: str, config: Any) -> list[str]:
+def _locked(path: Path) -> TextIO:
+    """Return the file of a lock that this process has taken, and loses as it ends, however it does.
+
+    Not `flock`: processes that are forked would hold it longer than their parent lives.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        raise ConfigError(
+            f"{path.parent}: another job runs in this folder ({file.read().strip()}); wait until "
+            "it has ended, stop it, or choose another run.dir"
+        ) from error
+    except OSError as error:
+        log.warning("%s: no lock (%s): see that no other job runs in this folder", path, error)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _changes(old_yaml: str, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not as they were, but for those of a placement: old, new."""
     from omegaconf import OmegaConf
 
     old = _leaves(to_flat(OmegaConf.create(old_yaml)))
     new = _leaves(to_flat(config))
-    keys = sorted(set(old) | set(new))
-    return [
-        f"{key}: there {old.get(key)!r}, now {new.get(key)!r}"
-        for key in keys
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(set(old) | set(new))
         if old.get(key) != new.get(key) and key.rpartition(".")[2] not in PLACEMENT
-    ]
+    }
 
 
 def _leaves(tree: Any, key: str = "") -> dict[str, Any]:

@@ -48,8 +48,9 @@ class Tracker:
         self._newest: dict[str, int] = {}
         """Last step of each metric."""
         self._flushed = time.monotonic()
-        home = runs_folder(folder)
-        self.client = open_store(folder)
+        given = Path(config.run.dir)  # `folder` is what its links lead to
+        home = runs_folder(given)
+        self.client = open_store(given)
         experiment = self.client.get_experiment_by_name(config.run.experiment)
         experiment_id = (
             experiment.experiment_id

@@ -37,6 +37,9 @@ class BrokenStreak:
         self.path.write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
         raise DivergedError(
             f"{self.limit} steps in a row had a NaN or infinite loss or gradient; the {len(keys)} "
-            f"trajectories are listed in {self.path}, first {keys[0]}; the last checkpoint is "
-            "from before or between them: look at these traces, or lower learner.optimizer.lr"
+            f"trajectories are listed in {self.path}, first {keys[0]}: look at these traces. The "
+            "same command goes on from the last checkpoint, from before or between these steps, "
+            "and would meet them again: give it a lower learner.optimizer.lr, which a run that "
+            "goes on may have. Delete the newest folder under checkpoints/ to go on from the one "
+            "before"
         )

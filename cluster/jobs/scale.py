@@ -45,7 +45,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         ClusterError: no such job is on the cluster, or it has no such pool.
         ConfigError: RAY_ADDRESS is a dashboard's.
     """
-    namespace = str(run.absolute())
+    namespace = str(run.resolve())  # as the job's own
     if (run / STAGE_FILE).is_file():
         raise ClusterError(
             f"expected a job that runs in {namespace}, found one that has finished: it has no "

@@ -1,6 +1,7 @@
 """Set-up: the torchvision mend, the constraints file, the Makefile's installer and help."""
 
 import configparser
+import fcntl
 import os
 import re
 import shutil
@@ -221,3 +222,27 @@ def test_every_package_folder_is_installed():
         for path in (ROOT / top).rglob("__init__.py")
     }
     assert listed == found
+
+
+def make_demo(root, seed):
+    """Run `make demo` without a stage."""
+    settings = (f"SEED={seed}", "DEMO=", f"PY={sys.executable}", "-o", ".venv/.ready")
+    return subprocess.run(
+        ["make", "-C", ROOT, "-s", "demo", *settings],
+        env={**os.environ, "EMBED_RL_ROOT": str(root), "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_demo_beside_a_running_one_is_refused_and_moves_no_link(tmp_path):
+    assert make_demo(tmp_path, 0).returncode == 0
+    with (tmp_path / "runs/demo.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the running one's shell holds it
+        second = make_demo(tmp_path, 1)
+    assert second.returncode != 0
+    assert "another make demo runs" in second.stdout
+    assert os.readlink(tmp_path / "runs/demo") == "demo-seed0"
+    assert make_demo(tmp_path, 1).returncode == 0
+    assert os.readlink(tmp_path / "runs/demo") == "demo-seed1"

@@ -1,16 +1,29 @@
 """A run's folder: its settings are its identity, its metrics survive a kill."""
 
 import json
+import logging
+import os
+import socket
+import subprocess
 import sys
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.run_folder import RUN_ID_FILE, RunFolder, project_root, write_atomically
+from cluster.run_folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
 from configs.errors import ConfigError
 from configs.load import load
-from configs.schema import DataConfig, DataSetConfig, DemoDataConfig, RunConfig, WarmStartConfig
+from configs.schema import (
+    DataConfig,
+    DataSetConfig,
+    DemoDataConfig,
+    RewardConfig,
+    RLConfig,
+    RunConfig,
+    WarmStartConfig,
+)
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -112,6 +125,92 @@ def test_metrics_are_appended_one_object_a_line(folder):
         {"step": 1, "reward/total": 0.5},
         {"step": 2, "reward/total": 0.25, "time/step_s": 3.0},
     ]
+
+
+HOLDER = """
+import os, sys
+from cluster.run_folder import RunFolder
+from configs.schema import DemoDataConfig, RunConfig
+folder = RunFolder(DemoDataConfig(run=RunConfig(dir=sys.argv[1])), job="demo_data")
+forked = os.fork()
+if forked:
+    print(os.getpid(), forked, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_job_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
+    config = DemoDataConfig(run=RunConfig(dir=str(tmp_path / "run")), train_scenes=5)
+    command = [sys.executable, "-c", HOLDER, config.run.dir]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first:
+        process, forked = map(int, first.stdout.readline().split())
+        who = rf"another job runs in this folder \(process {process} on {socket.gethostname()}\)"
+        with pytest.raises(ConfigError, match=who):
+            RunFolder(config, job="demo_data")
+        first.kill()
+        first.wait(PATIENCE_S)
+        os.kill(forked, 0)  # what it had forked still lives, and holds nothing
+        RunFolder(replace(config, train_scenes=6), job="demo_data")
+
+
+def test_a_link_that_is_moved_takes_no_run_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in ("seed0", "seed1"):
+        (tmp_path / seed / "rl").mkdir(parents=True)
+    (tmp_path / "demo").symlink_to("seed0")
+    folder = RunFolder(DemoDataConfig(run=RunConfig(dir="demo/rl")), job="rl")
+    folder.log_metrics(1, {})
+    (tmp_path / "demo").unlink()
+    (tmp_path / "demo").symlink_to("seed1")
+    folder.log_metrics(2, {})
+    assert steps(folder) == [1, 2]
+    assert folder.metrics_path == tmp_path / "seed0/rl/metrics.jsonl"
+    assert not list((tmp_path / "seed1/rl").iterdir())
+
+
+def test_models_are_named_as_links_lie_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "demo").symlink_to("seed0")
+    found = settled(RLConfig(reasoner="demo/export", reward=RewardConfig(model="demo/embedder")))
+    assert found.reasoner == str(tmp_path / "seed0/export")
+    assert found.reward.model == str(tmp_path / "seed0/embedder")
+    assert found.reward.second_model == ""
+
+
+def test_what_a_killed_job_had_half_written_is_cleared_away(folder, config):
+    (folder.path / ".export-ab12").mkdir()
+    (folder.path / ".export-ab12/model.safetensors").touch()
+    (folder.path / "trajectories").mkdir()
+    for name in ("stage.json.part", "trajectories/step-000001.parquet.part"):
+        (folder.path / name).touch()
+    (folder.path / "export").mkdir()
+    RunFolder(config, job="demo_data")
+    left = {str(one.relative_to(folder.path)) for one in folder.path.rglob("*")}
+    assert left == {".lock", "resolved.yaml", "trajectories", "export"}
+
+
+@pytest.mark.parametrize("changed", [20, 5])
+def test_a_run_goes_on_with_more_or_fewer_steps_and_another_learning_rate(
+    tmp_path, caplog, changed
+):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m", steps=10)
+    RunFolder(config, job="warm_start").log_metrics(1, {"a": 0.5})
+    optimizer = replace(config.learner.optimizer, lr=1e-9)
+    learner = replace(config.learner, optimizer=optimizer)
+    with caplog.at_level(logging.INFO):
+        RunFolder(replace(config, steps=changed, learner=learner), job="warm_start")
+    assert f"steps: there 10, from here on {changed}" in caplog.text
+    assert "learner.optimizer.lr: there " in caplog.text
+    assert f"steps: {changed}\n" in (tmp_path / "resolved.yaml").read_text()
+
+
+def test_a_finished_run_goes_on_only_with_more_steps(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m", steps=10)
+    RunFolder(config, job="warm_start").finish()
+    assert RunFolder(replace(config, steps=9), job="warm_start").finished
+    assert not RunFolder(replace(config, steps=11), job="warm_start").finished
 
 
 def steps(folder):

@@ -57,6 +57,15 @@ def test_its_first_use_of_a_store_prints_nothing(tmp_path, monkeypatch):
     assert [line for line in done.stderr.splitlines() if NOISE.search(line)] == []
 
 
+def test_the_store_lies_beside_the_runs_though_a_link_leads_a_run_elsewhere(runs, tmp_path):
+    (runs / "elsewhere").symlink_to(tmp_path)
+    with track(runs, "elsewhere/job") as tracker:
+        tracker.log(1, {"reward/total": 0.5})
+    assert (tmp_path / "job/mlflow_run_id").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["job"]
+    assert points(tracker) == [(1, 0.5)]
+
+
 def test_a_resumed_job_goes_on_in_the_same_run_and_writes_each_step_once(runs):
     first = track(runs, "resumed")
     for step in (1, 2, 3):

@@ -1,9 +1,12 @@
 """Three broken steps in a row end the run."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
+from cluster.run_folder import RunFolder
+from configs.schema import RunConfig, WarmStartConfig
 from data.errors import DivergedError
 from learner.streak import BrokenStreak
 
@@ -23,6 +26,17 @@ def test_a_good_step_ends_a_streak(tmp_path):
     for broken in (["a"], ["b"], [], ["c"], ["d"], []):
         streak.record(broken)
     assert not streak.path.exists()
+
+
+def test_the_advice_is_what_a_run_that_goes_on_takes(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m")
+    RunFolder(config, job="warm_start").log_metrics(1, {})
+    with pytest.raises(DivergedError, match=r"a lower learner\.optimizer\.lr"):
+        BrokenStreak(tmp_path / "broken.txt", limit=1).record(["a"])
+    optimizer = replace(config.learner.optimizer, lr=config.learner.optimizer.lr / 2)
+    RunFolder(
+        replace(config, learner=replace(config.learner, optimizer=optimizer)), job="warm_start"
+    )
 
 
 def test_the_error_survives_pickling(tmp_path):
