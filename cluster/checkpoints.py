@@ -4,13 +4,17 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cluster.run_folder import RunFolder
-from data.errors import CheckpointError
+from configs.errors import ConfigError
+from data.durable import sync, sync_tree
+from data.errors import CheckpointError, DamagedCheckpoint
+from data.fingerprints import changed_inputs
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -20,6 +24,8 @@ SCORE = "eval/hit_at_1"
 STATE_FILE = "loop.json"
 LEARNER_FOLDER = "learner"
 """Where in a checkpoint the learner group's own lies."""
+DAMAGED = ".damaged"
+"""Ends the name of a checkpoint that could not be read, until a newer one is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,10 @@ class Checkpoint:
     """Age of the run."""
     state: dict[str, Any]
     """What the loop must know to go on."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Bytes of every other file; none where an older release wrote it."""
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Fingerprints of the data and models; none where an older release wrote it."""
 
 
 class Checkpoints:
@@ -58,57 +68,179 @@ class Checkpoints:
     ) -> None:
         """Have ``write`` put its files into a new checkpoint, complete it and drop old ones.
 
-        ``metrics`` are the step's; ``state`` is kept as JSON.
+        ``metrics`` are the step's; ``state`` is kept as JSON. It counts once the disk holds it.
+
+        Raises:
+            CheckpointError: it could not be written, as where the disk is full.
         """
-        for partial in self.path.glob("*.part"):
-            shutil.rmtree(partial)
+        self._clear()
         part = self.path / f"step-{step:06d}.part"
-        part.mkdir(parents=True)
-        write(part)
-        facts = {"step": step, "score": metrics.get(SCORE), "seconds": self.folder.seconds}
-        (part / STATE_FILE).write_text(json.dumps({**facts, "state": state}))
-        part.rename(part.with_suffix(""))
+        try:
+            part.mkdir(parents=True)
+            write(part)
+            facts = {"step": step, "score": metrics.get(SCORE), "seconds": self.folder.seconds}
+            facts |= {"files": _sizes(part), "inputs": self.folder.inputs, "state": state}
+            (part / STATE_FILE).write_text(json.dumps(facts))
+            sync_tree(part)
+            part.rename(part.with_suffix(""))
+            sync(self.path)
+        except (CheckpointError, OSError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            last = self._folders()[-1:]
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written: {error}; the last good one "
+                f"is {last[0] if last else 'none'}. Make room, or mend what is named; the same "
+                "command then goes on from there"
+            ) from error
         self._rotate()
 
     def newest(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, None if there is none.
 
-        Raises:
-            CheckpointError: it cannot be read.
-        """
-        found = self._complete()
-        return _read(found[-1]) if found else None
+        Newer ones that are damaged are set aside, which is logged.
 
-    def resume(self) -> Checkpoint | None:
-        """Take the run's folder back to its newest checkpoint, or to its start; return `newest`."""
+        Raises:
+            CheckpointError: all are damaged.
+        """
+        while found := self._folders():
+            try:
+                return _read(found[-1])
+            except DamagedCheckpoint as error:
+                self._set_aside(found[-1], error)
+        return None
+
+    def resume(self, steps: int) -> Checkpoint | None:
+        """Take the run's folder back to its newest checkpoint, or to its start; return `newest`.
+
+        ``steps`` are those that are asked for now.
+        """
+        self._clear()
         found = self.newest()
         self.folder.keep_until(found.step if found else -1)
         if found:
             self.folder.started = min(self.folder.started, time.time() - found.seconds)
             log.info("resumed after step %d from %s", found.step, found.path)
+            if found.step > steps:
+                log.warning("%s: beyond steps=%d: exported as it is", found.path, steps)
         return found
 
-    def _complete(self) -> list[Path]:
-        """Return the complete checkpoints, oldest first."""
-        found = self.path.glob("step-[0-9]*")
-        return sorted(path for path in found if path.suffix != ".part")
+    @contextmanager
+    def reading(self, found: Checkpoint) -> Iterator[None]:
+        """Set a checkpoint aside whose files turn out, inside, to be damaged.
+
+        Raises:
+            DamagedCheckpoint: it was; there is one before.
+            CheckpointError: it was the only one.
+        """
+        try:
+            yield
+        except DamagedCheckpoint as error:
+            self._set_aside(found.path, error)
+            raise
+
+    def check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+        """Compare the data and models that are there with what the newest checkpoint was made with.
+
+        New checkpoints are marked with ``inputs``, the fingerprints by what they are of.
+
+        Raises:
+            ConfigError: they are others; what changed is listed.
+        """
+        self.folder.inputs = inputs
+        found = self.newest()
+        if found is None:
+            return
+        if not found.inputs:
+            log.warning(
+                "%s: from a release that did not note data and models: see that they are the same",
+                found.path,
+            )
+            return
+        changes = changed_inputs(found.inputs, inputs)
+        if changes:
+            listed = "\n  ".join(changes)
+            raise ConfigError(
+                f"{self.folder.path}: the data or models are not those that it was begun with, so "
+                f"that prompts would be doubled or left out:\n  {listed}\nPut back what was there, "
+                "or choose another run.dir to begin anew"
+            )
+
+    def _clear(self) -> None:
+        """Delete what was begun and is no checkpoint, and what was only made to read one."""
+        for pattern in ("*.part", f"step-*/{LEARNER_FOLDER}.universal"):
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover)
+
+    def _folders(self) -> list[Path]:
+        """Return the checkpoints, oldest first."""
+        return sorted(path for path in self.path.glob("step-[0-9]*") if not path.suffix)
+
+    def _set_aside(self, path: Path, error: DamagedCheckpoint) -> None:
+        """Rename a damaged checkpoint, so that the one before is the newest.
+
+        Raises:
+            CheckpointError: there is none before.
+        """
+        before = [one for one in self._folders() if one < path]
+        if not before:
+            raise CheckpointError(
+                f"{error}; there is no checkpoint before it. Put back a copy, or delete this "
+                "folder to begin anew"
+            ) from error
+        aside = path.with_name(path.name + DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        log.warning("%s; it is now %s, the run goes on from %s", error, aside.name, before[-1].name)
 
     def _rotate(self) -> None:
         """Drop all but the newest and the best; of equally good ones the newer is the best."""
-        found = self._complete()
-        scored = [one for one in map(_read, found) if one.score is not None]
-        best = max(scored, key=lambda one: (one.score, one.step), default=None)
-        for old in found[:-KEPT]:
-            if best is None or old != best.path:
+        found = self._folders()
+        scored = [(score, path) for path in found if (score := _score(path)) is not None]
+        _, best = max(scored, default=(0.0, None))
+        old = [path for path in found[:-KEPT] if path != best]
+        try:
+            for path in old:
                 # Renamed first: a half-deleted one is not complete.
-                shutil.rmtree(old.rename(old.with_suffix(".part")))
+                shutil.rmtree(path.rename(path.with_suffix(".part")))
+            for path in self.path.glob(f"*{DAMAGED}"):
+                shutil.rmtree(path)
+        except OSError as error:
+            log.warning("%s: an old checkpoint could not be deleted: %s", self.path, error)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of all files in a folder by their paths in it."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+
+
+def _score(path: Path) -> float | None:
+    """Return the score of a checkpoint, None also where that cannot be read."""
+    try:
+        score: float | None = json.loads((path / STATE_FILE).read_text())["score"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s: unreadable (%s), so it is not kept as the best", path, error)
+        return None
+    return score
 
 
 def _read(path: Path) -> Checkpoint:
+    """Return a checkpoint.
+
+    Raises:
+        CheckpointError: this user may not read it.
+        DamagedCheckpoint: a file is not there, or not as long as it was.
+    """
     try:
         facts = json.loads((path / STATE_FILE).read_text())
-        return Checkpoint(path=path, **facts)
+        found = Checkpoint(path=path, **facts)
+        there = _sizes(path)
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: {error}; give this user access to it") from error
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: unreadable ({error}); delete this folder to go back to the one before"
-        ) from error
+        raise DamagedCheckpoint(f"{path}: damaged: {STATE_FILE}: {error}") from error
+    for name, size in found.files.items():
+        if there.get(name) != size:
+            has = f"{there[name]}" if name in there else "no such file"
+            raise DamagedCheckpoint(f"{path}: damaged: {name}: expected {size} bytes, found {has}")
+    return found

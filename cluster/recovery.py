@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from data.errors import ClusterError, LearnerLost
+from data.errors import ClusterError, DamagedCheckpoint, LearnerLost
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def keep_training(learner: Restartable, attempt: Callable[[Restarts], T]) -> T:
     """Return what ``attempt`` returns, trying again whenever it loses the learner group.
 
     An attempt begins with a freshly built group, loads the newest checkpoint, if any, and reports
-    every step that it completes.
+    every step that it completes. One that finds its checkpoint damaged has set it aside.
 
     Raises:
         ClusterError: restarts did not help.
@@ -72,3 +72,5 @@ def keep_training(learner: Restartable, attempt: Callable[[Restarts], T]) -> T:
             return attempt(restarts)
         except LearnerLost as error:
             restarts.lost(error)
+        except DamagedCheckpoint:
+            continue

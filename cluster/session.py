@@ -24,7 +24,13 @@ from ray.util.scheduling_strategies import (
 )
 
 from configs.errors import ConfigError
-from data.errors import ActorLost, ClusterError, EmbedRLError, NotEnoughResources
+from data.errors import (
+    ActorLost,
+    CheckpointError,
+    ClusterError,
+    EmbedRLError,
+    NotEnoughResources,
+)
 
 CONNECT_TIMEOUT_S = 10.0
 PLACEMENT_TIMEOUT_S = 120.0
@@ -316,7 +322,7 @@ def wait_for(
     """Return the results of calls to several actors, in their order.
 
     After a first failure the others get `GRACE_S` to show theirs, as the cause is often there; a
-    death is cause enough.
+    death or a checkpoint is cause enough.
 
     Raises:
         ActorLost: an actor died; it is named.
@@ -337,7 +343,8 @@ def wait_for(
             answers[ready[0]] = ray.get(ready[0])
         except RayError as error:
             failures[name] = error
-            if isinstance(error, DEATHS):
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(error, DEATHS) or isinstance(cause, CheckpointError):
                 break
             deadline = min(deadline, time.monotonic() + GRACE_S)
     if failures:

@@ -108,10 +108,11 @@ def train_stage(
         return bool(stop.metric) and measured.get(stop.metric, float("-inf")) >= stop.at_least
 
     def attempt(restarts: Restarts) -> dict[str, float]:
-        last = checkpoints.resume()
+        last = checkpoints.resume(steps)
         step, state, measured = 0, None, {}
         if last:
-            learner.load(last.path / LEARNER_FOLDER)
+            with checkpoints.reading(last):
+                learner.load(last.path / LEARNER_FOLDER)
             step, state, measured = last.step, last.state["batches"], last.state["measured"]
         streak = BrokenStreak(folder.path / BROKEN_FILE)
         with (

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,19 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from configs.schema import LearnerConfig, OptimizerConfig
-from data.errors import CheckpointError
+from data.durable import sync_tree
+from data.errors import CheckpointError, DamagedCheckpoint
 from data.parcels import dtype_name
 from data.types import ParamSpec
 from learner.lora import StoredWeight, UnmergedWeight, stored_weights
 
 STATE_TAG = "state"
 SHAPE_FILE = "learner.json"
+TORCH_WRITER = "inline_container"
+"""Names torch's writer of files in what it raises."""
+STATE_BYTES, MASTER_BYTES = 8, 4
+"""Of each trained value: AdamW's two moments, and the float32 copy that DeepSpeed trains."""
+MEGABYTE = 1 << 20
 LAST_LR_SHARE = 0.1
 """Decaying schedules end at this share of the learning rate."""
 
@@ -247,17 +254,53 @@ class TrainEngine:
         return deepspeed.zero.GatheredParameters(list(parts), enabled=self._partitioned)
 
     def save(self, folder: Path) -> None:
-        """Write parameters, optimiser and step count; complete or not there at all."""
+        """Write parameters, optimiser and step count; complete or not there at all.
+
+        Raises:
+            CheckpointError: there is no room for it, or the disk refused it.
+        """
         partial = folder.with_name(folder.name + ".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(
-            str(partial), tag=STATE_TAG, client_state={"steps": self.steps}
-        )
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            self._check_room(partial)
+            self._engine.save_checkpoint(
+                str(partial), tag=STATE_TAG, client_state={"steps": self.steps}
+            )
+            sync_tree(partial)
+        except (OSError, RuntimeError) as error:
+            # torch says no more of a file that it cannot write than where in it it was.
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+                raise
+            free = shutil.disk_usage(partial).free
+            raise CheckpointError(
+                f"{partial}: rank {dist.get_rank()} could not write it ({error}); "
+                f"{free / MEGABYTE:.0f} MB are free there: the disk, a quota or a limit may be full"
+            ) from error
         dist.barrier()
         if dist.get_rank() == 0:
             (partial / SHAPE_FILE).write_text(json.dumps(self._shape()), encoding="utf-8")
             os.replace(partial, folder)
         dist.barrier()
+
+    def checkpoint_bytes(self) -> int:
+        """Return about how much disk a checkpoint takes, of all ranks together."""
+        masters = self._config.bf16 or self._config.zero_stage > 0
+        state = STATE_BYTES + (MASTER_BYTES if masters else 0)
+        weights = sum(_numel(param) * param.element_size() for param in self.net.parameters())
+        return weights + sum(_numel(param) * state for param in self._trained)
+
+    def _check_room(self, folder: Path) -> None:
+        """Refuse a checkpoint that the disk has no room for.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        needed, free = self.checkpoint_bytes(), shutil.disk_usage(folder).free
+        if free < needed:
+            raise CheckpointError(
+                f"{folder}: expected {needed / MEGABYTE:.0f} MB of free disk for a checkpoint, "
+                f"found {free / MEGABYTE:.0f} MB"
+            )
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint; bit-identically on as many ranks as wrote it.
@@ -265,12 +308,19 @@ class TrainEngine:
         DeepSpeed's files are pickles: load only what a run of one's own has written.
 
         Raises:
-            CheckpointError: none is there, or it is of another model or ZeRO stage.
+            CheckpointError: it is of another model or ZeRO stage.
+            DamagedCheckpoint: it is not there, not complete, or not what was written.
         """
         path = folder / SHAPE_FILE
-        if not path.is_file():
-            raise CheckpointError(f"{folder}: expected a complete checkpoint with {SHAPE_FILE}")
-        found, expected = json.loads(path.read_text(encoding="utf-8")), self._shape()
+        try:
+            found, expected = json.loads(path.read_text(encoding="utf-8")), self._shape()
+        except (OSError, ValueError) as error:
+            raise DamagedCheckpoint(
+                f"{folder}: expected a complete checkpoint with {SHAPE_FILE}: {error}"
+            ) from error
+        # Each rank reads a share of the files: DeepSpeed takes their content as it comes.
+        for one in sorted(folder.rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
+            _check_content(one)
         changed = {k for k, v in expected.items() if found.get(k) != v}
         other = [f"{k}={found.get(k)} (now {expected[k]})" for k in sorted(changed - {"ranks"})]
         if other:
@@ -331,6 +381,21 @@ def _universal(folder: Path) -> Iterator[Path]:
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(universal)
+
+
+def _check_content(path: Path) -> None:
+    """Compare a file of torch's with the checksums that it holds of its own parts.
+
+    Raises:
+        DamagedCheckpoint: they do not agree, or it is no such file any more.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DamagedCheckpoint(f"{path}: damaged: {error}") from error
+    if broken is not None:
+        raise DamagedCheckpoint(f"{path}: damaged: the checksum of its part {broken} is wrong")
 
 
 def _numel(param: Tensor) -> int:

@@ -1,6 +1,7 @@
 """Candidates of earlier steps: the Embedder is frozen, so their embeddings stay true."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.schema import BankConfig
+from data.errors import DamagedCheckpoint
 from data.types import Side
 
 
@@ -84,15 +86,22 @@ class CandidateBank:
         np.savez(path, words=words_bytes, vectors=vectors, known=np.array(known, int), plain=plain)
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote, here or in a version that kept less or more of each."""
+        """Go on from what `save` wrote, here or in a version that kept less or more of each.
+
+        Raises:
+            DamagedCheckpoint: it cannot be read.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                words, vectors = json.loads(file["words"].tobytes()), file["vectors"]
+                plain: dict[int, np.ndarray] = {}
+                if "plain" in file:
+                    plain = dict(zip(file["known"].tolist(), file["plain"], strict=True))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise DamagedCheckpoint(f"{path}: damaged: {error}") from error
         self._kept = {side: {} for side in Side}
-        with np.load(path, allow_pickle=False) as file:
-            words = json.loads(file["words"].tobytes())
-            plain: dict[int, np.ndarray] = {}
-            if "plain" in file:
-                plain = dict(zip(file["known"].tolist(), file["plain"], strict=True))
-            rows = zip(words, file["vectors"], strict=True)
-            for index, ((side, key, content, *_), vector) in enumerate(rows):
-                self._kept[Side(side)][content] = Candidate(
-                    key=key, content=content, vector=vector, plain=plain.get(index)
-                )
+        rows = zip(words, vectors, strict=True)
+        for index, ((side, key, content, *_), vector) in enumerate(rows):
+            self._kept[Side(side)][content] = Candidate(
+                key=key, content=content, vector=vector, plain=plain.get(index)
+            )

@@ -1,6 +1,7 @@
 """What Ray runs in tests; in a module of their own, where it finds them."""
 
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -95,6 +96,11 @@ def dies_once(mark: Path) -> int:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+def limit_files(rank: LearnerRank, size: int) -> None:
+    """Let the system refuse to write files of more bytes to a learner rank."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def die_in_backward(rank: LearnerRank) -> None:

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import SharedPictures, share_pictures
-from cluster.run_folder import RunFolder
+from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
 from cluster.stage import State, train_stage
 from cluster.tracking import Tracker
@@ -22,6 +23,7 @@ from data.datasets import PairFeed, held_out_pairs
 from data.emb_token import with_emb_token
 from data.embed_inputs import embed_content
 from data.errors import DataError
+from data.fingerprints import model_fingerprint, pairs_fingerprint
 from data.media import frames_only, load_pictures
 from data.model_folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
@@ -48,11 +50,19 @@ def main(config: EmbedderConfig) -> int:
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
+    config = settled(config)
     data = config.data
     load_encoder(config.model, data.media)  # refuses limits that do not fit it
     train = load_sets(data.train, limits=data)
     warn_embedder_ignores(config.model, train)
     held_out_sets = load_sets(data.eval, limits=data)
+    Checkpoints(folder).check_inputs(
+        {
+            "data.train": pairs_fingerprint(data.train, train),
+            "data.eval": pairs_fingerprint(data.eval, held_out_sets),
+            "model": model_fingerprint(config.model),
+        }
+    )
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     relevance = relevance_of([pair for one in (*train, *held_out_sets) for pair in one.pairs])
 

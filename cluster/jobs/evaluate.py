@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.entry import run_job
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools import RewardPool, RolloutPool
-from cluster.run_folder import RunFolder
+from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
@@ -57,6 +57,7 @@ def main(config: EvaluateConfig) -> int:
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
+    config = settled(config)
     console = Console()
     data = config.data
     loaded = load_sets(data.eval, limits=data)

@@ -21,7 +21,7 @@ from cluster.pictures import Decoder
 from cluster.pipeline import Pipeline
 from cluster.pools import JudgePool, RewardPool, RolloutPool
 from cluster.recovery import Restarts, keep_training
-from cluster.run_folder import BROKEN_FILE, RunFolder
+from cluster.run_folder import BROKEN_FILE, RunFolder, settled
 from cluster.scoring import Ranker, Scorer
 from cluster.session import Role, driver_node, session
 from cluster.stage import progress_bar
@@ -31,6 +31,7 @@ from cluster.weights import WeightStore
 from configs.schema import RLConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed, held_out_pairs
+from data.fingerprints import model_fingerprint, pairs_fingerprint
 from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores
 from data.records import load_sets
 from data.relevance import relevance_of
@@ -61,6 +62,7 @@ def main(config: RLConfig) -> int:
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
+    config = settled(config)
     data = config.data
     train = load_sets(data.train, limits=data)
     held_out_sets = load_sets(data.eval, limits=data)
@@ -71,6 +73,16 @@ def main(config: RLConfig) -> int:
         load_encoder(config.reward.second_model, data.media).check_pooling(config.reward.pooling)
     if config.reward.judge.model:
         check_folder(config.reward.judge.model)
+    Checkpoints(folder).check_inputs(
+        {
+            "data.train": pairs_fingerprint(data.train, train),
+            "data.eval": pairs_fingerprint(data.eval, held_out_sets),
+            "reasoner": model_fingerprint(config.reasoner),
+            "reward.model": model_fingerprint(config.reward.model),
+            "reward.second_model": model_fingerprint(config.reward.second_model),
+            "reward.judge.model": model_fingerprint(config.reward.judge.model),
+        }
+    )
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     relevance = relevance_of([pair for one in (*train, *held_out_sets) for pair in one.pairs])
     namespace = str(folder.path.absolute())
@@ -127,7 +139,7 @@ def main(config: RLConfig) -> int:
         log.info("%s: all engines are ready; RAY_ADDRESS=%s", folder.path, address.ray_address)
         spare_collections()
 
-        def attempt(restarts: Restarts) -> None:
+        def attempt(restarts: Restarts) -> int:
             ray.get(store.clear.remote(), timeout=config.learner.timeout_s)
             pipeline = Pipeline(
                 config,
@@ -152,7 +164,7 @@ def main(config: RLConfig) -> int:
                 store=store,
             )
             with closing(pipeline):
-                train_loop(
+                done = train_loop(
                     config,
                     pipeline,
                     folder,
@@ -163,10 +175,11 @@ def main(config: RLConfig) -> int:
                     request=request,
                 )
             learner.export(folder.path / "export")
+            return done
 
         with StopRequest() as request:
-            keep_training(learner, attempt)
-    folder.finish(steps=config.steps)
+            steps = keep_training(learner, attempt)
+    folder.finish(steps=steps)
     print(f"{folder.path}: done; the trained Reasoner is in {folder.path / 'export'}")
     return 0
 
@@ -181,16 +194,18 @@ def train_loop(
     restarts: Restarts,
     scaler: PoolScaler,
     request: StopRequest,
-) -> None:
-    """Run the steps that the last checkpoint leaves; log, measure and checkpoint.
+) -> int:
+    """Run the steps that the last checkpoint leaves; log, measure, checkpoint; return how many are
+    done in all.
 
     Raises:
         StopRequested: SIGTERM came; a checkpoint was written.
     """
     checkpoints = Checkpoints(folder)
-    last = checkpoints.resume()
+    last = checkpoints.resume(config.steps)
     if last:
-        pipeline.load(last.path, last.state)
+        with checkpoints.reading(last):
+            pipeline.load(last.path, last.state)
     done = last.step if last else 0
     pipeline.sync()
     console = Console()
@@ -220,6 +235,7 @@ def train_loop(
             if stop:
                 request.obey(step, config.steps)
             bar.advance(task)
+    return max(done, config.steps)
 
 
 def record(

@@ -9,17 +9,19 @@ from itertools import count
 
 import numpy as np
 
+from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import share_pictures
-from cluster.run_folder import RunFolder
+from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
 from cluster.stage import State, train_stage
 from cluster.tracking import Tracker
-from configs.schema import WarmStartConfig
+from configs.schema import DataSetConfig, WarmStartConfig
 from data.chat import TextEncoder, load_encoder
 from data.datasets import supervised_rows
 from data.errors import DataError
+from data.fingerprints import model_fingerprint, rows_fingerprint
 from data.media import frames_only, load_pictures
 from data.model_folder import check_reasoner
 from data.records import load_sets
@@ -41,7 +43,15 @@ def main(config: WarmStartConfig) -> int:
     if folder.finished:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
+    config = settled(config)
     rows = {split: load_rows(config, split) for split in ("train", "eval")}
+    Checkpoints(folder).check_inputs(
+        {
+            "data.train": fingerprint(config.data.train, rows["train"]),
+            "data.eval": fingerprint(config.data.eval, rows["eval"]),
+            "model": model_fingerprint(config.model),
+        }
+    )
     encoder = load_encoder(config.model, config.data.media)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
@@ -70,6 +80,13 @@ def main(config: WarmStartConfig) -> int:
         group.close()
     folder.finish(**facts)
     return 0
+
+
+def fingerprint(sets: list[DataSetConfig], rows: list[Row]) -> dict[str, str]:
+    """Return what the rows are; see `data.fingerprints`."""
+    parts = (part for _, content, _ in rows for part in content)
+    uris = (part.uri for part in parts if isinstance(part, Picture))
+    return rows_fingerprint(sets, (key for key, _, _ in rows), uris)
 
 
 def load_rows(config: WarmStartConfig, split: str) -> list[Row]:

@@ -13,7 +13,7 @@ from configs.schema import LearnerConfig, MediaConfig
 from data.errors import CheckpointError, ClusterError, DataError, LearnerLost
 from data.types import Kind, Picture, TrainSample
 from tests.patience import PATIENCE_S
-from tests.workers import die_in_backward
+from tests.workers import die_in_backward, limit_files
 
 MEDIA = MediaConfig(
     **{
@@ -100,6 +100,18 @@ def test_a_missing_checkpoint_is_refused(group, tiny_folder, tmp_path):
         group.load(tmp_path / "nothing")
     with pytest.raises(ClusterError, match="the group was stopped"):
         group.save(tmp_path / "nothing")
+
+
+@pytest.mark.extended
+def test_a_checkpoint_that_the_system_refuses_to_write_is_no_lost_rank(
+    group, tiny_folder, tmp_path
+):
+    build(group, tiny_folder)
+    for rank in group._ranks:
+        ray.get(rank.__ray_call__.remote(limit_files, 1 << 20), timeout=PATIENCE_S)
+    with pytest.raises(CheckpointError, match=r"rank \d could not write it"):
+        group.save(tmp_path / "learner")
+    assert not (tmp_path / "learner").exists()
 
 
 @pytest.mark.extended

@@ -1,15 +1,18 @@
 """Checkpoints are complete or absent; the newest and the best are kept."""
 
+import errno
 import json
+import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.checkpoints import KEPT, SCORE, Checkpoints
+from cluster.checkpoints import KEPT, LEARNER_FOLDER, SCORE, Checkpoints
 from cluster.run_folder import RunFolder
+from configs.errors import ConfigError
 from configs.schema import DemoDataConfig, RunConfig
-from data.errors import CheckpointError
+from data.errors import CheckpointError, DamagedCheckpoint
 
 
 @pytest.fixture
@@ -80,13 +83,116 @@ def test_what_was_cut_off_is_no_checkpoint_and_is_cleared_away(folder):
     assert not (checkpoints.newest().path / "half").exists()
 
 
-def test_an_unreadable_checkpoint_is_named_and_not_skipped(folder):
+def cut_state(path):
+    (path / "loop.json").write_text("{")
+
+
+def cut_file(path):
+    (path / "weights").write_text("")
+
+
+def lose_file(path):
+    (path / "weights").unlink()
+
+
+def lose_state(path):
+    (path / "loop.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_state, cut_file, lose_file, lose_state])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder, damage, caplog):
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        folder.log_metrics(step, {})
+        save(checkpoints, step)
+    damage(checkpoints.path / "step-000002")
+    assert checkpoints.resume(9).step == 1
+    assert "step-000002: damaged: " in caplog.text
+    assert "step-000002.damaged, the run goes on from step-000001" in caplog.text
+    assert [json.loads(one)["step"] for one in folder.metrics_path.open()] == [1]
+    save(checkpoints, 2)
+    assert kept(checkpoints) == [1, 2]
+
+
+def test_a_damaged_checkpoint_that_is_the_only_one_is_refused_and_stays(folder):
+    checkpoints = Checkpoints(folder)
+    save(checkpoints, 1)
+    cut_file(checkpoints.path / "step-000001")
+    with pytest.raises(CheckpointError, match="weights: expected 1 bytes, found 0; there is no"):
+        checkpoints.newest()
+    assert kept(checkpoints) == [1]
+
+
+def test_a_checkpoint_whose_reading_fails_is_set_aside(folder):
     checkpoints = Checkpoints(folder)
     save(checkpoints, 1)
     save(checkpoints, 2)
-    (checkpoints.newest().path / "loop.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"step-000002: unreadable .* delete this folder"):
-        checkpoints.newest()
+    with pytest.raises(DamagedCheckpoint), checkpoints.reading(checkpoints.newest()):
+        raise DamagedCheckpoint("a checksum is wrong")
+    assert checkpoints.newest().step == 1
+
+
+def test_an_unreadable_old_checkpoint_does_not_stop_a_save(folder):
+    checkpoints = Checkpoints(folder)
+    for step in range(1, KEPT + 1):
+        save(checkpoints, step, 0.5)
+    cut_state(checkpoints.path / "step-000001")
+    save(checkpoints, KEPT + 1, 0.25)
+    assert kept(checkpoints) == [2, 3]
+
+
+def test_a_full_disk_ends_the_save_with_the_reason_and_the_last_good_checkpoint(folder):
+    checkpoints = Checkpoints(folder)
+    save(checkpoints, 1)
+
+    def fill(path):
+        (path / "weights").symlink_to("/dev/full")
+        (path / "weights").write_text("w")
+
+    reason = (
+        rf"of step 2 could not be .*Errno {errno.ENOSPC}\].*good one is .*/step-000001\. Make room"
+    )
+    with pytest.raises(CheckpointError, match=reason):
+        checkpoints.save(2, fill, state={}, metrics={})
+    assert kept(checkpoints) == [1]
+
+
+def test_what_a_killed_job_left_is_cleared_away_at_the_next_start(folder):
+    checkpoints = Checkpoints(folder)
+    save(checkpoints, 1)
+    (checkpoints.path / "step-000002.part" / LEARNER_FOLDER).mkdir(parents=True)
+    universal = checkpoints.path / "step-000001" / f"{LEARNER_FOLDER}.universal"
+    universal.mkdir()
+    checkpoints.resume(9)
+    assert kept(checkpoints) == [1]
+    assert not universal.exists()
+
+
+def test_changed_data_and_models_are_refused_with_what_changed(folder):
+    checkpoints = Checkpoints(folder)
+    before = {"data.train": {"rows in use": "12 rows, a"}, "model": {"config.json": "2 bytes, c"}}
+    checkpoints.check_inputs(before)
+    save(checkpoints, 1)
+    Checkpoints(folder).check_inputs(before)
+    now = {**before, "data.train": {"rows in use": "11 rows, b"}}
+    with pytest.raises(ConfigError, match="rows in use: there 12 rows, a, now 11 rows, b"):
+        Checkpoints(folder).check_inputs(now)
+
+
+def test_a_checkpoint_of_an_older_release_is_taken_and_that_is_said(folder, caplog):
+    checkpoints = Checkpoints(folder)
+    save(checkpoints, 1)
+    path = checkpoints.path / "step-000001/loop.json"
+    facts = json.loads(path.read_text())
+    old = {key: facts[key] for key in ("step", "score", "seconds", "state")}
+    path.write_text(json.dumps(old))
+    with caplog.at_level(logging.WARNING):
+        checkpoints.check_inputs({"model": {"config.json": "2 bytes, c"}})
+    assert len(caplog.messages) == 1
+    assert "did not note data and models" in caplog.text
+    assert checkpoints.resume(9).step == 1
+    save(checkpoints, 2)
+    assert checkpoints.newest().inputs == {"model": {"config.json": "2 bytes, c"}}
 
 
 def test_resuming_takes_the_folder_back_to_the_checkpoint(folder):
@@ -98,7 +204,7 @@ def test_resuming_takes_the_folder_back_to_the_checkpoint(folder):
             folder.started -= 100
             save(checkpoints, step)
     again = RunFolder(DemoDataConfig(run=RunConfig(dir=str(folder.path))), job="demo_data")
-    assert Checkpoints(again).resume().step == 2
+    assert Checkpoints(again).resume(9).step == 2
     lines = again.metrics_path.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert len(list((folder.path / "trajectories").iterdir())) == 2
@@ -107,5 +213,5 @@ def test_resuming_takes_the_folder_back_to_the_checkpoint(folder):
 
 def test_without_a_checkpoint_the_folder_goes_back_to_its_start(folder):
     folder.log_metrics(0, {})
-    assert Checkpoints(folder).resume() is None
+    assert Checkpoints(folder).resume(9) is None
     assert folder.metrics_path.read_text() == ""

@@ -11,7 +11,14 @@ from cluster.recovery import MAX_RESTARTS
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.stage import train_stage
 from configs.schema import DemoDataConfig, EvalConfig, RunConfig, StopConfig
-from data.errors import ClusterError, DivergedError, LearnerLost, StopRequested
+from data.errors import (
+    CheckpointError,
+    ClusterError,
+    DamagedCheckpoint,
+    DivergedError,
+    LearnerLost,
+    StopRequested,
+)
 from data.types import StepReport
 
 
@@ -154,6 +161,59 @@ def test_a_stage_that_was_killed_goes_on_from_its_checkpoint(tmp_path):
     assert learner.taken == 3
     assert learner.known == list(range(7))
     assert logged(tmp_path, "step") == list(range(1, 8))
+
+
+class Unreadable(Learner):
+    """Finds that the first checkpoint that it is given is not what was written."""
+
+    refused = False
+
+    def load(self, folder):
+        if not self.refused:
+            self.refused = True
+            self.running = False
+            raise DamagedCheckpoint(f"{folder}: damaged")
+        return super().load(folder)
+
+
+def test_a_stage_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tmp_path):
+    with pytest.raises(ClusterError):
+        train(Learner([5] * 9), tmp_path, steps=7)
+    learner = Unreadable()
+    train(learner, tmp_path, steps=7)
+    assert learner.taken == 5  # from step 2 on, and not from step 4
+    assert learner.known == list(range(7))
+    assert logged(tmp_path, "step") == list(range(1, 8))
+
+
+class Full(Learner):
+    """Finds the disk full at its second checkpoint."""
+
+    saves = 0
+
+    def save(self, folder):
+        self.saves += 1
+        if self.saves == 2:
+            raise CheckpointError("no space")
+        super().save(folder)
+
+
+def test_a_full_disk_ends_the_stage_at_once_and_is_no_lost_learner(tmp_path):
+    learner = Full()
+    with pytest.raises(CheckpointError, match=r"no space; the last good one is .*/step-000002"):
+        train(learner, tmp_path, steps=7)
+    assert learner.saves == 2
+    assert learner.taken == 4
+    assert logged(tmp_path, "step") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("steps", [7, 3])
+def test_a_stage_goes_on_with_other_steps(tmp_path, steps):
+    with pytest.raises(ClusterError):
+        train(Learner([5] * 9), tmp_path, steps=6)
+    learner = Learner()
+    facts = train(learner, tmp_path, steps)
+    assert facts["steps"] == len(learner.known) == max(steps, 4)
 
 
 def test_a_stage_that_had_reached_its_end_only_exports(tmp_path):

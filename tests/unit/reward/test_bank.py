@@ -5,8 +5,10 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from configs.schema import BankConfig
+from data.errors import DamagedCheckpoint
 from data.types import Side
 from reward.bank import Candidate, CandidateBank
 
@@ -115,6 +117,18 @@ def test_a_bank_of_a_run_that_began_before_is_read(tmp_path):
     bank.load(tmp_path / "bank.npz")
     [one] = bank.draw(Side.TARGET, golds(0))
     assert (one.key, one.content, one.plain) == ("item/0", "item", None)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_bank_is_a_damaged_checkpoint(tmp_path, damage):
+    path = tmp_path / "bank.npz"
+    CandidateBank(BankConfig()).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] if damage == "cut" else content.replace(b"[]", b"{}", 1))
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"bank\.npz: damaged"):
+        CandidateBank(BankConfig()).load(path)
 
 
 def test_an_empty_bank_can_be_saved(tmp_path):

@@ -1,0 +1,87 @@
+"""What data and models are, in a few words that outlast a copy: names, sizes, hashes, no times."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from configs.schema import DataSetConfig
+from data.records import LoadedSet
+
+WHOLE_BYTES = 16 << 20
+PARTS, PART_BYTES = 64, 4096
+"""Of a model's larger files, the weights, so many evenly spread parts are hashed."""
+PICTURES = 64
+"""Pictures of a data set whose sizes are looked at."""
+NO_PART = (".md", ".part")
+"""Endings of files in a model folder that no model is made of."""
+
+
+def model_fingerprint(folder: str) -> dict[str, str]:
+    """Return size and hash of each file in a model folder; none for no folder."""
+    path = Path(folder)
+    if not folder or not path.is_dir():
+        return {}
+    files = (one for one in path.iterdir() if one.is_file())
+    return {
+        one.name: _file(one, whole=one.stat().st_size <= WHOLE_BYTES)
+        for one in sorted(files)
+        if not one.name.startswith(".") and one.suffix not in NO_PART
+    }
+
+
+def rows_fingerprint(
+    sets: Sequence[DataSetConfig], keys: Iterable[str], uris: Iterable[str]
+) -> dict[str, str]:
+    """Return what training rows are: their files, and number, order and pictures of those in use.
+
+    ``keys`` name the rows in their order, ``uris`` are all of their pictures.
+    """
+    rows, shown = list(keys), sorted(set(uris))
+    some = shown[:: max(1, len(shown) // PICTURES)]
+    sizes = [Path(uri).stat().st_size if Path(uri).is_file() else -1 for uri in some]
+    return {
+        **{f"file of set '{one.name}'": _file(Path(one.path), whole=True) for one in sets},
+        "rows in use": f"{len(rows)} rows, {_hash(rows)}",
+        "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
+    }
+
+
+def pairs_fingerprint(sets: Sequence[DataSetConfig], loaded: Sequence[LoadedSet]) -> dict[str, str]:
+    """Return the `rows_fingerprint` of data sets whose pairs are all in use."""
+    pairs = [pair for one in loaded for pair in one.pairs]
+    keys = (f"{pair.source}/{pair.pair_id}" for pair in pairs)
+    uris = (uri for pair in pairs for item in (pair.query, pair.target) for uri in item.uris)
+    return rows_fingerprint(sets, keys, uris)
+
+
+def changed_inputs(
+    then: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Return a line for each part of each input that is not as it was."""
+    return [
+        f"{name}, {part}: there {old.get(part, 'nothing')}, now {new.get(part, 'nothing')}"
+        for name in sorted(then.keys() | now.keys())
+        for old, new in [(then.get(name, {}), now.get(name, {}))]
+        for part in sorted(old.keys() | new.keys())
+        if old.get(part) != new.get(part)
+    ]
+
+
+def _file(path: Path, *, whole: bool) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if whole:
+            digest = hashlib.file_digest(file, "sha256")
+        else:
+            digest = hashlib.sha256()
+            for part in range(PARTS):
+                file.seek(part * (size - PART_BYTES) // (PARTS - 1))
+                digest.update(file.read(PART_BYTES))
+    return f"{size} bytes, {digest.hexdigest()[:16]}"
+
+
+def _hash(words: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for word in words:
+        digest.update(word.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
