@@ -11,6 +11,8 @@ import queue
 import threading
 from typing import Generic, TypeVar
 
+from data.errors import ClusterError
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 REMIND_S = 60.0
@@ -42,6 +44,16 @@ class StepBuffer(Generic[T]):
     def closed(self) -> bool:
         """Whether nothing will be collected any more."""
         return self._closed
+
+    def pause(self, seconds: float) -> None:
+        """Wait for so long, or until it is closed.
+
+        Raises:
+            ClusterError: it is closed.
+        """
+        with self._turn:
+            if self._turn.wait_for(lambda: self._closed, seconds):
+                raise ClusterError("nothing is collected any more")
 
     def put(self, step: T) -> None:
         """Hand on the next step."""

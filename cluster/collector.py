@@ -19,11 +19,13 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster.buffer import REMIND_S, StepBuffer
 from cluster.clock import PhaseClock
+from cluster.outage import read_patiently
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools import RolloutPool
 from cluster.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
@@ -48,6 +50,8 @@ from reward.bank import CandidateBank
 
 log = logging.getLogger(__name__)
 BANK_FILE = "bank.npz"
+CLOSE_S = 30.0
+"""Longest wait for what is under way when nothing more is collected."""
 
 ScoreTokens = Callable[
     [Sequence[ScoredTrajectory], Mapping[TrajectoryKey, Content], SharedPictures],
@@ -138,6 +142,9 @@ class Collector:
         """The next round where its size is known already."""
         self._thread: threading.Thread | None = None
         self._buffer: StepBuffer[_Sampled] = StepBuffer()
+        self.wait: Callable[[float], object] = self._buffer.pause
+        """Between tries to read pictures."""
+        self.close_s = CLOSE_S
 
     def state(self) -> dict[str, Any]:
         """Return where the next step begins."""
@@ -181,12 +188,16 @@ class Collector:
         )
 
     def close(self) -> None:
-        """Stop all threads once what they are at is done."""
+        """Stop all threads once what they are at is done; what hangs is not waited for long."""
         self._buffer.close()
-        if self._thread is not None:
-            self._thread.join()
-        for one in (self._feeding, self._embedding, self._scoring):
-            one.shutdown(cancel_futures=True)
+        closing = threading.Thread(target=self._join, name="closing", daemon=True)
+        closing.start()
+        closing.join(self.close_s)
+        if closing.is_alive():
+            log.warning(
+                "what was being collected did not end within %g s; it ends with its pools",
+                self.close_s,
+            )
 
     def content(self, pair: Pair, side: Side) -> Content:
         """Return what the Reasoner reads of one side of a pair."""
@@ -198,12 +209,23 @@ class Collector:
         )
 
     def share_pictures_of(self, pairs: Iterable[Pair]) -> tuple[SharedPictures, Mapping[str, str]]:
-        """Share the pictures that the pairs show; return also the reason for each that failed."""
+        """Share the pictures that the pairs show; return also the reason for each that failed.
+
+        Raises:
+            NothingToTrainOn: most failed, again and again.
+        """
         media = self.config.data.media
         items = (pair.item(side) for pair in pairs for side in Side)
         shown = [picture for item in items for picture in pictures_of(item, media.max_frames)]
         uris = {picture.uri for picture in shown}
-        return self.decoder.share(uris, media, frames=frames_only(shown))
+        share = partial(self.decoder.share, limits=media, frames=frames_only(shown))
+        return read_patiently(uris, share, self.wait)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        for one in (self._feeding, self._embedding, self._scoring):
+            one.shutdown(cancel_futures=True)
 
     def _collect(self, first: int) -> None:
         """Run the sampling thread."""

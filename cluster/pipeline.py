@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class StepResult:
     """One per trajectory, dropped ones included."""
     broken: tuple[str, ...] = ()
     """Trajectories of a step that was skipped, its loss or gradient being NaN or infinite."""
+    examples: Mapping[str, str] = field(default_factory=dict)
+    """Why in detail one trace was dropped, by the reasons that have details."""
 
 
 class Pipeline:
@@ -172,7 +174,12 @@ class Pipeline:
             templates=self.config.data.templates,
         )
         times = clock.metrics(collected.seconds, waited=collected.waited)
-        return StepResult(metrics={**metrics, **times}, rows=rows, broken=trained.broken)
+        return StepResult(
+            metrics={**metrics, **times},
+            rows=rows,
+            broken=trained.broken,
+            examples={one.reason: one.detail for one in step.dropped if one.detail},
+        )
 
     def sync(self) -> dict[str, float]:
         """Publish the learner's weights as the current version and have every engine load them.

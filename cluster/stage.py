@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
+from cluster.empty_steps import EmptyStreak
 from cluster.recovery import Restartable, Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.stopping import StopRequest
@@ -115,6 +116,7 @@ def train_stage(
                 learner.load(last.path / LEARNER_FOLDER)
             step, state, measured = last.step, last.state["batches"], last.state["measured"]
         streak = BrokenStreak(folder.path / BROKEN_FILE)
+        empty = EmptyStreak(trained=step > 0)
         with (
             closing(prefetched(batches(state))) as feed,
             StopRequest() as request,
@@ -137,6 +139,9 @@ def train_stage(
                 folder.log_metrics(step, metrics)
                 tracker.log(step, metrics)
                 streak.record(report.broken)
+                # Only a step without samples says 0: others need not count tokens.
+                tokens = report.metrics.get("train/tokens", 1.0)
+                empty.record(tokens, metrics, {}, last=step == steps)
                 asked = request.made
                 if step % checkpoint_every == 0 or step == steps or asked:
                     tracker.flush()  # a run that is resumed writes what comes after the checkpoint

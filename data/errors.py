@@ -9,6 +9,7 @@ EmbedRLError
   CheckpointError(RuntimeError)  a checkpoint cannot be written, or is of another run
     DamagedCheckpoint            what it holds cannot be read
   DivergedError(RuntimeError)    step after step was NaN or infinite
+  NothingToTrainOn(RuntimeError) nothing is left to train on: pictures, spread, embeddings
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
     ActorLost                    an actor died and took its work with it
@@ -56,6 +57,10 @@ class DamagedCheckpoint(CheckpointError):
 
 class DivergedError(EmbedRLError, RuntimeError):
     """Training gave NaN or infinite steps in a row; the message names where the keys are."""
+
+
+class NothingToTrainOn(EmbedRLError, RuntimeError):
+    """Steps train nothing; the message counts the reasons and says what to do."""
 
 
 class ClusterError(EmbedRLError, RuntimeError):

@@ -4,14 +4,17 @@ Example: python -m cluster.jobs.embedder configs/demo/embedder.yaml
 """
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
+from cluster.outage import read_patiently
 from cluster.pictures import SharedPictures, share_pictures
 from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
@@ -22,7 +25,7 @@ from data.chat import load_encoder
 from data.datasets import PairFeed, held_out_pairs
 from data.emb_token import with_emb_token
 from data.embed_inputs import embed_content
-from data.errors import DataError
+from data.errors import NothingToTrainOn
 from data.fingerprints import model_fingerprint, pairs_fingerprint
 from data.media import frames_only, load_pictures
 from data.model_folder import warn_embedder_ignores
@@ -119,7 +122,8 @@ def batches(
     which queries (None: by the feed's pairs).
 
     Raises:
-        DataError: draw after draw, too few pairs have readable pictures to give every rank one.
+        NothingToTrainOn: draw after draw, too few pairs have readable pictures to give every rank
+            one.
     """
     traces = negatives_traces(feed)
     relevance = relevance or Relevance(pair for some in feed.sets.values() for pair in some)
@@ -135,7 +139,7 @@ def batches(
         rows = [make_row(pair, rng, config, traces, pictures, relevance) for pair in pairs]
         rows = with_known_right(rows, relevance.right_among(pairs))
         yield (rows, pictures), feed.state()
-    raise DataError(
+    raise NothingToTrainOn(
         f"data.train: {MAX_POOR_DRAWS} batches in a row had fewer than learner.ranks="
         f"{config.learner.ranks} pairs with readable pictures; the reasons are logged above"
     )
@@ -218,7 +222,8 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
     )
     frames = frames_only(picture for item in items for picture in pictures_of(item, most))
     uris = set().union(*shown, *beside)
-    pictures, failed = load_pictures(uris, config.data.media, frames=frames)
+    load = partial(load_pictures, limits=config.data.media, frames=frames)
+    pictures, failed = read_patiently(uris, load, time.sleep)
     for reason in failed.values():
         print(f"quarantined: {reason}", file=sys.stderr)
     kept = [pair for pair, uris in zip(pairs, shown, strict=True) if not uris & failed.keys()]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster.checkpoints import Checkpoints
 from cluster.elastic import TARGETS, PoolScaler, PoolTargets
+from cluster.empty_steps import EmptyStreak
 from cluster.entry import run_job
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup, learner_role
@@ -200,6 +201,7 @@ def train_loop(
 
     Raises:
         StopRequested: SIGTERM came; a checkpoint was written.
+        NothingToTrainOn: step after step trained nothing.
     """
     checkpoints = Checkpoints(folder)
     last = checkpoints.resume(config.steps)
@@ -210,6 +212,8 @@ def train_loop(
     pipeline.sync()
     console = Console()
     streak = BrokenStreak(folder.path / BROKEN_FILE)
+    empty = EmptyStreak(trained=done > 0)
+    due = False
     every = config.evaluation.every
     if every and not done:
         record(folder, tracker, 0, pipeline.held_out(held_out), console)
@@ -227,8 +231,15 @@ def train_loop(
             record(folder, tracker, step, metrics, console)
             streak.record(result.broken)
             pipeline.check_parity(result)
+            last = step == config.steps
+            if not result.broken:
+                empty.record(metrics["traces/trained"], metrics, result.examples, last=last)
             stop = request.made
-            if step % config.checkpoint_every == 0 or step == config.steps or stop:
+            due = due or step % config.checkpoint_every == 0
+            # What an empty step passed over is drawn again, should it be one of those that end
+            # the run: the checkpoint waits for a step that trains.
+            if last or stop or (due and not empty.steps):
+                due = False
                 tracker.flush()  # a run that is resumed writes what comes after the checkpoint
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
             restarts.completed(step)

@@ -4,7 +4,9 @@ Example: python -m cluster.jobs.warm_start configs/demo/warm_start.yaml learner.
 """
 
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
+from cluster.outage import read_patiently
 from cluster.pictures import share_pictures
 from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
@@ -139,7 +142,8 @@ def encode(
     """
     shown = [part for _, content, _ in rows for part in content if isinstance(part, Picture)]
     uris = {picture.uri for picture in shown}
-    pictures, failed = load_pictures(uris, config.data.media, frames=frames_only(shown))
+    load = partial(load_pictures, limits=config.data.media, frames=frames_only(shown))
+    pictures, failed = read_patiently(uris, load, time.sleep)
     samples = []
     for key, content, response in rows:
         lost = [p.uri for p in content if isinstance(p, Picture) and p.uri in failed]

@@ -9,7 +9,7 @@ import pytest
 from cluster.jobs.embedder import batches, make_row, measure, negatives_traces, with_pictures
 from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
 from data.datasets import PairFeed
-from data.errors import DataError
+from data.errors import NothingToTrainOn
 from data.records import LoadedSet
 from data.relevance import Relevance
 from data.types import Item, Kind
@@ -51,7 +51,7 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
     pair = make_pair("a", query=Item(text="q", kind=Kind.IMAGE, uris=(str(bad),)))
     loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
-    with pytest.raises(DataError, match="20 batches in a row had fewer than learner"):
+    with pytest.raises(NothingToTrainOn, match="20 batches in a row had fewer than learner"):
         next(batches(feed, CONFIG))
 
 

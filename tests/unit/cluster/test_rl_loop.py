@@ -1,0 +1,137 @@
+"""The loop of `rl` over stand-ins: a run whose steps train nothing ends, and saves none of them."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.empty_steps import LIMIT
+from cluster.jobs.rl import train_loop
+from cluster.outage import PAUSES_S
+from cluster.pictures import SharedPictures
+from cluster.pipeline import Pipeline
+from cluster.recovery import Restarts
+from cluster.run_folder import RunFolder
+from cluster.scoring import Scorer
+from configs.schema import RewardConfig, RLConfig, RunConfig
+from data.datasets import PairFeed
+from data.errors import NothingToTrainOn
+from data.records import LoadedSet
+from data.types import Item, Kind
+from tests.builders import make_pair
+from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
+
+PAIRS, STEPS = 4, 12
+
+
+class FakeDecoder:
+    """Fails for all files at the tries of these numbers."""
+
+    def __init__(self, failing=()):
+        self.failing = failing
+        self.tries = 0
+
+    def share(self, uris, limits):
+        self.tries += 1
+        gone = self.tries - 1 in self.failing
+        return SharedPictures(None, {}), dict.fromkeys(uris if gone else (), "stale file handle")
+
+
+class Silent(FakeEmbedder):
+    """Gives no usable vector, as one whose numbers are NaN."""
+
+    def embed(self, requests, pictures):
+        return {}, dict.fromkeys((one.key for one in requests), "the vector holds NaN or infinity")
+
+
+def picture_pairs(count):
+    def item(index):
+        return Item(text="q", kind=Kind.IMAGE, uris=(f"/d/{index}.png",))
+
+    return tuple(
+        make_pair(f"p{index}", query=item(index), target=item(1000 + index))
+        for index in range(count)
+    )
+
+
+TEXTS = tuple(make_pair(f"p{index}") for index in range(60))
+
+
+def run(tmp_path, *, pairs=TEXTS, rollout=None, decoder=None, embedder=None, every=1, steps=STEPS):
+    """Run the loop; note the checkpoints that it left, and the pauses that it made."""
+    config = RLConfig(
+        run=RunConfig(dir=str(tmp_path / "run")),
+        reasoner="unused",
+        reward=RewardConfig(model="unused", length_weight=1.0, length_budget=1),
+        pairs=PAIRS,
+        siblings=2,
+        steps=steps,
+        checkpoint_every=every,
+    )
+    learner, pauses = FakeLearner(), []
+    pipeline = Pipeline(
+        config,
+        feed=PairFeed(
+            [LoadedSet(name="set", pairs=pairs, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
+        ),
+        rollout=rollout or FakeRollout(),
+        scorer=Scorer(config.reward, embedder=embedder or FakeEmbedder(), judge=None, max_frames=8),
+        decoder=decoder or FakeDecoder(),
+        learner=learner,
+        store=None,
+    )
+    pipeline.collector.wait = pauses.append
+    folder = RunFolder(config, job="rl")
+    try:
+        train_loop(
+            config,
+            pipeline,
+            folder,
+            SimpleNamespace(log=lambda *_: None, flush=lambda: None),
+            held_out=[],
+            restarts=Restarts(),
+            scaler=SimpleNamespace(step=dict),
+            request=SimpleNamespace(made=False),
+        )
+    finally:
+        pipeline.close()
+        run.saved = sorted(one.name for one in (folder.path / "checkpoints").glob("step-*"))
+        run.pauses = pauses
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"rollout": FakeRollout(lambda group: True)}, f"no_spread {LIMIT * 4 * PAIRS}"),
+        ({"embedder": Silent()}, f"embedding_failed {LIMIT * 4 * PAIRS}"),
+        ({"pairs": TEXTS[:1]}, f"no_negative {LIMIT * 4}"),
+    ],
+)
+def test_a_run_without_anything_to_train_on_ends_and_saves_nothing(tmp_path, settings, reason):
+    with pytest.raises(NothingToTrainOn, match=f"{LIMIT} steps in a row trained nothing.*{reason}"):
+        run(tmp_path, **settings)
+    assert run.saved == []
+
+
+def test_steps_before_those_that_train_nothing_stay_saved(tmp_path):
+    with pytest.raises(NothingToTrainOn):
+        run(tmp_path, rollout=FakeRollout(lambda group: group.serial >= 3 * PAIRS))
+    assert run.saved == ["step-000002", "step-000003"]
+
+
+def test_a_checkpoint_that_is_due_at_an_empty_step_follows_at_the_next_that_trains(tmp_path):
+    dull = range(PAIRS, 3 * PAIRS)  # the groups of steps 2 and 3
+    run(tmp_path, rollout=FakeRollout(lambda group: group.serial in dull), every=3, steps=6)
+    assert run.saved == ["step-000004", "step-000006"]
+
+
+def test_pictures_that_are_gone_for_a_while_cost_no_step(tmp_path):
+    run(tmp_path, pairs=picture_pairs(60), decoder=FakeDecoder(range(2, 6)))
+    assert run.pauses == list(PAUSES_S[:4])
+    assert run.saved[-1] == f"step-{STEPS:06d}"
+
+
+def test_pictures_that_stay_away_end_the_run_before_their_step_is_saved(tmp_path):
+    with pytest.raises(NothingToTrainOn, match="8 of 8 pictures could not be read"):
+        run(tmp_path, pairs=picture_pairs(60), decoder=FakeDecoder(range(2, 1000)))
+    assert run.pauses == list(PAUSES_S)
+    assert run.saved == ["step-000001", "step-000002"]
