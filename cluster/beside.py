@@ -28,6 +28,7 @@ class Beside:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._closed = False
         self._turn = threading.Lock()
         """Held while it works: others that waited in its queue would die with it."""
         self._actor = _started()
@@ -56,6 +57,8 @@ class Beside:
                 try:
                     [value] = wait_for(found[-1:], [self._name], timeout_s=timeout_s, what=what)
                 except ActorLost as error:
+                    if self._closed:
+                        raise
                     self._actor = _started()
                     if not left:
                         raise
@@ -65,7 +68,8 @@ class Beside:
         return found[:-1], value
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; who waits for it is told."""
+        self._closed = True
         ray.kill(self._actor)
 
 

@@ -1,6 +1,7 @@
 """How every job starts: read settings, refuse what is wrong, dry-run, run, exit code.
 
-Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used, 3 stopped on request.
+Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used, 3 stopped on request,
+4 nothing to train on, 5 weights or log-probabilities of engines and learner disagree.
 """
 
 import argparse
@@ -11,12 +12,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from cluster.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
-from data.errors import DataError, EmbedRLError, StopRequested
+from data.errors import (
+    DataError,
+    EmbedRLError,
+    NothingToTrainOn,
+    StopRequested,
+    WeightSyncError,
+)
 from data.model_folder import check_folder
 from data.records import files_of, load_set, log_bad_rows, repeated_names, set_problems
 
+CODES: dict[type[BaseException], int] = {
+    ConfigError: 2,
+    DataError: 2,
+    StopRequested: EXIT_CODE,
+    Interrupted: EXIT_CODE,
+    NothingToTrainOn: 4,
+    WeightSyncError: 5,
+    EmbedRLError: 1,
+}
+"""Of the errors that end a job on purpose; the first that fits."""
 log = logging.getLogger(__name__)
 PREFLIGHT_ROWS = 1000
 """Rows of each data set that a dry run reads."""
@@ -33,6 +51,22 @@ def run_job(
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a job's ``main`` on the settings named on the command line; return its exit code."""
+    try:
+        with interruptible():
+            code = _run(cls, main, roles=roles, argv=argv)
+    except tuple(CODES) as error:
+        code = print_end(error, next(c for kind, c in CODES.items() if isinstance(error, kind)))
+    leave_in_time(code)
+    return code
+
+
+def _run(
+    cls: type[T],
+    main: Callable[[T], int],
+    *,
+    roles: Callable[[T], Sequence[Any]] | None,
+    argv: Sequence[str] | None,
+) -> int:
     parser = argparse.ArgumentParser(description=(cls.__doc__ or "").strip())
     parser.add_argument("config", help="YAML file under configs/")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -46,24 +80,17 @@ def run_job(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     for noisy in ("alembic", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        config = load(cls, arguments.config, arguments.overrides)
-        from cluster.run_folder import project_root
+    config = load(cls, arguments.config, arguments.overrides)
+    from cluster.run_folder import project_root
 
-        os.chdir(project_root())
-        if arguments.dry_run:
-            return dry_run(config, roles(config) if roles else ())
-        log.info("run folder %s", config.run.dir)
-        return main(config)
-    except (ConfigError, DataError) as error:
-        return print_end(error, 2)
-    except StopRequested as error:
-        return print_end(error, 3)
-    except EmbedRLError as error:
-        return print_end(error, 1)
+    os.chdir(project_root())
+    if arguments.dry_run:
+        return dry_run(config, roles(config) if roles else ())
+    log.info("run folder %s", config.run.dir)
+    return main(config)
 
 
-def print_end(error: Exception, code: int) -> int:
+def print_end(error: BaseException, code: int) -> int:
     """Print the error and the exit code, and return it; Ray does not tell that of a stopped job."""
     print(f"\n{error}\nexit code {code}", file=sys.stderr)
     return code

@@ -275,9 +275,12 @@ class Pool(ABC):
             self._change.notify_all()
         self._events.put(None)
         self._dispatcher.join()
+        if left:
+            log.info("%s: waiting up to %g s for its engines", self.role.name, STOP_TIMEOUT_S)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         self._stop(left)
         for starter in starters:
-            starter.join(STOP_TIMEOUT_S)
+            starter.join(max(0.0, deadline - time.monotonic()))
 
     @abstractmethod
     def load(self, name: str, actor: Any) -> None:

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from cluster.stopping import handlers_kept
 from configs.errors import ConfigError
 from data.errors import (
     ActorLost,
@@ -94,7 +95,8 @@ def session(
     if address:
         _wait_for_head(address, timeout_s=nodes_timeout_s)
         log.info("joining the Ray cluster of RAY_ADDRESS=%s", address)
-        ray.init(address=address, **settings)
+        with handlers_kept():
+            ray.init(address=address, **settings)
     else:
         start_ray(**settings)
     try:
@@ -118,9 +120,10 @@ def start_ray(**settings: Any) -> None:
     for left in reversed(range(RAY_STARTS)):
         before = set(psutil.Process().children(recursive=True))
         try:
-            ray.init(address="local", include_dashboard=False, **settings)
+            with handlers_kept():
+                ray.init(address="local", include_dashboard=False, **settings)
             return
-        except Exception as error:  # Ray has no type of its own for it
+        except BaseException as error:  # Ray has no type of its own for it
             # It forgets what it had started of the node.
             for one in set(psutil.Process().children(recursive=True)) - before:
                 with suppress(psutil.NoSuchProcess):

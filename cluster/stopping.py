@@ -1,26 +1,99 @@
-"""SIGTERM (`ray job stop`, a spot instance that goes away) as a request between two steps."""
+"""SIGTERM (`ray job stop`, a spot instance that goes away) and SIGINT (Ctrl-C): exit code 3.
 
+    imports -------> run_job --------> training loop --------> its end
+    ends at once     ends, cleaned up  ends after the step     ends, cleaned up
+
+A second signal ends the process at once. This module imports nothing that takes time: the package
+`cluster.jobs` sets the first handlers with it, before anything else of a job is imported.
+"""
+
+import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
 from data.errors import StopRequested
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+EXIT_CODE = 3
+LEAVE_S = 30.0
+"""A process that has its exit code ends within this time, whatever its threads still wait for."""
+_jobs: list[int] = []
+"""This process's id, where it is a job's own."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A job was asked to stop outside of its training loop; no `except Exception` keeps it."""
+
+
+def take_over() -> None:
+    """Let signals end this process, which is a job's and has not begun, with exit code 3."""
+    _jobs.append(os.getpid())
+    _handle(_end)
+
+
+def leave_in_time(code: int) -> None:
+    """Let a job's process end with that code though threads of it hang."""
+    if os.getpid() in _jobs:
+        timer = threading.Timer(LEAVE_S, os._exit, [code])
+        timer.daemon = True
+        timer.start()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, the first signal raises `Interrupted` in the main thread, the second ends all."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _handle(_end)
+        _say(f"{_name(number)}: the job ends; a second signal ends it at once")
+        raise Interrupted(
+            f"stopped on request ({_name(number)}); the same command goes on from what was saved"
+        )
+
+    before = _handle(interrupt)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Undo what `ray.init`, which is called inside, does to SIGTERM.
+
+    Raises:
+        Interrupted: SIGTERM came meanwhile, and met the handler that Ray sets.
+    """
+    before = _handle(None)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise Interrupted("stopped on request (SIGTERM) while Ray came up") from None
+    finally:
+        _restore(before)
+
 
 class StopRequest:
-    """Inside, SIGTERM ends no process but is noted, for a training loop to act on.
+    """Inside, a signal ends no process but is noted, for a training loop to act on.
 
-    Enter it in the main thread, after Ray has been joined, which has a handler of its own.
+    Enter it in the main thread.
     """
 
     def __init__(self) -> None:
         self.made = False
 
     def __enter__(self) -> "StopRequest":
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._before = _handle(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        _restore(self._before)
 
     def obey(self, step: int, steps: int) -> None:
         """Act on a request that was made, when the step's checkpoint has been written.
@@ -35,4 +108,37 @@ class StopRequest:
             )
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.made:
+            _end(number, frame)
         self.made = True
+        _say(
+            f"{_name(number)}: the job stops when the step under way has ended and its checkpoint "
+            "is written; a second signal ends it at once, without"
+        )
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    _say(f"{_name(number)}: ended at once\nexit code {EXIT_CODE}")
+    os._exit(EXIT_CODE)
+
+
+def _say(text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())  # what the signal interrupted may be printing
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+def _handle(handler: Callable[[int, FrameType | None], None] | None) -> dict[int, Any]:
+    """Set a handler of the signals, where one is given; return those before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    if handler is not None:
+        _restore(dict.fromkeys(SIGNALS, handler))
+    return before
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.entry import run_job
 from cluster.session import Role
+from cluster.stopping import Interrupted
 from configs.errors import ConfigError
 from configs.schema import WarmStartConfig
 from data.errors import (
@@ -17,6 +18,7 @@ from data.errors import (
     CheckpointError,
     DataError,
     DivergedError,
+    NothingToTrainOn,
     StopRequested,
     WeightSyncError,
 )
@@ -79,10 +81,12 @@ def test_wrong_settings_end_with_two_before_the_job_starts(path, capsys):
         (ConfigError("why"), 2),
         (DataError("why"), 2),
         (ActorLost("why"), 1),
-        (WeightSyncError("why"), 1),
+        (NothingToTrainOn("why"), 4),
+        (WeightSyncError("why"), 5),
         (CheckpointError("why"), 1),
         (DivergedError("why"), 1),
         (StopRequested("why"), 3),
+        (Interrupted("why"), 3),
     ],
 )
 def test_expected_failures_end_with_a_message_and_their_code(path, capsys, error, code):
