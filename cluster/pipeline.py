@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -199,18 +199,28 @@ class Pipeline:
     def _publish_and_pull(self, *, again: bool = False) -> tuple[Published, list[SyncReport]]:
         """Let the engines pull the current version while the learner puts it.
 
+        Nothing is announced before the learner is free to put it: engines that pull are frozen,
+        and would be for as long as it scores traces.
+
         Raises:
             LearnerLost: the learner failed, whatever became of the engines.
             WeightSyncError: it could not be published, or an engine holds something else.
         """
+        announced: Future[None] = Future()
 
         def publish() -> Published:
             with self._learning:
+                try:
+                    self.learner.announce(self.version, self.store, again=again)
+                except BaseException as error:
+                    announced.set_exception(error)
+                    raise
+                announced.set_result(None)
                 return self.learner.publish(self.version, self.store)
 
-        self.learner.announce(self.version, self.store, again=again)
         with ThreadPoolExecutor(1) as thread:
             publishing = thread.submit(publish)
+            announced.result()
             try:
                 reports = self.rollout.pull_weights(self.version)
             except EmbedRLError:

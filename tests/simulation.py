@@ -79,6 +79,10 @@ class SlowLearner(FakeLearner):
             self.scored += 1
             return super().score_policy(samples, pictures)
 
+    def announce(self, version, store, *, again=False):
+        assert self.lock is None or self.lock.locked(), "engines freeze before the learner is free"
+        super().announce(version, store, again=again)
+
     def publish(self, version, store):
         with self._alone():
             return super().publish(version, store)
