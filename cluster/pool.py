@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 
 from cluster.batch import Answer, Batch, GivenUp
@@ -41,6 +41,8 @@ MOST_LOSSES = 5
 REMIND_S = 60.0
 LOST_ANSWERS = 3
 """Times that the answer to a chunk may be lost on its way."""
+SIGN_TIMEOUT_S = 30.0
+"""Longest wait for the sign of life of an actor that is overdue."""
 STOP_TIMEOUT_S = 30.0
 """Longest wait for an engine to stop by itself."""
 
@@ -59,7 +61,8 @@ class PoolStats:
 class Pool(ABC):
     """Equal actors, each in a placement group of its own, so that single ones can come and go.
 
-    An actor that has work but has answered nothing for ``timeout_s`` counts as hung.
+    An actor that has work but has answered nothing for ``timeout_s`` counts as hung, unless its
+    pool asks for signs of life and it gives one that is younger.
 
     Args:
         max_items: requests that a call holds at most.
@@ -92,7 +95,9 @@ class Pool(ABC):
         self._draining: dict[str, Any] = {}
         self._groups: dict[str, PlacementGroup] = {}
         self._heard: dict[str, float] = {}
-        """When an actor last answered, or got work while it had none."""
+        """When an actor last answered, gave a sign of life, or got work while it had none."""
+        self._asked: dict[str, float] = {}
+        """Until when actors that are overdue may give a sign of life."""
         self._batches: set[Batch] = set()
         self._defect: Exception | None = None
         self._losses = 0
@@ -107,7 +112,10 @@ class Pool(ABC):
         """When an actor may be overdue, or an empty pool given up, at the earliest."""
         self._sums: Counter[str] = Counter()
         self._closing = threading.Event()
-        self._events: queue.SimpleQueue[tuple[str, Chunk, Future[Any]] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[str, Chunk | None, Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        """Of actors by name: the answer to a chunk, or a sign of life. None: there is work."""
         self._dispatcher = threading.Thread(
             target=self._dispatch, name=f"{role.name}-dispatch", daemon=True
         )
@@ -172,6 +180,8 @@ class Pool(ABC):
         with self._change:
             if count != self._wanted:
                 log.info("%s: from %d to %d actors", self.role.name, self._wanted, count)
+                if count > self._wanted:
+                    log.info("%s: each says when it is ready, or what it waits for", self.role.name)
             self._wanted = count
             self._balance()
 
@@ -290,6 +300,13 @@ class Pool(ABC):
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Send a chunk to an actor and return the reference of its answer."""
 
+    def sign_of_life(self, actor: Any) -> Any | None:
+        """Ask an overdue actor for how many seconds it has not advanced; return the reference.
+
+        None: its answers are the only signs.
+        """
+        return None
+
     def admit(self, name: str, actor: Any) -> None:
         """Let an actor that has loaded take calls."""
         with self._change:
@@ -300,6 +317,7 @@ class Pool(ABC):
             self._measure()
             self._serving[name] = actor
             self._failed_starts = 0
+            log.info("%s is ready: %d of %d actors", name, len(self._serving), self._wanted)
             if self._settled:  # before, `ready` must see every failure
                 self._start_error = None
             self._change.notify_all()
@@ -360,7 +378,9 @@ class Pool(ABC):
     def _start_failed(self, name: str, error: Exception) -> None:
         cause = cause_of(error)
         if isinstance(error, RayError) and not isinstance(cause, EmbedRLError):
-            cause = ClusterError(f"{name} did not start: {cause!r}; see its log")
+            late = f"it did not load within timeout_s={self.timeout_s:g} of its pool; raise that"
+            why = late if isinstance(error, GetTimeoutError) else repr(cause)
+            cause = ClusterError(f"{name} did not start: {why}; see its log")
         with self._change:
             if name not in self._starting or self._closing.is_set():
                 return  # it was not wanted any more
@@ -400,7 +420,9 @@ class Pool(ABC):
                 self._defect = error
                 self._fail(error)
 
-    def _take(self, name: str, chunk: Chunk, answer: Future[Any]) -> None:
+    def _take(self, name: str, chunk: Chunk | None, answer: Future[Any]) -> None:
+        if chunk is None:
+            return self._take_sign(name, answer)
         if chunk not in self._router.held_by(name):
             return  # lost, and its work is elsewhere
         self._measure()
@@ -423,6 +445,15 @@ class Pool(ABC):
             chunk.batch.put(cause_of(error))
         self._retire_drained()
 
+    def _take_sign(self, name: str, sign: Future[float]) -> None:
+        if self._asked.pop(name, None) is None:
+            return  # lost meanwhile
+        silent_s = self.timeout_s if sign.exception() is not None else sign.result()
+        if silent_s < self.timeout_s:
+            self._heard[name] = max(self._heard[name], time.monotonic() - silent_s)
+        elif time.monotonic() >= self._heard[name] + self.timeout_s:
+            self._lose_silent(name)
+
     def _send(self) -> None:
         while (order := self._router.next(self._serving)) is not None:
             name, chunk = order
@@ -435,7 +466,7 @@ class Pool(ABC):
             future = self.call(self._serving[name], chunk).future()
             future.add_done_callback(partial(self._hear, name, chunk))
 
-    def _hear(self, name: str, chunk: Chunk, answer: Future[Any]) -> None:
+    def _hear(self, name: str, chunk: Chunk | None, answer: Future[Any]) -> None:
         self._events.put((name, chunk, answer))
 
     def _answer(self, chunk: Chunk, value: Any, actor: str) -> None:
@@ -454,13 +485,24 @@ class Pool(ABC):
             if self._router.held_by(name)
         }
         for name in [one for one, when in due.items() if now >= when]:
-            del due[name]
-            self.lose(name, f"no answer within timeout_s={self.timeout_s:g}")
+            if name not in self._asked and (sign := self._ask(name)) is not None:
+                self._asked[name] = now + SIGN_TIMEOUT_S
+                sign.future().add_done_callback(partial(self._hear, name, None))
+            due[name] = self._asked.get(name, now)
+            if now >= due[name]:
+                del due[name]
+                self._lose_silent(name)
         # What is sent from now on is due later than that.
         self._look_at = min([now + self.timeout_s, *due.values()])
         given_up = self._empty_since + self.timeout_s
         if not self._serving and given_up > now:
             self._look_at = min(self._look_at, given_up)
+
+    def _ask(self, name: str) -> Any | None:
+        return self.sign_of_life(self._serving.get(name) or self._draining[name])
+
+    def _lose_silent(self, name: str) -> None:
+        self.lose(name, f"no answer within timeout_s={self.timeout_s:g}")
 
     def _give_up(self) -> None:
         """Fail what waits where the pool has no actor and will not get one in time."""
@@ -502,6 +544,7 @@ class Pool(ABC):
         if group is not None:
             ray.util.remove_placement_group(group)
         self._heard.pop(name, None)
+        self._asked.pop(name, None)
 
     def _measure(self) -> None:
         """Add the time since the last change to the sums behind `stats`."""

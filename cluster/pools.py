@@ -92,6 +92,10 @@ class RolloutPool(Pool):
         """Have traces sampled."""
         return actor.generate.remote(Packed(chunk.requests), chunk.batch.shared)
 
+    def sign_of_life(self, actor: Any) -> Any:
+        """Ask an engine when its steps last advanced: long traces take longer than any time-out."""
+        return actor.seconds_since_step.remote()
+
     def admit(self, name: str, actor: Any) -> None:
         """Let an engine take calls that holds the weights which all others hold.
 

@@ -97,7 +97,8 @@ class PoolConfig:
     cpus: float = 1.0
     gpus: float = 0.0
     timeout_s: float = 600.0
-    """An actor that has work and answers nothing for longer is replaced."""
+    """An actor that has work and answers nothing for longer is replaced; of the engines that sample
+    traces, only one whose steps have not advanced for as long."""
     min_actors: int = 1
     """Fewest actors that a pool whose size follows from its load has."""
     max_actors: int = 0

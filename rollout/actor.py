@@ -70,6 +70,10 @@ class RolloutActor:
         done = await asyncio.gather(*(self._one(r, prompts[r.content]) for r in requests))
         return Packed(share_prompts(requests, done))
 
+    async def seconds_since_step(self) -> float:
+        """Return for how long the engine has not advanced."""
+        return self._engine.seconds_since_step()
+
     async def pull_weights(self, version: int) -> SyncReport:
         """Load a published version; see `VLLMEngine.pull_weights`."""
         return await self._engine.pull_weights(version)

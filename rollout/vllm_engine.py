@@ -6,6 +6,7 @@ returned log-probabilities are those of the distribution sampled from.
 """
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -64,6 +65,9 @@ class VLLMEngine:
         self._pulling = asyncio.Lock()
         self._pulls = 0
         """How many began."""
+        self._calls = itertools.count()
+        self._advanced = time.monotonic()
+        """When the engine last gave the tokens of a step."""
         most = max(1, media.max_frames) if self.encoder.sees_pictures else 0
         arguments = engine_arguments(model, engine, max_pictures=most)
         if current_platform.is_cpu():
@@ -76,6 +80,7 @@ class VLLMEngine:
     async def start(self) -> None:
         """Load the model; blocks for seconds."""
         self._llm = AsyncLLM.from_engine_args(self._arguments)
+        self._watch_steps()
         await self._llm.update_weight_version(str(INITIAL_VERSION))
         if self._store is not None:
             self._stale = "it has not pulled any weights yet"
@@ -98,6 +103,10 @@ class VLLMEngine:
         newest = (await self._llm.collective_rpc("newest_version"))[0]
         return None if newest is None else await self.pull_weights(newest)
 
+    def seconds_since_step(self) -> float:
+        """Return for how long the engine has not advanced, or has had nothing to do."""
+        return time.monotonic() - self._advanced
+
     async def generate(self, request: GenerationRequest, prompt: EncodedPrompt) -> Trajectory:
         """Sample one trace.
 
@@ -110,7 +119,8 @@ class VLLMEngine:
         if prompt.images:
             inputs["multi_modal_data"] = {"image": prompt.images}
         for attempt in range(ATTEMPTS):
-            name = f"{request.key}#{attempt}"
+            # A key may come again: in a measurement, or where the answer was lost on its way.
+            name = f"{next(self._calls)}/{request.key}#{attempt}"
             await self._good_weights(str(request.key))
             pulls = self._pulls
             try:
@@ -206,6 +216,22 @@ class VLLMEngine:
         """Stop the engine's processes."""
         self._llm.shutdown()
         del self._llm  # at interpreter exit its own clean-up would fail noisily
+
+    def _watch_steps(self) -> None:
+        """Take note whenever the engine gives the tokens of a step.
+
+        vLLM hands on finished traces only, as nobody reads half of one; its own loggers of steps
+        would gather statistics in every step.
+        """
+        core = self._llm.engine_core
+        get_output = core.get_output_async
+
+        async def noted() -> Any:
+            outputs = await get_output()
+            self._advanced = time.monotonic()
+            return outputs
+
+        core.get_output_async = noted
 
     def _params(self, request: GenerationRequest) -> SamplingParams:
         return SamplingParams(

@@ -19,6 +19,13 @@ class Worker:
         self.name = name
         self.refuses = refuses
         self.held = threading.Event()
+        self.silent_s = 0.0
+
+    def seconds_since_step(self):
+        return self.silent_s
+
+    def let_go(self):
+        self.held.set()
 
     def ready(self):
         if self.refuses:

@@ -58,6 +58,16 @@ class Workers(Pool):
         self._events.put(None)
 
 
+class Advancing(Workers):
+    """Whose actors say that they advance, though an answer takes long; ``asked`` counts."""
+
+    asked = None
+
+    def sign_of_life(self, actor):
+        self.asked.release()
+        return actor.seconds_since_step.remote()
+
+
 def sorted_out(answers):
     """Return the requests that were done, and those that were given up with the reason."""
     done, given_up = [], {}
@@ -73,8 +83,8 @@ def sorted_out(answers):
 def pool_of():
     pools = []
 
-    def make(*args, **settings):
-        pools.append(Workers(*args, **settings))
+    def make(*args, kind=Workers, **settings):
+        pools.append(kind(*args, **settings))
         return pools[-1]
 
     yield make
@@ -147,6 +157,20 @@ def test_a_hung_actor_is_found_by_its_deadline(pool_of):
     reason = f"killed 2 actors, alone with the last: no answer within timeout_s={MOMENT_S:g}"
     assert given_up == {"hang": reason}
     assert pool.counters()["pool/worker/lost"] == 2
+
+
+def test_an_actor_that_advances_is_not_hung_however_long_its_answer_takes(pool_of):
+    pool = pool_of(kind=Advancing)
+    pool.asked = threading.Semaphore(0)
+    pool.ready()
+    batch = pool.begin(["hang"])
+    pool.let_time_out()
+    for _ in range(3):
+        assert pool.asked.acquire(timeout=PATIENCE_S)
+    ray.get(pool.actors["worker-0"].let_go.remote())
+    assert sorted_out(batch) == (["hang"], {})
+    assert pool.counters()["pool/worker/lost"] == 0
+    pool.timeout_s = PATIENCE_S
 
 
 def test_answers_that_lie_there_when_the_deadline_passes_are_heard_first(pool_of):

@@ -1,5 +1,6 @@
 """The real rollout actor against plain transformers, on a tiny model with its folder's weights."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,19 @@ def test_many_prompts_at_once_do_not_kill_the_engine(reasoner, encoder, contents
     assert sum(len(encoder.encode(r.content, pictures).expanded) for r in asked) > 4096
     results = _by_key(reasoner.generate(asked, pictures))
     assert all(isinstance(results[str(r.key)], Trajectory) for r in asked)
+
+
+def test_the_same_key_may_be_asked_for_twice_at_a_time(reasoner, contents, pictures) -> None:
+    asked = [request(contents["text"], seed=0)] * 2
+    one, other = reasoner.generate(asked, pictures)
+    assert one.response_ids.tolist() == other.response_ids.tolist()
+
+
+def test_the_engine_says_how_long_ago_it_advanced(reasoner, contents, pictures) -> None:
+    before, began = reasoner.seconds_since_step(), time.monotonic()
+    reasoner.generate([request(contents["text"], seed=0)], pictures)
+    after = reasoner.seconds_since_step()
+    assert 0 <= after < before + time.monotonic() - began
 
 
 def test_a_request_that_fails_is_dropped_alone(reasoner, contents, pictures) -> None:
