@@ -17,6 +17,7 @@ from cluster.pictures import SharedPictures
 from cluster.pools import Embedded, JudgePool, RewardPool
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
+from data.monitor_table import monitor_of
 from data.prompts import pictures_of
 from data.relevance import Relevance
 from data.tcot import faults
@@ -302,7 +303,7 @@ class Scorer:
             )
         )
         for alarm in alarms:
-            log.warning("reward hacking: %s", alarm)
+            log.warning("%s: %s", monitor_of(alarm.name).heading, alarm)
         return metrics
 
     def _questions(

@@ -1,4 +1,4 @@
-"""The reward-hacking monitors by name: limit, what an alarm means, what to do about it.
+"""The monitors of the reward by name: limit, what an alarm means, what to do about it.
 
 `reward/monitors.py` measures them and rings, `evaluation/monitor_rows.py` shows them; a metric
 `hack/<name>` or `hack/<name>/<side>` belongs to the monitor <name>. Limits were held against a
@@ -22,6 +22,8 @@ class Monitor:
     """One figure that is watched."""
 
     measures: str
+    heading: str = "reward hacking"
+    """What its alarms are headed in the log."""
     limit: float = math.inf
     """At it and beyond the alarm rings; infinite: shown only, since healthy runs get anywhere."""
     rings_below: bool = False
@@ -58,6 +60,7 @@ MONITORS: Mapping[str, Monitor] = {
         advice="lower rollout.sampling.max_tokens, or add a length budget to the reward",
     ),
     "evidence_worth": Monitor(
+        heading="the trace is not what is paid",
         measures="share of their reward that rewarded traces lose without their crops or frames",
         # 0.03 to 0.42 in healthy rounds, the least where the picture shows a single object. The
         # sliver above 0 is for rounding.
@@ -68,6 +71,7 @@ MONITORS: Mapping[str, Monitor] = {
         "was trained with evidence",
     ),
     "trace_worth": Monitor(
+        heading="the trace is not what is paid",
         measures="share of their reward that rewarded traces lose with another item's trace",
         # 0.5 to 0.7 in healthy rounds; what is kept is owed to the item itself.
         limit=0.1,
@@ -76,6 +80,7 @@ MONITORS: Mapping[str, Monitor] = {
         advice="check that traces reach the Embedder and that it was trained with them",
     ),
     "effective_rank": Monitor(
+        heading="embeddings collapse",
         measures="directions that the items' embeddings with traces fill, as a share of without",
         # 0.96 or more against the items, 0.67 or more against the number of targets.
         limit=1 / 3,
@@ -85,6 +90,7 @@ MONITORS: Mapping[str, Monitor] = {
         "rollout.sampling.temperature",
     ),
     "distance": Monitor(
+        heading="embeddings collapse",
         measures="mean distance between different items' embeddings with traces, against without",
         # 0.9 or more in healthy rounds.
         limit=1 / 3,
@@ -101,6 +107,7 @@ MONITORS: Mapping[str, Monitor] = {
         "like this too",
     ),
     "all_wrong": Monitor(
+        heading="nothing is learnt",
         measures="share of groups whose every trace ranks no positive on top",
         # 0.28 at most, after a teacher of whose traces two thirds are misleading.
         limit=0.9,
@@ -108,6 +115,7 @@ MONITORS: Mapping[str, Monitor] = {
         advice="check the Embedder's hit@1 with the warm start's traces before RL",
     ),
     "saturated": Monitor(
+        heading="nothing is left to learn",
         measures="share of groups whose traces are all right and all paid the same",
         # Every group: a run that reached hit@1 0.97 came to 0.91 at its end.
         limit=1.0,

@@ -1,4 +1,4 @@
-"""The reward-hacking monitors of a recorded run: each with its course, its limit and its alarms."""
+"""The monitors of the reward of a recorded run: each with its course, its limit and its alarms."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -274,7 +274,7 @@ def test_monitors_are_shown_with_their_limits_and_alarms(config: ReportConfig) -
     ]
     (Path(config.rl) / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     page = page_of(config)
-    text = page.text.partition("Reward hacking monitors")[2].partition("hit@1 by task")[0]
+    text = page.text.partition("Monitors of the reward")[2].partition("hit@1 by task")[0]
     assert "Alarms rang 1 time." in text
     assert "1 of 2 steps: 1" in text
     assert MONITORS["all_wrong"].advice in text
@@ -284,7 +284,7 @@ def test_monitors_are_shown_with_their_limits_and_alarms(config: ReportConfig) -
 
 
 def test_no_monitor_recorded_no_section(config: ReportConfig) -> None:
-    assert "Reward hacking" not in page_of(config).text
+    assert "Monitors of the reward" not in page_of(config).text
 
 
 def test_biased_teacher_is_told_of_only_where_the_demo_ran(config: ReportConfig) -> None:
