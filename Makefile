@@ -115,7 +115,11 @@ submit: .venv/.ready ## send a job to the running Ray cluster (JOB=rl CONFIG='co
 	@why=$$($(VENV)/bin/ray job list 2>&1 >/dev/null) || { echo "$$why" | tail -n 3; \
 	  echo "expected a Ray cluster that answers: start one (source .venv/bin/activate; ray start --head)," \
 	  "name its dashboard by RAY_ADDRESS, or copy its head's ~/.ray/auth_token"; exit 1; }
-	@$(VENV)/bin/ray job submit --working-dir . -- python -m cluster.jobs.$(JOB) $(CONFIG)
+	@said=$$(mktemp); { $(VENV)/bin/ray job submit --working-dir . -- \
+	  python -m cluster.jobs.$(JOB) $(CONFIG); echo $$? > $$said.code; } 2>&1 | tee $$said; \
+	  ! grep -q "No available agent" $$said || echo "the head's agent does not run: another Ray held" \
+	  "its port 52365; ray stop, then ray start --head --dashboard-agent-listen-port=0"; \
+	  code=$$(cat $$said.code); rm $$said $$said.code; exit $$code
 
 mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@$(root_is_there)

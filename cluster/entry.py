@@ -16,6 +16,7 @@ from cluster.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_tim
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from data.errors import (
+    ClusterError,
     DataError,
     EmbedRLError,
     NothingToTrainOn,
@@ -56,6 +57,13 @@ def run_job(
             code = _run(cls, main, roles=roles, argv=argv)
     except tuple(CODES) as error:
         code = print_end(error, next(c for kind, c in CODES.items() if isinstance(error, kind)))
+    except Exception as error:
+        from cluster.faults import explain  # loads Ray, which some jobs do without
+
+        if (reason := explain(error)) is None:
+            raise
+        log.debug("the job failed", exc_info=True)
+        code = print_end(ClusterError(reason), 1)
     leave_in_time(code)
     return code
 

@@ -3,9 +3,12 @@
 from enum import StrEnum
 
 from ray.exceptions import (
+    AuthenticationError,
     GetTimeoutError,
     NodeDiedError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
     RayError,
@@ -25,6 +28,31 @@ DEAD = (
     GetTimeoutError,
     RaySystemError,
 )
+
+SHOWN_CHARACTERS = 400
+"""Of what another library says."""
+RESUMES = "; the same command goes on from the last checkpoint"
+REMEDIES: dict[type[BaseException], str] = {
+    ObjectStoreFullError: "Ray's object store has no room for what is in use: give it more memory "
+    "(ray start --object-store-memory=BYTES; a larger /dev/shm for a Ray of the job's own), or "
+    "lower pairs, max_staleness or the pixels in data.media" + RESUMES,
+    OutOfDiskError: "Ray's object store is full, and so is the disk that it spills to: free space "
+    "under /tmp/ray, or name another folder (ray start --temp-dir=FOLDER)" + RESUMES,
+    AuthenticationError: "the cluster asks for another token than this process shows: copy its "
+    "head's ~/.ray/auth_token to this machine, and set RAY_AUTH_MODE=token (an activated "
+    "environment does)",
+    OutOfMemoryError: "a node's memory was full, so Ray ended a process on it: give a node fewer "
+    "actors, or lower an engine's max_num_seqs or cpu_kv_cache_gb" + RESUMES,
+    GetTimeoutError: "a process of Ray's did not answer in time: is a node overloaded, or gone? "
+    "Ray's logs lie under /tmp/ray/session_latest/logs" + RESUMES,
+    RayActorError: "a process of the job died: see why in its log under "
+    "/tmp/ray/session_latest/logs" + RESUMES,
+    ObjectLostError: "what a process of the job held was lost with it or with its node" + RESUMES,
+    RaySystemError: "Ray itself failed: see its logs under /tmp/ray/session_latest/logs" + RESUMES,
+    ConnectionError: "the cluster does not answer: does its head run (ray status), and is a "
+    "firewall between?",
+}
+"""What to do about failures that are not ours; the first that fits."""
 
 
 class Fault(StrEnum):
@@ -53,6 +81,24 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(cause, EmbedRLError | ConfigError):
         return Fault.FATAL
     return Fault.REPLACE if isinstance(error, RayError) else Fault.FATAL
+
+
+def explain(error: BaseException) -> str | None:
+    """Return what happened and what to do, of failures that are not ours; None: of no other."""
+    cause = cause_of(error)
+    if isinstance(cause, RuntimeError) and "Version mismatch" in str(cause):
+        return (
+            f"the cluster runs another Ray or Python than this process ({_one_line(cause)}): use "
+            "the environment that its nodes were started with"
+        )
+    for kind, remedy in REMEDIES.items():
+        if isinstance(cause, kind):
+            return f"{remedy} ({type(cause).__name__}: {_one_line(cause)})"
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:SHOWN_CHARACTERS]
 
 
 def cause_of(error: BaseException) -> BaseException:

@@ -4,6 +4,7 @@ A fixed group: when a rank is lost or fails, the others cannot go on, so all are
 keeps its place and can be started again; the job then continues from its last checkpoint.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from learner.objectives import (
     TokenScores,
 )
 
+log = logging.getLogger(__name__)
 START_TIMEOUT_S = 900.0
 """Longest wait for the ranks to start, which import much, and to find each other."""
 STOP_TIMEOUT_S = 60.0
@@ -323,7 +325,9 @@ class LearnerGroup:
     def _build(self, plan: LearnerPlan) -> None:
         self._plan = plan
         if not self._ranks:
+            log.info("waiting for the learner's ranks to start (%d)", self.config.ranks)
             self._start()
+        log.info("waiting for the learner to load %s", plan.model)
         self._all([rank.build.remote(plan) for rank in self._ranks], f"building from {plan.model}")
 
     def _shares(

@@ -15,7 +15,7 @@ import torch
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from torch import Tensor
 
-from cluster.faults import cause_of
+from cluster.faults import cause_of, explain
 from cluster.weights import Published
 from configs.schema import WeightsConfig
 from data.checksum import MASK, tensor_checksum
@@ -202,7 +202,7 @@ class _Turn:
             try:
                 bucket = Bucket(checksums, (ray.put(parcels),))
             except (ObjectStoreFullError, OutOfDiskError) as error:
-                self._fail(f"{error}; give it more memory: ray start --object-store-memory")
+                self._fail(str(explain(error)))
                 continue
             self._bytes += sum(parcel.nbytes for parcel in parcels)
             self._calls.append(self._store.add.remote(self._version, [bucket]))

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
 import ray
+from ray._private import parameter, ray_constants
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -23,6 +25,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
+from cluster.faults import explain
 from cluster.stopping import handlers_kept
 from configs.errors import ConfigError
 from data.errors import (
@@ -95,9 +98,9 @@ def session(
     if address:
         _wait_for_head(address, timeout_s=nodes_timeout_s)
         log.info("joining the Ray cluster of RAY_ADDRESS=%s", address)
-        with handlers_kept():
-            ray.init(address=address, **settings)
+        join_ray(address, **settings)
     else:
+        log.info("starting a Ray of the job's own")
         start_ray(**settings)
     try:
         _wait_for_nodes(roles, timeout_s=nodes_timeout_s if address else 0.0)
@@ -105,7 +108,24 @@ def session(
         log.info("starting %s", ", ".join(map(str, roles)))
         yield
     finally:
+        log.info("leaving Ray" if address else "stopping Ray")
         ray.shutdown()
+
+
+def join_ray(address: str, **settings: Any) -> None:
+    """Join a cluster, with these settings of `ray.init`.
+
+    Raises:
+        ConnectionError: none answers there.
+        ClusterError: it refuses this process.
+    """
+    try:
+        with handlers_kept():
+            ray.init(address=address, **settings)
+    except (RayError, RuntimeError) as error:
+        if (reason := explain(error)) is None:
+            raise
+        raise ClusterError(f"RAY_ADDRESS={address}: {reason}") from error
 
 
 def start_ray(**settings: Any) -> None:
@@ -120,7 +140,7 @@ def start_ray(**settings: Any) -> None:
     for left in reversed(range(RAY_STARTS)):
         before = set(psutil.Process().children(recursive=True))
         try:
-            with handlers_kept():
+            with handlers_kept(), _reached_from_here_alone():
                 ray.init(address="local", include_dashboard=False, **settings)
             return
         except BaseException as error:  # Ray has no type of its own for it
@@ -137,6 +157,29 @@ def start_ray(**settings: Any) -> None:
                     "start --head), set RAY_ADDRESS=auto and try again; Ray's logs: /tmp/ray"
                 ) from error
             log.warning("Ray did not come up in its own time limits, is started anew: %s", error)
+
+
+@contextmanager
+def _reached_from_here_alone() -> Iterator[None]:
+    """Let `ray.init` start a Ray that listens on loopback and takes free ports only.
+
+    Ray has both, for other systems and for `ray start`, but `ray.init` no arguments for them. On
+    its agents' known port, a cluster's head that is started meanwhile could take no submitted job.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams
+    variable = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    told = os.environ.get(variable)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    parameter.RayParams = partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    os.environ[variable] = "0"  # for the processes of that Ray
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, parameter.RayParams = before
+        if told is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = told
 
 
 def check_listening(address: str) -> None:
@@ -278,13 +321,13 @@ def place(
     """
     bundle = _bundle(role)
     group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
-    began = reminded = time.monotonic()
+    began, reminded = time.monotonic(), float("-inf")
     while not group.wait(PLACEMENT_LOOK_S):
         now = time.monotonic()
         if wanted() and (patient or now - began < PLACEMENT_TIMEOUT_S):
             if now - reminded >= PLACEMENT_REMIND_S:
                 reminded = now
-                log.warning("%s: %s", role.name, _no_place(role, bundle, now - began))
+                log.warning("%s: no place yet: %s", role.name, _no_place(role, bundle, now - began))
             continue
         ray.util.remove_placement_group(group)
         raise ClusterError(f"{role.name}: {_no_place(role, bundle, now - began)}")
@@ -292,10 +335,11 @@ def place(
 
 
 def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
+    found = ray.available_resources()
+    free = {unit: found.get(unit, 0.0) for unit in bundle}
     return (
-        f"waited {waited_s:.0f} s for {role.actors} x {bundle}; free now: "
-        f"{ray.available_resources()}. Another job may hold them, or a bundle is larger than any "
-        "single node."
+        f"waited {waited_s:.0f} s for {role.actors} x {bundle}; free now: {free}. Another job may "
+        "hold them, or a bundle is larger than any single node."
     )
 
 

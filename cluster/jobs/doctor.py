@@ -154,6 +154,12 @@ PORTS = (
     ("MLflow", 5000, "make mlflow MLFLOW_PORT=5001"),
     ("Ray", 6379, "fine if it is your cluster; else ray start --head --port=6380"),
     ("Ray dashboard", 8265, "fine if it is your cluster; else --dashboard-port=8266"),
+    (
+        "Ray agent",
+        52365,
+        "fine if it is your cluster, which takes submitted jobs by it; else they fail with 'No "
+        "available agent': ray start --head --dashboard-agent-listen-port=0",
+    ),
 )
 
 

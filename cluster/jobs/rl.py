@@ -135,6 +135,7 @@ def main(config: RLConfig) -> int:
             "judge": config.reward.judge.pool,
         }
         scaler = PoolScaler(pools, policies, targets)
+        log.info("waiting for the engines of %s to load", ", ".join(pools))
         for pool in pools.values():
             pool.ready()
         log.info("%s: all engines are ready; RAY_ADDRESS=%s", folder.path, address.ray_address)
@@ -175,6 +176,7 @@ def main(config: RLConfig) -> int:
                     scaler=scaler,
                     request=request,
                 )
+            log.info("writing %s", folder.path / "export")
             learner.export(folder.path / "export")
             return done
 

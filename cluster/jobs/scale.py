@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.elastic import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
-from cluster.session import check_listening
+from cluster.session import check_listening, join_ray
 from configs.errors import ConfigError
 from data.errors import ClusterError
 from evaluation.summary import STAGE_FILE
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ClusterError, ConfigError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    print(f"{arguments.run}: asked for {' '.join(arguments.counts)}; the job's log says what came")
+    print(
+        f"{arguments.run}: asked for {' '.join(arguments.counts)}; after the step under way the "
+        "job's log says what is ready, and what waits for which CPUs or GPUs"
+    )
     return 0
 
 
@@ -54,7 +57,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
         check_listening(address)
-        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
+        join_ray(address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)
         ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)
     except ConfigError:  # is a ValueError too, and says already what is wrong

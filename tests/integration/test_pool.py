@@ -1,5 +1,6 @@
 """A pool whose actors die, hang and refuse: nothing is lost, repeated or waited for in vain."""
 
+import logging
 import os
 import queue
 import signal
@@ -26,7 +27,7 @@ MOMENT_S = 0.1
 
 
 class Workers(Pool):
-    def __init__(self, actors=1, *, max_items=1, refuse_from=1000):
+    def __init__(self, actors=1, *, max_items=1, refuse_from=1000, cpus=0.0):
         self.born = []
         remote = ray.remote(Worker)
 
@@ -35,7 +36,7 @@ class Workers(Pool):
             refuses = len(self.born) > refuse_from
             return remote.options(**options, max_concurrency=8).remote(name, refuses)
 
-        role = Role("worker", actors, 0.0, 0.0)
+        role = Role("worker", actors, cpus, 0.0)
         super().__init__(role, timeout_s=PATIENCE_S, max_items=max_items, create=create)
 
     def load(self, name, actor):
@@ -282,6 +283,33 @@ def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
         pool.ready()
         assert len(pool.actors) == size
     assert pool.counters()["pool/worker/lost"] == 0
+
+
+class Said(logging.Handler):
+    """Tells when something was logged."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+        self.said = threading.Event()
+
+    def emit(self, record):
+        if self.text in record.getMessage():
+            self.said.set()
+
+
+def test_a_pool_that_grows_on_a_full_cluster_says_what_waits(pool_of):
+    pool = pool_of(1, cpus=1.5)
+    pool.ready()
+    waits = Said("worker-1: no place yet: waited 2 s for 1 x {'CPU': 1.5}; free now: {'CPU': 0.")
+    logging.getLogger("cluster.session").addHandler(waits)
+    try:
+        pool.resize(2)
+        assert waits.said.wait(PATIENCE_S)
+    finally:
+        logging.getLogger("cluster.session").removeHandler(waits)
+    pool.resize(1)
+    assert pool.answers(names(3)) == (names(3), {})
 
 
 def test_a_pool_with_a_policy_grows_under_load(pool_of):

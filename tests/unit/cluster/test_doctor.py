@@ -110,6 +110,12 @@ def test_a_busy_port_is_never_more_than_a_warning():
     assert doctor.check_port("MLflow", 5000, busy=False, remedy="another port").remedy == ""
 
 
+def test_the_agents_port_is_looked_at_for_submitted_jobs_need_it():
+    remedy = {port: remedy for _, port, remedy in doctor.PORTS}[52365]
+    assert "No available agent" in remedy
+    assert "--dashboard-agent-listen-port" in remedy
+
+
 def test_only_failures_change_the_exit_code():
     fine = Check(name="a", status="ok", found="")
     odd = Check(name="b", status="warn", found="")

@@ -97,6 +97,18 @@ def test_expected_failures_end_with_a_message_and_their_code(path, capsys, error
     assert capsys.readouterr().err.endswith(f"why\nexit code {code}\n")
 
 
+def test_a_failure_of_rays_ends_with_what_to_do_and_without_a_traceback(path, capsys):
+    from ray.exceptions import ObjectStoreFullError
+
+    def main(config):
+        raise ObjectStoreFullError("4 GB asked")
+
+    assert run_job(WarmStartConfig, main, argv=[path]) == 1
+    error = capsys.readouterr().err
+    assert "give it more memory (ray start --object-store-memory=BYTES" in error
+    assert error.endswith("exit code 1\n")
+
+
 def test_defects_are_not_hidden(path):
     def main(config):
         raise KeyError("defect")

@@ -1,9 +1,18 @@
 """What follows from a failure."""
 
 import pytest
-from ray.exceptions import ActorDiedError, GetTimeoutError, ObjectLostError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    AuthenticationError,
+    GetTimeoutError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayTaskError,
+)
 
-from cluster.faults import Fault, cause_of, fault_of
+from cluster.faults import Fault, cause_of, explain, fault_of
 from configs.errors import ConfigError
 from data.errors import DataError, EngineLost, WeightSyncError
 
@@ -37,3 +46,27 @@ def test_the_cause_is_what_the_actor_raised() -> None:
     assert cause_of(inside(cause)) is cause
     died = ActorDiedError()
     assert cause_of(died) is died
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (ObjectStoreFullError("4 GB asked"), "--object-store-memory"),
+        (OutOfDiskError("95 % used"), "free space under /tmp/ray"),
+        (GetTimeoutError("late"), "session_latest/logs"),
+        (AuthenticationError("wrong token"), "~/.ray/auth_token"),
+        (OutOfMemoryError("task killed"), "fewer actors"),
+        (RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.9"), "environment"),
+        (ConnectionError("could not find any running Ray instance"), "ray status"),
+        (RayTaskError("embed", "trace", ObjectStoreFullError("full")), "--object-store-memory"),
+    ],
+)
+def test_failures_that_are_not_ours_say_what_happened_and_what_to_do(error, advice):
+    said = explain(error)
+    assert advice in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("error", [KeyError("a defect"), RuntimeError("another")])
+def test_defects_are_not_explained_away(error):
+    assert explain(error) is None

@@ -1,5 +1,6 @@
 """The loop of `rl` over stand-ins: a run whose steps train nothing ends, and saves none of them."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from data.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
+from tests.patience import PATIENCE_S
 
 PAIRS, STEPS = 4, 12
 
@@ -56,34 +58,39 @@ def picture_pairs(count):
 TEXTS = tuple(make_pair(f"p{index}") for index in range(60))
 
 
-def run(tmp_path, *, pairs=TEXTS, rollout=None, decoder=None, embedder=None, every=1, steps=STEPS):
-    """Run the loop; note the checkpoints that it left, and the pauses that it made."""
+def make_pipeline(
+    folder, *, pairs=TEXTS, rollout=None, decoder=None, embedder=None, steps=STEPS, **settings
+):
     config = RLConfig(
-        run=RunConfig(dir=str(tmp_path / "run")),
+        run=RunConfig(dir=str(folder)),
         reasoner="unused",
         reward=RewardConfig(model="unused", length_weight=1.0, length_budget=1),
         pairs=PAIRS,
         siblings=2,
         steps=steps,
-        checkpoint_every=every,
+        **settings,
     )
-    learner, pauses = FakeLearner(), []
-    pipeline = Pipeline(
+    loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
+    return Pipeline(
         config,
-        feed=PairFeed(
-            [LoadedSet(name="set", pairs=pairs, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
-        ),
+        feed=PairFeed([loaded], {"set": 1.0}, batch=PAIRS, seed=0),
         rollout=rollout or FakeRollout(),
         scorer=Scorer(config.reward, embedder=embedder or FakeEmbedder(), judge=None, max_frames=8),
         decoder=decoder or FakeDecoder(),
-        learner=learner,
+        learner=FakeLearner(),
         store=None,
     )
-    pipeline.collector.wait = pauses.append
-    folder = RunFolder(config, job="rl")
+
+
+def run(tmp_path, *, every=1, **settings):
+    """Run the loop; note the checkpoints that it left, and the pauses that it made."""
+    pipeline = make_pipeline(tmp_path / "run", checkpoint_every=every, **settings)
+    run.pauses = []
+    pipeline.collector.wait = run.pauses.append
+    folder = RunFolder(pipeline.config, job="rl")
     try:
         train_loop(
-            config,
+            pipeline.config,
             pipeline,
             folder,
             SimpleNamespace(log=lambda *_: None, flush=lambda: None),
@@ -95,7 +102,6 @@ def run(tmp_path, *, pairs=TEXTS, rollout=None, decoder=None, embedder=None, eve
     finally:
         pipeline.close()
         run.saved = sorted(one.name for one in (folder.path / "checkpoints").glob("step-*"))
-        run.pauses = pauses
 
 
 @pytest.mark.parametrize(
@@ -135,3 +141,28 @@ def test_pictures_that_stay_away_end_the_run_before_their_step_is_saved(tmp_path
         run(tmp_path, pairs=picture_pairs(60), decoder=FakeDecoder(range(2, 1000)))
     assert run.pauses == list(PAUSES_S)
     assert run.saved == ["step-000001", "step-000002"]
+
+
+class Hung(FakeRollout):
+    """Gives nothing from the second step on, until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def stream(self, requests, pictures):
+        if self.asked:
+            self.let_go.wait(PATIENCE_S)
+        yield from super().stream(requests, pictures)
+
+
+def test_what_hangs_in_the_collection_is_not_waited_for(tmp_path, caplog):
+    rollout = Hung()
+    pipeline = make_pipeline(tmp_path, rollout=rollout, max_staleness=1)
+    pipeline.sync()
+    pipeline.step()
+    pipeline.collector.close_s = 0.1
+    pipeline.close()
+    assert not rollout.let_go.is_set()
+    assert "what was being collected did not end within 0.1 s" in caplog.text
+    rollout.let_go.set()

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.session import RAY_STARTS, Role, check_listening, check_resources, session
+from cluster.session import RAY_STARTS, Role, check_listening, check_resources, join_ray, session
 from data.errors import ClusterError, ConfigError, NotEnoughResources
 
 ROLES = (Role("rollout", 2, 0.5, 0.0), Role("learner", 2, 1.0, 1.0))
@@ -95,3 +95,12 @@ def test_only_a_ray_that_came_up_too_slowly_is_started_again_and_not_for_ever(
     assert asked == ["local"] * starts
     if raised is ClusterError:
         assert "ray start --head" in str(caught.value)
+
+
+def test_a_cluster_of_another_version_says_what_to_use(monkeypatch):
+    def init(**settings):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS=auto: the cluster runs another Ray .*2.9"):
+        join_ray("auto")
