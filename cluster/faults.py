@@ -49,8 +49,6 @@ REMEDIES: dict[type[BaseException], str] = {
     "/tmp/ray/session_latest/logs" + RESUMES,
     ObjectLostError: "what a process of the job held was lost with it or with its node" + RESUMES,
     RaySystemError: "Ray itself failed: see its logs under /tmp/ray/session_latest/logs" + RESUMES,
-    ConnectionError: "the cluster does not answer: does its head run (ray status), and is a "
-    "firewall between?",
 }
 """What to do about failures that are not ours; the first that fits."""
 

@@ -292,8 +292,6 @@ class LearnerGroup:
         remote = ray.remote(self._rank)
         for index in range(config.ranks):
             options = actor_options(role, self._group, index, bundle=index)
-            if not config.gpus:
-                options["runtime_env"]["env_vars"]["DS_ACCELERATOR"] = "cpu"
             self._ranks.append(remote.options(**options).remote(index, config.ranks, self.weights))
         first = self._ranks[0]
         limit = min(START_TIMEOUT_S, config.timeout_s)

@@ -48,9 +48,11 @@ RAY_STARTS = 3
 PREDECESSOR_TIMEOUT_S = 60.0
 LOOK_S = 0.5
 log = logging.getLogger(__name__)
-QUIET_ENV = {
+_QUIET = {
     # Deprecations and notices of the libraries; our own word goes through logging.
     "PYTHONWARNINGS": "ignore",
+    "TORCH_LOGS": "-torch._library.triton",  # that there is no Triton, on every CPU
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # how memory is bound to NUMA nodes
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -58,6 +60,8 @@ QUIET_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+QUIET_ENV = {name: os.environ.get(name, quiet) for name, quiet in _QUIET.items()}
+"""Of all processes of a job; what the user has set wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,10 @@ def session(
     if address:
         _wait_for_head(address, timeout_s=nodes_timeout_s)
         log.info("joining the Ray cluster of RAY_ADDRESS=%s", address)
-        join_ray(address, **settings)
+        try:
+            join_ray(address, **settings)
+        except ConnectionError as error:
+            raise _no_cluster(address, error) from error
     else:
         log.info("starting a Ray of the job's own")
         start_ray(**settings)
@@ -219,15 +226,19 @@ def _wait_for_head(address: str, *, timeout_s: float) -> None:
             return check_listening(address)
         except ConnectionError as error:
             if time.monotonic() >= deadline:
-                raise ClusterError(
-                    f"expected a Ray cluster at RAY_ADDRESS={address}, found none in "
-                    f"{timeout_s:g} s (run.nodes_timeout_s): {error}; start its head (ray start "
-                    "--head), or unset RAY_ADDRESS for a Ray of the job's own"
-                ) from error
+                waited = f" in {timeout_s:g} s (run.nodes_timeout_s)"
+                raise _no_cluster(address, error, waited) from error
             if not told:
                 told = True
                 log.info("waiting up to %.0f s for the cluster's head: %s", timeout_s, error)
         time.sleep(LOOK_S)
+
+
+def _no_cluster(address: str, error: Exception, waited: str = "") -> ClusterError:
+    return ClusterError(
+        f"expected a Ray cluster at RAY_ADDRESS={address}, found none{waited}: {error}; start its "
+        "head (ray start --head), or unset RAY_ADDRESS for a Ray of the job's own"
+    )
 
 
 def _wait_for_nodes(roles: Sequence[Role], *, timeout_s: float) -> None:
@@ -345,6 +356,9 @@ def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
 
 def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int) -> dict[str, Any]:
     """Return Ray options that put actor ``index`` of the role into a bundle of the group."""
+    own = {"OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
+    if not role.gpus:
+        own["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a GPU, and says that none is there
     return {
         "name": f"{role.name}-{index}",
         "num_cpus": max(role.cpus, 0.0001),
@@ -352,9 +366,7 @@ def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int)
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
             group, placement_group_bundle_index=bundle
         ),
-        "runtime_env": {
-            "env_vars": {**QUIET_ENV, "OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
-        },
+        "runtime_env": {"env_vars": {**QUIET_ENV, **own}},
     }
 
 

@@ -104,3 +104,16 @@ def test_a_cluster_of_another_version_says_what_to_use(monkeypatch):
     monkeypatch.setattr("ray.init", init)
     with pytest.raises(ClusterError, match=r"RAY_ADDRESS=auto: the cluster runs another Ray .*2.9"):
         join_ray("auto")
+
+
+def test_a_job_is_told_that_rays_own_search_found_no_cluster(monkeypatch):
+    def init(**settings):
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with (
+        pytest.raises(ClusterError, match="RAY_ADDRESS=auto, found none: Could not find"),
+        session(ROLES, namespace="n"),
+    ):
+        pass
