@@ -141,4 +141,5 @@ def _handle(handler: Callable[[int, FrameType | None], None] | None) -> dict[int
 def _restore(handlers: dict[int, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # set by no Python code
+                signal.signal(number, handler)

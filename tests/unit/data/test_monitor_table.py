@@ -26,3 +26,9 @@ def test_a_monitor_is_found_with_and_without_its_side() -> None:
     assert monitor_of("copied_own/query") is monitor_of("copied_own") is MONITORS["copied_own"]
     with pytest.raises(DataError, match="expected a monitor among"):
         monitor_of("nothing")
+
+
+@pytest.mark.parametrize("name", ["all_wrong", "saturated", "trace_worth", "distance"])
+def test_what_rings_where_nothing_is_learnt_is_not_headed_as_cheating(name):
+    assert "hacking" not in MONITORS[name].heading
+    assert "hacking" in MONITORS["copied_other"].heading
