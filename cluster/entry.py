@@ -36,6 +36,7 @@ CODES: dict[type[BaseException], int] = {
     EmbedRLError: 1,
 }
 """Of the errors that end a job on purpose; the first that fits."""
+NO_GPU = "Setting accelerator to CPU"
 log = logging.getLogger(__name__)
 PREFLIGHT_ROWS = 1000
 """Rows of each data set that a dry run reads."""
@@ -88,6 +89,8 @@ def _run(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     for noisy in ("alembic", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
+    logging.getLogger("DeepSpeed").addFilter(lambda one: NO_GPU not in str(one.msg))
     config = load(cls, arguments.config, arguments.overrides)
     from cluster.run_folder import project_root
 
