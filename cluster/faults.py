@@ -89,8 +89,11 @@ def explain(error: BaseException) -> str | None:
             f"the cluster runs another Ray or Python than this process ({_one_line(cause)}): use "
             "the environment that its nodes were started with"
         )
+    refused = isinstance(cause, ConnectionError) and any(
+        word in str(cause.__cause__) for word in ("AuthenticationError", "InvalidAuthToken")
+    )
     for kind, remedy in REMEDIES.items():
-        if isinstance(cause, kind):
+        if isinstance(cause, kind) or (refused and kind is AuthenticationError):
             return f"{remedy} ({type(cause).__name__}: {_one_line(cause)})"
     return None
 

@@ -129,7 +129,7 @@ def join_ray(address: str, **settings: Any) -> None:
     try:
         with handlers_kept():
             ray.init(address=address, **settings)
-    except (RayError, RuntimeError) as error:
+    except (RayError, RuntimeError, ConnectionError) as error:
         if (reason := explain(error)) is None:
             raise
         raise ClusterError(f"RAY_ADDRESS={address}: {reason}") from error

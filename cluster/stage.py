@@ -100,6 +100,7 @@ def train_stage(
 
     Raises:
         StopRequested: SIGTERM came; a checkpoint was written.
+        NothingToTrainOn: step after step had nothing to train on.
     """
     name = folder.path.name
     console = Console()
@@ -117,6 +118,7 @@ def train_stage(
             step, state, measured = last.step, last.state["batches"], last.state["measured"]
         streak = BrokenStreak(folder.path / BROKEN_FILE)
         empty = EmptyStreak(trained=step > 0)
+        due = False
         with (
             closing(prefetched(batches(state))) as feed,
             StopRequest() as request,
@@ -143,7 +145,9 @@ def train_stage(
                 tokens = report.metrics.get("train/tokens", 1.0)
                 empty.record(tokens, metrics, {}, last=step == steps)
                 asked = request.made
-                if step % checkpoint_every == 0 or step == steps or asked:
+                due = due or step % checkpoint_every == 0
+                if step == steps or asked or (due and not empty.steps):
+                    due = False
                     tracker.flush()  # a run that is resumed writes what comes after the checkpoint
                     checkpoints.save(
                         step,

@@ -267,3 +267,15 @@ def test_a_job_that_no_cluster_takes_leaves_no_mlflow_run(home: Path) -> None:
     folder = home / "runs/demo/refused"
     assert folder.is_dir()
     assert not (folder / RUN_ID_FILE).exists()
+
+
+def test_a_job_with_another_token_than_the_clusters_is_told_which_to_copy(
+    home: Path, head: Head, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    command = job_command("rl", "rl", *RL, "run.dir=runs/demo/unknown")
+    other = {**head.env, "RAY_AUTH_TOKEN_PATH": str(token)}
+    refused = run(*command, home=home, exit_code=1, **other)
+    assert "copy its head's ~/.ray/auth_token to this machine" in refused
+    assert "Traceback" not in refused

@@ -71,3 +71,11 @@ def test_failures_that_are_not_ours_say_what_happened_and_what_to_do(error, advi
 )
 def test_defects_are_not_explained_away(error):
     assert explain(error) is None
+
+
+def test_a_token_that_a_cluster_does_not_take_is_told_from_a_cluster_that_is_not_there() -> None:
+    inner = RuntimeError("Failed to connect to GCS. Last connection error: AuthenticationError")
+    error = ConnectionError("Failed to connect to Ray cluster at HEAD:6379")
+    assert explain(error) is None
+    error.__cause__ = inner
+    assert "~/.ray/auth_token" in explain(error)

@@ -7,6 +7,7 @@ from itertools import count
 
 import pytest
 
+from cluster.empty_steps import LIMIT
 from cluster.recovery import MAX_RESTARTS
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.stage import train_stage
@@ -17,6 +18,7 @@ from data.errors import (
     DamagedCheckpoint,
     DivergedError,
     LearnerLost,
+    NothingToTrainOn,
     StopRequested,
 )
 from data.types import StepReport
@@ -72,6 +74,7 @@ class Learner:
 
 
 GOOD = StepReport(metrics={}, seconds=0.0)
+EMPTY = StepReport(metrics={"train/tokens": 0.0}, seconds=0.0)
 BROKEN = StepReport(metrics={}, seconds=0.0, broken=("a", "b"))
 
 
@@ -223,6 +226,13 @@ def test_a_stage_that_had_reached_its_end_only_exports(tmp_path):
     facts = train(learner, tmp_path, steps=6, measured=0.8, at_least=0.7, min_steps=4)
     assert (learner.taken, facts["steps"], facts["reached"]) == (0, 4.0, 1.0)
     assert json.loads((tmp_path / "export").read_text()) == [0, 1, 2, 3]
+
+
+def test_a_stage_whose_steps_have_no_samples_ends_and_saves_none_of_them(tmp_path):
+    reports = [GOOD, GOOD, *[EMPTY] * LIMIT]
+    with pytest.raises(NothingToTrainOn, match=f"{LIMIT} steps in a row trained nothing"):
+        train(Learner(reports=reports), tmp_path, 12)
+    assert [one.name for one in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 
 
 class Stopped(Learner):
