@@ -13,7 +13,7 @@ from cluster.pipeline import Pipeline
 from cluster.recovery import Restarts
 from cluster.run_folder import RunFolder
 from cluster.scoring import Scorer
-from configs.schema import RewardConfig, RLConfig, RunConfig
+from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import NothingToTrainOn
 from data.records import LoadedSet
@@ -68,6 +68,7 @@ def make_pipeline(
         pairs=PAIRS,
         siblings=2,
         steps=steps,
+        grpo=GRPOConfig(kl="none"),  # which would train groups without spread, too
         **settings,
     )
     loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
