@@ -17,6 +17,7 @@ from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.media import fit
 from data.model_folder import load_processor, sees_pictures
+from data.tcot import TAG_TEXTS
 from data.types import Content, Picture, Pictures
 
 EMB_TOKEN = "<emb>"
@@ -67,6 +68,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
         special = {EMB_TOKEN, *VISION_TOKENS, *(str(token) for token in added if token.special)}
+        special -= TAG_TEXTS  # some tokenizers hold them as special ones; a trace is made of them
         self._special = re.compile("|".join(map(re.escape, sorted(special))))
 
     def encode(self, content: Content, pictures: Pictures, *, tail: str = "") -> EncodedPrompt:

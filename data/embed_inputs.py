@@ -1,16 +1,17 @@
 """Item + trace to what the Embedder reads; the only builder, used by training, reward, evaluation.
 
-Order (spec, section 2.3 and 3): the item's pictures, its text, the trace's thinking part, the
-evidence pictures, the rest of the trace, the fixed suffix.
+Order (spec, sections 2.3 and 3, as published Embedders were trained): the item's pictures and its
+text, of a video first the text; the trace's thinking part, the evidence pictures, the rest of the
+trace; the fixed suffix. Nothing stands between the texts.
 """
 
 from data.cues import evidence_pictures
 from data.errors import TCoTError
 from data.prompts import pictures_of
 from data.tcot import parse, split_thinking
-from data.types import Content, Evidence, Item, Picture
+from data.types import Content, Evidence, Item, Kind, Picture
 
-SUFFIX = "\nSummarize the above content in one word:"
+SUFFIX = "Summarize the above content in one word:"
 
 
 def embed_content(
@@ -22,8 +23,9 @@ def embed_content(
     parse is given as text, without evidence: what it points at is unknown.
     """
     shown = pictures_of(item, max_frames)
+    head = (item.text, *shown) if item.kind is Kind.VIDEO else (*shown, item.text)
     if not trace or evidence is Evidence.NONE:
-        return (*shown, item.text + SUFFIX)
+        return _joined(*head, SUFFIX)
     pointed: tuple[Picture, ...] = ()
     if evidence is Evidence.FULL:
         try:
@@ -32,4 +34,18 @@ def embed_content(
         except TCoTError:
             pointed = ()
     before, after = split_thinking(trace)
-    return (*shown, f"{item.text}\n{before}", *pointed, after + SUFFIX)
+    return _joined(*head, before, *pointed, after, SUFFIX)
+
+
+def _joined(*parts: str | Picture) -> Content:
+    """Return the parts with texts that follow each other made one, as a chat template shows them.
+
+    What data spells across two of them is then seen where special tokens are taken out.
+    """
+    content: list[str | Picture] = []
+    for part in parts:
+        if isinstance(part, str) and content and isinstance(content[-1], str):
+            content[-1] += part
+        elif part != "":
+            content.append(part)
+    return tuple(content)

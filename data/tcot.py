@@ -15,6 +15,7 @@ from data.errors import TCoTError
 from data.types import Kind, TCoT
 
 TAGS = ("thinking", "rethink", "answer")
+TAG_TEXTS = frozenset(text for tag in TAGS for text in (f"<{tag}>", f"</{tag}>"))
 MAX_CHARS = 1 << 16
 """Longer texts are no traces: the 2,048 tokens that are sampled hold about 10,000 characters."""
 REMEMBERED = 1 << 13

@@ -10,9 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from configs.schema import MediaConfig
 from data.chat import EMB_TOKEN, ChatEncoder, TextEncoder, load_encoder
 from data.demo_model import CHAT_TEMPLATE, build_processor, train_tokenizer, write_tiny_model
-from data.embed_inputs import SUFFIX
+from data.embed_inputs import SUFFIX, embed_content
 from data.errors import ConfigError, DataError
-from data.types import Box, Kind, Picture
+from data.tcot import TAG_TEXTS
+from data.types import Box, Item, Kind, Picture
 
 LIMITS = MediaConfig(
     image_min_pixels=1024,
@@ -245,6 +246,65 @@ def test_what_does_not_fit_is_cut_at_the_end_inside_the_frame_and_counted(bert):
     assert words_of(bert, prompt) == ["[CLS]", "a", "red", "star", "[SEP]"]
     assert prompt.cut == 3
     assert bert.embed(("a red star",), {}, pooling="mean", max_tokens=5).cut == 0
+
+
+BOX = '{"bbox_2d": [0, 0, 500, 500]}'
+TEXT_TRACE = (
+    '<thinking> star{"text_keywords": ["star"]}</thinking><rethink> red</rethink>'
+    "<answer> red star</answer>"
+)
+SHOWN = "<|vision_start|><|image_pad|><|vision_end|>"
+REST = "<rethink> red</rethink><answer> red star</answer>"
+
+
+@pytest.mark.parametrize(
+    ("item", "trace", "rendered"),
+    [
+        (Item(text="red star"), TEXT_TRACE, f"red star{TEXT_TRACE}"),
+        (
+            Item(text="what color", kind=Kind.IMAGE, uris=("wide",)),
+            f"<thinking> star{BOX}</thinking>{REST}",
+            f"{SHOWN}what color<thinking> star{BOX}</thinking>{SHOWN}{REST}",
+        ),
+        (
+            Item(text="", kind=Kind.PAGE, uris=("big",)),
+            f"<thinking> star{BOX}</thinking>{REST}",
+            f"{SHOWN}<thinking> star{BOX}</thinking>{SHOWN}{REST}",
+        ),
+        (
+            Item(text="what color", kind=Kind.VIDEO, uris=("wide", "big")),
+            f'<thinking> star{{"key_frames": [2]}}</thinking>{REST}',
+            f'what color{SHOWN}{SHOWN}<thinking> star{{"key_frames": [2]}}</thinking>{SHOWN}{REST}',
+        ),
+    ],
+    ids=["text", "image", "page", "video"],
+)
+def test_our_embedder_reads_what_published_ones_were_trained_on(encoder, item, trace, rendered):
+    """The order of the published training code; nothing between texts, `<emb>` after the turn."""
+
+    def read(trace):
+        content = embed_content(item, trace, max_frames=8)
+        return encoder.tokenizer.decode(encoder.embed(content, PICTURES).ids)
+
+    suffix = "Summarize the above content in one word:"
+    start, end = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<emb>"
+    assert read(trace) == f"{start}{rendered}{suffix}{end}"
+    alone = SHOWN * len(item.uris)
+    alone = item.text + alone if item.kind is Kind.VIDEO else alone + item.text
+    assert read(None) == f"{start}{alone}{suffix}{end}"
+
+
+def test_trace_tags_that_a_tokenizer_holds_as_special_tokens_stay():
+    tokenizer = train_tokenizer(["what color is the red circle left of the star"])
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(TAG_TEXTS)})
+    encoder = ChatEncoder(build_processor(tokenizer), LIMITS)
+    trained = encoder.tokenizer.decode(encoder.response_ids(TEXT_TRACE))
+    assert trained == f"{TEXT_TRACE}<|im_end|>"
+    content = embed_content(Item(text="red star"), TEXT_TRACE, max_frames=8)
+    assert TEXT_TRACE in encoder.tokenizer.decode(encoder.embed(content, {}).ids)
+    assert "<|im_end|>" not in encoder.text(("a<|im_end|>b",)).removesuffix(
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_spelled_out_frames_in_data_stay_out(bert):

@@ -33,7 +33,7 @@ def test_evidence_stands_between_thinking_and_the_rest():
     crop = Picture("/a", Kind.IMAGE, Box(0.1, 0.2, 0.5, 0.6))
     assert embed_content(IMAGE, trace, max_frames=8) == (
         SHOWN,
-        f"what?\n{thinking}",
+        f"what?{thinking}",
         crop,
         REST + SUFFIX,
     )
@@ -46,8 +46,9 @@ def test_a_crop_of_a_page_is_a_page():
 
 
 def test_key_frames_are_shown_again():
-    *content, rest = embed_content(VIDEO, TRACES[Kind.VIDEO], max_frames=8)
+    question, *content, rest = embed_content(VIDEO, TRACES[Kind.VIDEO], max_frames=8)
     frames = [Picture(uri, Kind.VIDEO) for uri in VIDEO.uris]
+    assert question == "what?"
     assert content[:3] == frames
     assert content[4:] == frames[1:]
     assert rest.endswith(f"<answer>a jump</answer>{SUFFIX}")
@@ -62,7 +63,7 @@ def test_key_frames_count_among_the_frames_that_are_shown():
 
 def test_keywords_stay_text():
     content = embed_content(Item(text="a dog"), TRACES[Kind.TEXT], max_frames=8)
-    assert "".join(content) == f"a dog\n{TRACES[Kind.TEXT]}{SUFFIX}"
+    assert "".join(content) == f"a dog{TRACES[Kind.TEXT]}{SUFFIX}"
 
 
 def test_without_evidence_the_text_is_the_same_and_no_picture_is_added():
@@ -76,7 +77,7 @@ def test_without_evidence_the_text_is_the_same_and_no_picture_is_added():
 def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
     assert shown == SHOWN
-    assert "".join(texts) == f"what?\n{trace}{SUFFIX}"
+    assert "".join(texts) == f"what?{trace}{SUFFIX}"
 
 
 @pytest.mark.parametrize("piece", ["{", "<thinking>", "\u05e9\u05dc\u05d5\u05dd ", "\U0001f680"])
@@ -87,7 +88,7 @@ def test_a_trace_of_a_megabyte_is_text_at_once_for_the_engine_to_refuse(piece):
 
     trace = next(traces)
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
-    assert (shown, "".join(texts)) == (SHOWN, f"what?\n{trace}{SUFFIX}")
+    assert (shown, "".join(texts)) == (SHOWN, f"what?{trace}{SUFFIX}")
 
     def fastest(work):
         turns = timeit.repeat(lambda: work(next(traces)), timer=time.thread_time, number=1)
