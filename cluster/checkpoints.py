@@ -109,6 +109,21 @@ class Checkpoints:
                 self._set_aside(found[-1], error)
         return None
 
+    def best(self) -> Checkpoint | None:
+        """Return the best by held-out hit@1, of equally good ones the newest; None: unmeasured.
+
+        Better ones that are damaged are set aside, which is logged.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged.
+        """
+        while found := self._ranked():
+            try:
+                return _read(found[-1])
+            except DamagedCheckpoint as error:
+                self._set_aside(found[-1], error)
+        return None
+
     def resume(self, steps: int) -> Checkpoint | None:
         """Take the run's folder back to its newest checkpoint, or to its start; return `newest`.
 
@@ -129,7 +144,7 @@ class Checkpoints:
         """Set a checkpoint aside whose files turn out, inside, to be damaged.
 
         Raises:
-            DamagedCheckpoint: it was; there is one before.
+            DamagedCheckpoint: it was; there is another one.
             CheckpointError: it was the only one.
         """
         try:
@@ -175,29 +190,32 @@ class Checkpoints:
         """Return the checkpoints, oldest first."""
         return sorted(path for path in self.path.glob("step-[0-9]*") if not path.suffix)
 
+    def _ranked(self) -> list[Path]:
+        """Return the checkpoints that were measured, the best last."""
+        scored = [(_score(path), path) for path in self._folders()]
+        return [path for _, path in sorted(one for one in scored if one[0] is not None)]
+
     def _set_aside(self, path: Path, error: DamagedCheckpoint) -> None:
-        """Rename a damaged checkpoint, so that the one before is the newest.
+        """Rename a damaged checkpoint, so that another is the newest or the best.
 
         Raises:
-            CheckpointError: there is none before.
+            CheckpointError: there is no other.
         """
-        before = [one for one in self._folders() if one < path]
-        if not before:
+        others = [one for one in self._folders() if one != path]
+        if not others:
             raise CheckpointError(
-                f"{error}; there is no checkpoint before it. Put back a copy, or delete this "
+                f"{error}; there is no other checkpoint. Put back a copy, or delete this "
                 "folder to begin anew"
             ) from error
         aside = path.with_name(path.name + DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        log.warning("%s; it is now %s, the run goes on from %s", error, aside.name, before[-1].name)
+        log.warning("%s; it is now %s, the run goes on from %s", error, aside.name, others[-1].name)
 
     def _rotate(self) -> None:
-        """Drop all but the newest and the best; of equally good ones the newer is the best."""
-        found = self._folders()
-        scored = [(score, path) for path in found if (score := _score(path)) is not None]
-        _, best = max(scored, default=(0.0, None))
-        old = [path for path in found[:-KEPT] if path != best]
+        """Drop all but the newest and the best."""
+        best = self._ranked()[-1:]
+        old = [path for path in self._folders()[:-KEPT] if path not in best]
         try:
             for path in old:
                 # Renamed first: a half-deleted one is not complete.

@@ -78,6 +78,26 @@ def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
             yield batch
 
 
+def export_best(learner: StageLearner, folder: RunFolder, *, done: int) -> int:
+    """Export the best checkpoint by held-out hit@1; where none was measured, the last step.
+
+    Return the step whose weights were exported; ``done`` is the one that the learner is at.
+
+    Raises:
+        DamagedCheckpoint: the best was damaged, and is set aside: begin again with another.
+    """
+    checkpoints = Checkpoints(folder)
+    best = checkpoints.best()
+    if best is not None and best.step != done:
+        log.info("step %d has the best held-out hit@1, %.4g", best.step, best.score)
+        with checkpoints.reading(best):
+            learner.load(best.path / LEARNER_FOLDER)
+        done = best.step
+    log.info("writing %s as it was after step %d", folder.path / "export", done)
+    learner.export(folder.path / "export")
+    return done
+
+
 def train_stage(
     learner: StageLearner,
     *,

@@ -25,7 +25,7 @@ from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder, settled
 from cluster.scoring import Ranker, Scorer
 from cluster.session import Role, driver_node, session
-from cluster.stage import progress_bar
+from cluster.stage import export_best, progress_bar
 from cluster.stopping import StopRequest
 from cluster.tracking import Tracker
 from cluster.weights import WeightStore
@@ -141,7 +141,7 @@ def main(config: RLConfig) -> int:
         log.info("%s: all engines are ready; RAY_ADDRESS=%s", folder.path, address.ray_address)
         spare_collections()
 
-        def attempt(restarts: Restarts) -> int:
+        def attempt(restarts: Restarts) -> tuple[int, int]:
             ray.get(store.clear.remote(), timeout=config.learner.timeout_s)
             pipeline = Pipeline(
                 config,
@@ -176,14 +176,16 @@ def main(config: RLConfig) -> int:
                     scaler=scaler,
                     request=request,
                 )
-            log.info("writing %s", folder.path / "export")
-            learner.export(folder.path / "export")
-            return done
+            exported = export_best(learner, folder, done=done)
+            return done, exported
 
         with StopRequest() as request:
-            steps = keep_training(learner, attempt)
-    folder.finish(steps=steps)
-    print(f"{folder.path}: done; the trained Reasoner is in {folder.path / 'export'}")
+            steps, exported = keep_training(learner, attempt)
+    folder.finish(steps=steps, exported_step=exported)
+    print(
+        f"{folder.path}: done; the trained Reasoner, as it was after step {exported}, is in "
+        f"{folder.path / 'export'}"
+    )
     return 0
 
 

@@ -7,10 +7,11 @@ from itertools import count
 
 import pytest
 
+from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.empty_steps import LIMIT
 from cluster.recovery import MAX_RESTARTS
 from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.stage import train_stage
+from cluster.stage import export_best, train_stage
 from configs.schema import DemoDataConfig, EvalConfig, RunConfig, StopConfig
 from data.errors import (
     CheckpointError,
@@ -260,3 +261,23 @@ def test_sigterm_ends_the_stage_after_its_step_and_the_next_start_goes_on(tmp_pa
 def test_a_request_in_the_last_step_changes_nothing(tmp_path):
     assert train(Stopped(), tmp_path, 3)["steps"] == 3
     assert (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "exported"),
+    [([0.2, 0.8, 0.5], 2), ([0.2, 0.8, 0.8], 3), ([0.2, 0.8, None], 2), ([None, None, None], 3)],
+)
+def test_exported_is_the_best_held_out_step_and_the_last_where_none_was_measured(
+    tmp_path, scores, exported
+):
+    folder, learner = run_folder(tmp_path), Learner()
+    for step, score in enumerate(scores, start=1):
+        learner.train(step)
+        Checkpoints(folder).save(
+            step,
+            lambda path: learner.save(path / LEARNER_FOLDER),
+            state={},
+            metrics={} if score is None else {"eval/hit_at_1": score},
+        )
+    assert export_best(learner, folder, done=3) == exported
+    assert json.loads((tmp_path / "export").read_text()) == list(range(1, exported + 1))
