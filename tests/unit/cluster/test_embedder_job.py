@@ -179,7 +179,7 @@ class FakeGroup:
     """Embeds a text by the letter that its pair is named with."""
 
     def embed(self, contents, pictures):
-        letters = [text_of(content).split("\nSummarize")[0].split()[1] for content in contents]
+        letters = [text_of(content).split()[1][0] for content in contents]
         return np.stack([np.eye(4)["abcd".index(letter)] + 0.01 for letter in letters])
 
 

@@ -32,7 +32,7 @@ class FakeDecoder:
         self.failing = failing
         self.tries = 0
 
-    def share(self, uris, limits):
+    def share(self, uris, limits, *, frames=frozenset()):
         self.tries += 1
         gone = self.tries - 1 in self.failing
         return SharedPictures(None, {}), dict.fromkeys(uris if gone else (), "stale file handle")

@@ -147,7 +147,8 @@ def test_a_set_without_a_usable_picture_is_not_told_to_raise_a_limit(config):
         Image.new("RGBA", (32, 32), (255, 255, 255, 0)).save(path)
     with pytest.raises(DataError) as caught:
         main(replace(config, data=replace(config.data, train=[names])))
-    assert "30 of 30 rows got no trace and 0 are left for training; mend their" in str(caught.value)
+    assert "30 of 30 rows got no trace, 0 are held out and 0 are left for" in str(caught.value)
+    assert "mend their files, or leave the set out" in str(caught.value)
     assert "max_bad_rows" not in str(caught.value)
 
 

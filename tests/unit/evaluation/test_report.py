@@ -207,7 +207,7 @@ def evaluation_of(*, misses: str) -> Evaluation:
     ]
 
     def read(requests: list[EmbedRequest]) -> dict[str, np.ndarray]:
-        texts = [str(request.content[0]).split("\nSummarize")[0] for request in requests]
+        texts = [str(request.content[0]).split("Summarize")[0] for request in requests]
         return {
             request.key: np.eye(7)[0 if misses in text else 1 + int(text[-1])]
             for request, text in zip(requests, texts, strict=True)

@@ -219,9 +219,7 @@ def test_failed_traces_are_left_out_and_counted() -> None:
 
 def test_failed_candidates_leave_the_pool_and_take_their_query_along() -> None:
     pairs = [image_pair(colour) for colour in COLOURS]
-    found = evaluate(
-        pairs, reasoners={}, embed=Embedder(broken="'red\\nSummarize"), settings=SETTINGS
-    )
+    found = evaluate(pairs, reasoners={}, embed=Embedder(broken="'redSummarize"), settings=SETTINGS)
     result = found.overall()[NO_COT]
     assert result.candidates_excluded == 1
     assert result.excluded == {"target: no embedding": 1}
