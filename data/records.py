@@ -3,7 +3,8 @@
 Formats (spec, section 5): `mmeb` (MMEB-train JSON), `llavahound` (LLaVA-Hound JSON for video),
 `mmeb_eval` (MMEB-V2 image rows, JSON lines, gold at index 0) and `caption` (LLaVA-style JSON,
 supervised only). All but the last may carry these optional columns: `id`, `label` (targets with
-the same label are right for each other), `query_cot`, `pos_cot`, `qry_evidence`, `pos_evidence`.
+the same label are right for each other), `query_cot`, `pos_cot`, `cot_knows_answer`,
+`qry_evidence`, `pos_evidence`.
 
 Texts are normalised here and nowhere else: an item's text is what models read, and its identity.
 """
@@ -61,8 +62,13 @@ _FIELDS = {
     "mmeb_eval": ("'qry_text' or 'qry_img_path'", "'tgt_text' or 'tgt_img_path'"),
 }
 """Where each format's query and target stand."""
+ANSWER_KNOWN = "cot_knows_answer"
+"""True where whoever wrote a row's traces knew both sides of the pair."""
 _PAIR_FIELDS = frozenset(
-    ("id", "label", "query_cot", "pos_cot", "qry_evidence", "pos_evidence", "error")
+    (
+        *("id", "label", "query_cot", "pos_cot", ANSWER_KNOWN),
+        *("qry_evidence", "pos_evidence", "error"),
+    )
 )
 KNOWN_FIELDS = {
     "mmeb": _PAIR_FIELDS
@@ -411,6 +417,13 @@ class _RowReader:
             raise self.wrong(field, "text or a whole number", value)
         return self.text(field)
 
+    def flag(self, field: str) -> bool:
+        """Return true or false, absent: false."""
+        value = self.row.get(field)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(field, "true or false", value)
+        return bool(value)
+
     def trace(self, field: str, item: Item) -> str:
         """Return a written trace that the grammar can use; others would be trained on as texts."""
         text = self.text(field)
@@ -525,6 +538,7 @@ class _RowReader:
             label=clean(self.name("label")),
             query_trace=self.trace("query_cot", query),
             target_trace=self.trace("pos_cot", target),
+            answer_known=self.flag(ANSWER_KNOWN),
             query_evidence=self.evidence("qry_evidence", query),
             target_evidence=self.evidence("pos_evidence", target),
             **more,

@@ -167,6 +167,8 @@ class Pair:
     query_trace: str = ""
     """Teacher's T-CoT text for the query; empty: none."""
     target_trace: str = ""
+    answer_known: bool = False
+    """Whoever wrote the traces knew both sides: no figure may come from them."""
     query_evidence: Cues = field(default_factory=Cues)
     """The true evidence where the data set knows it, else empty."""
     target_evidence: Cues = field(default_factory=Cues)

@@ -16,7 +16,7 @@ from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
 from data.prompts import load_templates
-from data.records import BadRow, LoadedSet, load_sets
+from data.records import ANSWER_KNOWN, BadRow, LoadedSet, load_sets
 from data.row_files import Row, read_rows
 from data.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
@@ -151,6 +151,7 @@ def traced_rows(traced: Iterable[TracedPair], rows: list[Row], *, biased: bool) 
     for one in traced:
         traces = one.biased if biased else one.by_rule
         columns = {COLUMNS[side]: text for side, text in traces.items()}
+        columns |= {ANSWER_KNOWN: True}  # the rule takes its words from both sides
         found.append(rows[one.pair.row] | {"id": one.pair.pair_id} | columns)
     return found
 

@@ -195,3 +195,44 @@ def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
 def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(caplog):
     assert measure(FakeGroup(), [], None, CONFIG) == {}
     assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text
+
+
+class Parrot(FakeGroup):
+    """Finds what a query's trace says, and nothing for a query without one."""
+
+    def embed(self, contents, pictures):
+        said = [text_of(content) for content in contents]
+        letters = [text.partition("<answer>")[2][1:2] or text.split()[1][0] for text in said]
+        asked = [text.startswith("query") and "<answer>" not in text for text in said]
+        return np.stack(
+            [
+                -np.ones(4) if blind else np.eye(4)["abcd".index(letter)]
+                for letter, blind in zip(letters, asked, strict=True)
+            ]
+        )
+
+
+def telling(name, **more):
+    trace = f'<thinking> {name}{{"text_keywords": ["{name}"]}}</thinking><rethink> {name}</rethink>'
+    query, target = Item(text=f"query {name}"), Item(text=f"{name} {name}")
+    return replace(
+        make_pair(name, **more),
+        query=query,
+        target=target,
+        query_trace=f"{trace}<answer> {target.text}</answer>",
+        target_trace="",
+    )
+
+
+def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
+    pairs = [telling(name) for name in "abcd"]
+    found = measure(Parrot(), pairs, None, CONFIG)
+    assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (1.0, 0.0)
+    assert "100 % of the held-out queries' traces hold their target's text" in caplog.text
+
+    caplog.clear()
+    found = measure(Parrot(), [replace(pair, answer_known=True) for pair in pairs], None, CONFIG)
+    assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (0.0, 0.0)
+    assert not caplog.records
+    # The figure without any trace comes first on the console.
+    assert next(iter(found)) == "eval/hit_at_1_no_trace"

@@ -86,7 +86,9 @@ def test_rows_keep_their_columns_and_ids(config):
     originals = {row["id"]: row for row in read_rows(Path(config.data.train[1].path))}
     for row in rows:
         assert row.items() >= originals[row["id"]].items()
-        assert row.keys() - originals[row["id"]].keys() == {"query_cot", "pos_cot"}
+        added = {"query_cot", "pos_cot", "cot_knows_answer"}
+        assert row.keys() - originals[row["id"]].keys() == added
+        assert row["cot_knows_answer"] is True
 
 
 def test_traces_go_to_the_row_that_became_the_pair(config):

@@ -165,6 +165,13 @@ def test_class_numbers_are_labels(read):
     assert [pair.label for pair in read(*rows).pairs] == ["3", "3", "0", "", "", "3"]
 
 
+def test_a_row_says_whether_its_traces_know_the_answer(read):
+    rows = [{**MMEB, "cot_knows_answer": value} for value in (True, False, None)]
+    assert [pair.answer_known for pair in read(*rows).pairs] == [True, False, False]
+    [bad] = read({**MMEB, "cot_knows_answer": "yes"}).bad_rows
+    assert "field 'cot_knows_answer': expected true or false, found str" in bad.reason
+
+
 # One normalisation of text.
 
 ALIKE = [
