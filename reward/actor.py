@@ -50,8 +50,9 @@ class EmbedderActor:
         results = await asyncio.gather(*(self._one(request, pictures) for request in requests))
         if self._cut > cut_before:
             log.warning(
-                "%s: %d inputs so far were longer than reward.engine.max_model_len and lost their end, "
-                "which is the trace: shorten the items' texts, or take an Embedder that reads more",
+                "%s: %d inputs so far were longer than reward.engine.max_model_len and lost their "
+                "end, which is the trace: shorten the items' texts, or take an Embedder that reads "
+                "more",
                 self.name,
                 self._cut,
             )
