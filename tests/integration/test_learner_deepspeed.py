@@ -168,7 +168,8 @@ class Plain:
         self.optimizer.param_groups[0]["params"].append(param)
 
     def step(self, loss: torch.Tensor) -> float:
-        self.optimizer.zero_grad()
+        # As on ranks, of which some may show pictures: where none does, their gradient is 0.
+        self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], 1.0)
         self.optimizer.step()
