@@ -152,15 +152,14 @@ def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Pool]:
     pools = {}
     for source, own in by_source.items():
         items = {pair.target.key(): pair.target for pair in own}
-        queries = {pair.query.key(): relevance.key(pair.query) for pair in own}
-        targets = [relevance.key(item) for item in items.values()]
+        targets = list(items)
         relevant: dict[str, frozenset[int]] = {}
         # Many queries of a set may have the same ones: they share the set.
         shared: dict[frozenset[int], frozenset[int]] = {}
-        names = list(queries)
+        names = list(dict.fromkeys(pair.query.key() for pair in own))
         for start in range(0, len(names), BLOCK):
             some = names[start : start + BLOCK]
-            found = relevance.right([queries[name] for name in some], targets)
+            found = relevance.right(some, targets)
             for name, row in zip(some, found, strict=True):
                 right = frozenset(np.flatnonzero(row).tolist())
                 relevant[name] = shared.setdefault(right, right)

@@ -151,16 +151,16 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
     They fit 80 columns.
     """
     rows = headline(evaluation.overall())
-    console.print(_headline_table(rows, evaluation.over_sets(), len(evaluation.by_set())))
+    console.print(_headline_table(rows, evaluation))
     console.print(_set_table(rows, evaluation))
     kinds = ablation(evaluation)
     if kinds:
         console.print(_ablation_table(kinds))
 
 
-def _headline_table(
-    rows: Sequence[Row], over_sets: Mapping[str, Mapping[str, float]], sets: int
-) -> Table:
+def _headline_table(rows: Sequence[Row], evaluation: Evaluation) -> Table:
+    """Return each variant's means over all queries, and over the data sets where there are more."""
+    sets = evaluation.by_set()
     left_out = [f"{row.title}: left out {row.excluded}" for row in rows if row.excluded]
     table = _table("Held-out retrieval", caption="\n".join(left_out))
     table.add_column("variant", no_wrap=True)
@@ -177,7 +177,7 @@ def _headline_table(
     }
     for name in (*shares, "n"):
         table.add_column(name, justify="right", no_wrap=True)
-    if sets > 1:
+    if len(sets) > 1:
         table.add_row("all queries alike", style="dim")
     for index, row in enumerate(rows):
         first, *others = row.metrics
@@ -190,12 +190,16 @@ def _headline_table(
             str(row.result.queries),
             style="bold" if row.best else "",
         )
-    if sets > 1:
+    if len(sets) > 1:
         table.add_section()
-        table.add_row(f"{sets} data sets alike", style="dim")
+        table.add_row("all data sets alike", style="dim")
+        over_sets = evaluation.over_sets()
         for row in rows:
-            first_mean, *means = (over_sets[row.result.variant].get(name) for name in MEASURES)
-            table.add_row(row.title, _number(first_mean), "", *map(_number, means))
+            variant = row.result.variant
+            first_mean, *means = (_number(over_sets[variant].get(name)) for name in MEASURES)
+            ranked = sum(bool(results[variant].metrics) for results in sets.values())
+            unknown = [""] * len(shares)
+            table.add_row(row.title, first_mean, "", *means, *unknown, f"{ranked} sets")
     return table
 
 

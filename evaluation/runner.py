@@ -203,16 +203,14 @@ def evaluate(
     reasoners: Mapping[str, Reason],
     embed: Embed,
     settings: Settings,
-    relevance: Relevance | None = None,
 ) -> Evaluation:
     """Return the metrics of every variant on the same pairs.
 
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
     engines can serve all of them. A query is ranked over its row's own candidates where it has
-    some, else over the unique targets of its data set. ``relevance`` says what is right (None: by
-    the pairs, without a look at copies of pictures).
+    some, else over the unique targets of its data set.
     """
-    relevance = relevance or Relevance(pairs)
+    relevance = Relevance(pairs)
     pools = pools_of(pairs, relevance)
     right = [_right_of(pair, pools, relevance) for pair in pairs]
     ends = _ends_of(pairs, pools)
@@ -405,8 +403,8 @@ def _right_of(pair: Pair, pools: Mapping[str, Pool], relevance: Relevance) -> fr
     """Return which of its own candidates, or of its pool's items, are right for a pair's query."""
     if not pair.candidates:
         return pools[pair.source].relevant[pair.query.key()]
-    keys = [relevance.key(item) for item in _own_candidates(pair)]
-    [found] = relevance.right([relevance.key(pair.query)], keys)
+    keys = [item.key() for item in _own_candidates(pair)]
+    [found] = relevance.right([pair.query.key()], keys)
     return frozenset(np.flatnonzero(found).tolist())
 
 

@@ -20,7 +20,7 @@ class Candidate:
     key: str
     """Key of the trace that was embedded."""
     content: str
-    """`Relevance.key` of its item."""
+    """`Item.key` of its item."""
     vector: np.ndarray
     """float32 [D], of length 1."""
     plain: np.ndarray | None = None

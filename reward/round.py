@@ -171,7 +171,7 @@ class Ranking:
     def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
         @cache
         def content(serial: int) -> str:
-            return self.relevance.key(self._pairs[serial].item(side))
+            return self._pairs[serial].item(side).key()
 
         similar = self._reward.false_negative_similarity < 1
         return [
@@ -309,8 +309,7 @@ class Ranking:
         column_serials = np.repeat(met.serials, counts)
         gold = np.zeros((len(serials), len(met.keys)), dtype=bool)
         gold[:, : len(met.traces)] = column_serials == np.array(serials)[:, None]
-        items = [self._pairs[serial].item(OTHER[side]) for serial in serials]
-        own = [self.relevance.key(item) for item in items]
+        own = [self._pairs[serial].item(OTHER[side]).key() for serial in serials]
         if side is Side.TARGET:
             right = self.relevance.right(own, met.contents)
         else:

@@ -32,7 +32,7 @@ from data.media import frames_only, load_pictures
 from data.model_folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
 from data.records import ANSWER_KNOWN, load_sets
-from data.relevance import Relevance, relevance_of
+from data.relevance import Relevance
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics
 
@@ -79,7 +79,7 @@ def main(config: EmbedderConfig) -> int:
             len(held_out),
             ANSWER_KNOWN,
         )
-    relevance = relevance_of([pair for one in (*train, *held_out_sets) for pair in one.pairs])
+    relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
 
     def batches_from(state: State | None) -> Iterator[tuple[Batch, State]]:
         feed = PairFeed(
@@ -192,14 +192,14 @@ def make_row(
     usable = [
         item
         for item in pair.hard_negatives[: config.hard_negatives]
-        if not relevance.right([relevance.key(pair.query)], [relevance.key(item)])
+        if not relevance.right([pair.query.key()], [item.key()])
         and (bare or item.key() in traces)
         and uris_shown([item], most) <= pictures.keys()
     ]
     return ContrastPair(
         query=content(pair.query, pair.query_trace, query),
         target=content(pair.target, pair.target_trace, target),
-        target_key=relevance.key(pair.target),
+        target_key=pair.target.key(),
         negatives=tuple(
             content(item, "" if bare else traces[item.key()], target) for item in usable
         ),

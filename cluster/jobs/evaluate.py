@@ -22,7 +22,6 @@ from data.media import frames_only
 from data.model_folder import check_reasoner, warn_embedder_ignores
 from data.prompts import pictures_of
 from data.records import load_sets
-from data.relevance import relevance_of
 from data.types import (
     Content,
     EmbedRequest,
@@ -66,7 +65,6 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]
-    relevance = relevance_of(pairs)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with connected, Tracker(config, job="evaluate", folder=folder.path) as tracker:
@@ -108,7 +106,6 @@ def main(config: EvaluateConfig) -> int:
                 resamples=config.bootstrap,
                 seed=config.run.seed,
             ),
-            relevance=relevance,
         )
         for pool in embedder:
             pool.close()

@@ -35,7 +35,7 @@ from data.datasets import PairFeed, held_out_pairs
 from data.fingerprints import model_fingerprint, pairs_fingerprint
 from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores
 from data.records import load_sets
-from data.relevance import relevance_of
+from data.relevance import Relevance
 from data.types import Pair
 from learner.streak import BrokenStreak
 from rollout.actor import StoreAddress
@@ -85,7 +85,7 @@ def main(config: RLConfig) -> int:
         }
     )
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
-    relevance = relevance_of([pair for one in (*train, *held_out_sets) for pair in one.pairs])
+    relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
     namespace = str(folder.path.absolute())
     nodes_timeout_s = config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)

@@ -113,6 +113,22 @@ def test_items_are_embedded_without_trace_once():
     assert rewards(again) == rewards(first)
 
 
+def test_items_are_embedded_without_trace_where_those_too_alike_are_no_negatives():
+    reward = replace(REWARD, false_negative_similarity=0.9, bank=BankConfig(recent=2, capacity=2))
+    embedder = FakeEmbedder()
+    scorer = make_scorer(reward, embedder=embedder, second=FakeEmbedder())
+    traces, pairs = make_step()
+    first = score(scorer, traces, pairs)
+    assert len([key for key in embedder.asked if key.startswith("plain/")]) == 6
+    assert first.metrics["mask/false_negatives"] == 0.0
+    assert {one.parts.gain for one in first.scored} == {0.0}
+    # An item that reads exactly like one of an earlier step, but for its identity.
+    traces, pairs = make_step(3)
+    pairs[3] = replace(pairs[3], target=replace(make_pair("p2").target, kind=Kind.PAGE))
+    again = score(scorer, traces, pairs)
+    assert again.metrics["mask/false_negatives"] > 0.0
+
+
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_resumed_scorer_gives_the_same_rewards(restart, tmp_path):
     reward = replace(REWARD, bank=BankConfig(recent=2, hard=2, capacity=4))

@@ -1,15 +1,11 @@
 """What is right for what: against slow loops over the known pairs, and by hand."""
 
-import logging
-from dataclasses import replace
-
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.relevance import Relevance, find_copies, relevance_of
-from data.types import Item, Kind, Pair
+from data.relevance import Relevance
+from data.types import Item, Pair
 from tests.builders import make_pair
 
 
@@ -118,46 +114,3 @@ def test_a_large_set_is_asked_for_a_step_without_a_look_at_all_of_it():
     assert (found.sum(axis=1) == 5).all()
     # Those with the label: one of each thousand.
     assert relevance.right_among(pairs[::1000]).all()
-
-
-def test_files_of_equal_bytes_are_one_picture(tmp_path, caplog):
-    for name, content in {"a": b"one", "b": b"two", "c": b"one", "d": b"three"}.items():
-        (tmp_path / name).write_bytes(content)
-    uris = [str(tmp_path / name) for name in ("d", "c", "b", "a", "gone")]
-    assert find_copies(uris) == {str(tmp_path / "c"): str(tmp_path / "a")}
-
-    def picture(name: str) -> Item:
-        return Item(text="find", kind=Kind.IMAGE, uris=(str(tmp_path / name),))
-
-    pairs = [
-        replace(make_pair(name), query=picture(name), target=Item(text=f"of {name}"))
-        for name in "abc"
-    ]
-    with caplog.at_level(logging.WARNING):
-        relevance = relevance_of(pairs)
-    assert "1 of 3 picture files hold the same bytes as another one" in caplog.text
-    assert relevance.right_among(pairs).tolist() == [
-        [True, False, True],
-        [False, True, False],
-        [True, False, True],
-    ]
-    turned = [replace(one, query=one.target, target=one.query) for one in pairs]
-    assert relevance_of(turned).right_among(turned)[0].tolist() == [True, False, True]
-
-
-def test_more_pictures_than_can_be_read_are_said_and_not_read(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("data.relevance.MOST_FILES", 1)
-    for name in "ab":
-        (tmp_path / name).write_bytes(b"one")
-    pairs = [
-        replace(make_pair(n), query=Item(text="", kind=Kind.IMAGE, uris=(str(tmp_path / n),)))
-        for n in "ab"
-    ]
-    assert relevance_of(pairs).right_among(pairs).tolist() == np.eye(2, dtype=bool).tolist()
-    assert "2 picture files, of which copies are not looked for" in caplog.text
-
-
-@pytest.mark.parametrize("empty", [[], [make_pair("text")]])
-def test_without_pictures_nothing_is_looked_for(empty, caplog):
-    relevance_of(empty)
-    assert caplog.text == ""

@@ -232,7 +232,8 @@ def test_both_means_and_each_set_beside_its_chance_are_printed() -> None:
     assert "two 0.500 1.000 2" in lines
     assert "all queries 0.500 0.500 6" in lines
     assert "mean over sets 0.611 0.667" in lines
-    assert [line for line in lines if line.startswith("No T-CoT 0.667 1.000 ")]
+    [over_sets] = [line for line in lines if line.startswith("No T-CoT 0.667 1.000 ")]
+    assert over_sets.endswith("3 sets")
     metrics = headline_metrics(found)
     assert metrics["no_cot/hit_at_1"] == pytest.approx(1 / 2)
     assert metrics["no_cot/hit_at_1_over_sets"] == pytest.approx(2 / 3)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from data.relevance import Relevance
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.evidence import on_target
@@ -297,25 +296,6 @@ def test_every_caption_of_a_picture_is_right_for_it(own: bool) -> None:
     assert ranks == {"ruby": 1, "red": 1, "blue-0": 1}
     assert of(found, "r")["ruby"].metrics["hit_at_1"] == 1.0
     assert of(found, "r")["ruby"].chance == pytest.approx(2 / 3)
-
-
-def test_a_copy_of_the_right_picture_is_right() -> None:
-    first, copy = (Item(text="", kind=Kind.IMAGE, uris=(f"/p/{n}/red",)) for n in (0, 1))
-    pairs = [
-        Pair(pair_id=name, source="find", query=Item(text=f"the red {name}"), target=item)
-        for name, item in (("one", first), ("other", copy))
-    ]
-    pairs.append(text_pair("blue"))
-
-    def embed(requests: list[EmbedRequest]) -> dict[str, np.ndarray]:
-        return {r.key: np.eye(2)[int("red" in repr(r.content))] for r in requests}
-
-    plain = evaluate(pairs, reasoners={}, embed=embed, settings=SETTINGS)
-    # Ties go against the gold, so that both ends lose.
-    assert [of(plain, NO_COT)[name].rank for name in ("one", "other")] == [2, 2]
-    relevance = Relevance(pairs, {copy.uris[0]: first.uris[0]})
-    found = evaluate(pairs, reasoners={}, embed=embed, settings=SETTINGS, relevance=relevance)
-    assert [of(found, NO_COT)[name].rank for name in ("one", "other")] == [1, 1]
 
 
 def test_means_over_sets_weigh_sets_alike_and_leave_out_those_without_a_ranked_query() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
+from data.relevance import Relevance
 from data.types import Evidence, Item, Kind, Picture, Side
 from reward.bank import CandidateBank
 from reward.counterfactuals import SAMPLE, Change, counterfactuals, score_probe
@@ -67,6 +68,15 @@ def test_another_trace_is_of_the_same_kind_and_side_and_seeks_another_target():
     scored = [scored_trace(0, Side.QUERY), scored_trace(1, Side.QUERY)]
     scored += [scored_trace(2, Side.QUERY, text=TRACES[Kind.TEXT]), scored_trace(2, Side.TARGET)]
     assert plan(scored, pairs)[Change.OTHER_TRACE] == []
+
+
+def test_a_trace_of_an_item_that_is_right_by_another_known_pair_is_no_other_trace():
+    pairs = {n: picture_pair(n) for n in range(2)}
+    scored = [scored_trace(n, Side.QUERY) for n in pairs]
+    assert len(plan(scored, pairs)[Change.OTHER_TRACE]) == 2
+    gold = picture_pair(0, target=pairs[1].target)
+    known = Relevance([*pairs.values(), gold])
+    assert plan(scored, pairs, relevance=known)[Change.OTHER_TRACE] == []
 
 
 def test_only_traces_with_an_outcome_are_drawn():

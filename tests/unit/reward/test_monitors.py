@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.monitor_table import MONITORS, monitor_of
+from data.relevance import Relevance
 from data.tcot import render
 from data.types import (
     Box,
@@ -394,3 +395,16 @@ def test_the_first_trace_of_a_group_stands_for_it():
     assert value(replace(HONEST, vectors=vectors), "mean_cosine/query") == pytest.approx(
         value(HONEST, "mean_cosine/query")
     )
+
+
+def test_items_that_are_right_for_each_other_count_once_in_what_lies_apart():
+    """All queries seek the first target too: nothing is left that must lie apart."""
+    golds = [replace(pair, target=PAIR_OF[min(PAIR_OF)].target) for pair in PAIR_OF.values()]
+    assert "hack/mean_cosine/query" in watch(HONEST)[0]
+    pairs = {n: pair for n, pair in PAIR_OF.items() if n == min(PAIR_OF)}
+    alone = [one for one in HONEST.scored if one.trajectory.key.group.serial in pairs]
+    other = [one for one in HONEST.scored if one.trajectory.key.group.serial == max(PAIR_OF)]
+    two = replace(HONEST, scored=[*alone, *other])
+    assert "hack/mean_cosine/query" in watch(two)[0]
+    known = Relevance([*PAIR_OF.values(), *golds])
+    assert "hack/mean_cosine/query" not in watch(replace(two, relevance=known))[0]
