@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from configs.schema import LearnerConfig, OptimizerConfig
-from data.durable import sync_tree
+from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint
 from data.parcels import dtype_name
 from data.types import ParamSpec
@@ -279,6 +279,7 @@ class TrainEngine:
         dist.barrier()
         if dist.get_rank() == 0:
             (partial / SHAPE_FILE).write_text(json.dumps(self._shape()), encoding="utf-8")
+            sync(partial / SHAPE_FILE)
             os.replace(partial, folder)
         dist.barrier()
 
@@ -295,11 +296,11 @@ class TrainEngine:
         Raises:
             CheckpointError: it has not.
         """
-        needed, free = self.checkpoint_bytes(), shutil.disk_usage(folder).free
-        if free < needed:
+        needed, disk = self.checkpoint_bytes(), shutil.disk_usage(folder)
+        if disk.total and disk.free < needed:  # some file systems report nothing at all
             raise CheckpointError(
                 f"{folder}: expected {needed / MEGABYTE:.0f} MB of free disk for a checkpoint, "
-                f"found {free / MEGABYTE:.0f} MB"
+                f"found {disk.free / MEGABYTE:.0f} MB"
             )
 
     def load(self, folder: Path) -> None:
