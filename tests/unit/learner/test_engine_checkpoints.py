@@ -64,7 +64,7 @@ def small_disk(tmp_path):
     if done.returncode:
         pytest.skip(f"mounting a small file system takes root's rights: {done.stderr.strip()}")
     yield folder
-    subprocess.run(("umount", folder), check=True)
+    subprocess.run(("umount", "--lazy", folder), check=True)
 
 
 def test_a_disk_without_room_is_seen_before_a_byte_is_written(trained, small_disk):
