@@ -60,9 +60,10 @@ def small_disk(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder)
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"mounting a small file system takes root's rights: {done.stderr.strip()}")
+    try:
+        subprocess.run(mount, capture_output=True, text=True, check=True)
+    except (subprocess.CalledProcessError, FileNotFoundError) as error:
+        pytest.skip(f"mounting a small file system takes root's rights and `mount`: {error}")
     yield folder
     subprocess.run(("umount", "--lazy", folder), check=True)
 
