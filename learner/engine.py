@@ -4,10 +4,12 @@ The only module that imports deepspeed. Set DS_ACCELERATOR=cpu in the environmen
 """
 
 import contextlib
+import ipaddress
 import json
 import math
 import os
 import shutil
+import socket
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -46,16 +48,26 @@ LAST_LR_SHARE = 0.1
 def make_store(address: str, ranks: int, timeout_s: float) -> dist.TCPStore:
     """Return the rendezvous store of rank 0, bound to a port that the kernel chose.
 
-    The port is taken when it is named, so no other process can take it in between.
+    The port is taken when it is named, so no other process can take it in between. At a loopback
+    address it is reached from this machine alone; torch by itself listens on all interfaces.
     """
+    port, listener = 0, None
+    if _is_loopback(address):
+        own = socket.create_server((address, 0))
+        port, listener = own.getsockname()[1], own.detach()
     return dist.TCPStore(
         address,
-        0,
+        port,
         ranks,
         is_master=True,
         wait_for_workers=False,
         timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener,
     )
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
 
 
 def join_group(
@@ -69,6 +81,9 @@ def join_group(
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
+    if _is_loopback(address):  # gloo and NCCL listen where they send
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
     timeout = timedelta(seconds=timeout_s)
     if store is None:
         store = dist.TCPStore(address, port, ranks, is_master=False, timeout=timeout)

@@ -1,13 +1,14 @@
 """EG-RL through its command, on a random model as Reasoner and Embedder: all its parts once."""
 
 import math
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from tests.chaos.running import metrics_of
-from tests.e2e.jobs import job_command, run
+from tests.chaos.running import family, metrics_of
+from tests.e2e.jobs import Job, job_command, job_env, run
 
 STEPS, PAIRS, SIBLINGS = 4, 2, 2
 MODEL = "runs/demo/data/model"
@@ -98,3 +99,34 @@ def test_mlflow_has_every_step_once(folder: Path) -> None:
     history = client.get_metric_history(run.info.run_id, "reward/total")
     assert [one.step for one in history] == list(range(1, STEPS + 1))
     assert {one.path for one in client.list_artifacts(run.info.run_id)} == {"resolved.yaml"}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("run folder", signal.SIGINT),
+        ("starting a Ray of the job's own", signal.SIGTERM),
+        ("waiting for the engines", signal.SIGINT),
+    ],
+)
+def test_a_job_that_is_stopped_before_its_first_step_ends_with_its_code(
+    folder: Path, said: str, number: int
+) -> None:
+    home = folder.parents[2]
+    command = job_command("rl", "rl", *SETTINGS, "run.dir=runs/demo/stopped")
+    with Job(*command, folder=home, env=job_env(home)) as job:
+        job.wait_until(lambda: said in job.printed(), said)
+        started = family(job.process.pid)
+        job.process.send_signal(number)
+        printed = job.finish(exit_code=3)
+    assert printed.endswith("exit code 3\n")
+    assert "Traceback" not in printed
+    assert [one for one in started if one.is_running()] == []
+
+
+@pytest.mark.extended
+def test_a_learner_that_disagrees_with_its_engines_ends_with_its_code(folder: Path) -> None:
+    settings = (*SETTINGS, "run.dir=runs/demo/disagrees", "logprob_tolerance=1e-12")
+    printed = run(*job_command("rl", "rl", *settings), home=folder.parents[2], exit_code=5)
+    assert "the engine did not sample from the learner's weights" in printed
