@@ -45,18 +45,31 @@ def leave_in_time(code: int) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, the first signal raises `Interrupted` in the main thread, the second ends all."""
+    """Inside, the first signal raises `Interrupted` in the main thread, the second ends all.
+
+    Raises:
+        Interrupted: a signal came and then any error, which a library may have made of it.
+    """
+    made: list[Interrupted] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _handle(_end)
         _say(f"{_name(number)}: the job ends; a second signal ends it at once")
-        raise Interrupted(
-            f"stopped on request ({_name(number)}); the same command goes on from what was saved"
+        made.append(
+            Interrupted(
+                f"stopped on request ({_name(number)}); the same command goes on from what was "
+                "saved"
+            )
         )
+        raise made[0]
 
     before = _handle(interrupt)
     try:
         yield
+    except BaseException:
+        if made:
+            raise made[0] from None
+        raise
     finally:
         _restore(before)
 

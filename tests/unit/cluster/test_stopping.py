@@ -117,6 +117,17 @@ def test_handlers_are_as_before_when_a_job_has_ended_in_a_process_of_others():
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+def test_what_a_library_makes_of_a_signal_is_a_stop_all_the_same():
+    def swallows():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise AttributeError("half built")
+
+    with pytest.raises(Interrupted, match="stopped on request"), interruptible():
+        swallows()
+
+
 def test_rays_own_handler_neither_stays_nor_decides_the_exit_code():
     assert threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
