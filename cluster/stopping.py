@@ -9,6 +9,7 @@ A second signal ends the process at once. This module imports nothing that takes
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ def take_over() -> None:
 def leave_in_time(code: int) -> None:
     """Let a job's process end with that code though threads of it hang."""
     if os.getpid() in _jobs:
+        sys.stdout.flush()
         timer = threading.Timer(LEAVE_S, os._exit, [code])
         timer.daemon = True
         timer.start()

@@ -110,6 +110,30 @@ def test_a_second_signal_ends_a_job_whose_end_hangs(tmp_path):
     assert printed.endswith("SIGTERM: ended at once\nexit code 3\n")
 
 
+LEAVES = """
+    import sys, threading
+    from cluster import stopping
+    from cluster.entry import run_job
+    from configs.schema import DemoDataConfig
+
+    def main(config):
+        threading.Thread(target=threading.Event().wait).start()  # which nothing ends
+        print("now")
+        return 0
+
+    if __name__ == "__main__":
+        stopping.take_over()
+        stopping.LEAVE_S = 0.1
+        sys.exit(run_job(DemoDataConfig, main))
+"""
+
+
+def test_a_job_whose_threads_hang_leaves_with_its_code(tmp_path):
+    (tmp_path / "job.yaml").write_text(f"run: {{dir: {tmp_path}/run}}\n")
+    process = started(tmp_path, "-m", "held_job", f"{tmp_path}/job.yaml", held_job=LEAVES)
+    assert ended(process)[1] == 0
+
+
 def test_handlers_are_as_before_when_a_job_has_ended_in_a_process_of_others():
     before = [signal.getsignal(number) for number in SIGNALS]
     with interruptible():
