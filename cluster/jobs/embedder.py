@@ -28,10 +28,11 @@ from data.emb_token import with_emb_token
 from data.embed_inputs import embed_content
 from data.errors import NothingToTrainOn
 from data.fingerprints import model_fingerprint, pairs_fingerprint
+from data.formats import ANSWER_KNOWN
 from data.media import frames_only, load_pictures
 from data.model_folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
-from data.records import ANSWER_KNOWN, load_sets
+from data.records import load_sets
 from data.relevance import Relevance
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics

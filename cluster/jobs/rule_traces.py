@@ -15,8 +15,9 @@ from cluster.run_folder import RunFolder
 from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
+from data.formats import ANSWER_KNOWN
 from data.prompts import load_templates
-from data.records import ANSWER_KNOWN, BadRow, LoadedSet, load_sets
+from data.records import BadRow, LoadedSet, load_sets
 from data.row_files import Row, read_rows
 from data.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side

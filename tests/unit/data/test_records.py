@@ -11,8 +11,9 @@ import data.records
 from configs.schema import DataConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
+from data.formats import clean
 from data.prompts import pictures_of
-from data.records import clean, load_set, load_sets
+from data.records import load_set, load_sets
 from data.types import Box, Cues, Item, Kind
 from tests.builders import TRACES, write_picture, write_set
 

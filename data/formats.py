@@ -1,0 +1,378 @@
+"""Rows of training and evaluation files to pairs; every refusal names file, row and field.
+
+Formats (spec, section 5): `mmeb` (MMEB-train JSON), `llavahound` (LLaVA-Hound JSON for video),
+`mmeb_eval` (MMEB-V2 image rows, JSON lines, gold at index 0) and `caption` (LLaVA-style JSON,
+supervised only). All but the last may carry these optional columns: `id`, `label` (targets with
+the same label are right for each other), `query_cot`, `pos_cot`, `qry_evidence`, `pos_evidence`.
+
+Texts are normalised here and nowhere else: an item's text is what models read, and its identity.
+"""
+
+import re
+import reprlib
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from configs.schema import DataSetConfig
+from data.cues import CUE_KEYS, parse_evidence
+from data.errors import DataError, TCoTError
+from data.files import PictureFiles
+from data.media import sample_frames
+from data.row_files import Row
+from data.tcot import parse
+from data.types import Cues, Item, Kind, Pair, Side
+
+BLANK_VIDEO = ["images/blank.jpg"]
+UNITS = {
+    Kind.TEXT: "text_keywords is a list of words",
+    Kind.IMAGE: "a box is [x1, y1, x2, y2] in thousandths of the picture's width and height",
+    Kind.PAGE: "a box is [x1, y1, x2, y2] in thousandths of the page's width and height",
+    Kind.VIDEO: "key_frames is a list of frames, counted from 1 among all that the row names",
+}
+"""What `qry_evidence` and `pos_evidence` hold."""
+SAMPLED_BOXES = 256
+"""True boxes of a set that are looked at for their unit."""
+_FIELDS = {
+    "mmeb": ("'qry' or 'qry_image_path'", "'pos_text' or 'pos_image_path'"),
+    "llavahound": ("'qry'", "'pos'"),
+    "mmeb_eval": ("'qry_text' or 'qry_img_path'", "'tgt_text' or 'tgt_img_path'"),
+}
+"""Where each format's query and target stand."""
+ANSWER_KNOWN = "cot_knows_answer"
+"""True where whoever wrote a row's traces knew both sides of the pair."""
+_PAIR_FIELDS = frozenset(
+    (
+        *("id", "label", "query_cot", "pos_cot", ANSWER_KNOWN),
+        *("qry_evidence", "pos_evidence", "error"),
+    )
+)
+KNOWN_FIELDS = {
+    "mmeb": _PAIR_FIELDS
+    | {"qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"},
+    "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"},
+    "mmeb_eval": _PAIR_FIELDS
+    | {"qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path"},
+    "caption": frozenset(("id", "image", "conversations", "error")),
+}
+_PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<video>|<image>")
+
+TrueBoxes = tuple[list[float], str]
+"""Numbers of an item's true boxes as the row has them, and the picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """One row with what is needed to name it in an error; `pairs` is what it says."""
+
+    row: Row
+    where: str
+    config: DataSetConfig
+    index: int
+    files: PictureFiles
+    max_frames: int
+    boxes: list[TrueBoxes]
+    """True boxes of the whole set, added to."""
+
+    def pairs(self) -> tuple[Pair, ...]:
+        """Return the row's pairs: one, but for captions of several rounds.
+
+        Raises:
+            DataError: the row cannot be used; the message names file, row and field.
+        """
+        self.refuse_error()
+        return _READERS[self.config.format](self)
+
+    def text(self, field: str, *, of: Row | None = None) -> str:
+        value = (self.row if of is None else of).get(field)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self.wrong(field, "text", value)
+        return self.whole(field, value)
+
+    def whole(self, field: str, value: str) -> str:
+        """Return a text that UTF-8 can write; JSON can spell half an emoji, `"\\ud83d"`."""
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{self.where}, field '{field}': expected text, found half a character ({error}); "
+                "mend the text"
+            ) from error
+        return value
+
+    def name(self, field: str) -> str:
+        """Return a text or whole number that names something."""
+        value = self.row.get(field)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(field, "text or a whole number", value)
+        return self.text(field)
+
+    def flag(self, field: str) -> bool:
+        """Return true or false, absent: false."""
+        value = self.row.get(field)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(field, "true or false", value)
+        return bool(value)
+
+    def trace(self, field: str, item: Item) -> str:
+        """Return a written trace that the grammar can use; others would be trained on as texts."""
+        text = self.text(field)
+        if not text.strip():
+            return ""
+        try:
+            parse(text, kind=item.kind, num_frames=min(len(item.uris), self.max_frames))
+        except TCoTError as error:
+            raise DataError(
+                f"{self.where}, field '{field}': not a usable trace: {error}; have it written "
+                "again or empty the field"
+            ) from error
+        return text
+
+    def refuse_error(self) -> None:
+        """Refuse a row that its maker marked as failed."""
+        value = self.row.get("error")
+        if value:
+            raise DataError(
+                f"{self.where}, field 'error': expected none, found {reprlib.repr(value)}; make "
+                "the row again or remove it"
+            )
+
+    def wrong(self, field: str, expected: str, value: Any) -> DataError:
+        return DataError(
+            f"{self.where}, field '{field}': expected {expected}, found {type(value).__name__}"
+        )
+
+    def texts(self, field: str, *, of: Row | None = None) -> list[str]:
+        """Return a list of texts; absent ones are empty."""
+        value = (self.row if of is None else of).get(field)
+        if not isinstance(value, list) or not all(isinstance(one, str | None) for one in value):
+            raise self.wrong(field, "a list of texts", value)
+        return [self.whole(field, one or "") for one in value]
+
+    def paths(self, field: str, *, of: Row) -> list[str]:
+        """Return a list of picture paths; absent: none.
+
+        A list of none is refused: it says that there is a video, and one without frames.
+        """
+        if of.get(field) in (None, ""):
+            return []
+        paths = self.texts(field, of=of)
+        if not paths:
+            raise DataError(
+                f"{self.where}, field '{field}': expected paths, found an empty list; leave the "
+                "field out where there is no picture"
+            )
+        return paths
+
+    def rounds(self, of: Row) -> list[tuple[str, str]]:
+        """Return what human and gpt say, round by round; one that is silent: empty."""
+        turns = of.get("conversations") or []
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            raise self.wrong("conversations", "a list of turns {from, value}", turns)
+        rounds: list[tuple[str, str]] = []
+        last = ""
+        for turn in turns:
+            speaker, said = self.text("from", of=turn), self.text("value", of=turn)
+            if speaker not in ("human", "gpt") or speaker == last:
+                raise DataError(
+                    f"{self.where}, field 'conversations': expected turns {{from, value}} of "
+                    f"'human' and 'gpt' one after the other, found {speaker[:40]!a} after "
+                    f"'{last or 'nothing'}'; rewrite the turns"
+                )
+            if speaker == "human":
+                rounds.append((said, ""))
+            else:
+                rounds[-1:] = [(rounds[-1][0] if last else "", said)]
+            last = speaker
+        return rounds
+
+    def one_round(self, side: str, of: Row) -> tuple[str, str]:
+        """Return what human and gpt say in a part with a single round, or none."""
+        rounds = self.rounds(of)
+        if len(rounds) > 1:
+            raise DataError(
+                f"{self.where}, field '{side}.conversations': expected one round of a human and a "
+                f"gpt turn, found {len(rounds)}; write a row for each"
+            )
+        return rounds[0] if rounds else ("", "")
+
+    def pair_id(self) -> str:
+        return self.name("id") or f"{self.config.name}-{self.index}"
+
+    def path(self, name: str, field: str) -> str:
+        if not name:
+            raise DataError(f"{self.where}, field '{field}': expected a path, found empty text")
+        return self.files.path(name, where=f"{self.where}, field '{field}'")
+
+    def picture_item(self, text: str, name: str, field: str) -> Item:
+        """Return a text item, or a picture item where a path is given."""
+        text = clean(text)
+        if not name:
+            return Item(text=text)
+        return Item(text=text, kind=Kind(self.config.kind), uris=(self.path(name, field),))
+
+    def pair(self, query: Item, target: Item, **more: Any) -> Pair:
+        for side, item, fields in zip(
+            Side, (query, target), _FIELDS[self.config.format], strict=True
+        ):
+            if not item.text and not item.uris:
+                raise DataError(
+                    f"{self.where}, field {fields}: the {side} is empty: no text and no picture"
+                )
+        return Pair(
+            pair_id=self.pair_id(),
+            source=self.config.name,
+            row=self.index,
+            query=query,
+            target=target,
+            label=clean(self.name("label")),
+            query_trace=self.trace("query_cot", query),
+            target_trace=self.trace("pos_cot", target),
+            answer_known=self.flag(ANSWER_KNOWN),
+            query_evidence=self.evidence("qry_evidence", query),
+            target_evidence=self.evidence("pos_evidence", target),
+            **more,
+        )
+
+    def evidence(self, field: str, item: Item) -> Cues:
+        """Return the true evidence, key frames by their place among the frames that are shown."""
+        value = self.row.get(field)
+        if not value:
+            return Cues()
+        self._collect_boxes(value, item)
+        try:
+            cues = parse_evidence(value, kind=item.kind, num_frames=len(item.uris))
+        except DataError as error:
+            raise DataError(
+                f"{self.where}, field '{field}': {error}; {UNITS[item.kind]}"
+            ) from error
+        if not cues.key_frames:
+            return cues
+        shown = sample_frames(tuple(range(len(item.uris))), self.max_frames)
+        nearest = {
+            min(range(len(shown)), key=lambda place: abs(shown[place] - frame))
+            for frame in cues.key_frames
+        }
+        return replace(cues, key_frames=tuple(sorted(nearest)))
+
+    def _collect_boxes(self, value: Any, item: Item) -> None:
+        """Remember boxes of four numbers, whatever their unit is."""
+        if item.kind not in (Kind.IMAGE, Kind.PAGE) or not isinstance(value, dict):
+            return
+        entry = value.get(CUE_KEYS[item.kind])
+        some = (
+            entry if isinstance(entry, list) and entry and isinstance(entry[0], list) else [entry]
+        )
+        for box in some:
+            if isinstance(box, list) and len(box) == 4 and len(self.boxes) < SAMPLED_BOXES:
+                numbers = [n for n in box if isinstance(n, int | float) and n == n]
+                if len(numbers) == 4:
+                    self.boxes.append((numbers, item.uris[0]))
+
+
+@lru_cache(1 << 14)
+def clean(text: str) -> str:
+    """Return a text as models read it: without picture placeholders and blanks at its ends.
+
+    Line ends become one character and letters composed ones (NFC): tokenizers of the Qwen family
+    do the latter themselves, and files of different systems differ in nothing else.
+    """
+    text = _PLACEHOLDER.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
+    query = reader.picture_item(reader.text("qry"), reader.text("qry_image_path"), "qry_image_path")
+    target = reader.picture_item(
+        reader.text("pos_text"), reader.text("pos_image_path"), "pos_image_path"
+    )
+    negative = reader.picture_item(
+        reader.text("neg_text"), reader.text("neg_image_path"), "neg_image_path"
+    )
+    negatives = (negative,) if negative.text or negative.uris else ()
+    return (reader.pair(query, target, hard_negatives=negatives),)
+
+
+def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
+    """Video side: its human turn and frames. Text side: its gpt turn, which is the content."""
+    items: dict[str, Item] = {}
+    for side in ("qry", "pos"):
+        part = reader.row.get(side)
+        if not isinstance(part, dict):
+            raise DataError(
+                f"{reader.where}, field '{side}': expected an object with conversations, found "
+                f"{type(part).__name__}"
+            )
+        human, gpt = reader.one_round(side, part)
+        frames = reader.paths("video", of=part)
+        if frames and frames != BLANK_VIDEO:
+            uris = tuple(reader.path(frame, f"{side}.video") for frame in frames)
+            items[side] = Item(text=clean(human), kind=Kind.VIDEO, uris=uris)
+        else:
+            items[side] = Item(text=clean(gpt) or clean(human))
+    return (reader.pair(items["qry"], items["pos"]),)
+
+
+def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
+    query_text = " ".join(p for p in (reader.text("qry_inst"), reader.text("qry_text")) if p)
+    query = reader.picture_item(query_text, reader.text("qry_img_path"), "qry_img_path")
+    texts, paths = reader.texts("tgt_text"), reader.texts("tgt_img_path")
+    if len(texts) != len(paths):
+        raise DataError(
+            f"{reader.where}, fields 'tgt_text' and 'tgt_img_path': expected lists of one length, "
+            f"found {len(texts)} and {len(paths)}"
+        )
+    instruction = reader.text("tgt_inst")
+    candidates = tuple(
+        reader.picture_item(
+            " ".join(part for part in (instruction, text) if part), path, "tgt_img_path"
+        )
+        for text, path in zip(texts, paths, strict=True)
+    )
+    if not candidates:
+        raise DataError(f"{reader.where}, field 'tgt_text': no candidate")
+    for index, (text, path) in enumerate(zip(texts, paths, strict=True)):
+        if not clean(text) and not path:
+            raise DataError(
+                f"{reader.where}, field 'tgt_text[{index}]': empty: no text and no picture"
+            )
+    return (reader.pair(query, candidates[0], candidates=candidates),)
+
+
+def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
+    """Return a pair for each round: its question on the picture, without the rounds before."""
+    rounds = reader.rounds(reader.row) or [("", "")]
+    if not all(gpt.strip() for _, gpt in rounds):
+        raise DataError(
+            f"{reader.where}, field 'conversations': expected a gpt turn in each round, found none"
+        )
+    image = reader.row.get("image")
+    names = [image] if image and isinstance(image, str) else reader.paths("image", of=reader.row)
+    uris = tuple(reader.path(reader.whole("image", name), "image") for name in names)
+    kind = Kind.TEXT if not uris else Kind.VIDEO if len(uris) > 1 else Kind(reader.config.kind)
+    pair_id = reader.pair_id()
+    return tuple(
+        Pair(
+            pair_id=pair_id if len(rounds) == 1 else f"{pair_id}-round-{number}",
+            source=reader.config.name,
+            row=reader.index,
+            query=Item(text=clean(human), kind=kind, uris=uris),
+            target=Item(text=""),
+            query_trace=gpt,
+        )
+        for number, (human, gpt) in enumerate(rounds, start=1)
+    )
+
+
+_READERS: dict[str, Callable[[RowReader], tuple[Pair, ...]]] = {
+    "mmeb": _read_mmeb,
+    "llavahound": _read_llavahound,
+    "mmeb_eval": _read_mmeb_eval,
+    "caption": _read_caption,
+}
