@@ -24,6 +24,8 @@ class PictureFiles:
         """Files of the same bytes as an earlier one, with that one."""
         self.compared = 0
         """Bytes read to find them."""
+        self.uncompared = 0
+        """Files that may be copies: the budget was used up."""
         self._given = (self.base, Path(os.path.abspath(root)))
         self._known: dict[str, tuple[str, str]] = {}
         """Path and, where it cannot be used, the reason; by name."""
@@ -94,6 +96,7 @@ class PictureFiles:
             self._first_of_size[size] = (real, path)
             return path
         if self.compared + size > COMPARED_BYTES:
+            self.uncompared += 1
             return path
         try:
             if unread := self._first_of_size[size]:

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from configs.schema import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
-from data.files import PictureFiles
+from data.files import COMPARED_BYTES, PictureFiles
 from data.formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.row_files import Row, read_rows
 from data.types import Kind, Pair
@@ -75,7 +75,7 @@ def load_set(
     rows = read_rows(Path(config.path))
     some = rows[: config.limit] if config.limit else rows
     files = files or files_of(config)
-    copies = len(files.copies)
+    copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
     bad: list[BadRow] = []
     unknown: Counter[str] = Counter()
@@ -91,7 +91,7 @@ def load_set(
             bad.append(BadRow(where, str(error)))
     ids.tell(config.name)
     _hint_at_units(config.name, boxes)
-    _tell_of_copies(config.name, files, copies)
+    _tell_of_copies(config.name, files, copies, uncompared)
     return LoadedSet(
         name=config.name,
         pairs=tuple(pairs),
@@ -272,18 +272,26 @@ def _said(pair: Pair) -> Pair:
     return replace(pair, pair_id="", row=0)
 
 
-def _tell_of_copies(name: str, files: PictureFiles, before: int) -> None:
-    """Log how many picture files are copies of others, of those found since ``before``."""
-    copies = list(files.copies.items())[before:]
-    if copies:
-        copy, first = copies[0]
+def _tell_of_copies(name: str, files: PictureFiles, copies: int, uncompared: int) -> None:
+    """Log how many picture files are copies of others, beyond those that were known before."""
+    new = list(files.copies.items())[copies:]
+    if new:
+        copy, first = new[0]
         log.warning(
             "data set '%s': %d picture files have the same bytes as an earlier one (%s is %s); "
             "each counts as that one",
             name,
-            len(copies),
+            len(new),
             copy,
             first,
+        )
+    if more := files.uncompared - uncompared:
+        log.warning(
+            "data set '%s': %d picture files were not compared with others of their size, as %d "
+            "MiB were read already; copies among them count as different pictures",
+            name,
+            more,
+            COMPARED_BYTES >> 20,
         )
 
 

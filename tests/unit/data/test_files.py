@@ -120,4 +120,4 @@ def test_no_more_than_a_budget_of_bytes_is_read_to_find_copies(root, monkeypatch
     files = PictureFiles(root)
     found = [files.path(str(index), where="x") for index in range(4)]
     assert found == [str(root / name) for name in ("0", "0", "2", "3")]
-    assert files.compared == 200
+    assert (files.compared, files.uncompared) == (200, 2)

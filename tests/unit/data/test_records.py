@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import data.files
 import data.records
 from configs.schema import DataConfig
 from data.embed_inputs import SUFFIX, embed_content
@@ -263,6 +264,15 @@ def test_copies_of_a_picture_are_one_item_in_all_sets_of_a_root(tmp_path, caplog
     one, two = load_sets([config, other], limits=DataConfig())
     assert one.pairs[0].query.uris == one.pairs[0].target.uris == two.pairs[0].query.uris
     assert caplog.text.count("1 picture files have the same bytes as an earlier one") == 1
+
+
+def test_pictures_that_were_not_compared_are_counted(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(data.files, "COMPARED_BYTES", 0)
+    config = write_set(tmp_path, [{**MMEB, "pos_image_path": "b.png"}])
+    shutil.copy(write_picture(tmp_path / "root/a.png"), tmp_path / "root/b.png")
+    (pair,) = load_set(config).pairs
+    assert pair.query.uris != pair.target.uris
+    assert "1 picture files were not compared with others of their size" in caplog.text
 
 
 @pytest.mark.parametrize(
