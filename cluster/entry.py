@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cluster.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
+from configs.schema import EvaluateConfig, RuleTracesConfig
 from data.errors import (
     ClusterError,
     DataError,
@@ -127,12 +128,14 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
 
 
 def _set_problems(config: Any) -> list[str]:
-    """Print each data set; return why the job could not start with them."""
+    """Print each data set that the job reads; return why it could not start with them."""
     data = getattr(config, "data", None)
     if data is None:
         return []
-    problems = [*repeated_names(data.train), *repeated_names(data.eval)]
-    for one in [*data.train, *data.eval]:
+    train = [] if isinstance(config, EvaluateConfig) else data.train
+    held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
+    problems = [*repeated_names(train), *repeated_names(held_out)]
+    for one in [*train, *held_out]:
         kind = "video" if one.format == "llavahound" else one.kind
         line = f"{one.name}: {one.path} ({one.format}, {kind}, weight {one.weight:g})"
         most = min(one.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)

@@ -12,7 +12,7 @@ from cluster.entry import run_job
 from cluster.session import Role
 from cluster.stopping import Interrupted
 from configs.errors import ConfigError
-from configs.schema import WarmStartConfig
+from configs.schema import EvaluateConfig, WarmStartConfig
 from data.errors import (
     ActorLost,
     CheckpointError,
@@ -203,6 +203,16 @@ def test_a_dry_run_names_all_that_is_missing(path, capsys, tmp_path):
     error = capsys.readouterr().err
     assert "birds.json: file not found" in error
     assert "models/m: expected a model folder" in error
+
+
+def test_a_dry_run_looks_only_at_sets_that_the_job_reads(path, birds, capsys, tmp_path):
+    some = TEXT.replace("model:", "warm_start:").replace("birds", "lost")
+    (tmp_path / "job.yaml").write_text(f"{some}eg_rl: models/m\nreward: {{model: models/m}}\n")
+    read = "data.eval=[{name: birds, path: birds.json, root: pictures}]"
+    assert run_job(EvaluateConfig, never, argv=[path, "--dry-run", read]) == 0
+    out = capsys.readouterr().out.split("# data sets")[1]
+    assert "birds: birds.json" in out
+    assert "lost" not in out
 
 
 def test_a_dry_run_leaves_no_folder_behind(path, birds, tmp_path):
