@@ -11,6 +11,8 @@ from data.prompts import pictures_of
 from data.tcot import parse, split_thinking
 from data.types import Content, Evidence, Item, Kind, Picture
 
+INPUT_FORM = 2
+"""Written beside an Embedder's export: one trained on another form reads what it never saw."""
 SUFFIX = "Summarize the above content in one word:"
 
 

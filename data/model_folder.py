@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.records import LoadedSet
 from data.types import Pair
@@ -164,6 +165,25 @@ def warn_embedder_ignores(folder: str, sets: Sequence[LoadedSet]) -> None:
             "texts and traces",
             folder,
             ", ".join(unseen),
+        )
+
+
+def warn_older_input(folder: str) -> None:
+    """Warn of an Embedder that the job `embedder` trained when inputs were put together otherwise.
+
+    Other folders, published ones among them, say nothing about that and are taken as they are.
+    """
+    stage = Path(folder).absolute().parent / "stage.json"
+    try:
+        facts = json.loads(stage.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    ours = isinstance(facts, dict) and facts.get("job") == "embedder"
+    if ours and facts.get("input_form") != INPUT_FORM:
+        log.warning(
+            "%s: trained by an older release, whose inputs had other line ends and the text of "
+            "videos last: its vectors are worse here; train it again with the job `embedder`",
+            folder,
         )
 
 

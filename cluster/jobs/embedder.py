@@ -9,6 +9,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import resources
+from pathlib import Path
+from string import Template
 
 import numpy as np
 
@@ -22,10 +25,10 @@ from cluster.session import Role, session
 from cluster.stage import State, train_stage
 from cluster.tracking import Tracker
 from configs.schema import EmbedderConfig
-from data.chat import load_encoder
+from data.chat import EMB_TOKEN, load_encoder
 from data.datasets import PairFeed, held_out_pairs
 from data.emb_token import with_emb_token
-from data.embed_inputs import embed_content
+from data.embed_inputs import INPUT_FORM, SUFFIX, embed_content
 from data.errors import NothingToTrainOn
 from data.fingerprints import model_fingerprint, pairs_fingerprint
 from data.formats import ANSWER_KNOWN
@@ -122,8 +125,17 @@ def main(config: EmbedderConfig) -> int:
             tracker=tracker,
         )
         group.close()
-    folder.finish(**facts)
+    write_readme(folder.path / "export", config)
+    folder.finish(**facts, input_form=INPUT_FORM)
     return 0
+
+
+def write_readme(export: Path, config: EmbedderConfig) -> None:
+    """Say beside the weights how they must be read: a plain load succeeds and means nothing."""
+    text = resources.files("data").joinpath("templates/embedder_readme.txt").read_text("utf-8")
+    sizes = ", ".join(map(str, config.dimensions)) or "the whole vector alone"
+    filled = Template(text).substitute(suffix=SUFFIX, emb=EMB_TOKEN, sizes=sizes)
+    (export / "README.md").write_text(filled, encoding="utf-8")
 
 
 def batches(

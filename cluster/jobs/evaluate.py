@@ -19,7 +19,7 @@ from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.chat import load_encoder
 from data.media import frames_only
-from data.model_folder import check_reasoner, warn_embedder_ignores
+from data.model_folder import check_reasoner, warn_embedder_ignores, warn_older_input
 from data.prompts import pictures_of
 from data.records import load_sets
 from data.types import (
@@ -63,6 +63,7 @@ def main(config: EvaluateConfig) -> int:
     for reasoner in (config.warm_start, config.eg_rl):
         check_reasoner(reasoner, loaded)
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
+    warn_older_input(config.reward.model)
     warn_embedder_ignores(config.reward.model, loaded)
     pairs = [pair for one in loaded for pair in one.pairs]
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s

@@ -33,7 +33,7 @@ from configs.schema import RLConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed, held_out_pairs
 from data.fingerprints import model_fingerprint, pairs_fingerprint
-from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores
+from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores, warn_older_input
 from data.records import load_sets
 from data.relevance import Relevance
 from data.types import Pair
@@ -69,6 +69,7 @@ def main(config: RLConfig) -> int:
     held_out_sets = load_sets(data.eval, limits=data)
     check_reasoner(config.reasoner, [*train, *held_out_sets])
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
+    warn_older_input(config.reward.model)
     warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])
     if config.reward.second_model:
         load_encoder(config.reward.second_model, data.media).check_pooling(config.reward.pooling)

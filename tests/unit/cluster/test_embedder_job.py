@@ -6,7 +6,14 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from cluster.jobs.embedder import batches, make_row, measure, negatives_traces, with_pictures
+from cluster.jobs.embedder import (
+    batches,
+    make_row,
+    measure,
+    negatives_traces,
+    with_pictures,
+    write_readme,
+)
 from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import NothingToTrainOn
@@ -236,3 +243,11 @@ def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
     assert not caplog.records
     # The figure without any trace comes first on the console.
     assert next(iter(found)) == "eval/hit_at_1_no_trace"
+
+
+def test_an_export_says_how_it_must_be_read(tmp_path):
+    write_readme(tmp_path, replace(CONFIG, dimensions=(64, 128)))
+    text = (tmp_path / "README.md").read_text()
+    for words in ("`Summarize the above content in one word:`", "`<emb>`", "64, 128"):
+        assert words in text
+    assert "$" not in text

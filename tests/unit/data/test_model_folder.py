@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.model_folder import (
     check_folder,
@@ -15,6 +16,7 @@ from data.model_folder import (
     load_processor,
     sees_pictures,
     warn_embedder_ignores,
+    warn_older_input,
 )
 from data.records import LoadedSet
 from data.types import Item, Kind
@@ -118,6 +120,23 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(DataError, match="tokenizer or picture processor cannot be read"):
         load_processor(path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "warned"),
+    [
+        ({"job": "embedder"}, True),
+        ({"job": "embedder", "input_form": INPUT_FORM}, False),
+        ({"job": "warm_start"}, False),
+        (["embedder"], False),
+        (None, False),
+    ],
+)
+def test_an_embedder_of_an_older_release_is_warned_of(tmp_path, caplog, stage, warned):
+    if stage is not None:
+        (tmp_path / "stage.json").write_text(json.dumps(stage))
+    warn_older_input(str(tmp_path / "export"))
+    assert ("trained by an older release" in caplog.text) == warned
 
 
 def test_a_configuration_that_is_not_json_is_refused(folder, tmp_path):
