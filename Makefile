@@ -126,7 +126,7 @@ mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@mkdir -p "$(RUNS)"
 	@$(PY) -c 'import socket; socket.create_server(("127.0.0.1", int("$(MLFLOW_PORT)")))' 2>/dev/null || \
 	  { echo "cannot listen on port $(MLFLOW_PORT): choose another, make mlflow MLFLOW_PORT=5001"; exit 1; }
-	@$(PY) -m mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) --backend-store-uri "sqlite:///$(RUNS)/mlflow.db"
+	@exec $(PY) -m cluster.pages "$(RUNS)" $(MLFLOW_PORT)
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(COVERED)" "$(RUNS)/demo" "$(RUNS)"/demo-seed* "$(RUNS)/demo.lock"

@@ -1,15 +1,19 @@
 """The folder of one run: resolved settings, metrics, trajectories, checkpoints, export."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -18,12 +22,14 @@ import pyarrow.parquet as pq
 
 from cluster.trajectory_rows import SCHEMA
 from configs.errors import ConfigError
-from configs.load import to_flat, to_yaml
+from configs.load import to_flat, to_yaml, values_given
 from data.durable import sync
-from evaluation.summary import STAGE_FILE
+from data.errors import RunFolderError
+from evaluation.summary import METRICS_FILE, STAGE_FILE
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+SETTINGS_FILE = "resolved.yaml"
 RUN_ID_FILE = "mlflow_run_id"
 LOCK_FILE = ".lock"
 """Locked by the job that runs in the folder; says its process and host."""
@@ -119,10 +125,9 @@ class RunFolder:
         """Fingerprints of the data and models that the run reads, for its checkpoints."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = None if self.finished else _locked(self.path / LOCK_FILE)
-        resolved = self.path / "resolved.yaml"
-        text = to_yaml(config)
+        resolved = self.path / SETTINGS_FILE
         tracked = self.path / RUN_ID_FILE
-        changes = _changes(resolved.read_text(), config) if resolved.is_file() else {}
+        changes = _changes(resolved, config) if resolved.is_file() else {}
         kept = {key: change for key, change in changes.items() if key not in OPEN}
         # A job that was refused before it did anything has left no more than these.
         own = (resolved, tracked, self.path / LOCK_FILE)
@@ -137,15 +142,15 @@ class RunFolder:
             )
         if kept:
             tracked.unlink(missing_ok=True)  # MLflow lets no run change its settings
-        if self.finished and STEPS in changes and changes[STEPS][0] < changes[STEPS][1]:
+        if self.finished and STEPS in changes and _rises(*changes[STEPS]):
             self._lock = _locked(self.path / LOCK_FILE)
             (self.path / STAGE_FILE).unlink()
         if not self.finished:
             for key in changes.keys() & OPEN if begun else ():
                 log.info("%s: there %r, from here on %r", key, *changes[key])
             self._clear_leftovers()
-            write_atomically(resolved, text)
-        self.metrics_path = self.path / "metrics.jsonl"
+            write_atomically(resolved, to_yaml(config) + _given_values(config))
+        self.metrics_path = self.path / METRICS_FILE
 
     def _clear_leftovers(self) -> None:
         """Delete what a job that was killed had half-written."""
@@ -163,18 +168,52 @@ class RunFolder:
         return (self.path / STAGE_FILE).is_file()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one step's metrics."""
-        with self.metrics_path.open("a") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Append one step's metrics, with the time in seconds since 1970.
+
+        Raises:
+            RunFolderError: they cannot be written.
+        """
+        line = json.dumps({"step": step, "logged_at": round(time.time(), 3), **metrics})
+        with self._appending() as file:
+            file.write(line + "\n")
+
+    def settle_metrics(self) -> None:
+        """Have the metrics on disk: after the checkpoint that comes now nobody makes them again.
+
+        Raises:
+            RunFolderError: they cannot be written.
+        """
+        with self._appending() as file:
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _appending(self) -> Iterator[TextIO]:
+        try:
+            with self.metrics_path.open("a") as file:
+                yield file
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.metrics_path}: metrics cannot be written ({error.strerror}); make room or "
+                "mend the file system, then the same command goes on from the last checkpoint"
+            ) from error
 
     def keep_until(self, step: int) -> None:
         """Drop the metrics and trajectories of later steps: a resumed run makes them again."""
         if self.metrics_path.is_file():
-            lines = self.metrics_path.read_text().splitlines(keepends=True)
-            # A killed run may leave half a line at the end.
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            write_atomically(self.metrics_path, "".join(kept))
+            lines = self.metrics_path.read_bytes().splitlines(keepends=True)
+            read = {line: parse_record(line) for line in lines}
+            broken = [line for line in lines if not read[line]]
+            if broken:
+                log.warning(
+                    "%s: %d of %d lines are cut off: a kill, a power cut or a full disk left them "
+                    "unreadable, the first: %r",
+                    self.metrics_path,
+                    len(broken),
+                    len(lines),
+                    broken[0][:60],
+                )
+            kept = [line for line in lines if (record := read[line]) and record["step"] <= step]
+            write_atomically(self.metrics_path, b"".join(kept).decode())
         for path in (self.path / "trajectories").glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
@@ -199,6 +238,28 @@ class RunFolder:
         self.write_json(STAGE_FILE, {"job": self.job, "seconds": self.seconds, **facts})
 
 
+def parse_record(line: bytes) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl with its step, None where it is broken."""
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+
+
+def settings_in(folder: Path) -> Any:
+    """Return a run folder's settings as written there; empty where there are none to be read."""
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    path = folder / SETTINGS_FILE
+    try:
+        found = OmegaConf.create(path.read_text(errors="replace") if path.is_file() else "")
+    except (YAMLError, ValueError):
+        found = None
+    return found if OmegaConf.is_dict(found) else OmegaConf.create({})
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see the old or the new one, never half of it."""
     part = path.with_name(path.name + ".part")
@@ -206,6 +267,73 @@ def write_atomically(path: Path, text: str) -> None:
     sync(part)
     part.replace(path)
     sync(path.parent)
+
+
+def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not as in a file, but for those of a placement: old, new.
+
+    None where the file is broken.
+    """
+    settings = settings_in(path.parent)
+    if not settings:
+        log.warning(
+            "%s: empty or unreadable, as a power cut leaves it; it is written anew, so whether "
+            "the settings are those that the run began with was not checked",
+            path,
+        )
+        return {}
+    old, new = _leaves(to_flat(settings)), _leaves(to_flat(config))
+    given = values_given(config)
+    salt, digests = _digests_in(path)
+    found = {}
+    for key in sorted(set(old) | set(new)):
+        value = given.get(key, new.get(key))
+        if key in digests:
+            same = key in new and digests[key] == _digest(salt, value)
+        else:
+            same = old.get(key) == value
+        if not same and key.rpartition(".")[2] not in PLACEMENT:
+            # What was given as `${...}` may be a password: it is not shown.
+            secret = key in given or key in digests
+            found[key] = ("another value" if secret else old.get(key), new.get(key))
+    return found
+
+
+VALUES_LINE = "# digests of values given as ${...}: "
+
+
+def _given_values(config: Any) -> str:
+    """Return a comment that tells a resumed run whether what was given as `${...}` has changed.
+
+    It holds salted digests, slow to guess from: such a value may be a password.
+    """
+    values = values_given(config)
+    if not values:
+        return ""
+    salt = secrets.token_hex(16)
+    digests = {key: _digest(salt, value) for key, value in values.items()}
+    return VALUES_LINE + json.dumps({"salt": salt, "digests": digests}) + "\n"
+
+
+def _digests_in(path: Path) -> tuple[str, dict[str, str]]:
+    for line in path.read_text().splitlines():
+        if line.startswith(VALUES_LINE):
+            found = json.loads(line.removeprefix(VALUES_LINE))
+            return found["salt"], found["digests"]
+    return "", {}
+
+
+def _digest(salt: str, value: Any) -> str:
+    return _slow_digest(salt, json.dumps(value))
+
+
+@lru_cache  # one path is often the root of several sets
+def _slow_digest(salt: str, text: str) -> str:
+    return hashlib.scrypt(text.encode(), salt=salt.encode(), n=2**14, r=8, p=1, dklen=16).hex()
+
+
+def _rises(old: Any, new: Any) -> bool:
+    return isinstance(old, int) and isinstance(new, int) and old < new
 
 
 def _locked(path: Path) -> TextIO:
@@ -231,19 +359,6 @@ def _locked(path: Path) -> TextIO:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
-
-
-def _changes(old_yaml: str, config: Any) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that are not as they were, but for those of a placement: old, new."""
-    from omegaconf import OmegaConf
-
-    old = _leaves(to_flat(OmegaConf.create(old_yaml)))
-    new = _leaves(to_flat(config))
-    return {
-        key: (old.get(key), new.get(key))
-        for key in sorted(set(old) | set(new))
-        if old.get(key) != new.get(key) and key.rpartition(".")[2] not in PLACEMENT
-    }
 
 
 def _leaves(tree: Any, key: str = "") -> dict[str, Any]:

@@ -18,7 +18,6 @@ from cluster.empty_steps import EmptyStreak
 from cluster.recovery import Restartable, Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder
 from cluster.stopping import StopRequest
-from cluster.tracking import Tracker
 from configs.schema import EvalConfig, StopConfig
 from data.types import StepReport
 from learner.streak import BrokenStreak
@@ -41,10 +40,15 @@ SHOWN = {
 }
 
 
+def plain_console() -> Console:
+    """Return a console that prints text as it is: data may hold what rich takes for markup."""
+    return Console(markup=False, emoji=False)
+
+
 def progress_bar(console: Console) -> Progress:
     """Return the progress bar of a long job."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -109,7 +113,6 @@ def train_stage(
     evaluation: EvalConfig,
     stop: StopConfig,
     folder: RunFolder,
-    tracker: Tracker,
 ) -> dict[str, float]:
     """Train until the watched metric is reached or the steps are used up, and export.
 
@@ -123,7 +126,7 @@ def train_stage(
         NothingToTrainOn: step after step had nothing to train on.
     """
     name = folder.path.name
-    console = Console()
+    console = plain_console()
     checkpoints = Checkpoints(folder)
 
     def reached(measured: Mapping[str, float]) -> bool:
@@ -159,7 +162,6 @@ def train_stage(
                 metrics["time/eval_s"] = time.perf_counter() - trained
                 metrics["time/step_s"] = time.perf_counter() - started
                 folder.log_metrics(step, metrics)
-                tracker.log(step, metrics)
                 streak.record(report.broken)
                 # Only a step without samples says 0: others need not count tokens.
                 tokens = report.metrics.get("train/tokens", 1.0)
@@ -168,7 +170,7 @@ def train_stage(
                 due = due or step % checkpoint_every == 0
                 if step == steps or asked or (due and not empty.steps):
                     due = False
-                    tracker.flush()  # a run that is resumed writes what comes after the checkpoint
+                    folder.settle_metrics()
                     checkpoints.save(
                         step,
                         lambda path: learner.save(path / LEARNER_FOLDER),

@@ -15,6 +15,10 @@ from configs.schema import MISSING, problems
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_Path = tuple[str | int, ...]
+"""Keys and indices from the root of the settings to one of them."""
+_AS_WRITTEN = "_as_written"
+"""Attribute of loaded settings: the texts that gave a value as `${...}`, by path."""
 _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
 
 
@@ -69,16 +73,20 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"{len(found)} problem(s) in the settings:\n  {listed}")
     for line in _said_of_presets(config, parts):
         log.info(line)
+    object.__setattr__(config, _AS_WRITTEN, _interpolations(filled))
     return config
 
 
 def to_yaml(config: Any) -> str:
-    """Return the resolved settings as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """Return the settings as YAML, those given as `${...}` as they were given."""
+    return OmegaConf.to_yaml(OmegaConf.create(_tree(config)))
 
 
 def to_flat(config: Any) -> dict[str, Any]:
-    """Return dotted key -> value, lists as one value (for run parameters)."""
+    """Return dotted key -> value, lists as one value (for run parameters).
+
+    What was given as `${...}` stays as it was given: it may stand for a password.
+    """
 
     def walk(prefix: str, node: Any) -> dict[str, Any]:
         if not isinstance(node, dict):
@@ -88,7 +96,42 @@ def to_flat(config: Any) -> dict[str, Any]:
             flat.update(walk(f"{prefix}.{key}" if prefix else str(key), value))
         return flat
 
-    return walk("", OmegaConf.to_container(OmegaConf.structured(config)))
+    return walk("", _tree(config))
+
+
+def values_given(config: Any) -> dict[str, Any]:
+    """Return what settings given as `${...}` stand for: by key, as in `data.train[0].root`."""
+    resolved = OmegaConf.to_container(OmegaConf.structured(config))
+    texts: dict[_Path, str] = getattr(config, _AS_WRITTEN, {})
+    return {_dotted(path): _at(resolved, path) for path in texts}
+
+
+def _tree(config: Any) -> Any:
+    """Return settings as plain mappings and lists, with `${...}` where that was given."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config))
+    texts: dict[_Path, str] = getattr(config, _AS_WRITTEN, {})
+    for path, text in texts.items():
+        _at(tree, path[:-1])[path[-1]] = text
+    return tree
+
+
+def _interpolations(node: Any, path: _Path = ()) -> dict[_Path, str]:
+    """Return the texts with `${...}` in plain settings, by the keys and indices on the way."""
+    if isinstance(node, str):
+        return {path: node} if "${" in node else {}
+    inside = node.items() if isinstance(node, dict) else ()
+    inside = enumerate(node) if isinstance(node, list) else inside
+    return {k: v for key, one in inside for k, v in _interpolations(one, (*path, key)).items()}
+
+
+def _at(tree: Any, path: _Path) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _dotted(path: _Path) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)[1:]
 
 
 def _said_of_presets(config: Any, parts: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ EmbedRLError
     TCoTError                    a text is not a T-CoT trace
   JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
+  RunFolderError(RuntimeError)   a file of the run folder cannot be written
   CheckpointError(RuntimeError)  a checkpoint cannot be written, or is of another run
     DamagedCheckpoint            what it holds cannot be read
   DivergedError(RuntimeError)    step after step was NaN or infinite
@@ -45,6 +46,10 @@ class JudgeError(EmbedRLError, RuntimeError):
 
 class WeightSyncError(EmbedRLError, RuntimeError):
     """An engine does not hold the weights that the learner sent."""
+
+
+class RunFolderError(EmbedRLError, RuntimeError):
+    """A file of the run folder cannot be written; the message says what to do."""
 
 
 class CheckpointError(EmbedRLError, RuntimeError):

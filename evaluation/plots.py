@@ -61,6 +61,9 @@ _STYLE = {
     "svg.hashsalt": "embed-rl",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
+    # Names of data sets are no formulas.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 

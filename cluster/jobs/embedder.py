@@ -98,7 +98,7 @@ def main(config: EmbedderConfig) -> int:
 
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(config, job="embedder", folder=folder.path) as tracker:
+    with connected, Tracker(folder.path, job="embedder", given=config.run.dir):
         model = with_emb_token(config.model, folder.path / BASE_FOLDER)
         group = LearnerGroup(config.learner)
         group.build_contrastive(
@@ -122,7 +122,6 @@ def main(config: EmbedderConfig) -> int:
             evaluation=config.evaluation,
             stop=config.stop,
             folder=folder,
-            tracker=tracker,
         )
         group.close()
     write_readme(folder.path / "export", config)

@@ -15,6 +15,7 @@ from cluster.pictures import Decoder, SharedPictures
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
+from cluster.stage import plain_console
 from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.chat import load_encoder
@@ -57,7 +58,7 @@ def main(config: EvaluateConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     config = settled(config)
-    console = Console()
+    console = plain_console()
     data = config.data
     loaded = load_sets(data.eval, limits=data)
     for reasoner in (config.warm_start, config.eg_rl):
@@ -68,7 +69,7 @@ def main(config: EvaluateConfig) -> int:
     pairs = [pair for one in loaded for pair in one.pairs]
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(config, job="evaluate", folder=folder.path) as tracker:
+    with connected, Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker:
         with closing(Decoder()) as decoder:
             shown = shown_by(pairs, data.media.max_frames)
             uris = {picture.uri for picture in shown}
@@ -110,10 +111,11 @@ def main(config: EvaluateConfig) -> int:
         )
         for pool in embedder:
             pool.close()
-        tracker.log(0, headline_metrics(result))
-    save_evaluation(result, folder.path)
+        folder.keep_until(-1)  # of an evaluation that was killed
+        folder.log_metrics(0, headline_metrics(result))
+        save_evaluation(result, folder.path)
+        tracker.log_file(folder.path / "evaluation.json")
     print_table(result, console)
-    tracker.log_file(folder.path / "evaluation.json")
     folder.finish(queries=len(pairs))
     return 0
 

@@ -9,9 +9,8 @@ import logging
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from cluster.entry import run_job
+from cluster.stage import plain_console
 from cluster.tracking import attach_files
 from configs.schema import ReportConfig
 from evaluation.report import build_report, draw_plots, print_table
@@ -48,7 +47,7 @@ def main(config: ReportConfig) -> int:
             path.write_bytes(base64.b64decode(uri.partition(",")[2]))
             files[path] = PLOTS
     attach_files(Path(config.rl), files)
-    print_table(runs.evaluation, Console())
+    print_table(runs.evaluation, plain_console())
     log.info("wrote %s and %s", folder / REPORT_FILE, folder / SUMMARY_FILE)
     return 0
 

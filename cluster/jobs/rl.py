@@ -25,7 +25,7 @@ from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder, settled
 from cluster.scoring import Ranker, Scorer
 from cluster.session import Role, driver_node, session
-from cluster.stage import export_best, progress_bar
+from cluster.stage import export_best, plain_console, progress_bar
 from cluster.stopping import StopRequest
 from cluster.tracking import Tracker
 from cluster.weights import WeightStore
@@ -90,7 +90,7 @@ def main(config: RLConfig) -> int:
     namespace = str(folder.path.absolute())
     nodes_timeout_s = config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(config, job="rl", folder=folder.path) as tracker, ExitStack() as stack:
+    with connected, Tracker(folder.path, job="rl", given=config.run.dir), ExitStack() as stack:
         # Both start again empty: weights are published again, sizes stay as they are. They lie
         # on the driver's node, so that no other node takes them along.
         here = {"scheduling_strategy": driver_node(), "num_cpus": 0}
@@ -171,7 +171,6 @@ def main(config: RLConfig) -> int:
                     config,
                     pipeline,
                     folder,
-                    tracker,
                     held_out=held_out,
                     restarts=restarts,
                     scaler=scaler,
@@ -194,7 +193,6 @@ def train_loop(
     config: RLConfig,
     pipeline: Pipeline,
     folder: RunFolder,
-    tracker: Tracker,
     *,
     held_out: list[Pair],
     restarts: Restarts,
@@ -215,13 +213,13 @@ def train_loop(
             pipeline.load(last.path, last.state)
     done = last.step if last else 0
     pipeline.sync()
-    console = Console()
+    console = plain_console()
     streak = BrokenStreak(folder.path / BROKEN_FILE)
     empty = EmptyStreak(trained=done > 0)
     due = False
     every = config.evaluation.every
     if every and not done:
-        record(folder, tracker, 0, pipeline.held_out(held_out), console)
+        record(folder, 0, pipeline.held_out(held_out), console)
     with progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
@@ -233,7 +231,7 @@ def train_loop(
                 metrics["time/eval_s"] = time.perf_counter() - began
                 metrics["time/step_s"] += metrics["time/eval_s"]
             folder.write_trajectories(step, result.rows)
-            record(folder, tracker, step, metrics, console)
+            record(folder, step, metrics, console)
             streak.record(result.broken)
             pipeline.check_parity(result)
             last = step == config.steps
@@ -245,7 +243,7 @@ def train_loop(
             # the run: the checkpoint waits for a step that trains.
             if last or stop or (due and not empty.steps):
                 due = False
-                tracker.flush()  # a run that is resumed writes what comes after the checkpoint
+                folder.settle_metrics()
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
             restarts.completed(step)
             if stop:
@@ -254,12 +252,9 @@ def train_loop(
     return max(done, config.steps)
 
 
-def record(
-    folder: RunFolder, tracker: Tracker, step: int, metrics: dict[str, float], console: Console
-) -> None:
-    """Write one step's metrics everywhere, and its line to the console."""
+def record(folder: RunFolder, step: int, metrics: dict[str, float], console: Console) -> None:
+    """Write one step's metrics, and its line to the console."""
     folder.log_metrics(step, metrics)
-    tracker.log(step, metrics)
     shown = [
         ("reward", "reward/total"),
         ("format", "reward/format"),

@@ -58,7 +58,7 @@ def main(config: WarmStartConfig) -> int:
     encoder = load_encoder(config.model, config.data.media)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(config, job="warm_start", folder=folder.path) as tracker:
+    with connected, Tracker(folder.path, job="warm_start", given=config.run.dir):
         group = LearnerGroup(config.learner)
         group.build_supervised(
             model=config.model,
@@ -78,7 +78,6 @@ def main(config: WarmStartConfig) -> int:
             evaluation=config.evaluation,
             stop=config.stop,
             folder=folder,
-            tracker=tracker,
         )
         group.close()
     folder.finish(**facts)

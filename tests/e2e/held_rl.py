@@ -41,8 +41,8 @@ def hold(held: Path) -> None:
 def held_after(steps: set[int], record: Callable[..., None]) -> Callable[..., None]:
     """Return what records a step's metrics and then, after these steps, holds."""
 
-    def recorded(folder: RunFolder, tracker: Any, step: int, *rest: Any) -> None:
-        record(folder, tracker, step, *rest)
+    def recorded(folder: RunFolder, step: int, *rest: Any) -> None:
+        record(folder, step, *rest)
         if step in steps:
             hold(folder.path / HELD_FILE)
 

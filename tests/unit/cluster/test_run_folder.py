@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,7 @@ from configs.schema import (
     RunConfig,
     WarmStartConfig,
 )
+from data.errors import RunFolderError
 from tests.patience import PATIENCE_S
 
 
@@ -120,8 +122,10 @@ def test_settings_of_an_older_release_are_refused_too(folder, config):
 def test_metrics_are_appended_one_object_a_line(folder):
     folder.log_metrics(1, {"reward/total": 0.5})
     folder.log_metrics(2, {"reward/total": 0.25, "time/step_s": 3.0})
-    lines = folder.metrics_path.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
+    rows = [json.loads(line) for line in folder.metrics_path.read_text().splitlines()]
+    logged_at = [row.pop("logged_at") for row in rows]
+    assert 1e9 < logged_at[0] <= logged_at[1]
+    assert rows == [
         {"step": 1, "reward/total": 0.5},
         {"step": 2, "reward/total": 0.25, "time/step_s": 3.0},
     ]
@@ -226,12 +230,94 @@ def test_a_resumed_run_drops_the_metrics_behind_its_checkpoint(folder):
     assert steps(folder) == [0, 1, 2, 3, 4]
 
 
-def test_half_a_line_of_a_killed_run_is_dropped(folder):
+BROKEN = [b'{"step": 2, "a": 0.', b"\0" * 300 + b"\n", b"\0" * 300, b"[2]\n", b"\xff\xfe{\n"]
+
+
+@pytest.mark.parametrize("tail", [*BROKEN, b'{"a": 2.0}\n', b"\0\0\n" + BROKEN[0]])
+def test_a_broken_tail_of_the_metrics_is_cut_off_and_told_once(folder, tail, caplog):
     folder.log_metrics(1, {"a": 1.0})
-    with folder.metrics_path.open("a") as file:
-        file.write('{"step": 2, "a": 0.')
+    folder.metrics_path.write_bytes(folder.metrics_path.read_bytes() + tail)
     folder.keep_until(5)
     assert steps(folder) == [1]
+    folder.keep_until(5)
+    [told] = caplog.records
+    assert "lines are cut off" in told.message
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 500, b"\n", b"- 1\n", b"a: [\n"])
+def test_settings_that_a_power_cut_left_empty_are_written_anew_and_it_is_told(
+    folder, config, left, caplog
+):
+    folder.log_metrics(1, {"a": 1.0})
+    (folder.path / "resolved.yaml").write_bytes(left)
+    RunFolder(config, job="demo_data")
+    RunFolder(config, job="demo_data")
+    [told] = caplog.records
+    assert "was not checked" in told.message
+    assert load(DemoDataConfig, folder.path / "resolved.yaml") == config
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, Linux's full disk")
+def test_metrics_that_find_no_room_say_what_to_do(folder):
+    folder.metrics_path = Path("/dev/full")
+    with pytest.raises(RunFolderError, match=r"No space left on device\); make room"):
+        folder.log_metrics(1, {"a": 1.0})
+
+
+def test_values_from_the_environment_are_kept_as_they_were_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORD", "hunter2")
+    folder = RunFolder(given(tmp_path), job="warm_start")
+    text = (folder.path / "resolved.yaml").read_text()
+    assert "hunter2" not in text
+    assert "model: models/${oc.env:WORD}" in text
+    assert load(WarmStartConfig, folder.path / "resolved.yaml") == given(tmp_path)
+
+
+def test_a_run_goes_on_where_the_environment_gives_the_same_value(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORD", "hunter2")
+    RunFolder(given(tmp_path), job="warm_start").log_metrics(1, {"a": 0.5})
+    RunFolder(given(tmp_path), job="warm_start")
+    RunFolder(given(tmp_path, "models/hunter2"), job="warm_start")
+    RunFolder(given(tmp_path), job="warm_start")
+
+
+def test_another_value_from_the_environment_is_refused_without_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORD", "hunter2")
+    RunFolder(given(tmp_path), job="warm_start").log_metrics(1, {"a": 0.5})
+    monkeypatch.setenv("WORD", "hunter3")
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(given(tmp_path), job="warm_start")
+    text = str(caught.value)
+    for key in ("model", "data.train[1].root"):
+        assert f"{key}: there " in text
+    assert "there 'another value'" in text
+    assert "data.train[0]" not in text
+    assert "hunter" not in text
+
+
+def test_a_folder_that_holds_such_values_in_the_clear_goes_on(tmp_path, monkeypatch):
+    RunFolder(given(tmp_path, "models/hunter2", root="hunter2"), job="warm_start").log_metrics(
+        1, {}
+    )
+    monkeypatch.setenv("WORD", "hunter3")
+    with pytest.raises(ConfigError, match="model: there 'another value', now 'models/") as caught:
+        RunFolder(given(tmp_path), job="warm_start")
+    assert "hunter" not in str(caught.value)
+    monkeypatch.setenv("WORD", "hunter2")
+    RunFolder(given(tmp_path), job="warm_start")
+    assert "hunter2" not in (tmp_path / "run" / "resolved.yaml").read_text()
+
+
+def given(tmp_path, model="models/${oc.env:WORD}", root="${oc.env:WORD}"):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        f"run: {{dir: {tmp_path}/run}}\n"
+        f"model: {model}\n"
+        "data:\n  train:\n"
+        "    - {name: a, path: a, root: a}\n"
+        f"    - {{name: b, path: b, root: '{root}'}}\n"
+    )
+    return load(WarmStartConfig, path)
 
 
 def test_a_run_without_metrics_has_nothing_to_drop(folder):

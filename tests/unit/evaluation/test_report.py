@@ -1,10 +1,12 @@
 """The report from small run folders made here."""
 
+import base64
 import io
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.jobs.report import main
+from cluster.stage import plain_console, progress_bar
 from configs.schema import ReportConfig, RunConfig
 from data.errors import DataError
 from data.monitor_table import MONITORS
@@ -160,6 +163,37 @@ def test_texts_of_data_and_models_are_escaped(config: ReportConfig) -> None:
     html_page = page_of(config)
     assert EVIL in html_page.text
     assert "script" not in {tag for tag, _ in html_page.tags}
+
+
+ODD_NAMES = (r"a$_$b $\frac{$", "[/red] :key: [b]", f'{EVIL} & "c" -- ]]>')
+"""As a data set may be called: a formula, rich's markup, HTML."""
+
+
+def test_names_of_data_sets_are_neither_formula_nor_markup(config: ReportConfig) -> None:
+    pairs = make_pairs(Path(config.evaluate).parent)
+    named = [replace(one, source=name) for one, name in zip(pairs, ODD_NAMES, strict=False)]
+    settings = Settings(templates="brief", max_frames=4, resamples=20, seed=0)
+    reasoners = {"warm_start": reason, "eg_rl": reason}
+    found = evaluate(named, reasoners=reasoners, embed=embed, settings=settings)
+    left_out = [replace(one, excluded={ODD_NAMES[1]: 1}) for one in found.results]
+    save_evaluation(replace(found, results=tuple(left_out)), Path(config.evaluate))
+    page = page_of(replace(config, run=replace(config.run, experiment=ODD_NAMES[2])))
+    assert all(name in page.text for name in ODD_NAMES)
+    assert "script" not in {tag for tag, _ in page.tags}
+    for uri in page.images():
+        if uri.startswith("data:image/svg+xml;base64,"):
+            ElementTree.fromstring(base64.b64decode(uri.partition(",")[2]))
+    console = plain_console()
+    with console.capture() as printed:
+        print_table(runs_of(config).evaluation, console)
+    assert ODD_NAMES[1] in " ".join(printed.get().split())
+
+
+def test_a_progress_bar_shows_the_name_of_a_run_folder_as_it_is() -> None:
+    console = plain_console()
+    with console.capture() as printed, progress_bar(console) as bar:
+        bar.add_task(ODD_NAMES[1], total=1, completed=1)
+    assert ODD_NAMES[1] in printed.get()
 
 
 def test_table_holds_the_five_variants(config: ReportConfig) -> None:

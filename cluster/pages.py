@@ -1,0 +1,88 @@
+"""MLflow's pages of the runs here, on loopback; they end with who asked for them: `make mlflow`.
+
+python -m cluster.pages runs 5000
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from urllib.request import Request, urlopen
+
+SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
+"""No workers of jobs that nobody has, no usage data, no address but the one printed here."""
+RUNS_TAB = "#/experiments/{}/runs?workflowType=machine_learning"
+"""MLflow opens on its pages for agents otherwise, which show no curve."""
+LOOK_S = 0.5
+LEAVE_S = 5.0
+
+
+def main(argv: list[str]) -> int:
+    """Serve ``mlflow.db`` of a folder of runs on a port until asked to stop or left alone."""
+    runs, port = Path(argv[0]).absolute(), int(argv[1])
+    starter = os.getppid()
+    stop = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{runs / 'mlflow.db'}"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    with Path(os.devnull).open("w") as nowhere:  # what it says of itself; its errors show
+        server = subprocess.Popen(
+            command, env={**os.environ, **SETTINGS}, stdout=nowhere, start_new_session=True
+        )
+    links: list[str] = []
+    try:
+        # Killed itself, a `make` ends nobody; what it had started gets another parent.
+        while server.poll() is None and os.getppid() == starter and not stop.wait(LOOK_S):
+            if not links:
+                links = links_of(f"http://127.0.0.1:{port}/")
+                print(*links, sep="\n", end="\n" * bool(links), flush=True)
+    finally:
+        end(server)
+    return 0 if stop.is_set() else 1
+
+
+def links_of(address: str) -> list[str]:
+    """Return a line for each experiment with the address of its runs; none before it answers."""
+    ask = Request(
+        address + "api/2.0/mlflow/experiments/search",
+        data=json.dumps({"max_results": 1000}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    try:
+        found = json.load(urlopen(ask, timeout=LEAVE_S))["experiments"]
+    except OSError:
+        return []
+    ours = [one for one in found if one["name"] != "Default"] or found
+    return [f"{one['name']}: {address}{RUNS_TAB.format(one['experiment_id'])}" for one in ours]
+
+
+def end(server: subprocess.Popen[bytes]) -> None:
+    """End a server with all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, number)
+            server.wait(LEAVE_S)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
