@@ -94,7 +94,6 @@ def run(tmp_path, *, every=1, **settings):
             pipeline.config,
             pipeline,
             folder,
-            SimpleNamespace(log=lambda *_: None, flush=lambda: None),
             held_out=[],
             restarts=Restarts(),
             scaler=SimpleNamespace(step=dict),

@@ -258,6 +258,7 @@ def test_exported_is_the_best_held_out_step_and_the_last_where_none_was_measured
     folder, learner = run_folder(tmp_path), Learner()
     for step, score in enumerate(scores, start=1):
         learner.train(step)
+        folder.log_metrics(step, {})
         Checkpoints(folder).save(
             step,
             lambda path: learner.save(path / LEARNER_FOLDER),
