@@ -153,18 +153,27 @@ class Checkpoints:
             self._set_aside(found.path, error)
             raise
 
-    def check_inputs(self, inputs: Mapping[str, Mapping[str, str]]) -> None:
+    def check_inputs(
+        self, inputs: Mapping[str, Mapping[str, str]], *, arithmetic: str = ""
+    ) -> None:
         """Compare the data and models that are there with what the newest checkpoint was made with.
 
         New checkpoints are marked with ``inputs``, the fingerprints by what they are of.
+        ``arithmetic`` says what an older release, which left no mark, computed otherwise.
 
         Raises:
-            ConfigError: they are others; what changed is listed.
+            ConfigError: they are others, which are listed, or the checkpoint is of such a release.
         """
         self.folder.inputs = inputs
         found = self.newest()
         if found is None:
             return
+        if not found.inputs and arithmetic:
+            raise ConfigError(
+                f"{self.folder.path}: begun by an older release, with another arithmetic "
+                f"({arithmetic}): finish it with that release, or choose another run.dir to begin "
+                "anew"
+            )
         if not found.inputs:
             log.warning(
                 "%s: from a release that did not note data and models: see that they are the same",

@@ -72,7 +72,8 @@ def main(config: EmbedderConfig) -> int:
             "data.train": pairs_fingerprint(data.train, train),
             "data.eval": pairs_fingerprint(data.eval, held_out_sets),
             "model": model_fingerprint(config.model),
-        }
+        },
+        arithmetic="what the Embedder reads, and which targets are right for a query",
     )
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     if knowing := sum(pair.answer_known for pair in held_out):

@@ -179,13 +179,24 @@ def test_changed_data_and_models_are_refused_with_what_changed(folder):
         Checkpoints(folder).check_inputs(now)
 
 
-def test_a_checkpoint_of_an_older_release_is_taken_and_that_is_said(folder, caplog):
-    checkpoints = Checkpoints(folder)
-    save(checkpoints, 1)
-    path = checkpoints.path / "step-000001/loop.json"
+def save_as_an_older_release(checkpoints, step):
+    save(checkpoints, step)
+    path = checkpoints.path / f"step-{step:06d}/loop.json"
     facts = json.loads(path.read_text())
     old = {key: facts[key] for key in ("step", "score", "seconds", "state")}
     path.write_text(json.dumps(old))
+
+
+def test_a_run_begun_with_another_arithmetic_is_refused(folder):
+    checkpoints = Checkpoints(folder)
+    save_as_an_older_release(checkpoints, 1)
+    with pytest.raises(ConfigError, match=r"another arithmetic \(the masks\): finish it with"):
+        checkpoints.check_inputs({}, arithmetic="the masks")
+
+
+def test_a_checkpoint_of_an_older_release_is_taken_and_that_is_said(folder, caplog):
+    checkpoints = Checkpoints(folder)
+    save_as_an_older_release(checkpoints, 1)
     with caplog.at_level(logging.WARNING):
         checkpoints.check_inputs({"model": {"config.json": "2 bytes, c"}})
     assert len(caplog.messages) == 1
