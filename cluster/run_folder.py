@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -272,7 +272,8 @@ def write_atomically(path: Path, text: str) -> None:
 def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
     """Return the settings that are not as in a file, but for those of a placement: old, new.
 
-    None where the file is broken.
+    A key that the file lacks, being of an older release, has its default there. None where the
+    file is broken.
     """
     settings = settings_in(path.parent)
     if not settings:
@@ -283,6 +284,7 @@ def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
         )
         return {}
     old, new = _leaves(to_flat(settings)), _leaves(to_flat(config))
+    old = {key: value for key, value in _leaves(_defaults(config)).items() if key in new} | old
     given = values_given(config)
     salt, digests = _digests_in(path)
     found = {}
@@ -297,6 +299,24 @@ def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
             secret = key in given or key in digests
             found[key] = ("another value" if secret else old.get(key), new.get(key))
     return found
+
+
+def _defaults(part: Any) -> Any:
+    """Return the defaults of all settings that there are, as nested mappings and lists."""
+    if isinstance(part, list):
+        return [_defaults(one) for one in part]
+    if not is_dataclass(part):
+        return part
+    tree = {}
+    for one in fields(part):
+        value = getattr(part, one.name)
+        if is_dataclass(value) or (isinstance(value, list) and any(map(is_dataclass, value))):
+            tree[one.name] = _defaults(value)
+        elif one.default is not MISSING:
+            tree[one.name] = one.default
+        elif one.default_factory is not MISSING:
+            tree[one.name] = one.default_factory()
+    return tree
 
 
 VALUES_LINE = "# digests of values given as ${...}: "

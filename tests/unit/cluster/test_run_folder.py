@@ -19,6 +19,7 @@ from configs.schema import (
     DataConfig,
     DataSetConfig,
     DemoDataConfig,
+    EmbedderConfig,
     RewardConfig,
     RLConfig,
     RunConfig,
@@ -117,6 +118,34 @@ def test_settings_of_an_older_release_are_refused_too(folder, config):
     folder.log_metrics(1, {"a": 0.5})
     with pytest.raises(ConfigError, match="gone: there 1, now None"):
         RunFolder(config, job="demo_data")
+
+
+@pytest.mark.parametrize(
+    ("given", "missing", "same"),
+    [
+        ({}, "extra_fields", True),
+        ({"extra_fields": "ignore"}, "extra_fields", False),
+        ({}, "max_bad_rows", True),
+    ],
+)
+def test_a_setting_that_an_older_release_did_not_have_has_its_default_there(
+    tmp_path, given, missing, same
+):
+    one = DataSetConfig(name="a", path="a.json", root=".", **given)
+    config = EmbedderConfig(
+        run=RunConfig(dir=str(tmp_path)), data=DataConfig(train=[one]), model="m"
+    )
+    folder = RunFolder(config, job="embedder")
+    folder.write_json("begun", {})
+    lines = (tmp_path / "resolved.yaml").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if missing not in line]
+    assert len(kept) == len(lines) - 1
+    (tmp_path / "resolved.yaml").write_text("".join(kept))
+    if same:
+        RunFolder(config, job="embedder")
+        return
+    with pytest.raises(ConfigError, match="extra_fields: there 'refuse', now 'ignore'"):
+        RunFolder(config, job="embedder")
 
 
 def test_metrics_are_appended_one_object_a_line(folder):
