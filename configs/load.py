@@ -45,6 +45,8 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         except _REFUSALS as error:
             found.append(f"override '{text}': {error}")
     merged = OmegaConf.structured(cls)
+    defaults = OmegaConf.to_container(merged, resolve=False)
+    parts = {origin: _emptied(tree, defaults) for origin, tree in parts.items()}
     for origin, tree in with_presets(parts).items():
         try:
             merged = OmegaConf.merge(merged, tree)
@@ -160,6 +162,19 @@ def _plain(tree: Any) -> dict[str, Any]:
     if plain is not None and not isinstance(plain, dict):
         raise ConfigError(f"expected a mapping of settings, found {type(plain).__name__}")
     return plain or {}
+
+
+def _emptied(tree: Any, defaults: Any) -> Any:
+    """Return settings in which a key without a value is an empty list, text or section."""
+    if not isinstance(tree, dict) or not isinstance(defaults, dict):
+        return tree
+    found = {}
+    for key, value in tree.items():
+        default = defaults.get(key, MISSING)
+        if value is None and isinstance(default, list | str | dict) and default != MISSING:
+            value = type(default)()
+        found[key] = _emptied(value, default)
+    return found
 
 
 def _leaves(path: tuple[str, ...], node: Any) -> list[tuple[tuple[str, ...], Any]]:

@@ -96,6 +96,14 @@ def test_a_list_is_replaced_whole(good):
     assert [one.name for one in config.data.train] == ["c"]
 
 
+def test_a_key_without_a_value_is_an_empty_list_text_or_section(good):
+    text = good.read_text() + "weights:\n"
+    good.write_text(text)
+    config = load(RLConfig, good, ["data.eval=", "reward.judge.model=", "grpo.preset="])
+    assert (config.data.eval, config.reward.judge.model, config.grpo.preset) == ([], "", "")
+    assert config.weights == RLConfig().weights
+
+
 def test_settings_cannot_be_changed_afterwards(good):
     config = load(RLConfig, good)
     with pytest.raises(AttributeError):
