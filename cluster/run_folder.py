@@ -111,7 +111,8 @@ class RunFolder:
     def __init__(self, config: Any, *, job: str) -> None:
         """Open or create the folder ``config.run.dir``, and clear away what a killed job has left.
 
-        A finished run that is given more steps is opened again.
+        A finished run that is given more steps is opened again; it stays finished on disk until
+        `keep_until`, as the job may yet be refused.
 
         Raises:
             ConfigError: another job runs in the folder, or it holds a run with other settings; the
@@ -123,6 +124,7 @@ class RunFolder:
         self.started = time.time()
         self.inputs: Mapping[str, Mapping[str, str]] = {}
         """Fingerprints of the data and models that the run reads, for its checkpoints."""
+        self._reopened = False
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = None if self.finished else _locked(self.path / LOCK_FILE)
         resolved = self.path / SETTINGS_FILE
@@ -144,12 +146,14 @@ class RunFolder:
             tracked.unlink(missing_ok=True)  # MLflow lets no run change its settings
         if self.finished and STEPS in changes and _rises(*changes[STEPS]):
             self._lock = _locked(self.path / LOCK_FILE)
-            (self.path / STAGE_FILE).unlink()
+            self._reopened = True
+        self._settings = to_yaml(config) + _given_values(config)
         if not self.finished:
             for key in changes.keys() & OPEN if begun else ():
                 log.info("%s: there %r, from here on %r", key, *changes[key])
             self._clear_leftovers()
-            write_atomically(resolved, to_yaml(config) + _given_values(config))
+            if not self._reopened:
+                write_atomically(resolved, self._settings)
         self.metrics_path = self.path / METRICS_FILE
 
     def _clear_leftovers(self) -> None:
@@ -164,8 +168,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether the job ran to its end before."""
-        return (self.path / STAGE_FILE).is_file()
+        """Whether the job ran to its end before, and has nothing to add."""
+        return (self.path / STAGE_FILE).is_file() and not self._reopened
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics, with the time in seconds since 1970.
@@ -199,6 +203,10 @@ class RunFolder:
 
     def keep_until(self, step: int) -> None:
         """Drop the metrics and trajectories of later steps: a resumed run makes them again."""
+        if self._reopened:
+            self._reopened = False
+            (self.path / STAGE_FILE).unlink()
+            write_atomically(self.path / SETTINGS_FILE, self._settings)
         if self.metrics_path.is_file():
             lines = self.metrics_path.read_bytes().splitlines(keepends=True)
             read = {line: parse_record(line) for line in lines}

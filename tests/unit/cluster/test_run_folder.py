@@ -246,6 +246,17 @@ def test_a_finished_run_goes_on_only_with_more_steps(tmp_path):
     assert not RunFolder(replace(config, steps=11), job="warm_start").finished
 
 
+def test_a_finished_run_with_more_steps_stays_finished_until_it_goes_on(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m", steps=10)
+    more = replace(config, steps=11)
+    RunFolder(config, job="warm_start").finish()
+    RunFolder(more, job="warm_start")  # and is refused, as where its data has changed
+    assert RunFolder(config, job="warm_start").finished
+    RunFolder(more, job="warm_start").keep_until(10)
+    assert not (tmp_path / "stage.json").exists()
+    assert "steps: 11\n" in (tmp_path / "resolved.yaml").read_text()
+
+
 def steps(folder):
     return [json.loads(line)["step"] for line in folder.metrics_path.read_text().splitlines()]
 
