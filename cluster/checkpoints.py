@@ -136,7 +136,7 @@ class Checkpoints:
             self.folder.started = min(self.folder.started, time.time() - found.seconds)
             log.info("resumed after step %d from %s", found.step, found.path)
             if found.step > steps:
-                log.warning("%s: beyond steps=%d: exported as it is", found.path, steps)
+                log.warning("%s: beyond steps=%d: no step is left to take", found.path, steps)
         return found
 
     @contextmanager
@@ -193,7 +193,7 @@ class Checkpoints:
         """Delete what was begun and is no checkpoint, and what was only made to read one."""
         for pattern in ("*.part", f"step-*/{LEARNER_FOLDER}.universal"):
             for leftover in self.path.glob(pattern):
-                shutil.rmtree(leftover)
+                _delete(leftover)
 
     def _folders(self) -> list[Path]:
         """Return the checkpoints, oldest first."""
@@ -219,20 +219,26 @@ class Checkpoints:
         aside = path.with_name(path.name + DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        log.warning("%s; it is now %s, the run goes on from %s", error, aside.name, others[-1].name)
+        log.warning("%s; it is now %s, the newest left is %s", error, aside.name, others[-1].name)
 
     def _rotate(self) -> None:
         """Drop all but the newest and the best."""
         best = self._ranked()[-1:]
-        old = [path for path in self._folders()[:-KEPT] if path not in best]
-        try:
-            for path in old:
-                # Renamed first: a half-deleted one is not complete.
-                shutil.rmtree(path.rename(path.with_suffix(".part")))
-            for path in self.path.glob(f"*{DAMAGED}"):
-                shutil.rmtree(path)
-        except OSError as error:
-            log.warning("%s: an old checkpoint could not be deleted: %s", self.path, error)
+        for path in self._folders()[:-KEPT]:
+            if path not in best:
+                _delete(path)
+        for path in self.path.glob(f"*{DAMAGED}"):
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder that is no longer needed; what cannot be deleted stays, which is logged."""
+    part = path.with_suffix(".part")
+    try:
+        # Renamed first: a half-deleted checkpoint is not complete.
+        shutil.rmtree(path.rename(part) if path.name.startswith("step-") else path)
+    except OSError as error:
+        log.warning("%s: could not be deleted: %s", path, error)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -108,7 +108,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(folder, damage
     damage(checkpoints.path / "step-000002")
     assert checkpoints.resume(9).step == 1
     assert "step-000002: damaged: " in caplog.text
-    assert "step-000002.damaged, the run goes on from step-000001" in caplog.text
+    assert "step-000002.damaged, the newest left is step-000001" in caplog.text
     assert [json.loads(one)["step"] for one in folder.metrics_path.open()] == [1]
     save(checkpoints, 2)
     assert kept(checkpoints) == [1, 2]
@@ -139,6 +139,18 @@ def test_an_unreadable_old_checkpoint_does_not_stop_a_save(folder):
     cut_state(checkpoints.path / "step-000001")
     save(checkpoints, KEPT + 1, 0.25)
     assert kept(checkpoints) == [2, 3]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_stops_no_later_save(folder, monkeypatch, caplog):
+    def refuse(path, **_):
+        raise PermissionError(f"{path} is of another user")
+
+    checkpoints = Checkpoints(folder)
+    monkeypatch.setattr("cluster.checkpoints.shutil.rmtree", refuse)
+    for step in range(1, KEPT + 3):
+        save(checkpoints, step)
+    assert checkpoints.resume(9).step == KEPT + 2
+    assert "step-000001.part: could not be deleted: " in caplog.text
 
 
 def test_a_full_disk_ends_the_save_with_the_reason_and_the_last_good_checkpoint(folder):
