@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
 from cluster.run_folder import RUN_ID_FILE, SETTINGS_FILE, parse_record, settings_in
+from cluster.stopping import Interrupted
 from configs.errors import ConfigError
 from configs.load import to_flat
 from data.errors import StopRequested
@@ -100,7 +101,7 @@ class Tracker:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the rest and end the run: finished, killed on request, or failed."""
-        endings = {None: "FINISHED", StopRequested: "KILLED"}
+        endings = {None: "FINISHED", StopRequested: "KILLED", Interrupted: "KILLED"}
         self._ending = endings.get(kind, "FAILED")
         self._due.set()
         self._thread.join(END_S)

@@ -21,6 +21,7 @@ import pytest
 import cluster.tracking as tracking
 from cluster.entry import run_job
 from cluster.run_folder import RUN_ID_FILE, RunFolder
+from cluster.stopping import Interrupted
 from cluster.tracking import MlflowRun, Tracker, attach_files, masked, metric_name, open_store
 from configs.load import load
 from configs.schema import DemoDataConfig, RunConfig, WarmStartConfig
@@ -146,6 +147,7 @@ def test_a_resumed_job_goes_on_in_the_same_run_and_writes_each_step_once(runs):
     ("error", "ending"),
     [
         (StopRequested("after step 1"), "KILLED"),
+        (Interrupted("while the engines loaded"), "KILLED"),
         (LearnerLost("rank 1 died"), "FAILED"),
         (ZeroDivisionError("a defect"), "FAILED"),
         (KeyboardInterrupt(), "FAILED"),
