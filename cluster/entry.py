@@ -41,8 +41,6 @@ NO_GPU = "Setting accelerator to CPU"
 log = logging.getLogger(__name__)
 PREFLIGHT_ROWS = 1000
 """Rows of each data set that a dry run reads."""
-MODEL_FIELDS = ("model", "reasoner", "warm_start", "eg_rl", "second_model")
-"""Settings of jobs, and of what they hold, that name model folders."""
 T = TypeVar("T")
 
 
@@ -63,6 +61,7 @@ def run_job(
         from cluster.faults import explain  # loads Ray, which some jobs do without
 
         if (reason := explain(error)) is None:
+            leave_in_time(1)
             raise
         log.debug("the job failed", exc_info=True)
         code = print_end(ClusterError(reason), 1)
@@ -160,9 +159,11 @@ def _set_problems(config: Any) -> list[str]:
 
 def _model_problems(config: Any) -> list[str]:
     """Return which of the job's models are not there or not complete."""
+    from cluster.run_folder import MODEL_FOLDERS
+
     reward = getattr(config, "reward", None)
     parts = [config, reward, getattr(reward, "judge", None)]
-    folders = [getattr(part, name, "") for part in parts for name in MODEL_FIELDS]
+    folders = [getattr(part, name, "") for part in parts for name in MODEL_FOLDERS]
     problems = []
     for folder in dict.fromkeys(filter(None, folders)):
         try:

@@ -48,8 +48,8 @@ PLACEMENT = {
 STEPS = "steps"
 OPEN = {STEPS, "learner.optimizer.lr"}
 """Settings that may change as well; that they did is logged."""
-MODEL_FOLDERS = {"model", "reasoner", "second_model", "warm_start", "eg_rl"}
-"""Settings that name a model's folder."""
+MODEL_FOLDERS = ("model", "reasoner", "warm_start", "eg_rl", "second_model")
+"""Settings of jobs, and of what they hold, that name a model's folder."""
 
 
 def project_root() -> Path:
