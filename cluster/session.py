@@ -18,14 +18,14 @@ import psutil
 import ray
 from ray._private import parameter, ray_constants
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
 )
 
-from cluster.faults import explain
+from cluster.faults import cause_of, explain
 from cluster.stopping import handlers_kept
 from configs.errors import ConfigError
 from data.errors import (
@@ -402,8 +402,7 @@ def wait_for(
             answers[ready[0]] = ray.get(ready[0])
         except RayError as error:
             failures[name] = error
-            cause = error.cause if isinstance(error, RayTaskError) else error
-            if isinstance(error, DEATHS) or isinstance(cause, CheckpointError):
+            if isinstance(error, DEATHS) or isinstance(cause_of(error), CheckpointError):
                 break
             deadline = min(deadline, time.monotonic() + GRACE_S)
     if failures:
@@ -421,10 +420,7 @@ def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
     for name, error in failures.items():
         if isinstance(error, DEATHS):
             return ActorLost(f"{name} died while {what}: {error}")
-    causes = {
-        name: error.cause if isinstance(error, RayTaskError) else error
-        for name, error in failures.items()
-    }
+    causes = {name: cause_of(error) for name, error in failures.items()}
     for cause in causes.values():
         if isinstance(cause, EmbedRLError | ConfigError):
             return cause
