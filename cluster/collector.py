@@ -305,7 +305,8 @@ class Collector:
             )
             bank = self.scorer.bank.copy()
         tokens: Mapping[str, TokenScores] = {}
-        if asked := self._to_score(scores.scored, step):
+        # Once closed, the learner is another's: its ranks must not get calls from here in between.
+        if not self._buffer.closed and (asked := self._to_score(scores.scored, step)):
             with clock.phase("train"):
                 tokens = self._score_tokens(asked, contents, drawn.pictures)
         sampled = SampledRound(

@@ -55,11 +55,21 @@ def picture_pairs(count):
     )
 
 
+NO_KL = GRPOConfig(kl="none")
+"""A KL would train groups without spread, too."""
 TEXTS = tuple(make_pair(f"p{index}") for index in range(60))
 
 
 def make_pipeline(
-    folder, *, pairs=TEXTS, rollout=None, decoder=None, embedder=None, steps=STEPS, **settings
+    folder,
+    *,
+    pairs=TEXTS,
+    rollout=None,
+    decoder=None,
+    embedder=None,
+    steps=STEPS,
+    grpo=NO_KL,
+    **settings,
 ):
     config = RLConfig(
         run=RunConfig(dir=str(folder)),
@@ -68,7 +78,7 @@ def make_pipeline(
         pairs=PAIRS,
         siblings=2,
         steps=steps,
-        grpo=GRPOConfig(kl="none"),  # which would train groups without spread, too
+        grpo=grpo,
         **settings,
     )
     loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
@@ -158,11 +168,16 @@ class Hung(FakeRollout):
 
 def test_what_hangs_in_the_collection_is_not_waited_for(tmp_path, caplog):
     rollout = Hung()
-    pipeline = make_pipeline(tmp_path, rollout=rollout, max_staleness=1)
+    grpo = GRPOConfig(kl_in="reward")
+    pipeline = make_pipeline(tmp_path, rollout=rollout, max_staleness=1, grpo=grpo)
     pipeline.sync()
     pipeline.step()
+    late = []
+    pipeline.learner.score_policy = lambda samples, pictures: late.append(samples)
     pipeline.collector.close_s = 0.1
     pipeline.close()
     assert not rollout.let_go.is_set()
     assert "what was being collected did not end within 0.1 s" in caplog.text
     rollout.let_go.set()
+    pipeline.close()
+    assert late == []  # the learner may be another's by now
