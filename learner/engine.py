@@ -286,7 +286,8 @@ class TrainEngine:
             # torch says no more of a file that it cannot write than where in it it was.
             if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
                 raise
-            free = shutil.disk_usage(partial).free
+            there = next(one for one in (partial, *partial.parents) if one.exists())
+            free = shutil.disk_usage(there).free
             raise CheckpointError(
                 f"{partial}: rank {dist.get_rank()} could not write it ({error}); "
                 f"{free / MEGABYTE:.0f} MB are free there: the disk, a quota or a limit may be full"

@@ -91,6 +91,12 @@ def test_a_write_that_the_system_refuses_ends_the_save_with_the_reason(trained, 
     assert not (tmp_path / "learner").exists()
 
 
+def test_a_folder_that_cannot_be_made_ends_the_save_with_the_reason(trained, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"could not write it .*Not a directory.* MB are"):
+        trained.save(tmp_path / "file/learner")
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
