@@ -38,7 +38,7 @@ def read_patiently(
             log.warning("%s; tried again in %g s", what, pause)
             wait(pause)
     raise NothingToTrainOn(
-        f"{what}; tried {len(PAUSES_S) + 1} times in {sum(PAUSES_S):.0f} s. Nothing of this step "
-        "was trained or saved: see that the folders in data are there and can be read on the "
-        "driver's node; then the same command goes on from the last checkpoint"
+        f"{what}; tried {len(PAUSES_S) + 1} times in {sum(PAUSES_S):.0f} s: see that the folders "
+        "in data are there and can be read on the driver's node; then the same command goes on "
+        "from the last checkpoint"
     )
