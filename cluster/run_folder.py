@@ -178,7 +178,7 @@ class RunFolder:
             RunFolderError: they cannot be written.
         """
         line = json.dumps({"step": step, "logged_at": round(time.time(), 3), **metrics})
-        with self._appending() as file:
+        with _said(self.metrics_path), self.metrics_path.open("a") as file:
             file.write(line + "\n")
 
     def settle_metrics(self) -> None:
@@ -187,19 +187,8 @@ class RunFolder:
         Raises:
             RunFolderError: they cannot be written.
         """
-        with self._appending() as file:
+        with _said(self.metrics_path), self.metrics_path.open("a") as file:
             os.fsync(file.fileno())
-
-    @contextmanager
-    def _appending(self) -> Iterator[TextIO]:
-        try:
-            with self.metrics_path.open("a") as file:
-                yield file
-        except OSError as error:
-            raise RunFolderError(
-                f"{self.metrics_path}: metrics cannot be written ({error.strerror}); make room or "
-                "mend the file system, then the same command goes on from the last checkpoint"
-            ) from error
 
     def keep_until(self, step: int) -> None:
         """Drop the metrics and trajectories of later steps: a resumed run makes them again."""
@@ -227,13 +216,17 @@ class RunFolder:
                 path.unlink()
 
     def write_trajectories(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `trajectories/step-NNNNNN.parquet`."""
-        folder = self.path / "trajectories"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{step:06d}.parquet"
+        """Write `trajectories/step-NNNNNN.parquet`.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        path = self.path / "trajectories" / f"step-{step:06d}.parquet"
         part = path.with_name(path.name + ".part")
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), part)
-        part.replace(path)
+        with _said(path):
+            path.parent.mkdir(exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), part)
+            part.replace(path)
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file into the folder."""
@@ -244,6 +237,22 @@ class RunFolder:
     def finish(self, **facts: Any) -> None:
         """Mark the job as done, with how long it took."""
         self.write_json(STAGE_FILE, {"job": self.job, "seconds": self.seconds, **facts})
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """Say what to do where a file of the run folder cannot be written.
+
+    Raises:
+        RunFolderError: it cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or mend the file "
+            "system, then the same command goes on from the last checkpoint"
+        ) from error
 
 
 def parse_record(line: bytes) -> dict[str, Any] | None:

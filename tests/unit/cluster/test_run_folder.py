@@ -304,6 +304,14 @@ def test_metrics_that_find_no_room_say_what_to_do(folder):
         folder.log_metrics(1, {"a": 1.0})
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, Linux's full disk")
+def test_trajectories_that_find_no_room_say_what_to_do(folder):
+    (folder.path / "trajectories").mkdir()
+    (folder.path / "trajectories/step-000007.parquet.part").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match=r"step-000007\.parquet: .* make room"):
+        folder.write_trajectories(7, [{"key": "k"}])
+
+
 def test_values_from_the_environment_are_kept_as_they_were_given(tmp_path, monkeypatch):
     monkeypatch.setenv("WORD", "hunter2")
     folder = RunFolder(given(tmp_path), job="warm_start")
