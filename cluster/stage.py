@@ -88,7 +88,7 @@ def export_best(learner: StageLearner, folder: RunFolder, *, done: int) -> int:
     Return the step whose weights were exported; ``done`` is the one that the learner is at.
 
     Raises:
-        DamagedCheckpoint: the best was damaged, and is set aside: begin again with another.
+        DamagedCheckpoint: the best was damaged and is set aside: call again, for the next best.
     """
     checkpoints = Checkpoints(folder)
     best = checkpoints.best()
@@ -122,7 +122,7 @@ def train_stage(
     Returns the last measured metrics with `steps` and, where a metric is watched, `reached`.
 
     Raises:
-        StopRequested: SIGTERM came; a checkpoint was written.
+        StopRequested: SIGTERM or SIGINT came; a checkpoint was written.
         NothingToTrainOn: step after step had nothing to train on.
     """
     name = folder.path.name

@@ -45,7 +45,7 @@ BASE_FOLDER = "base"
 MAX_POOR_DRAWS = 20
 """Batches in a row without usable pairs: more is no bad luck."""
 TOLD, LEAK = 0.5, 0.3
-"""Share of traces that hold the answer, and what hit@1 gains by them, from which on it is said."""
+"""A warning comes from this share of traces that hold the answer, and this gain in hit@1, on."""
 log = logging.getLogger(__name__)
 Batch = tuple[list[ContrastPair], Pictures]
 
@@ -302,7 +302,7 @@ def measure(
 
 
 def warn_of_leak(pairs: Sequence[Pair], found: Mapping[str, float]) -> None:
-    """Warn where held-out traces seem to know the answers: they say it, and hit@1 lives on them."""
+    """Warn where held-out traces seem to know the answers: most hold them, and they raise hit@1."""
     told = [
         pair.target.text.casefold() in pair.query_trace.casefold()
         for pair in pairs

@@ -203,7 +203,7 @@ def train_loop(
     done in all.
 
     Raises:
-        StopRequested: SIGTERM came; a checkpoint was written.
+        StopRequested: SIGTERM or SIGINT came; a checkpoint was written.
         NothingToTrainOn: step after step trained nothing.
     """
     checkpoints = Checkpoints(folder)
@@ -234,14 +234,14 @@ def train_loop(
             record(folder, step, metrics, console)
             streak.record(result.broken)
             pipeline.check_parity(result)
-            last = step == config.steps
+            final = step == config.steps
             if not result.broken:
-                empty.record(metrics["traces/trained"], metrics, result.examples, last=last)
+                empty.record(metrics["traces/trained"], metrics, result.examples, last=final)
             stop = request.made
             due = due or step % config.checkpoint_every == 0
             # What an empty step passed over is drawn again, should it be one of those that end
             # the run: the checkpoint waits for a step that trains.
-            if last or stop or (due and not empty.steps):
+            if final or stop or (due and not empty.steps):
                 due = False
                 folder.settle_metrics()
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
