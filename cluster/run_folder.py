@@ -178,7 +178,7 @@ class RunFolder:
             RunFolderError: they cannot be written.
         """
         line = json.dumps({"step": step, "logged_at": round(time.time(), 3), **metrics})
-        with _said(self.metrics_path), self.metrics_path.open("a") as file:
+        with _writing(self.metrics_path), self.metrics_path.open("a") as file:
             file.write(line + "\n")
 
     def settle_metrics(self) -> None:
@@ -187,7 +187,7 @@ class RunFolder:
         Raises:
             RunFolderError: they cannot be written.
         """
-        with _said(self.metrics_path), self.metrics_path.open("a") as file:
+        with _writing(self.metrics_path), self.metrics_path.open("a") as file:
             os.fsync(file.fileno())
 
     def keep_until(self, step: int) -> None:
@@ -223,7 +223,7 @@ class RunFolder:
         """
         path = self.path / "trajectories" / f"step-{step:06d}.parquet"
         part = path.with_name(path.name + ".part")
-        with _said(path):
+        with _writing(path):
             path.parent.mkdir(exist_ok=True)
             pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), part)
             part.replace(path)
@@ -240,7 +240,7 @@ class RunFolder:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Say what to do where a file of the run folder cannot be written.
 
     Raises:
@@ -278,12 +278,17 @@ def settings_in(folder: Path) -> Any:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new one, never half of it."""
+    """Write a file so that readers see the old or the new one, never half of it.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    sync(part)
-    part.replace(path)
-    sync(path.parent)
+    with _writing(path):
+        part.write_text(text)
+        sync(part)
+        part.replace(path)
+        sync(path.parent)
 
 
 def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
