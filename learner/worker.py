@@ -135,12 +135,17 @@ class LearnerWorker:
         def own(samples: Sequence[TrainSample]) -> Tensor:
             return self._own_logprobs(self._collate([train_row(s) for s in samples], patches))
 
+        before = start_logprobs(mini_batches, own)
+
         def term(samples: Sequence[TrainSample]) -> Term:
             batch = self._collate([train_row(sample) for sample in samples], patches)
             reference_T = self._reference_logprobs(batch) if objective.reference_in_loss else None
             now_T, entropy_T, _ = self._engine.forward(batch, **score, entropy_gradient=bonus)
             tokens = policy_tokens(
-                *(samples, now_T, entropy_T, reference_T),
+                samples,
+                now_T,
+                entropy_T,
+                reference_T,
                 loss_mean=objective.grpo.loss_mean,
                 start=before,
             )
@@ -150,7 +155,6 @@ class LearnerWorker:
             objective.total(tokens=mini.total_tokens, traces=mini.total_traces)
             for mini in mini_batches
         ]
-        before = start_logprobs(mini_batches, own)
         scales = [self.ranks / total for total in totals]
         done = take_updates(self._engine, mini_batches, term, scales=scales)
         step, outcome = _whole_step(done, totals)
