@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from cluster.trajectory_rows import SCHEMA
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml, values_given
+from configs.schema import MISSING
 from data.durable import sync
 from data.errors import RunFolderError
 from evaluation.summary import METRICS_FILE, STAGE_FILE
@@ -324,20 +325,18 @@ def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _defaults(part: Any) -> Any:
-    """Return the defaults of all settings that there are, as nested mappings and lists."""
+    """Return the defaults of all settings that there are and have one, as mappings and lists."""
     if isinstance(part, list):
         return [_defaults(one) for one in part]
     if not is_dataclass(part):
         return part
-    tree = {}
+    bare, tree = type(part)(), {}
     for one in fields(part):
-        value = getattr(part, one.name)
+        value, default = getattr(part, one.name), getattr(bare, one.name)
         if is_dataclass(value) or (isinstance(value, list) and any(map(is_dataclass, value))):
             tree[one.name] = _defaults(value)
-        elif one.default is not MISSING:
-            tree[one.name] = one.default
-        elif one.default_factory is not MISSING:
-            tree[one.name] = one.default_factory()
+        elif default != MISSING:
+            tree[one.name] = default
     return tree
 
 

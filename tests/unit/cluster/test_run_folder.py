@@ -89,6 +89,17 @@ def test_a_changed_setting_inside_a_list_is_named_alone(tmp_path):
         RunFolder(config("c"), job="warm_start")
 
 
+def test_a_data_set_that_is_added_was_not_there(tmp_path):
+    def config(*names):
+        sets = [DataSetConfig(name=name, path=name, root=".") for name in names]
+        run = RunConfig(dir=str(tmp_path / "run"))
+        return WarmStartConfig(run=run, model="m", data=DataConfig(train=sets))
+
+    RunFolder(config("a"), job="warm_start").log_metrics(1, {"a": 0.5})
+    with pytest.raises(ConfigError, match=r"\(data\.train\[1\]\.name: there None, now 'b'; "):
+        RunFolder(config("a", "b"), job="warm_start")
+
+
 def test_other_settings_are_refused_with_the_keys_that_changed(folder, config):
     folder.log_metrics(1, {"a": 0.5})
     other = replace(config, train_scenes=6, run=replace(config.run, seed=3))
