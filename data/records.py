@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from configs.schema import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
@@ -202,16 +202,23 @@ def _nearest(name: str, known: frozenset[str]) -> str:
 
 
 def _with_bar(rows: list[Row], what: str) -> Iterator[Row]:
-    """Yield the rows; a progress bar shows once they take longer than seconds."""
+    """Yield the rows; a progress bar shows once they take longer than `BAR_AFTER_S`."""
     began, bar = time.monotonic(), None
     with ExitStack() as stack:
         for index, row in enumerate(rows):
             yield row
             if bar is None and time.monotonic() - began > BAR_AFTER_S:
-                bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+                bar = stack.enter_context(_bar())
                 task = bar.add_task(what, total=len(rows))
             if bar is not None:
                 bar.update(task, completed=index + 1)
+
+
+def _bar() -> Progress:
+    # Names of data sets are no markup.
+    words = TextColumn("{task.description}", markup=False)
+    console = Console(stderr=True)
+    return Progress(words, BarColumn(), MofNCompleteColumn(), console=console, transient=True)
 
 
 class _Ids:

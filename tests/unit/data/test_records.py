@@ -295,8 +295,8 @@ def test_reading_that_takes_seconds_shows_a_bar(read, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(data.records, "BAR_AFTER_S", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
-    read(MMEB, MMEB)
-    assert "reading set" in capsys.readouterr().err
+    read(MMEB, MMEB, name="[/x]")
+    assert "reading [/x]" in capsys.readouterr().err
 
 
 # LLaVA-Hound: the video side asks, the text side is content.
