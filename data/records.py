@@ -150,7 +150,7 @@ def repeated_names(configs: list[DataSetConfig]) -> list[str]:
 def log_bad_rows(one: LoadedSet) -> None:
     """Log why rows were set aside, and how many."""
     for bad in one.bad_rows[:LISTED]:
-        log.warning("quarantined: %s", bad.reason)
+        log.warning("row set aside: %s", bad.reason)
     if one.bad_rows:
         log.warning(
             "data set '%s': %d of %d rows set aside%s",

@@ -522,7 +522,7 @@ def test_a_bad_caption_is_set_aside(read, row, field):
 def test_of_many_bad_rows_the_first_are_listed_and_all_counted(tmp_path, caplog):
     config = write_set(tmp_path, [GOOD] + [BAD] * 30)
     load_sets([config], limits=DataConfig(max_bad_rows=1.0))
-    assert caplog.text.count("quarantined: ") == 20
+    assert caplog.text.count("row set aside: ") == 20
     assert "data set 'set': 30 of 31 rows set aside, the first 20 listed" in caplog.text
 
 
