@@ -71,7 +71,10 @@ class _Held:
             self._sizes[uri] = size
             self._total += size
             if self._total > self._most:
-                raise DataError(f"{uri}: no room for {size} bytes more")
+                raise DataError(
+                    f"{uri}: {size} bytes when decoded, more than is left of "
+                    f"data.media.max_step_bytes={self._most}; make it smaller or raise that"
+                )
 
     def check(self) -> None:
         """Refuse a call that would hold too much.
