@@ -91,7 +91,6 @@ def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int
         metrics=("hit@1", "hit@5", "nDCG@5"),
         before=overall.get(BEFORE),
         after=overall.get(AFTER),
-        no_cot=overall.get(NO_COT),
         steps=runs.steps(),
         stages=runs.stages,
         seconds=sum(stage.seconds for stage in runs.stages),
