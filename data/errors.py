@@ -11,6 +11,7 @@ EmbedRLError
     DamagedCheckpoint            what it holds cannot be read
   DivergedError(RuntimeError)    step after step was NaN or infinite
   NothingToTrainOn(RuntimeError) nothing is left to train on: pictures, spread, embeddings
+  StopRequested                  the job was asked to stop and did
   ClusterError(RuntimeError)     Ray cannot give what the plan asks for
     NotEnoughResources           fewer CPUs or GPUs than the plan needs
     ActorLost                    an actor died and took its work with it
@@ -68,6 +69,10 @@ class NothingToTrainOn(EmbedRLError, RuntimeError):
     """Steps train nothing; the message counts the reasons and says what to do."""
 
 
+class StopRequested(EmbedRLError):
+    """The job was asked to stop and did, its state saved."""
+
+
 class ClusterError(EmbedRLError, RuntimeError):
     """The cluster cannot do what the plan asks for."""
 
@@ -82,10 +87,6 @@ class ActorLost(ClusterError):
 
 class EngineLost(ClusterError):
     """An engine died while its actor lives: the actor is of no use any more."""
-
-
-class StopRequested(EmbedRLError):
-    """The job was asked to stop and did, its state saved."""
 
 
 class LearnerLost(ClusterError):
