@@ -11,9 +11,8 @@ Row = dict[str, Any]
 _HEAD_BYTES = 4096
 _CONVERT = "convert it: pandas.{}(path).to_json('rows.jsonl', orient='records', lines=True)"
 _UNPACK = "unpack it and give the JSON file that is inside"
-_NAME_IN_ROWS = (
-    "`path` is for the rows alone: name such files in the rows, and their folder in `root`"
-)
+_NAME = "`path` is for the rows alone: name {} in the rows, and their folder in `root`"
+_NAME_FILES = _NAME.format("such files")
 _SIGNATURES = {
     b"PAR1": ("a parquet file", _CONVERT.format("read_parquet")),
     b"ARROW1": ("an Arrow file", _CONVERT.format("read_feather")),
@@ -22,12 +21,12 @@ _SIGNATURES = {
     b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
     b"BZh": ("a bzip2 archive", _UNPACK),
     b"\xfd7zXZ": ("an xz archive", _UNPACK),
-    b"%PDF": ("a PDF", _NAME_IN_ROWS.replace("such files", "its pages, saved as pictures,")),
-    b"\x89PNG": ("a PNG picture", _NAME_IN_ROWS),
-    b"\xff\xd8\xff": ("a JPEG picture", _NAME_IN_ROWS),
-    b"GIF8": ("a GIF picture", _NAME_IN_ROWS),
-    b"RIFF": ("a WebP picture, a video or a sound", _NAME_IN_ROWS),
-    b"\x1aE\xdf\xa3": ("a Matroska or WebM video", _NAME_IN_ROWS),
+    b"%PDF": ("a PDF", _NAME.format("its pages, saved as pictures,")),
+    b"\x89PNG": ("a PNG picture", _NAME_FILES),
+    b"\xff\xd8\xff": ("a JPEG picture", _NAME_FILES),
+    b"GIF8": ("a GIF picture", _NAME_FILES),
+    b"RIFF": ("a WebP picture, a video or a sound", _NAME_FILES),
+    b"\x1aE\xdf\xa3": ("a Matroska or WebM video", _NAME_FILES),
     b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
     b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
     b"version https://git-lfs": ("a git-lfs pointer", "fetch the file itself with `git lfs pull`"),
@@ -85,7 +84,7 @@ def read_rows(path: Path) -> list[Row]:
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
     found = next((kind for start, kind in _SIGNATURES.items() if head.startswith(start)), None)
     if head[4:8] == b"ftyp":
-        found = ("an MP4 video or another file of its family", _NAME_IN_ROWS)
+        found = ("an MP4 video or another file of its family", _NAME_FILES)
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if found is None and first and first[:1] not in b'[{"':
         line = first.split(b"\n")[0]
