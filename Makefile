@@ -59,6 +59,7 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 	@[ -L "$(RUNS)/demo" ] || [ ! -e "$(RUNS)/demo" ] || \
 	  { echo "$(RUNS)/demo is a folder of jobs run by hand; move it away, make demo links it"; exit 1; }
 	@mkdir -p "$(RUNS)/demo-seed$(SEED)"
+	@# The kernel ends the lock with this shell and its stages, however they end.
 	@exec 9>>"$(RUNS)/demo.lock"; \
 	$(PY) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || \
 	  { echo "another make demo runs in $(RUNS): wait until it has ended, $(RUNS)/demo links to its runs"; exit 1; }; \
