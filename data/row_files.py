@@ -76,18 +76,20 @@ def read_rows(path: Path) -> list[Row]:
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise DataError(
-                f"{path} row {index + 1}: expected an object, found {type(row).__name__}"
+                f"{path} row {index + 1}: expected an object, found {type(row).__name__}; write "
+                "each row as an object of fields"
             )
     return rows
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
-    found = next((kind for start, kind in _SIGNATURES.items() if head.startswith(start)), None)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    begins = [start for start in _SIGNATURES if head.startswith(start) or text.startswith(start)]
+    found = _SIGNATURES[begins[0]] if begins else None
     if head[4:8] == b"ftyp":
         found = ("an MP4 video or another file of its family", _NAME_FILES)
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if found is None and first and first[:1] not in b'[{"':
-        line = first.split(b"\n")[0]
+    if found is None and text and text[:1] not in b'[{"':
+        line = text.split(b"\n")[0]
         if b"\0" in head:
             found = ("a binary file", "give the file that holds the rows")
         elif any(line.count(mark) for mark in (b",", b"\t", b";")):

@@ -67,6 +67,7 @@ ROW = '{"qry": "q", "pos_text": "t"}'
         (f"[{ROW}]".encode("utf-16"), "UTF-16 text", "save it as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "an HTML or XML page", "download the file itself"),
+        (b"\xef\xbb\xbf\n<html>", "an HTML or XML page", "download the file itself"),
         (b"\x93NUMPY\x01\x00", "a binary file", "the file that holds the rows"),
         (ROW.replace(", ", ",\n").encode(), "one object over several lines", "into an array"),
     ],
