@@ -52,8 +52,8 @@ class MediaConfig:
     max_decode_pixels: int = 64 << 20
     """Pictures with more pixels are refused before decoding."""
     max_step_bytes: int = 16 << 30
-    """Decoded pictures that one step, or one evaluation, holds at most, 3 bytes a pixel; a job that
-    needs more is refused, and names the largest files. It may change when a run is resumed."""
+    """Bytes of decoded pictures, 3 a pixel, that one step or one evaluation may hold. A job that
+    needs more is refused, with the largest files. It may change when a run is resumed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What data and models are, in a few words that outlast a copy: names, sizes, hashes, no times."""
+"""Fingerprints of data and models: names, sizes and hashes, no times; copies have the same."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence

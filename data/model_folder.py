@@ -30,7 +30,7 @@ def check_folder(folder: str) -> Path:
 
     Raises:
         DataError: it does not exist, or lacks configuration, weights, tokenizer or, where the
-            model sees pictures, their processor; or files of it are but git-lfs's pointers.
+            model sees pictures, their processor; or git-lfs pointers stand for files of it.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -80,7 +80,8 @@ def _missing_shards(folder: Path) -> list[str]:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{index}: expected an index of weights ({error!r}); copy it again"
+            f"{index}: expected an index of weights, found no readable 'weight_map' ({error!r}); "
+            "copy the file again"
         ) from error
     return sorted(name for name in named if not (folder / name).is_file())
 
