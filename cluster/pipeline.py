@@ -34,7 +34,7 @@ from cluster.trajectory_rows import trajectory_rows
 from cluster.weights import Published
 from configs.schema import RLConfig
 from data.datasets import PairFeed
-from data.errors import ConfigError, EmbedRLError, WeightSyncError
+from data.errors import EmbedRLError, WeightSyncError
 from data.media import frames_only
 from data.types import (
     Content,
@@ -57,9 +57,6 @@ log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
 PROBES, PROBE_TOKENS = 8, 8
 """Traces that show after a sync what the engines sample from; their length."""
-OBJECTIVE = 2
-"""Of what a step's loss is the mean: of all traces that were scored. Runs that kept no number took
-it over groups with spread alone."""
 SHOWN_REASONS = 3
 """Failures spelled out in one line of the log."""
 
@@ -291,7 +288,6 @@ class Pipeline:
         """
         return {
             "version": self.version,
-            "objective": OBJECTIVE,
             **self._collected,
             "replay": self.replay.state(),
             "accounts": self.accounts.state(),
@@ -307,16 +303,7 @@ class Pipeline:
         """Go on from what `save` wrote and the state that belongs to it; before the first step.
 
         The next `sync` gives the engines the weights.
-
-        Raises:
-            ConfigError: the run was begun with another arithmetic.
         """
-        if state.get("objective") != OBJECTIVE:
-            raise ConfigError(
-                f"{folder}: expected a run whose loss is the mean over all traces of a step, found "
-                "one that left out the groups without spread: going on would change its objective; "
-                "start again in another run.dir, or finish it with the version that began it"
-            )
         self.learner.load(folder / LEARNER_FOLDER)
         self.version = state["version"]
         self.replay.restore(state["replay"])

@@ -83,7 +83,8 @@ def main(config: RLConfig) -> int:
             "reward.model": model_fingerprint(config.reward.model),
             "reward.second_model": model_fingerprint(config.reward.second_model),
             "reward.judge.model": model_fingerprint(config.reward.judge.model),
-        }
+        },
+        arithmetic="what a step's loss is the mean of, and which targets are right for a query",
     )
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
     relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
