@@ -208,18 +208,22 @@ class Collector:
             max_frames=self.config.data.media.max_frames,
         )
 
-    def share_pictures_of(self, pairs: Iterable[Pair]) -> tuple[SharedPictures, Mapping[str, str]]:
+    def share_pictures_of(
+        self, pairs: Iterable[Pair], *, patiently: bool = False
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
         """Share the pictures that the pairs show; return also the reason for each that failed.
 
+        ``patiently``: where most fail, wait for them to come back.
+
         Raises:
-            NothingToTrainOn: most failed, again and again.
+            NothingToTrainOn: they did not.
         """
         media = self.config.data.media
         items = (pair.item(side) for pair in pairs for side in Side)
         shown = [picture for item in items for picture in pictures_of(item, media.max_frames)]
         uris = {picture.uri for picture in shown}
         share = partial(self.decoder.share, limits=media, frames=frames_only(shown))
-        return read_patiently(uris, share, self.wait)
+        return read_patiently(uris, share, self.wait) if patiently else share(uris)
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -358,7 +362,7 @@ class Collector:
         self, pairs: Mapping[int, Pair], requests: list[GenerationRequest]
     ) -> tuple[SharedPictures, list[GenerationRequest], list[DroppedTrajectory]]:
         """Have the round's pictures decoded once, into the object store."""
-        pictures, failed = self.share_pictures_of(pairs.values())
+        pictures, failed = self.share_pictures_of(pairs.values(), patiently=True)
         kept, dropped = [], []
         for request in requests:
             group = request.key.group
