@@ -125,6 +125,7 @@ def main(config: EmbedderConfig) -> int:
             folder=folder,
         )
         group.close()
+    warn_of_leak(held_out, facts)
     write_readme(folder.path / "export", config)
     folder.finish(**facts, input_form=INPUT_FORM)
     return 0
@@ -297,7 +298,6 @@ def measure(
             found |= held_out_metrics(
                 f"{name}_dim_{size}", pairs, cut[Side.QUERY], cut[Side.TARGET], relevance=relevance
             )
-    warn_of_leak(pairs, found)
     return found
 
 

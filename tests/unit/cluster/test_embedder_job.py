@@ -11,6 +11,7 @@ from cluster.jobs.embedder import (
     make_row,
     measure,
     negatives_traces,
+    warn_of_leak,
     with_pictures,
     write_readme,
 )
@@ -235,10 +236,13 @@ def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
     pairs = [telling(name) for name in "abcd"]
     found = measure(Parrot(), pairs, None, CONFIG)
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (1.0, 0.0)
+    warn_of_leak(pairs, found)
     assert "100 % of the held-out queries' traces hold their target's text" in caplog.text
 
     caplog.clear()
-    found = measure(Parrot(), [replace(pair, answer_known=True) for pair in pairs], None, CONFIG)
+    pairs = [replace(pair, answer_known=True) for pair in pairs]
+    found = measure(Parrot(), pairs, None, CONFIG)
+    warn_of_leak(pairs, found)
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (0.0, 0.0)
     assert not caplog.records
     # The figure without any trace comes first on the console.
