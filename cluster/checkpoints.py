@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +261,16 @@ def _read(path: Path) -> Checkpoint:
     """Return a checkpoint.
 
     Raises:
-        CheckpointError: this user may not read it.
+        CheckpointError: this user may not read it, or a newer release wrote it.
         DamagedCheckpoint: a file is not there, or not as long as it was.
     """
     try:
-        facts = json.loads((path / STATE_FILE).read_text())
+        facts = dict(json.loads((path / STATE_FILE).read_text()))
+        if newer := facts.keys() - {one.name for one in fields(Checkpoint)}:
+            raise CheckpointError(
+                f"{path}: written by a newer release ({STATE_FILE} holds {', '.join(newer)}): go "
+                "on with that release"
+            )
         found = Checkpoint(path=path, **facts)
         there = _sizes(path)
     except PermissionError as error:

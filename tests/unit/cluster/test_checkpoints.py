@@ -199,6 +199,17 @@ def save_as_an_older_release(checkpoints, step):
     path.write_text(json.dumps(old))
 
 
+def test_a_checkpoint_of_a_newer_release_is_refused_and_stays(folder):
+    checkpoints = Checkpoints(folder)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    path = checkpoints.path / "step-000002/loop.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"future": 1}))
+    with pytest.raises(CheckpointError, match=r"newer release .*future.*: go on with that release"):
+        checkpoints.resume(9)
+    assert kept(checkpoints) == [1, 2]
+
+
 def test_a_run_begun_with_another_arithmetic_is_refused(folder):
     checkpoints = Checkpoints(folder)
     save_as_an_older_release(checkpoints, 1)
