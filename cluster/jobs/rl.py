@@ -237,7 +237,8 @@ def train_loop(
             pipeline.check_parity(result)
             final = step == config.steps
             if not result.broken:
-                empty.record(metrics["traces/trained"], metrics, result.examples, last=final)
+                trained = metrics["traces/trained"] + metrics["group/replayed"]
+                empty.record(trained, metrics, result.examples, last=final)
             stop = request.made
             due = due or step % config.checkpoint_every == 0
             # What an empty step passed over is drawn again, should it be one of those that end

@@ -134,6 +134,13 @@ def test_steps_before_those_that_train_nothing_stay_saved(tmp_path):
     assert run.saved == ["step-000002", "step-000003"]
 
 
+def test_a_step_that_trains_replayed_groups_alone_is_not_empty(tmp_path):
+    grpo = GRPOConfig(kl="none", replay_groups=2 * PAIRS)
+    with pytest.raises(NothingToTrainOn):
+        run(tmp_path, rollout=FakeRollout(lambda group: group.serial >= PAIRS), grpo=grpo)
+    assert run.saved == ["step-000001", "step-000002"]
+
+
 def test_a_checkpoint_that_is_due_at_an_empty_step_follows_at_the_next_that_trains(tmp_path):
     dull = range(PAIRS, 3 * PAIRS)  # the groups of steps 2 and 3
     run(tmp_path, rollout=FakeRollout(lambda group: group.serial in dull), every=3, steps=6)
