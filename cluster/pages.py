@@ -66,8 +66,8 @@ def links_of(address: str) -> list[str]:
     )
     try:
         found = json.load(urlopen(ask, timeout=LEAVE_S))["experiments"]
-    except OSError:
-        return []
+    except (OSError, ValueError, KeyError):
+        return []  # it does not answer yet, or another program does
     ours = [one for one in found if one["name"] != "Default"] or found
     return [f"{one['name']}: {address}{RUNS_TAB.format(one['experiment_id'])}" for one in ours]
 
