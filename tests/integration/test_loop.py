@@ -1,7 +1,7 @@
 """The RL step on what a run consists of: real engines, ranks, weight store and object store."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 import ray
 from transformers import AutoModelForImageTextToText
 
+from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
 from cluster.pipeline import PARITY, Pipeline, StepResult
 from cluster.scoring import Ranker, Scorer
@@ -31,6 +32,12 @@ from tests.integration.reference import logprobs, request
 from tests.patience import PATIENCE_S
 
 PAIRS, SIBLINGS, STEPS = 3, 2, 4
+
+
+@pytest.fixture
+def group(group_of: Callable[[int], LearnerGroup]) -> LearnerGroup:
+    """Return the group of two ranks; pytest may hold an older one, where a test took one rank."""
+    return group_of(2)
 
 
 @pytest.fixture(scope="module")
