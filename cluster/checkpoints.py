@@ -102,12 +102,7 @@ class Checkpoints:
         Raises:
             CheckpointError: all are damaged.
         """
-        while found := self._folders():
-            try:
-                return _read(found[-1])
-            except DamagedCheckpoint as error:
-                self._set_aside(found[-1], error)
-        return None
+        return self._last_readable(self._folders)
 
     def best(self) -> Checkpoint | None:
         """Return the best by held-out hit@1, of equally good ones the newest; None: unmeasured.
@@ -117,12 +112,7 @@ class Checkpoints:
         Raises:
             CheckpointError: all checkpoints are damaged.
         """
-        while found := self._ranked():
-            try:
-                return _read(found[-1])
-            except DamagedCheckpoint as error:
-                self._set_aside(found[-1], error)
-        return None
+        return self._last_readable(self._ranked)
 
     def resume(self, steps: int) -> Checkpoint | None:
         """Take the run's folder back to its newest checkpoint, or to its start; return `newest`.
@@ -203,6 +193,15 @@ class Checkpoints:
         """Return the checkpoints that were measured, the best last."""
         scored = [(_score(path), path) for path in self._folders()]
         return [path for _, path in sorted(one for one in scored if one[0] is not None)]
+
+    def _last_readable(self, ordered: Callable[[], list[Path]]) -> Checkpoint | None:
+        """Return the last of these checkpoints after setting aside those behind it, all damaged."""
+        while paths := ordered():
+            try:
+                return _read(paths[-1])
+            except DamagedCheckpoint as error:
+                self._set_aside(paths[-1], error)
+        return None
 
     def _set_aside(self, path: Path, error: DamagedCheckpoint) -> None:
         """Rename a damaged checkpoint, so that another is the newest or the best.
