@@ -89,8 +89,7 @@ def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Sta
 class Scorer:
     """Scores the traces of one step after another; owns the bank and the cache.
 
-    ``compute`` does the arithmetic of the rounds. ``relevance`` knows the pairs of all data sets
-    (None: a round knows its own).
+    ``compute`` does the arithmetic of the rounds. ``relevance`` knows the pairs of all data sets.
     """
 
     def __init__(
@@ -100,9 +99,9 @@ class Scorer:
         embedder: RewardPool,
         judge: JudgePool | None,
         max_frames: int,
+        relevance: Relevance,
         second: RewardPool | None = None,
         compute: Compute = standings,
-        relevance: Relevance | None = None,
     ) -> None:
         self.config = config
         self.relevance = relevance

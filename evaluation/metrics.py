@@ -173,7 +173,7 @@ def held_out_metrics(
     query_vectors: Mapping[str, np.ndarray],
     candidate_vectors: Mapping[str, np.ndarray],
     *,
-    relevance: Relevance | None = None,
+    relevance: Relevance,
 ) -> dict[str, float]:
     """Return the light check in training: shares of queries whose nearest candidate is right.
 
@@ -187,7 +187,7 @@ def held_out_metrics(
         pairs: whose vectors all exist; leave out (and count) the ones that failed.
         query_vectors: [D] by `pair.query.key()`.
         candidate_vectors: [D] by `pair.target.key()`.
-        relevance: what is right (None: by these pairs alone).
+        relevance: which candidates are right; it knows ``pairs``.
 
     Raises:
         DataError: a vector is missing.
@@ -201,7 +201,6 @@ def held_out_metrics(
             f"hit@1 needs a vector for every query and target of its {len(pairs)} pairs; "
             f"{len(missing)} missing, first {missing[0]!r}; leave out pairs that failed to embed"
         )
-    relevance = relevance or Relevance(pairs)
     kept = [
         pair
         for pair in pairs

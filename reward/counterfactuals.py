@@ -66,15 +66,15 @@ def counterfactuals(
     pairs: Mapping[int, Pair],
     *,
     max_frames: int,
+    relevance: Relevance,
     evidence: Evidence = Evidence.FULL,
-    relevance: Relevance | None = None,
 ) -> list[Counterfactual]:
     """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
 
     Drawn among traces with an outcome: what earns nothing loses nothing, and early in a run a
     misleading crop is rightly worth less than none. The other trace is one of the same kind and
-    side whose item seeks another target by ``relevance`` (None: by the round's own pairs).
-    ``pairs`` is by group serial; ``evidence`` is how the round itself was embedded.
+    side whose item seeks another target by ``relevance``. ``pairs`` is by group serial;
+    ``evidence`` is how the round itself was embedded.
     """
 
     def content(one: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
@@ -83,7 +83,7 @@ def counterfactuals(
         return embed_content(item, text, max_frames=max_frames, evidence=evidence)
 
     order = sorted(scored, key=lambda one: _draw(str(one.trajectory.key)))
-    others = _Others(order, pairs, relevance or Relevance(pairs.values()))
+    others = _Others(order, pairs, relevance)
     planned: dict[Change, list[Counterfactual]] = {change: [] for change in Change}
     for one in order:
         short = [change for change, found in planned.items() if len(found) < SAMPLE]

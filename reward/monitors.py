@@ -65,13 +65,13 @@ class WatchedRound:
     """By group serial."""
     vectors: Mapping[str, np.ndarray]
     """Unit embeddings [D] of the scored traces by trajectory key."""
+    relevance: Relevance
+    """What is right for what."""
     items: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Unit embeddings [D] of the same items without trace by group key."""
     probe: Probe | None = None
     second: Mapping[str, float] = field(default_factory=dict)
     """Rewards under a second Embedder by trajectory key."""
-    relevance: Relevance | None = None
-    """What is right for what; None: by the round's own pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +210,7 @@ def collapse(groups: Groups, round: WatchedRound) -> dict[str, Measure]:
         name: min(members, key=lambda one: one.trajectory.key.sibling)
         for name, members in groups.items()
     }
-    relevance = round.relevance or Relevance(round.pairs.values())
-    twins = relevance.twins(
+    twins = round.relevance.twins(
         [round.pairs[one.trajectory.key.group.serial] for one in first.values()]
     )
     different = ~twins

@@ -94,7 +94,7 @@ class Ranking:
     group serial, ``plain`` the embeddings of items without a trace (None: neither a gain is asked
     for nor a ``false_negative_similarity``). The candidates are the step's traces of the other side
     and those that the bank adds. ``relevance`` knows the pairs of the whole data sets, the step's
-    among them (None: the step's alone).
+    among them.
 
     What cannot be ranked is dropped with a reason: `embedding_failed` (missing, not finite, or of
     another width than most), `no_positive` (nothing of the other side is left) and `no_negative`
@@ -110,13 +110,13 @@ class Ranking:
         bank: CandidateBank,
         *,
         reward: RewardConfig,
+        relevance: Relevance,
         plain: Mapping[tuple[int, Side], np.ndarray] | None = None,
-        relevance: Relevance | None = None,
     ) -> None:
         self._pairs = pairs
         self._reward = reward
         self._plain = plain or {}
-        self.relevance = relevance or Relevance(pairs.values())
+        self.relevance = relevance
         self._gains = plain is not None and reward.gain_weight > 0
         needed = plain if self._gains else None
         self._usable, self._dropped = _usable(trajectories, vectors, needed)

@@ -14,6 +14,7 @@ from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import ClusterError
 from data.records import LoadedSet
+from data.relevance import Relevance
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 
@@ -122,7 +123,13 @@ def simulated_pipeline(
     loaded = LoadedSet(
         name="set", pairs=tuple(make_pair(f"p{index}") for index in range(60)), bad_rows=()
     )
-    scorer = Scorer(config.reward, embedder=embedder or FakeEmbedder(), judge=None, max_frames=8)
+    scorer = Scorer(
+        config.reward,
+        embedder=embedder or FakeEmbedder(),
+        judge=None,
+        max_frames=8,
+        relevance=Relevance(loaded.pairs),
+    )
     pipeline = Pipeline(
         config,
         feed=PairFeed([loaded], {"set": 1.0}, batch=PAIRS, seed=0),

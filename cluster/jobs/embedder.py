@@ -140,19 +140,18 @@ def write_readme(export: Path, config: EmbedderConfig) -> None:
 
 
 def batches(
-    feed: PairFeed, config: EmbedderConfig, relevance: Relevance | None = None
+    feed: PairFeed, config: EmbedderConfig, relevance: Relevance
 ) -> Iterator[tuple[Batch, State]]:
     """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
 
     With each comes the feed's position after it. ``relevance`` says which targets are right for
-    which queries (None: by the feed's pairs).
+    which queries.
 
     Raises:
         NothingToTrainOn: draw after draw, too few pairs have readable pictures to give every rank
             one.
     """
     traces = negatives_traces(feed)
-    relevance = relevance or Relevance(pair for some in feed.sets.values() for pair in some)
     poor = 0
     while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
@@ -187,15 +186,13 @@ def make_row(
     config: EmbedderConfig,
     traces: Mapping[str, str],
     pictures: Pictures,
-    relevance: Relevance | None = None,
+    relevance: Relevance,
 ) -> ContrastPair:
     """Return a pair's row; each side's trace or evidence is dropped by chance (spec, section 1.2).
 
-    Hard negatives are shown as the target is. Left out are those that are right by ``relevance``
-    (None: this pair alone is known), lack a trace beside a target with one, or have a broken
-    picture.
+    Hard negatives are shown as the target is. Left out are those that are right by ``relevance``,
+    lack a trace beside a target with one, or have a broken picture.
     """
-    relevance = relevance or Relevance([pair])
     most = config.data.media.max_frames
     query, target = (draw_evidence(rng, config) for _ in Side)
 
@@ -261,14 +258,14 @@ def measure(
     pairs: list[Pair],
     pictures: SharedPictures,
     config: EmbedderConfig,
-    relevance: Relevance | None = None,
+    relevance: Relevance,
 ) -> dict[str, float]:
     """Return held-out hit@1 without any trace and with the written ones, by leading dimensions too.
 
     Traces whose writer knew the answer are left out. See `held_out_metrics`.
     """
     if not pairs:  # there is nothing to embed
-        return held_out_metrics("eval/hit_at_1", [], {}, {})
+        return held_out_metrics("eval/hit_at_1", [], {}, {}, relevance=relevance)
     found: dict[str, float] = {}
     for name, evidence in (
         ("eval/hit_at_1_no_trace", Evidence.NONE),

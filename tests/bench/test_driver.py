@@ -37,6 +37,7 @@ from configs.schema import (
 )
 from data.datasets import PairFeed
 from data.records import LoadedSet
+from data.relevance import Relevance
 from data.types import Item, Kind, Pair
 from tests.bench.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
 from tests.bench.record import record
@@ -204,6 +205,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
             judge=None,
             max_frames=data.media.max_frames,
             compute=ranker.standings,
+            relevance=Relevance(pairs),
         ),
         decoder=decoder,
         learner=learner,

@@ -25,6 +25,7 @@ from configs.schema import (
 )
 from data.datasets import PairFeed
 from data.records import LoadedSet
+from data.relevance import Relevance
 from data.types import Item, Kind, Pair
 from tests.builders import make_pair, write_picture
 from tests.integration.conftest import MEDIA, SAMPLING
@@ -107,6 +108,7 @@ def make_pipeline(
             judge=None,
             max_frames=MEDIA.max_frames,
             compute=ranker.standings,
+            relevance=Relevance(pairs),
         )
         made.append(
             Pipeline(

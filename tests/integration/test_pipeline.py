@@ -48,7 +48,13 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, alike=False, **grpo
             [LoadedSet(name="set", pairs=made, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
         ),
         rollout=rollout or FakeRollout(),
-        scorer=Scorer(config.reward, embedder=FakeEmbedder(), judge=None, max_frames=8),
+        scorer=Scorer(
+            config.reward,
+            embedder=FakeEmbedder(),
+            judge=None,
+            max_frames=8,
+            relevance=Relevance(made),
+        ),
         decoder=decoder(),
         learner=learner or FakeLearner(),
         store=None,

@@ -21,6 +21,7 @@ from configs.load import load
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.records import LoadedSet
+from data.relevance import Relevance
 from data.types import GroupKey, Judgement, Kind, Side, StepReport, Trajectory, TrajectoryKey
 from learner.losses import policy_loss
 from learner.micro_batches import RowCost, plan_micro_batches
@@ -362,7 +363,13 @@ class Published:
 def pipeline_of(config: RLConfig, learner: TwoRanks, traces: Traces) -> Pipeline:
     pairs = tuple(make_pair(f"p{index}") for index in range(60))
     loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
-    scorer = Scorer(config.reward, embedder=Embedder(traces), judge=Judge(traces), max_frames=8)
+    scorer = Scorer(
+        config.reward,
+        embedder=Embedder(traces),
+        judge=Judge(traces),
+        max_frames=8,
+        relevance=Relevance(pairs),
+    )
     pipeline = Pipeline(
         config,
         feed=PairFeed([loaded], {"set": 1.0}, batch=PAIRS, seed=0),

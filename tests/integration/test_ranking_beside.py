@@ -8,6 +8,7 @@ import pytest
 from cluster.scoring import Ranker
 from configs.schema import RewardConfig
 from data.errors import DataError
+from data.relevance import Relevance
 from data.types import Side
 from reward.bank import CandidateBank
 from reward.round import Ranking
@@ -28,7 +29,8 @@ def ranking() -> Ranking:
     named = dict(zip(map(str, (one.key for one in traces)), vectors, strict=True))
     plain = {(serial, side): vectors[serial] for serial in pairs for side in Side}
     bank = CandidateBank(REWARD.bank)
-    return Ranking(traces, named, pairs, bank, reward=REWARD, plain=plain)
+    known = Relevance(pairs.values())
+    return Ranking(traces, named, pairs, bank, reward=REWARD, relevance=known, plain=plain)
 
 
 @pytest.fixture(scope="module")

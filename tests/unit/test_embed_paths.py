@@ -21,6 +21,7 @@ from data.datasets import PairFeed
 from data.media import load_pictures
 from data.prompts import reasoner_content, uris_shown
 from data.records import LoadedSet
+from data.relevance import Relevance
 from data.types import (
     EmbedRequest,
     Evidence,
@@ -95,14 +96,20 @@ def trained_on(pair, evidence):
     )
     loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
-    (rows, pictures), _ = next(batches(feed, config))
+    (rows, pictures), _ = next(batches(feed, config, Relevance([pair])))
     return rows[0], pictures
 
 
 def rewarded(pair, evidence):
     """Return the Embedder's requests of both sides, and the pictures, as the job `rl` does."""
     reward = RewardConfig(model="model", evidence=str(evidence))
-    scorer = Scorer(reward, embedder=None, judge=None, max_frames=MEDIA.max_frames)
+    scorer = Scorer(
+        reward,
+        embedder=None,
+        judge=None,
+        max_frames=MEDIA.max_frames,
+        relevance=Relevance([pair]),
+    )
     requests = {
         side: scorer.request(
             TrajectoryKey(GroupKey(0, pair.pair_id, side), 0), pair, pair.trace(side)

@@ -60,7 +60,7 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
     loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
     with pytest.raises(NothingToTrainOn, match="20 batches in a row had fewer than learner"):
-        next(batches(feed, CONFIG))
+        next(batches(feed, CONFIG, Relevance([pair])))
 
 
 def test_batches_go_on_where_a_checkpoint_stopped():
@@ -68,15 +68,16 @@ def test_batches_go_on_where_a_checkpoint_stopped():
         LoadedSet(name=name, pairs=tuple(make_pair(f"{name}{i}") for i in range(5)), bad_rows=())
         for name in ("x", "y")
     ]
+    relevance = Relevance(pair for one in sets for pair in one.pairs)
 
     def feed():
         return PairFeed(sets, {"x": 1.0, "y": 2.0}, batch=2, seed=0)
 
-    straight = list(islice(batches(feed(), CONFIG), 9))
+    straight = list(islice(batches(feed(), CONFIG, relevance), 9))
     _, state = straight[3]
     resumed = feed()
     resumed.restore(state)
-    assert list(islice(batches(resumed, CONFIG), 5)) == straight[4:]
+    assert list(islice(batches(resumed, CONFIG, relevance), 5)) == straight[4:]
 
 
 NEGATIVE = Item(text="a hard one")
@@ -86,7 +87,8 @@ NEVER = replace(CONFIG, trace_dropout=1.0)
 
 
 def row_of(pair, config, traces=None, pictures=None):
-    return make_row(pair, np.random.default_rng(0), config, traces or {}, pictures or {})
+    rng, relevance = np.random.default_rng(0), Relevance([pair])
+    return make_row(pair, rng, config, traces or {}, pictures or {}, relevance)
 
 
 def text_of(content):
@@ -108,7 +110,8 @@ def test_a_row_names_the_targets_of_its_batch_that_are_right_for_its_query():
         make_pair("d", target=cat, label="feline"),
         make_pair("e", target=Item(text="a kitten"), label="feline"),
     ]
-    [(rows, _)] = [batch for batch, _ in islice(batches(feed_of(*pairs, batch=5), CONFIG), 1)]
+    feed = feed_of(*pairs, batch=5)
+    [((rows, _), _)] = islice(batches(feed, CONFIG, Relevance(pairs)), 1)
     # A batch shuffles its pairs; the numbers of queries and targets tell which is which.
     right = {(text_of(row.query)[6], row.target_key): set(row.right) for row in rows}
     both = {dog.key(), puppy.key()}
@@ -193,7 +196,7 @@ class FakeGroup:
 
 def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
     pairs = [make_pair(name, source="one" if name < "d" else "two") for name in "abcd"]
-    found = measure(FakeGroup(), pairs, None, replace(CONFIG, dimensions=(2,)))
+    found = measure(FakeGroup(), pairs, None, replace(CONFIG, dimensions=(2,)), Relevance(pairs))
     for name in ("eval/hit_at_1", "eval/hit_at_1_no_trace"):
         assert {found[name], found[f"{name}_over_sets"], found[f"{name}_by_set/one"]} == {1.0}
     # Two dimensions cannot tell c from d, but tell it from a and b.
@@ -201,7 +204,7 @@ def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
 
 
 def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(caplog):
-    assert measure(FakeGroup(), [], None, CONFIG) == {}
+    assert measure(FakeGroup(), [], None, CONFIG, Relevance([])) == {}
     assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text
 
 
@@ -234,14 +237,14 @@ def telling(name, **more):
 
 def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
     pairs = [telling(name) for name in "abcd"]
-    found = measure(Parrot(), pairs, None, CONFIG)
+    found = measure(Parrot(), pairs, None, CONFIG, Relevance(pairs))
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (1.0, 0.0)
     warn_of_leak(pairs, found)
     assert "100 % of the held-out queries' traces hold their target's text" in caplog.text
 
     caplog.clear()
     pairs = [replace(pair, answer_known=True) for pair in pairs]
-    found = measure(Parrot(), pairs, None, CONFIG)
+    found = measure(Parrot(), pairs, None, CONFIG, Relevance(pairs))
     warn_of_leak(pairs, found)
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (0.0, 0.0)
     assert not caplog.records

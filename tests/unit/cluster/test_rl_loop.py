@@ -17,6 +17,7 @@ from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import NothingToTrainOn
 from data.records import LoadedSet
+from data.relevance import Relevance
 from data.types import Item, Kind
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
@@ -86,7 +87,13 @@ def make_pipeline(
         config,
         feed=PairFeed([loaded], {"set": 1.0}, batch=PAIRS, seed=0),
         rollout=rollout or FakeRollout(),
-        scorer=Scorer(config.reward, embedder=embedder or FakeEmbedder(), judge=None, max_frames=8),
+        scorer=Scorer(
+            config.reward,
+            embedder=embedder or FakeEmbedder(),
+            judge=None,
+            max_frames=8,
+            relevance=Relevance(pairs),
+        ),
         decoder=decoder or FakeDecoder(),
         learner=FakeLearner(),
         store=None,

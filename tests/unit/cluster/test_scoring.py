@@ -6,6 +6,7 @@ import pytest
 
 from cluster.scoring import Scorer
 from configs.schema import BankConfig, JudgeConfig, RewardConfig
+from data.relevance import Relevance
 from data.types import Judgement, Kind, Side
 from tests.builders import TRACES, make_pair, make_trajectory
 from tests.fakes import FakeEmbedder
@@ -41,7 +42,14 @@ def make_step(start=0, count=3):
 
 def make_scorer(reward=REWARD, *, embedder=None, judge=None, second=None):
     embedder = embedder or FakeEmbedder()
-    return Scorer(reward, embedder=embedder, judge=judge, second=second, max_frames=8)
+    return Scorer(
+        reward,
+        embedder=embedder,
+        judge=judge,
+        second=second,
+        max_frames=8,
+        relevance=Relevance(make_step(count=9)[1].values()),
+    )
 
 
 def score(scorer, traces, pairs):

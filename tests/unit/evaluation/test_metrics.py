@@ -180,7 +180,7 @@ def test_a_pool_of_more_queries_than_a_block_is_as_its_parts() -> None:
 
 
 def held_out(pairs: list[Pair], queries: dict, candidates: dict) -> dict[str, float]:
-    return held_out_metrics("hit", pairs, queries, candidates)
+    return held_out_metrics("hit", pairs, queries, candidates, relevance=Relevance(pairs))
 
 
 def test_light_hit_at_1_by_hand() -> None:

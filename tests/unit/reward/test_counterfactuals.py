@@ -26,8 +26,13 @@ def scored_trace(serial, side, sibling=0, *, outcome=0.3, text=TRACES[Kind.IMAGE
     return make_scored(make_trajectory(serial, side, sibling, text=text), outcome=outcome)
 
 
+def counterfactuals_of(scored, pairs, *, known=None, **changes):
+    relevance = Relevance(known or pairs.values())
+    return counterfactuals(scored, pairs, max_frames=4, relevance=relevance, **changes)
+
+
 def plan(scored, pairs, **changes):
-    found = counterfactuals(scored, pairs, max_frames=4, **changes)
+    found = counterfactuals_of(scored, pairs, **changes)
     return {change: [one for one in found if one.change is change] for change in Change}
 
 
@@ -75,8 +80,7 @@ def test_a_trace_of_an_item_that_is_right_by_another_known_pair_is_no_other_trac
     scored = [scored_trace(n, Side.QUERY) for n in pairs]
     assert len(plan(scored, pairs)[Change.OTHER_TRACE]) == 2
     gold = picture_pair(0, target=pairs[1].target)
-    known = Relevance([*pairs.values(), gold])
-    assert plan(scored, pairs, relevance=known)[Change.OTHER_TRACE] == []
+    assert plan(scored, pairs, known=[*pairs.values(), gold])[Change.OTHER_TRACE] == []
 
 
 def test_only_traces_with_an_outcome_are_drawn():
@@ -97,11 +101,11 @@ def test_texts_and_rounds_without_evidence_have_none_to_remove():
 def test_the_sample_is_bounded_and_depends_on_keys_alone():
     pairs = {n: picture_pair(n) for n in range(20)}
     scored = [scored_trace(n, Side.QUERY, sibling) for n in pairs for sibling in range(4)]
-    found = counterfactuals(scored, pairs, max_frames=4)
+    found = counterfactuals_of(scored, pairs)
     assert len(found) == 2 * SAMPLE
     rng = np.random.default_rng(0)
     shuffled = [scored[i] for i in rng.permutation(len(scored))]
-    assert counterfactuals(shuffled, pairs, max_frames=4) == found
+    assert counterfactuals_of(shuffled, pairs) == found
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -126,10 +130,12 @@ def test_rewards_equal_those_of_the_round_with_that_one_embedding_changed(lost):
         vectors[str(one.key)] = found / np.linalg.norm(found)
 
     def score(given, only=None):
-        ranked = Ranking(trajectories, given, pairs, BANK, reward=REWARD).rank(only=only).ranked
+        known = Relevance(pairs.values())
+        ranking = Ranking(trajectories, given, pairs, BANK, reward=REWARD, relevance=known)
+        ranked = ranking.rank(only=only).ranked
         return score_round(ranked, {}, pairs, reward=REWARD, max_frames=4)[0]
 
-    planned = counterfactuals(score(vectors), pairs, max_frames=4)
+    planned = counterfactuals_of(score(vectors), pairs)
     embedded = {one.request.key: vector() for one in planned}
     gone = planned[0]
     if lost:

@@ -108,7 +108,13 @@ def honest_round(seed=0):
     )
     second = {key: reward + float(rng.normal(scale=0.05)) for key, reward in rewards.items()}
     return WatchedRound(
-        scored=scored, pairs=PAIR_OF, vectors=vectors, items=items, probe=probe, second=second
+        scored=scored,
+        pairs=PAIR_OF,
+        vectors=vectors,
+        relevance=Relevance(PAIR_OF.values()),
+        items=items,
+        probe=probe,
+        second=second,
     )
 
 
@@ -322,7 +328,8 @@ def test_few_groups_give_metrics_but_no_alarm():
 
 
 def test_an_empty_round_gives_nothing():
-    assert watch(WatchedRound(scored=[], pairs={}, vectors={})) == ({}, ())
+    empty = WatchedRound(scored=[], pairs={}, vectors={}, relevance=Relevance([]))
+    assert watch(empty) == ({}, ())
 
 
 def test_order_of_traces_changes_nothing():

@@ -33,6 +33,12 @@ def unit(vector):
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
+def ranking_of(traces, vectors, pairs, bank, *, reward=REWARD, known=None, **more):
+    """Return a step's ranking; what is right is known from ``known``, else the step's pairs."""
+    relevance = Relevance(known or pairs.values())
+    return Ranking(traces, vectors, pairs, bank, reward=reward, relevance=relevance, **more)
+
+
 def remember(bank, found):
     for side, own in found.candidates.items():
         bank.add(side, own)
@@ -46,7 +52,7 @@ def run(steps, *, shuffle=None, reward=REWARD):
             traces = [traces[i] for i in shuffle.permutation(len(traces))]
             names = [str(one.key) for one in traces]
             vectors = {names[i]: vectors[names[i]] for i in shuffle.permutation(len(names))}
-        found = Ranking(traces, vectors, pairs, bank, reward=reward).rank()
+        found = ranking_of(traces, vectors, pairs, bank, reward=reward).rank()
         remember(bank, found)
         assert found.dropped == []
     return {str(one.trajectory.key): one for one in found.ranked}
@@ -116,7 +122,7 @@ def test_an_item_remembered_from_an_earlier_step_is_no_negative_of_itself():
 def test_a_restart_between_steps_changes_no_reward(odd, tmp_path):
     bank = CandidateBank(REWARD.bank)
     for index, (traces, pairs, vectors) in enumerate(STEPS):
-        found = Ranking(traces, vectors, pairs, bank, reward=REWARD).rank()
+        found = ranking_of(traces, vectors, pairs, bank).rank()
         remember(bank, found)
         if index == odd:
             bank.save(tmp_path / "bank.npz")
@@ -128,13 +134,13 @@ def test_a_restart_between_steps_changes_no_reward(odd, tmp_path):
 def test_changed_embeddings_rank_as_in_a_round_of_their_own():
     traces, pairs, vectors = STEPS[0]
     bank = CandidateBank(BankConfig())
-    ranking = Ranking(traces, vectors, pairs, bank, reward=REWARD)
+    ranking = ranking_of(traces, vectors, pairs, bank)
     before = {str(one.trajectory.key): one for one in ranking.rank().ranked}
     some = [name for name in vectors if "/query/" in name][:3]
     rng = np.random.default_rng(5)
     changed = {name: unit(rng.normal(size=4)) for name in some}
     found = ranking.rank(changed, only=changed).ranked
-    afresh = Ranking(traces, {**vectors, **changed}, pairs, bank, reward=REWARD).rank(only=changed)
+    afresh = ranking_of(traces, {**vectors, **changed}, pairs, bank).rank(only=changed)
     assert found == afresh.ranked
     assert {str(one.trajectory.key) for one in found} == set(some)
     assert {str(one.trajectory.key): one for one in ranking.rank().ranked} == before
@@ -142,7 +148,7 @@ def test_changed_embeddings_rank_as_in_a_round_of_their_own():
 
 def test_a_changed_embedding_that_cannot_be_used_drops_its_trace_alone():
     traces, pairs, vectors = STEPS[0]
-    ranking = Ranking(traces, vectors, pairs, CandidateBank(BankConfig()), reward=REWARD)
+    ranking = ranking_of(traces, vectors, pairs, CandidateBank(BankConfig()))
     changed = {name: vectors[name] for name in list(vectors)[:3]}
     broken = list(changed)[1]
     for odd in (np.full(4, np.nan, dtype=np.float32), np.ones(3, dtype=np.float32)):
@@ -155,7 +161,7 @@ def test_a_changed_embedding_that_cannot_be_used_drops_its_trace_alone():
 @pytest.mark.parametrize("closest", [0, 1, 2, None])
 def test_as_many_other_pairs_are_named_as_are_asked_for(closest):
     traces, pairs, vectors = STEPS[0]
-    ranking = Ranking(traces, vectors, pairs, CandidateBank(BankConfig()), reward=REWARD)
+    ranking = ranking_of(traces, vectors, pairs, CandidateBank(BankConfig()))
     every = {str(one.trajectory.key): one.negatives for one in ranking.rank().ranked}
     for one in ranking.rank(closest=closest).ranked:
         assert one.negatives == every[str(one.trajectory.key)][:closest]
@@ -188,7 +194,7 @@ def left_out(pairs, *, bank=(), known=None, reward=REWARD):
             key = str(make_trajectory(serial, side).key)
             vector = unit(rng.normal(size=4))
             kept.add(side, [Candidate(key=key, content=content, vector=vector)])
-    relevance = None if known is None else Relevance(SET[serial] for serial in known)
+    known = [SET[serial] for serial in known or pairs]
     met = {}
 
     def compute(sides, *, temperature):
@@ -203,7 +209,7 @@ def left_out(pairs, *, bank=(), known=None, reward=REWARD):
                 }
         return standings(sides, temperature=temperature)
 
-    ranking = Ranking(traces, vectors, pairs, kept, reward=reward, relevance=relevance)
+    ranking = ranking_of(traces, vectors, pairs, kept, reward=reward, known=known)
     found = ranking.rank(compute=compute)
     assert found.dropped == []
     for one in found.ranked:
@@ -248,7 +254,7 @@ def test_remembered_items_that_are_alike_without_trace_are_no_negatives():
     for name, items in (("near", near), ("far", far), ("unknown", None)):
         one = Candidate(key=name, content=name, vector=vectors[str(traces[0].key)], plain=items)
         bank.add(Side.TARGET, [one])
-    ranked = Ranking(traces, vectors, pairs, bank, reward=reward, plain=plain).rank().ranked
+    ranked = ranking_of(traces, vectors, pairs, bank, reward=reward, plain=plain).rank().ranked
     found = {str(one.trajectory.key.group): one.false_negatives for one in ranked}
     assert found == {
         "g=0/p=p0/query": 1,

@@ -9,6 +9,7 @@ import pytest
 
 from configs.load import load
 from configs.schema import RewardConfig, RLConfig
+from data.relevance import Relevance
 from data.types import Item, Judgement, Kind, Side
 from reward.bank import CandidateBank
 from reward.judge import build_question
@@ -52,7 +53,9 @@ DEGREES = {
 def score(trajectories, vectors, pairs=PAIRS, *, reward=REWARD, judged=(), **more):
     """Rank and score a round without a bank; return what is scored and all that is dropped."""
     bank = CandidateBank(reward.bank)
-    found = Ranking(trajectories, vectors, pairs, bank, reward=reward, **more).rank()
+    known = Relevance(pairs.values())
+    ranking = Ranking(trajectories, vectors, pairs, bank, reward=reward, relevance=known, **more)
+    found = ranking.rank()
     scored, lost = score_round(found.ranked, dict(judged), pairs, reward=reward, max_frames=8)
     return scored, found.dropped + lost
 
@@ -265,7 +268,9 @@ def test_a_gate_pays_the_outcome_to_valid_traces_only():
 def test_a_gate_never_pays_a_malformed_trace_more_than_a_valid_one(process_pays):
     trajectories = round_of()
     vectors, bank = angles(trajectories, DEGREES), CandidateBank(REWARD.bank)
-    one, *_ = Ranking(trajectories, vectors, PAIRS, bank, reward=REWARD).rank().ranked
+    known = Relevance(PAIRS.values())
+    ranking = Ranking(trajectories, vectors, PAIRS, bank, reward=REWARD, relevance=known)
+    one, *_ = ranking.rank().ranked
     reward = replace(
         REWARD,
         gate_by_format=True,
@@ -353,7 +358,9 @@ def test_the_published_variants_show_all_positives_and_the_closest_other_pairs(
     reward = published(preset, tmp_path)
     bank = CandidateBank(reward.bank)
     vectors = angles(trajectories, degrees)
-    ranked = Ranking(trajectories, vectors, pairs, bank, reward=reward).rank().ranked
+    known = Relevance(pairs.values())
+    ranking = Ranking(trajectories, vectors, pairs, bank, reward=reward, relevance=known)
+    ranked = ranking.rank().ranked
     traces = {str(one.key): one for one in trajectories}
     questions = {
         str(one.trajectory.key): build_question(one, traces, pairs, reward.judge) for one in ranked
