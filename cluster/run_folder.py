@@ -116,8 +116,8 @@ class RunFolder:
         `keep_until`, as the job may yet be refused.
 
         Raises:
-            ConfigError: another job runs in the folder, or it holds a run with other settings; the
-                keys are listed.
+            ConfigError: another job runs in the folder, it holds a run with other settings (the
+                keys are listed), or the digests in its settings file are broken.
         """
         # As links lie now: whoever moves one later does not move the run.
         self.path = Path(config.run.dir).resolve()
@@ -357,10 +357,22 @@ def _given_values(config: Any) -> str:
 
 
 def _digests_in(path: Path) -> tuple[str, dict[str, str]]:
-    for line in path.read_text().splitlines():
+    """Return the salt and the digests that a file's comment holds; empty where it has none.
+
+    Raises:
+        ConfigError: the comment is broken.
+    """
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         if line.startswith(VALUES_LINE):
-            found = json.loads(line.removeprefix(VALUES_LINE))
-            return found["salt"], found["digests"]
+            try:
+                found = json.loads(line.removeprefix(VALUES_LINE))
+                return str(found["salt"]), dict(found["digests"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(
+                    f"{path} line {number}: expected salt and digests, which tell whether a value "
+                    f"given as ${{...}} has changed, found a broken line ({error!r}); restore the "
+                    "file from a copy, or choose another run.dir"
+                ) from error
     return "", {}
 
 

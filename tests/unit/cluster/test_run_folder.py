@@ -367,6 +367,31 @@ def test_a_folder_that_holds_such_values_in_the_clear_goes_on(tmp_path, monkeypa
     assert "hunter2" not in (tmp_path / "run" / "resolved.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ('{"salt": "a1", "dig', "JSONDecodeError"),
+        ('{"salt": "a1"}', "KeyError('digests')"),
+        ('{"digests": {}}', "KeyError('salt')"),
+        ("5", "TypeError"),
+        ('{"salt": "a1", "digests": 5}', "TypeError"),
+    ],
+)
+def test_broken_digests_of_such_values_say_where_and_what_to_do(
+    tmp_path, monkeypatch, broken, reason
+):
+    monkeypatch.setenv("WORD", "hunter2")
+    path = RunFolder(given(tmp_path), job="warm_start").path / "resolved.yaml"
+    *settings, digests = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(settings) + digests.partition("{...}: ")[0] + "{...}: " + broken)
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(given(tmp_path), job="warm_start")
+    text = str(caught.value)
+    assert text.startswith(f"{path} line {len(settings) + 1}: expected salt and digests")
+    assert reason in text
+    assert "restore the file from a copy, or choose another run.dir" in text
+
+
 def given(tmp_path, model="models/${oc.env:WORD}", root="${oc.env:WORD}"):
     path = tmp_path / "settings.yaml"
     path.write_text(
