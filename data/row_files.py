@@ -13,11 +13,12 @@ _CONVERT = "convert it: pandas.{}(path).to_json('rows.jsonl', orient='records', 
 _UNPACK = "unpack it and give the JSON file that is inside"
 _NAME = "`path` is for the rows alone: name {} in the rows, and their folder in `root`"
 _NAME_FILES = _NAME.format("such files")
+_ZIP = b"PK\x03\x04"
 _SIGNATURES = {
     b"PAR1": ("a parquet file", _CONVERT.format("read_parquet")),
     b"ARROW1": ("an Arrow file", _CONVERT.format("read_feather")),
     b"\x1f\x8b": ("a gzip archive", _UNPACK),
-    b"PK\x03\x04": ("a zip archive", _UNPACK),
+    _ZIP: ("a zip archive", _UNPACK),
     b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
     b"BZh": ("a bzip2 archive", _UNPACK),
     b"\xfd7zXZ": ("an xz archive", _UNPACK),
@@ -86,6 +87,8 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     begins = [start for start in _SIGNATURES if head.startswith(start) or text.startswith(start)]
     found = _SIGNATURES[begins[0]] if begins else None
+    if head.startswith(_ZIP) and (path.suffix.lower() == ".xlsx" or b"xl/workbook.xml" in head):
+        found = ("an Excel workbook", _CONVERT.format("read_excel"))
     if head[4:8] == b"ftyp":
         found = ("an MP4 video or another file of its family", _NAME_FILES)
     if found is None and text and text[:1] not in b'[{"':

@@ -64,6 +64,7 @@ ROW = '{"qry": "q", "pos_text": "t"}'
         (b"\x89PNG\r\n\x1a\n", "a PNG picture", "their folder in `root`"),
         (gzip.compress(ROW.encode(), mtime=0), "a gzip archive", "unpack it"),
         (b"PK\x03\x04\x14", "a zip archive", "unpack it"),
+        (b"PK\x03\x04\x14\x00_rels/.rels\x00xl/workbook.xml", "an Excel workbook", "read_excel"),
         (f"[{ROW}]".encode("utf-16"), "UTF-16 text", "save it as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "an HTML or XML page", "download the file itself"),
@@ -81,6 +82,13 @@ def test_other_kinds_of_files_are_named_with_what_to_do(tmp_path, content, what,
     assert words.startswith(f"{path}: expected a JSON array or JSON lines, found ")
     assert what in words
     assert remedy in words
+
+
+def test_a_workbook_whose_parts_begin_further_on_is_known_by_its_name(tmp_path):
+    path = tmp_path / "rows.XLSX"
+    path.write_bytes(b"PK\x03\x04\x14")
+    with pytest.raises(DataError, match="found an Excel workbook; convert it"):
+        read_rows(path)
 
 
 def test_one_row_on_one_line_and_a_file_without_rows_are_files_of_rows(tmp_path):
