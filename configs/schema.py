@@ -520,6 +520,11 @@ class ReportConfig:
     """Traces shown, before and after."""
 
 
+def name_in_metric(name: str) -> str:
+    """Return a data set's name as metrics have it, without what a tracker may refuse."""
+    return re.sub(r"[^\w -]", "_", name)
+
+
 def problems(config: object) -> list[str]:
     """Return what is impossible in a job's settings, each with the key to change."""
     found: list[str] = []
@@ -551,6 +556,16 @@ def problems(config: object) -> list[str]:
             not any(one.format == "caption" for one in (*config.data.train, *config.data.eval)),
             "data: captions have no target; only the job warm_start can use format 'caption'",
         )
+    if isinstance(config, EmbedderConfig | RLConfig):
+        named: dict[str, str] = {}
+        for index, one in enumerate(config.data.eval):
+            metric = name_in_metric(one.name)
+            first = named.setdefault(metric, one.name)
+            need(
+                one.name == first,
+                f"data.eval[{index}].name: '{one.name}' and '{first}' would share the metric "
+                f"eval/hit_at_1_by_set/{metric}; rename one of the two sets",
+            )
     evaluation = getattr(config, "evaluation", None)
     if evaluation is not None and evaluation.every:
         need(bool(config.data.eval), "data.eval: evaluation.every is set, so it needs a data set")

@@ -6,13 +6,13 @@ candidates.
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
 
+from configs.schema import name_in_metric
 from data.errors import DataError
 from data.relevance import Relevance
 from data.types import Item, Pair
@@ -29,8 +29,6 @@ OVER_SETS = "_over_sets"
 """Suffix of a mean of data sets' means; without it, every query weighs the same."""
 BLOCK = 256
 """Queries of a pool whose right candidates are found at a time."""
-_NO_NAME = re.compile(r"[^\w -]")
-"""What a tracker may refuse in a metric's name."""
 TIE_DECIMALS = 6
 """Similarities equal to this many decimals are ties: beyond it, sums differ by their order."""
 
@@ -232,5 +230,5 @@ def held_out_metrics(
     return {
         name: sum(map(sum, hits.values())) / len(pairs),
         f"{name}{OVER_SETS}": sum(by_set.values()) / len(by_set),
-        **{f"{name}_by_set/{_NO_NAME.sub('_', source)}": value for source, value in by_set.items()},
+        **{f"{name}_by_set/{name_in_metric(source)}": value for source, value in by_set.items()},
     }

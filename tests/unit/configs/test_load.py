@@ -198,6 +198,10 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("data.train=[]", "data.train: expected at least one data set"),
         ("evaluation.every=5", "data.eval: evaluation.every is set"),
         ("evaluation.every=-1", "evaluation.every: expected at least 0"),
+        (
+            "data.eval=[{name: a.b, path: p, root: r}, {name: 'a:b', path: p, root: r}]",
+            "data.eval[1].name: 'a:b' and 'a.b' would share the metric eval/hit_at_1_by_set/a_b",
+        ),
         ("rollout.sampling.max_tokens=16384", "leaves no room for a prompt"),
         ("siblings=1", "siblings: a group needs at least 2"),
         ("pairs=1", "pairs: a rank needs at least 2"),
