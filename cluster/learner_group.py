@@ -17,7 +17,7 @@ from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
 from cluster.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
-from cluster.weights import Published
+from cluster.weights.store import Published
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
 from data.types import (

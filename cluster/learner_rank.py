@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.weights import Published
+from cluster.weights.store import Published
 from configs.schema import WeightsConfig
 from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample
 from learner.micro_batches import MiniBatch
@@ -22,7 +22,7 @@ class LearnerRank:
     """
 
     def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
-        from cluster.publisher import Publisher
+        from cluster.weights.publisher import Publisher
         from learner.worker import LearnerWorker
 
         self._worker = LearnerWorker(rank, world)

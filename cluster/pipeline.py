@@ -31,7 +31,7 @@ from cluster.pools import RolloutPool
 from cluster.rounds import SampledRound, round_advantages
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
-from cluster.weights import Published
+from cluster.weights.store import Published
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.errors import EmbedRLError, WeightSyncError
@@ -51,7 +51,7 @@ from data.types import (
 from evaluation.metrics import held_out_metrics
 from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
-from rollout.weight_sync import SyncReport
+from rollout.weights.report import SyncReport
 
 log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"

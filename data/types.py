@@ -405,12 +405,12 @@ class Bucket:
     """Some tensors of a version, and where their parcels lie."""
 
     checksums: Mapping[str, int]
-    """By name, of the whole tensors as they are in this version; see
-    `data.parcels.adapted_checksum` for those with an adapter. Where parcels of other names lie
-    there too, they are older."""
+    """By name, of the whole tensors as they are in this version; of those with an adapter see
+    `data.weights.parcels.adapted_checksum`. Where parcels of other names lie there too, they are
+    older."""
     parcels: tuple[Any, ...]
-    """The reference of a list of `data.parcels.Parcel`; inside a tuple, so that Ray does not
-    resolve it."""
+    """The reference of a list of `data.weights.parcels.Parcel`; inside a tuple, so that Ray does
+    not resolve it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

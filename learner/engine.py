@@ -30,8 +30,8 @@ from transformers.integrations import HfDeepSpeedConfig
 from configs.schema import LearnerConfig, OptimizerConfig
 from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint
-from data.parcels import dtype_name
 from data.types import ParamSpec
+from data.weights.parcels import dtype_name
 from learner.lora import StoredWeight, UnmergedWeight, stored_weights
 
 STATE_TAG = "state"

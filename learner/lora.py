@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from configs.schema import LoRAConfig
 from data.errors import ConfigError
-from data.parcels import merge
+from data.weights.parcels import merge
 from learner.models import VISION_TOWER
 
 ADAPTER = "default"
@@ -40,7 +40,7 @@ class StoredWeight:
     def merged(self) -> Tensor:
         """Return W, or W + scale * B A as a new tensor.
 
-        See `data.parcels.merge`; the parts stay as they are.
+        See `data.weights.parcels.merge`; the parts stay as they are.
         """
         weight, *factors = (part.detach() for part in self.parts)
         return merge(weight, *factors, self.scale) if factors else weight

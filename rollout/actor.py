@@ -12,7 +12,7 @@ from data.chat import EncodedPrompt
 from data.engine_args import set_engine_environment
 from data.errors import DataError, WeightSyncError
 from data.types import Content, DroppedTrajectory, GenerationRequest, Packed, Pictures, Trajectory
-from rollout.weight_sync import StoreAddress, SyncReport
+from rollout.weights.report import StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)
 FAILED = "generation_failed"

@@ -29,8 +29,8 @@ from data.chat import EncodedPrompt, load_encoder
 from data.engine_args import engine_arguments
 from data.errors import DataError, EngineLost, WeightSyncError
 from data.types import GenerationRequest, Trajectory
-from rollout.object_store import WeightPuller, transfer_config
-from rollout.weight_sync import StoreAddress, SyncReport
+from rollout.weights.report import StoreAddress, SyncReport
+from rollout.weights.transfer import WeightPuller, transfer_config
 
 ATTEMPTS = 8
 """vLLM ends a request with an error of its own, for instance where caches of pictures are dropped

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 
-from cluster.weights import Published
+from cluster.weights.store import Published
 from data.errors import WeightSyncError
 from data.types import StepReport, Trajectory
 from learner.objectives import TokenScores

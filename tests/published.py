@@ -6,12 +6,12 @@ from typing import Any
 import ray
 import torch
 
-from cluster.publisher import Publisher
-from cluster.weights import Published
+from cluster.weights.publisher import Publisher
+from cluster.weights.store import Published
 from configs.schema import WeightsConfig
-from data.checksum import tensor_checksum
-from data.parcels import Parcel, dtype_name, whole
 from data.types import Bucket, ParamSpec
+from data.weights.checksum import tensor_checksum
+from data.weights.parcels import Parcel, dtype_name, whole
 from learner.lora import UnmergedWeight
 
 BUCKET_TENSORS = 7

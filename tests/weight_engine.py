@@ -23,7 +23,7 @@ class Engine:
     """Pulls into a model of its own."""
 
     def __init__(self) -> None:
-        from rollout.object_store import Receiver
+        from rollout.weights.transfer import Receiver
 
         self.receiver = Receiver(make_model(), "bfloat16")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.learner_rank import LearnerRank
 from data.errors import DataError, EngineLost, WeightSyncError
 from data.types import DroppedTrajectory
-from rollout.weight_sync import SyncReport
+from rollout.weights.report import SyncReport
 
 
 class Worker:

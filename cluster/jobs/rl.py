@@ -28,7 +28,7 @@ from cluster.session import Role, driver_node, session
 from cluster.stage import export_best, plain_console, progress_bar
 from cluster.stopping import StopRequest
 from cluster.tracking import Tracker
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from configs.schema import RLConfig
 from data.chat import load_encoder
 from data.datasets import PairFeed, held_out_pairs

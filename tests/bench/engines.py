@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.weights import Published
+from cluster.weights.store import Published
 from configs.schema import SamplingConfig
 from data.types import (
     Content,
@@ -26,7 +26,7 @@ from data.types import (
 )
 from learner.micro_batches import MiniBatch
 from learner.objectives import TokenScores
-from rollout.weight_sync import SyncReport
+from rollout.weights.report import SyncReport
 
 TOKEN_S = 0.15
 """A rollout engine's step: all its sequences get a token."""

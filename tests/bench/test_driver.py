@@ -24,7 +24,7 @@ from cluster.pipeline import Pipeline, StepResult
 from cluster.pools import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
 from cluster.scoring import Ranker, Scorer
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from configs.schema import (
     DataConfig,
     LearnerConfig,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from tests.bench.record import REPEATS, record
 from tests.bench.weight_actors import CHANGED, Engine, Sender
 

@@ -9,11 +9,11 @@ import ray
 import torch
 from torch import nn
 
-from cluster.publisher import Publisher
+from cluster.weights.publisher import Publisher
 from configs.schema import WeightsConfig
-from data.checksum import as_bytes
-from data.parcels import dtype_name
 from data.types import ParamSpec
+from data.weights.checksum import as_bytes
+from data.weights.parcels import dtype_name
 from learner.lora import UnmergedWeight
 
 CHANGED = 0.02
@@ -106,7 +106,7 @@ class Engine:
 
     def __init__(self) -> None:
         # Here, because importing vLLM takes seconds that the driver need not spend.
-        from rollout.object_store import Receiver
+        from rollout.weights.transfer import Receiver
 
         torch.set_num_threads(1)
         self.models = {delta: build() for delta in (False, True)}

@@ -32,8 +32,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from configs.schema import EngineConfig, LearnerConfig, OptimizerConfig, SamplingConfig
 from data.chat import load_encoder
-from data.checksum import tensor_checksum
-from data.parcels import BUCKET_BYTES, Whole, whole
 from data.types import (
     GenerationRequest,
     GroupKey,
@@ -43,6 +41,8 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
+from data.weights.checksum import tensor_checksum
+from data.weights.parcels import BUCKET_BYTES, Whole, whole
 from learner.batching import process_pictures
 from learner.logprobs import OutputLayer
 from learner.models import load_model

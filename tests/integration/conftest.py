@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cluster.learner_group import LearnerGroup
 from cluster.pools import RewardPool, RolloutPool
 from cluster.session import start_ray
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from configs.schema import (
     EngineConfig,
     LearnerConfig,
@@ -32,7 +32,7 @@ from configs.schema import (
 )
 from data.chat import ChatEncoder
 from data.types import Kind, Picture
-from rollout.weight_sync import StoreAddress
+from rollout.weights.report import StoreAddress
 from tests.patience import PATIENCE_S
 from tests.published import put_by_hand
 from tests.tiny_model import write_tiny_model

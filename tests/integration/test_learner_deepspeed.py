@@ -25,7 +25,7 @@ from transformers import (
 
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import share_pictures
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from configs.schema import (
     GRPOConfig,
     LearnerConfig,
@@ -36,8 +36,8 @@ from configs.schema import (
 )
 from data.chat import ChatEncoder
 from data.errors import WeightSyncError
-from data.parcels import Adapter, base_name, merge
 from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample
+from data.weights.parcels import Adapter, base_name, merge
 from learner.contrastive import Temperature
 from learner.lora import add_adapters, stored_weights
 from tests.marks import extended

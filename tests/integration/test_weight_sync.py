@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText
 
 from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
-from data.parcels import Whole, merge
 from data.types import DroppedTrajectory
+from data.weights.parcels import Whole, merge
 from learner.lora import UnmergedWeight
 from rollout.actor import RolloutActor
 from rollout.vllm_engine import STALE_WAIT_S
@@ -367,8 +367,8 @@ def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
     from vllm import LLM
     from vllm.config import set_current_vllm_config
 
-    from rollout.object_store import RayObjectsEngine, transfer_config
-    from rollout.places import held_parameter
+    from rollout.weights.tensor_map import held_parameter
+    from rollout.weights.transfer import RayObjectsEngine, transfer_config
 
     llm = LLM(**engine_arguments(folder, ENGINE, max_pictures=1))
     worker = llm.llm_engine.model_executor.driver_worker.worker

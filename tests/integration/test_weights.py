@@ -11,11 +11,11 @@ import torch
 from ray.exceptions import ObjectStoreFullError
 from torch import nn
 
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from data.errors import WeightSyncError
-from data.parcels import merge
+from data.weights.parcels import merge
 from learner.lora import UnmergedWeight
-from rollout.object_store import Receiver
+from rollout.weights.transfer import Receiver
 from tests.patience import PATIENCE_S
 from tests.published import layout, publish, publisher
 

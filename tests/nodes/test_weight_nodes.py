@@ -10,7 +10,7 @@ import torch
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from tests.nodes.conftest import STORE_BYTES
 from tests.published import publish, publisher
 from tests.weight_engine import TENSOR_BYTES, TENSORS, Engine, make_model

@@ -55,7 +55,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from data.lifeline import EndsWithActor
 from data.types import Bucket
-from rollout.loading import Loading, State
+from rollout.weights.loading import Loading, State
 
 BACKEND = "ray_objects"
 FETCH_TIMEOUT_S = 300.0

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.checksum import BLOCK_WORDS, MASK, tensor_checksum
-from data.delta import (
+from data.errors import WeightSyncError
+from data.weights.checksum import tensor_checksum
+from data.weights.constants import BLOCK_WORDS, MASK
+from data.weights.delta import (
     LARGEST_SHARE,
     SKIP,
     Changes,
@@ -18,7 +20,6 @@ from data.delta import (
     as_units,
     find_changes,
 )
-from data.errors import WeightSyncError
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int16, torch.int64)
 

@@ -16,12 +16,13 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from torch import Tensor
 
 from cluster.faults import cause_of, explain
-from cluster.weights import Published
+from cluster.weights.store import Published
 from configs.schema import WeightsConfig
-from data.checksum import MASK, tensor_checksum
-from data.delta import as_units, find_changes
 from data.errors import WeightSyncError
-from data.parcels import (
+from data.types import Bucket, ParamSpec
+from data.weights.checksum import MASK, tensor_checksum
+from data.weights.delta import as_units, find_changes
+from data.weights.parcels import (
     BUCKET_BYTES,
     Adapter,
     Delta,
@@ -30,7 +31,6 @@ from data.parcels import (
     base_name,
     whole,
 )
-from data.types import Bucket, ParamSpec
 from learner.lora import UnmergedWeight
 
 STORE_TIMEOUT_S = 120.0

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.checksum import as_bytes, word_weights
 from data.errors import WeightSyncError
+from data.weights.checksum import as_bytes, word_weights
+from data.weights.constants import SKIP
 
 LARGEST_SHARE = 4
 """Where more than one of so many units changed, the whole tensor is sent: it is hardly larger."""
-SKIP = 255
-"""A gap of this value is no change: it skips so many units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def find_changes(held: np.ndarray, new: np.ndarray) -> tuple[Changes, int] | Non
 
     Both are units of equal number. None where too much changed; ``held`` then is a part of both.
     """
-    from data.kernels import BLOCK, find  # see there why not above
+    from data.weights.kernels import BLOCK, find  # see there why not above
 
     most = len(new) // LARGEST_SHARE
     room = most + min(len(new), 4 * BLOCK + 3)  # it is looked at once a block, and the rest
@@ -68,7 +67,7 @@ def apply_changes(held: np.ndarray, changes: Changes) -> int:
     Raises:
         WeightSyncError: they do not fit a tensor of this size; nothing is written.
     """
-    from data.kernels import apply  # see there why not above
+    from data.weights.kernels import apply  # see there why not above
 
     ended, difference = apply(held, changes.gaps, changes.bits, word_weights())
     if not ended:

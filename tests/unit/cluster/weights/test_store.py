@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from cluster.weights import WeightStore
+from cluster.weights.store import WeightStore
 from data.errors import WeightSyncError
 from data.types import Bucket, ParamSpec
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from data.checksum import tensor_checksum
-from data.delta import Changes, as_units, find_changes
 from data.errors import WeightSyncError
-from data.parcels import Adapter, Delta, adapted_checksum, base_name, merge, whole
 from data.types import ParamSpec
-from rollout.loading import Loading, State
+from data.weights.checksum import tensor_checksum
+from data.weights.delta import Changes, as_units, find_changes
+from data.weights.parcels import Adapter, Delta, adapted_checksum, base_name, merge, whole
+from rollout.weights.loading import Loading, State
 
 
 def make_model(seed: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """One version of the weights on its way into a vLLM model: parcels in, comparison out.
 
-Knows nothing of Ray. See `rollout.object_store` for what the comparison proves.
+Knows nothing of Ray. See `rollout.weights.transfer` for what the comparison proves.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
 )
 
-from data.checksum import MASK, copy_with_checksum, tensor_checksum
-from data.delta import apply_changes, apply_changes_torch, as_units
 from data.errors import WeightSyncError
-from data.parcels import Adapter, Delta, Parcel, Whole, adapted_checksum, base_name, merge
 from data.types import ParamSpec
-from rollout.places import Place, find_places, held_parameter, pack_heads, tied_heads
+from data.weights.checksum import MASK, copy_with_checksum, tensor_checksum
+from data.weights.delta import apply_changes, apply_changes_torch, as_units
+from data.weights.parcels import Adapter, Delta, Parcel, Whole, adapted_checksum, base_name, merge
+from rollout.weights.tensor_map import Place, find_places, held_parameter, pack_heads, tied_heads
 
 TIED_HEAD = "lm_head.weight"
 

@@ -1,4 +1,4 @@
-"""Loops of `data.checksum` and `data.delta`, compiled by numba at the first call.
+"""Loops of `data.weights.checksum` and `data.weights.delta`, compiled by numba at the first call.
 
 Import it where it is used: it takes a while, and vLLM's CPU workers do not start in a
 process that has loaded numba before. None of it allocates much or holds the interpreter's lock.
@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from data.checksum import BLOCK_WORDS, FACTORS
-from data.delta import SKIP
+from data.weights.constants import BLOCK_WORDS, FACTORS, SKIP
 
 BLOCK = BLOCK_WORDS // 2
 """64-bit words scanned at a time: one block of the checksum."""

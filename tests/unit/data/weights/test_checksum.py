@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from data.checksum import (
+from data.weights.checksum import (
     BLOCK_WORDS,
     MASK,
     _sum_words_torch,
@@ -11,7 +11,7 @@ from data.checksum import (
     tensor_checksum,
     word_weights,
 )
-from data.kernels import sum_words
+from data.weights.kernels import sum_words
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8)
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.checksum import FACTORS, MASK, as_bytes
-from data.delta import Changes
+from data.weights.checksum import as_bytes
+from data.weights.constants import FACTORS, MASK
+from data.weights.delta import Changes
 
 BUCKET_BYTES = 128 << 20
 """Of tensors that a bucket stands for: limits what is held at a time, and lets receivers start

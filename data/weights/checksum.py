@@ -8,12 +8,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-BLOCK_WORDS = 1 << 12
-"""32-bit words that are summed up under one table of weights, which stays in a core's cache."""
+from data.weights.constants import BLOCK_WORDS, FACTORS, MASK
+
 BLOCKS_AT_ONCE = 1 << 12
 """Where torch sums: bounds what it holds besides the tensor."""
-MASK = (1 << 64) - 1
-FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 def tensor_checksum(tensor: torch.Tensor) -> int:
@@ -30,7 +28,7 @@ def tensor_checksum(tensor: torch.Tensor) -> int:
     flat = as_bytes(tensor)
     words = _words(flat)
     if flat.device.type == "cpu":
-        from data.kernels import sum_words  # see there why not above
+        from data.weights.kernels import sum_words  # see there why not above
 
         total = int(sum_words(words.numpy().view(np.uint32), word_weights()))
     else:
@@ -48,7 +46,7 @@ def copy_with_checksum(to: torch.Tensor, source: torch.Tensor) -> int:
     if not same or here.data_ptr() != to.data_ptr() or here.data_ptr() % 4:
         to.copy_(source.reshape(to.shape))
         return tensor_checksum(to)
-    from data.kernels import copy_words  # see there why not above
+    from data.weights.kernels import copy_words  # see there why not above
 
     words = _words(here)
     here[4 * len(words) :] = there[4 * len(words) :]

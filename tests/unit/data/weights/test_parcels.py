@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.parcels import adapted_checksum, merge, whole
+from data.weights.parcels import adapted_checksum, merge, whole
 
 TENSORS = {
     "bfloat16": torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).bfloat16(),
