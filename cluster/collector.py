@@ -27,7 +27,7 @@ from cluster.buffer import REMIND_S, StepBuffer
 from cluster.clock import PhaseClock
 from cluster.outage import read_patiently
 from cluster.pictures import Decoder, SharedPictures
-from cluster.pools import RolloutPool
+from cluster.pools.rollout import RolloutPool
 from cluster.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
 from cluster.scoring import Embedding, Scorer
 from configs.schema import RLConfig

@@ -15,7 +15,7 @@ import ray
 
 from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
-from cluster.routing import picture_cost
+from cluster.pools.routing import picture_cost
 from cluster.session import Role, actor_options, place, wait_for
 from cluster.weights.store import Published
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig

@@ -27,7 +27,7 @@ from cluster.clock import PhaseClock
 from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder, SharedPictures, share_pictures
-from cluster.pools import RolloutPool
+from cluster.pools.rollout import RolloutPool
 from cluster.rounds import SampledRound, round_advantages
 from cluster.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows

@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.beside import Beside
 from cluster.pictures import SharedPictures
-from cluster.pools import Embedded, JudgePool, RewardPool
+from cluster.pools.rollout import Embedded, JudgePool, RewardPool
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitor_table import monitor_of

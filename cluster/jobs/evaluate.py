@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cluster.entry import run_job
 from cluster.pictures import Decoder, SharedPictures
-from cluster.pools import RewardPool, RolloutPool
+from cluster.pools.rollout import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder, settled
 from cluster.session import Role, session
 from cluster.stage import plain_console

@@ -13,14 +13,14 @@ import ray
 from rich.console import Console
 
 from cluster.checkpoints import Checkpoints
-from cluster.elastic import TARGETS, PoolScaler, PoolTargets
 from cluster.empty_steps import EmptyStreak
 from cluster.entry import run_job
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
 from cluster.pipeline import Pipeline
-from cluster.pools import JudgePool, RewardPool, RolloutPool
+from cluster.pools.rollout import JudgePool, RewardPool, RolloutPool
+from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.recovery import Restarts, keep_training
 from cluster.run_folder import BROKEN_FILE, RunFolder, settled
 from cluster.scoring import Ranker, Scorer

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.elastic import TARGETS, TIMEOUT_S
+from cluster.pools.scaling import TARGETS, TIMEOUT_S
 from cluster.run_folder import project_root
 from cluster.session import check_listening, join_ray
 from configs.errors import ConfigError

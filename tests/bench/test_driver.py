@@ -21,7 +21,7 @@ from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
 from cluster.pipeline import Pipeline, StepResult
-from cluster.pools import RewardPool, RolloutPool
+from cluster.pools.rollout import RewardPool, RolloutPool
 from cluster.run_folder import RunFolder
 from cluster.scoring import Ranker, Scorer
 from cluster.weights.store import WeightStore

@@ -11,10 +11,10 @@ from collections import Counter
 import pytest
 import ray
 
-from cluster.batch import GivenUp
-from cluster.elastic import PoolScaler, PoolTargets
-from cluster.pool import Pool
-from cluster.routing import CHUNKS_IN_FLIGHT, Unit
+from cluster.pools.batch import GivenUp
+from cluster.pools.pool import Pool
+from cluster.pools.routing import CHUNKS_IN_FLIGHT, Unit
+from cluster.pools.scaling import PoolScaler, PoolTargets
 from cluster.session import Role
 from configs.schema import PoolConfig
 from data.errors import ClusterError, DataError

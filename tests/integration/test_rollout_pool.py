@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from cluster.pictures import share_pictures
-from cluster.pools import POISONED, PULLS, RolloutPool
+from cluster.pools.rollout import POISONED, PULLS, RolloutPool
 from configs.schema import MediaConfig, PoolConfig, RolloutConfig
 from data.errors import WeightSyncError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey

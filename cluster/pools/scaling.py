@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.pool import Pool, PoolStats
-from cluster.routing import CHUNKS_IN_FLIGHT
+from cluster.pools.pool import Pool, PoolStats
+from cluster.pools.routing import CHUNKS_IN_FLIGHT
 from configs.schema import PoolConfig
 from data.errors import ClusterError
 

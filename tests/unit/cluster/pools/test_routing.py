@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.routing import (
+from cluster.pools.routing import (
     CHUNKS_IN_FLIGHT,
     Chunk,
     Router,

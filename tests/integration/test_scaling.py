@@ -9,8 +9,8 @@ import psutil
 import pytest
 import ray
 
-from cluster.elastic import PoolScaler, PoolTargets
 from cluster.pictures import share_pictures
+from cluster.pools.scaling import PoolScaler, PoolTargets
 from data.errors import ClusterError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 from tests.patience import PATIENCE_S

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.elastic import desired_size
-from cluster.pool import PoolStats
+from cluster.pools.pool import PoolStats
+from cluster.pools.scaling import desired_size
 from configs.schema import PoolConfig
 
 POLICY = PoolConfig(min_actors=2, max_actors=8)

@@ -15,11 +15,11 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from cluster.batch import Answer, Batch, GivenUp
 from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
-from cluster.pool import Pool
-from cluster.routing import Chunk, Unit, content_cost, vector_fault
+from cluster.pools.batch import Answer, Batch, GivenUp
+from cluster.pools.pool import Pool
+from cluster.pools.routing import Chunk, Unit, content_cost, vector_fault
 from cluster.session import Role
 from configs.schema import JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
 from data.errors import ClusterError, EmbedRLError, EngineLost, WeightSyncError

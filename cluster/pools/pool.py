@@ -25,9 +25,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 
-from cluster.batch import Answer, Batch, GivenUp
 from cluster.faults import Fault, cause_of, fault_of
-from cluster.routing import Chunk, Router, Unit, plan_chunks
+from cluster.pools.batch import Answer, Batch, GivenUp
+from cluster.pools.routing import Chunk, Router, Unit, plan_chunks
 from cluster.session import Role, actor_options, place
 from data.errors import ClusterError, EmbedRLError
 
