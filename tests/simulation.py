@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 
 from cluster.pictures import Decoder
-from cluster.pipeline import Pipeline
-from cluster.scoring import Scorer
+from cluster.rl.scoring import Scorer
+from cluster.rl.step import Pipeline
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import ClusterError

@@ -18,12 +18,12 @@ from cluster.entry import run_job
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
-from cluster.pipeline import Pipeline
 from cluster.pools.rollout import JudgePool, RewardPool, RolloutPool
 from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.recovery import Restarts, keep_training
+from cluster.rl.scoring import Ranker, Scorer
+from cluster.rl.step import Pipeline
 from cluster.run_folder import BROKEN_FILE, RunFolder, settled
-from cluster.scoring import Ranker, Scorer
 from cluster.session import Role, driver_node, session
 from cluster.stage import export_best, plain_console, progress_bar
 from cluster.stopping import StopRequest

@@ -20,10 +20,10 @@ from PIL import Image
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
-from cluster.pipeline import Pipeline, StepResult
 from cluster.pools.rollout import RewardPool, RolloutPool
+from cluster.rl.scoring import Ranker, Scorer
+from cluster.rl.step import Pipeline, StepResult
 from cluster.run_folder import RunFolder
-from cluster.scoring import Ranker, Scorer
 from cluster.weights.store import WeightStore
 from configs.schema import (
     DataConfig,

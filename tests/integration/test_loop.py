@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
-from cluster.pipeline import PARITY, Pipeline, StepResult
-from cluster.scoring import Ranker, Scorer
+from cluster.rl.scoring import Ranker, Scorer
+from cluster.rl.step import PARITY, Pipeline, StepResult
 from configs.schema import (
     DataConfig,
     GRPOConfig,

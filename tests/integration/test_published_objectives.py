@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.pipeline import Pipeline
-from cluster.scoring import Scorer
+from cluster.rl.scoring import Scorer
+from cluster.rl.step import Pipeline
 from configs.load import load
 from configs.schema import RLConfig
 from data.datasets import PairFeed

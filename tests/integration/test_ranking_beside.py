@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cluster.scoring import Ranker
+from cluster.rl.scoring import Ranker
 from configs.schema import RewardConfig
 from data.errors import DataError
 from data.relevance import Relevance

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.jobs.embedder import batches
-from cluster.scoring import Scorer
+from cluster.rl.scoring import Scorer
 from configs.schema import (
     DataConfig,
     EmbedderConfig,

@@ -9,10 +9,10 @@ from cluster.empty_steps import LIMIT
 from cluster.jobs.rl import train_loop
 from cluster.outage import PAUSES_S
 from cluster.pictures import SharedPictures
-from cluster.pipeline import Pipeline
 from cluster.recovery import Restarts
+from cluster.rl.scoring import Scorer
+from cluster.rl.step import Pipeline
 from cluster.run_folder import RunFolder
-from cluster.scoring import Scorer
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import NothingToTrainOn

@@ -23,13 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.buffer import REMIND_S, StepBuffer
-from cluster.clock import PhaseClock
 from cluster.outage import read_patiently
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools.rollout import RolloutPool
-from cluster.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
-from cluster.scoring import Embedding, Scorer
+from cluster.rl.phase_clock import PhaseClock
+from cluster.rl.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
+from cluster.rl.scoring import Embedding, Scorer
+from cluster.rl.staleness import REMIND_S, StepBuffer
 from configs.schema import RLConfig
 from data.datasets import PairFeed
 from data.media import frames_only

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.accounts import Accounts
+from cluster.rl.ledger import Accounts
 from data.errors import ClusterError
 from data.types import DroppedTrajectory, GroupKey, Side, TrajectoryKey
 from tests.builders import make_pair, make_trajectory

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.scoring import Scorer
+from cluster.rl.scoring import Scorer
 from configs.schema import BankConfig, JudgeConfig, RewardConfig
 from data.relevance import Relevance
 from data.types import Judgement, Kind, Side

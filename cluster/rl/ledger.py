@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from typing import Any
 
-from cluster.rounds import SampledRound
+from cluster.rl.rounds import SampledRound
 from cluster.trajectory_rows import BROKEN, NO_SPREAD
 from data.errors import ClusterError
 from data.types import GroupKey, Side, TrajectoryKey

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 import ray
 
-from cluster.pipeline import Pipeline
-from cluster.scoring import Scorer
+from cluster.rl.scoring import Scorer
+from cluster.rl.step import Pipeline
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import WeightSyncError

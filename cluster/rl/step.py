@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.accounts import Accounts
 from cluster.checkpoints import LEARNER_FOLDER
-from cluster.clock import PhaseClock
-from cluster.collector import BANK_FILE, Collector
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools.rollout import RolloutPool
-from cluster.rounds import SampledRound, round_advantages
-from cluster.scoring import Scorer
+from cluster.rl.collector import BANK_FILE, Collector
+from cluster.rl.ledger import Accounts
+from cluster.rl.phase_clock import PhaseClock
+from cluster.rl.rounds import SampledRound, round_advantages
+from cluster.rl.scoring import Scorer
 from cluster.trajectory_rows import trajectory_rows
 from cluster.weights.store import Published
 from configs.schema import RLConfig

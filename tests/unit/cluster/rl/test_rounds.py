@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.pictures import SharedPictures
-from cluster.rounds import (
+from cluster.rl.rounds import (
     SampledRound,
     count_spread,
     join_metrics,
