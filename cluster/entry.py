@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from cluster.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
+from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from configs.schema import EvaluateConfig, RuleTracesConfig
@@ -92,7 +92,7 @@ def _run(
     # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
     logging.getLogger("DeepSpeed").addFilter(lambda one: NO_GPU not in str(one.msg))
     config = load(cls, arguments.config, arguments.overrides)
-    from cluster.run_folder import project_root
+    from cluster.run.folder import project_root
 
     os.chdir(project_root())
     if arguments.dry_run:
@@ -159,7 +159,7 @@ def _set_problems(config: Any) -> list[str]:
 
 def _model_problems(config: Any) -> list[str]:
     """Return which of the job's models are not there or not complete."""
-    from cluster.run_folder import MODEL_FOLDERS
+    from cluster.run.folder import MODEL_FOLDERS
 
     reward = getattr(config, "reward", None)
     parts = [config, reward, getattr(reward, "judge", None)]

@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import (
 )
 
 from cluster.faults import cause_of, explain
-from cluster.stopping import handlers_kept
+from cluster.run.stopping import handlers_kept
 from configs.errors import ConfigError
 from data.errors import (
     ActorLost,

@@ -2,7 +2,7 @@
 
 import sys
 
-from cluster.stopping import take_over
+from cluster.run.stopping import take_over
 
 # What `python -m cluster.jobs.NAME` imports first, with this in the place of a file's name.
 if sys.argv[0] == "-m":

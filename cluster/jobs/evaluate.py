@@ -13,10 +13,10 @@ from rich.console import Console
 from cluster.entry import run_job
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools.rollout import RewardPool, RolloutPool
-from cluster.run_folder import RunFolder, settled
+from cluster.run.folder import RunFolder, settled
+from cluster.run.loop import plain_console
+from cluster.run.tracking import Tracker
 from cluster.session import Role, session
-from cluster.stage import plain_console
-from cluster.tracking import Tracker
 from configs.schema import EvaluateConfig
 from data.chat import load_encoder
 from data.media import frames_only

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from cluster.entry import run_job
-from cluster.stage import plain_console
-from cluster.tracking import attach_files
+from cluster.run.loop import plain_console
+from cluster.run.tracking import attach_files
 from configs.schema import ReportConfig
 from evaluation.report import build_report, draw_plots, print_table
 from evaluation.summary import build_summary, load_runs

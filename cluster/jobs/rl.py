@@ -12,22 +12,23 @@ from dataclasses import replace
 import ray
 from rich.console import Console
 
-from cluster.checkpoints import Checkpoints
-from cluster.empty_steps import EmptyStreak
 from cluster.entry import run_job
 from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
 from cluster.pools.rollout import JudgePool, RewardPool, RolloutPool
 from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
-from cluster.recovery import Restarts, keep_training
 from cluster.rl.scoring import Ranker, Scorer
 from cluster.rl.step import Pipeline
-from cluster.run_folder import BROKEN_FILE, RunFolder, settled
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.divergence import BrokenStreak
+from cluster.run.empty_steps import EmptyStreak
+from cluster.run.folder import BROKEN_FILE, RunFolder, settled
+from cluster.run.loop import export_best, plain_console, progress_bar
+from cluster.run.recovery import Restarts, keep_training
+from cluster.run.stopping import StopRequest
+from cluster.run.tracking import Tracker
 from cluster.session import Role, driver_node, session
-from cluster.stage import export_best, plain_console, progress_bar
-from cluster.stopping import StopRequest
-from cluster.tracking import Tracker
 from cluster.weights.store import WeightStore
 from configs.schema import RLConfig
 from data.chat import load_encoder
@@ -37,7 +38,6 @@ from data.model_folder import check_folder, check_reasoner, warn_embedder_ignore
 from data.records import load_sets
 from data.relevance import Relevance
 from data.types import Pair
-from learner.streak import BrokenStreak
 from rollout.actor import StoreAddress
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.entry import run_job
-from cluster.run_folder import RunFolder
+from cluster.run.folder import RunFolder
 from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError

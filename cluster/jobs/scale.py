@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.pools.scaling import TARGETS, TIMEOUT_S
-from cluster.run_folder import project_root
+from cluster.run.folder import project_root
 from cluster.session import check_listening, join_ray
 from configs.errors import ConfigError
 from data.errors import ClusterError

@@ -11,15 +11,15 @@ from itertools import count
 
 import numpy as np
 
-from cluster.checkpoints import Checkpoints
 from cluster.entry import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.outage import read_patiently
 from cluster.pictures import share_pictures
-from cluster.run_folder import RunFolder, settled
+from cluster.run.checkpoints import Checkpoints
+from cluster.run.folder import RunFolder, settled
+from cluster.run.loop import State, train_stage
+from cluster.run.tracking import Tracker
 from cluster.session import Role, session
-from cluster.stage import State, train_stage
-from cluster.tracking import Tracker
 from configs.schema import DataSetConfig, WarmStartConfig
 from data.chat import TextEncoder, load_encoder
 from data.datasets import supervised_rows

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from cluster.rl.rounds import SampledRound
-from cluster.trajectory_rows import BROKEN, NO_SPREAD
+from cluster.run.trajectory_rows import BROKEN, NO_SPREAD
 from data.errors import ClusterError
 from data.types import GroupKey, Side, TrajectoryKey
 

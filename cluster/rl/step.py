@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.checkpoints import LEARNER_FOLDER
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools.rollout import RolloutPool
@@ -30,7 +29,8 @@ from cluster.rl.ledger import Accounts
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import SampledRound, round_advantages
 from cluster.rl.scoring import Scorer
-from cluster.trajectory_rows import trajectory_rows
+from cluster.run.checkpoints import LEARNER_FOLDER
+from cluster.run.trajectory_rows import trajectory_rows
 from cluster.weights.store import Published
 from configs.schema import RLConfig
 from data.datasets import PairFeed

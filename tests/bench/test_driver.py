@@ -23,7 +23,7 @@ from cluster.pictures import Decoder
 from cluster.pools.rollout import RewardPool, RolloutPool
 from cluster.rl.scoring import Ranker, Scorer
 from cluster.rl.step import Pipeline, StepResult
-from cluster.run_folder import RunFolder
+from cluster.run.folder import RunFolder
 from cluster.weights.store import WeightStore
 from configs.schema import (
     DataConfig,

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.entry import run_job
 from cluster.jobs import rl
-from cluster.run_folder import RunFolder
+from cluster.run.folder import RunFolder
 from configs.schema import RLConfig
 
 HELD_FILE = "held"

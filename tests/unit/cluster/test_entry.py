@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.entry import run_job
+from cluster.run.stopping import Interrupted
 from cluster.session import Role
-from cluster.stopping import Interrupted
 from configs.errors import ConfigError
 from configs.schema import EvaluateConfig, WarmStartConfig
 from data.errors import (

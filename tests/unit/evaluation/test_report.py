@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.jobs.report import main
-from cluster.stage import plain_console, progress_bar
+from cluster.run.loop import plain_console, progress_bar
 from configs.schema import ReportConfig, RunConfig
 from data.errors import DataError
 from data.monitor_table import MONITORS

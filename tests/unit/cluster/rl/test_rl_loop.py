@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.empty_steps import LIMIT
 from cluster.jobs.rl import train_loop
 from cluster.outage import PAUSES_S
 from cluster.pictures import SharedPictures
-from cluster.recovery import Restarts
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
-from cluster.run_folder import RunFolder
+from cluster.run.empty_steps import LIMIT
+from cluster.run.folder import RunFolder
+from cluster.run.recovery import Restarts
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
 from data.datasets import PairFeed
 from data.errors import NothingToTrainOn

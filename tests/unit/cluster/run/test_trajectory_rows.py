@@ -1,6 +1,6 @@
 """What is kept of every trace, paid or dropped."""
 
-from cluster.trajectory_rows import SCHEMA, trajectory_rows
+from cluster.run.trajectory_rows import SCHEMA, trajectory_rows
 from data.types import DroppedTrajectory, GroupKey, Kind, Picture, Side, TrajectoryKey
 from tests.builders import make_pair, make_scored, make_trajectory
 

@@ -18,21 +18,21 @@ from pathlib import Path
 
 import pytest
 
-import cluster.tracking as tracking
+import cluster.run.tracking as tracking
 from cluster.entry import run_job
-from cluster.run_folder import RUN_ID_FILE, RunFolder
-from cluster.stopping import Interrupted
-from cluster.tracking import MlflowRun, Tracker, attach_files, masked, metric_name, open_store
+from cluster.run.folder import RUN_ID_FILE, RunFolder
+from cluster.run.stopping import Interrupted
+from cluster.run.tracking import MlflowRun, Tracker, attach_files, masked, metric_name, open_store
 from configs.load import load
 from configs.schema import DemoDataConfig, RunConfig, WarmStartConfig
 from data.errors import LearnerLost, StopRequested
 from tests.patience import PATIENCE_S
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 CODE = """
 import logging
 from pathlib import Path
-from cluster.tracking import open_store
+from cluster.run.tracking import open_store
 logging.basicConfig(format="%(name)s: %(message)s")
 assert open_store(Path("runs/job")).search_experiments()
 print(logging.getLogger("mlflow.store.db.utils").getEffectiveLevel() >= logging.WARNING)
@@ -395,7 +395,7 @@ def test_a_job_begun_and_ended_without_its_server_keeps_its_exit_code_and_is_wri
         return 0
 
     assert run_job(DemoDataConfig, main, argv=[settings_file(runs, name)]) == code
-    assert f"python -m cluster.tracking {runs / name}" in caplog.text
+    assert f"python -m cluster.run.tracking {runs / name}" in caplog.text
     away.start()
     assert tracking.main([str(runs / name)]) == 0
     folder = folder_of(runs, name)

@@ -14,13 +14,14 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from cluster.pages import links_of
+from cluster.run.pages import links_of
 from tests.patience import PATIENCE_S
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 # Stands in for a `make` that is killed before it could end what it has started.
 STARTER = (
-    "import subprocess, sys; subprocess.run([sys.executable, '-m', 'cluster.pages', *sys.argv[1:]])"
+    "import subprocess, sys; "
+    "subprocess.run([sys.executable, '-m', 'cluster.run.pages', *sys.argv[1:]])"
 )
 
 

@@ -4,7 +4,7 @@
 its own reads the file and writes what MLflow lacks. So no server stops, delays or fails a job, and
 what was logged while one was away is written when it is back. For a job that ended before that:
 
-    python -m cluster.tracking runs/my-rl
+    python -m cluster.run.tracking runs/my-rl
 
 MLflow takes seconds to load and is imported where it is used: settings are checked without it.
 """
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
-from cluster.run_folder import RUN_ID_FILE, SETTINGS_FILE, parse_record, settings_in
-from cluster.stopping import Interrupted
+from cluster.run.folder import RUN_ID_FILE, SETTINGS_FILE, parse_record, settings_in
+from cluster.run.stopping import Interrupted
 from configs.errors import ConfigError
 from configs.load import to_flat
 from data.errors import StopRequested
@@ -110,7 +110,7 @@ class Tracker:
         if self._behind:
             log.warning(
                 "%s lacks a part of this run (%s); %s holds all of it, and once the server is "
-                "there this writes the rest: python -m cluster.tracking %s",
+                "there this writes the rest: python -m cluster.run.tracking %s",
                 store_name(),
                 self._behind,
                 self.run.given / METRICS_FILE,
@@ -330,7 +330,7 @@ def attach_files(folder: Path, files: Mapping[Path, str]) -> bool:
     except Exception as error:  # whatever it is, what was to be attached is there
         names = ", ".join(str(path) for path in files)
         log.warning(
-            "%s cannot be written (%s)%s; once it can: python -m cluster.tracking %s",
+            "%s cannot be written (%s)%s; once it can: python -m cluster.run.tracking %s",
             store_name(),
             reason_of(error),
             f", so nothing is attached to the run: {names}" if files else "",
@@ -424,7 +424,7 @@ def main(argv: list[str]) -> int:
     """Write what MLflow lacks of the run folders named; return the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     if not argv:
-        print("usage: python -m cluster.tracking RUN_FOLDER ...", file=sys.stderr)
+        print("usage: python -m cluster.run.tracking RUN_FOLDER ...", file=sys.stderr)
         return 2
     failed = [folder for folder in argv if not attach_files(Path(folder), {})]
     return 1 if failed else 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.run_folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
+from cluster.run.folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
 from configs.errors import ConfigError
 from configs.load import load
 from configs.schema import (
@@ -173,7 +173,7 @@ def test_metrics_are_appended_one_object_a_line(folder):
 
 HOLDER = """
 import os, sys
-from cluster.run_folder import RunFolder
+from cluster.run.folder import RunFolder
 from configs.schema import DemoDataConfig, RunConfig
 folder = RunFolder(DemoDataConfig(run=RunConfig(dir=sys.argv[1])), job="demo_data")
 forked = os.fork()
@@ -453,7 +453,7 @@ def test_relative_paths_start_from_the_named_root_else_from_here(tmp_path, monke
 
 def test_a_root_with_another_copy_of_the_code_is_refused(tmp_path, monkeypatch):
     (tmp_path / "cluster").mkdir()
-    (tmp_path / "cluster/run_folder.py").touch()
+    (tmp_path / "cluster/__init__.py").touch()
     monkeypatch.setenv("EMBED_RL_ROOT", str(tmp_path))
     with pytest.raises(ConfigError, match="another copy of the code"):
         project_root()

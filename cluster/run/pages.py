@@ -1,6 +1,6 @@
 """MLflow's pages of the runs here, on loopback; they end with who asked for them: `make mlflow`.
 
-python -m cluster.pages runs 5000
+python -m cluster.run.pages runs 5000
 """
 
 import json

@@ -13,14 +13,14 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
-from cluster.empty_steps import EmptyStreak
-from cluster.recovery import Restartable, Restarts, keep_training
-from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.stopping import StopRequest
+from cluster.run.checkpoints import LEARNER_FOLDER, Checkpoints
+from cluster.run.divergence import BrokenStreak
+from cluster.run.empty_steps import EmptyStreak
+from cluster.run.folder import BROKEN_FILE, RunFolder
+from cluster.run.recovery import Restartable, Restarts, keep_training
+from cluster.run.stopping import StopRequest
 from configs.schema import EvalConfig, StopConfig
 from data.types import StepReport
-from learner.streak import BrokenStreak
 
 Batch = TypeVar("Batch")
 State = Mapping[str, Any]

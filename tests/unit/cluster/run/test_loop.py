@@ -7,11 +7,11 @@ from itertools import count
 
 import pytest
 
-from cluster.checkpoints import LEARNER_FOLDER, Checkpoints
-from cluster.empty_steps import LIMIT
-from cluster.recovery import MAX_RESTARTS
-from cluster.run_folder import BROKEN_FILE, RunFolder
-from cluster.stage import export_best, train_stage
+from cluster.run.checkpoints import LEARNER_FOLDER, Checkpoints
+from cluster.run.empty_steps import LIMIT
+from cluster.run.folder import BROKEN_FILE, RunFolder
+from cluster.run.loop import export_best, train_stage
+from cluster.run.recovery import MAX_RESTARTS
 from configs.schema import DemoDataConfig, EvalConfig, RunConfig, StopConfig
 from data.errors import (
     CheckpointError,

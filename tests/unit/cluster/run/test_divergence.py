@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.run_folder import RunFolder
+from cluster.run.divergence import BrokenStreak
+from cluster.run.folder import RunFolder
 from configs.schema import RunConfig, WarmStartConfig
 from data.errors import DivergedError
-from learner.streak import BrokenStreak
 
 
 def test_three_broken_steps_in_a_row_stop_the_run_and_list_their_trajectories(tmp_path):

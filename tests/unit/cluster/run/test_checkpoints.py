@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.checkpoints import KEPT, LEARNER_FOLDER, SCORE, Checkpoints
-from cluster.run_folder import RunFolder
+from cluster.run.checkpoints import KEPT, LEARNER_FOLDER, SCORE, Checkpoints
+from cluster.run.folder import RunFolder
 from configs.errors import ConfigError
 from configs.schema import DemoDataConfig, RunConfig
 from data.errors import CheckpointError, DamagedCheckpoint
@@ -146,7 +146,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_stops_no_later_save(folder, mo
         raise PermissionError(f"{path} is of another user")
 
     checkpoints = Checkpoints(folder)
-    monkeypatch.setattr("cluster.checkpoints.shutil.rmtree", refuse)
+    monkeypatch.setattr("cluster.run.checkpoints.shutil.rmtree", refuse)
     for step in range(1, KEPT + 3):
         save(checkpoints, step)
     assert checkpoints.resume(9).step == KEPT + 2

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stopping import Interrupted, handlers_kept, interruptible
+from cluster.run.stopping import Interrupted, handlers_kept, interruptible
 from tests.patience import PATIENCE_S
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
@@ -55,7 +55,7 @@ def test_a_job_that_still_imports_ends_as_stopped(tmp_path, job, number):
 JOB = """
     import signal, sys, threading
     from cluster.entry import run_job
-    from cluster.stopping import StopRequest
+    from cluster.run.stopping import StopRequest
     from configs.schema import DemoDataConfig
 
     def starts(config):
@@ -112,7 +112,7 @@ def test_a_second_signal_ends_a_job_whose_end_hangs(tmp_path):
 
 LEAVES = """
     import sys, threading
-    from cluster import stopping
+    from cluster.run import stopping
     from cluster.entry import run_job
     from configs.schema import DemoDataConfig
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.empty_steps import LIMIT, EmptyStreak
+from cluster.run.empty_steps import LIMIT, EmptyStreak
 from data.errors import NothingToTrainOn
 
 DULL = {"dropped/no_spread": 12.0, "dropped/bad_picture": 4.0, "dropped/total": 16.0}

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.trajectory_rows import SCHEMA
+from cluster.run.trajectory_rows import SCHEMA
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml, values_given
 from configs.schema import MISSING
@@ -72,7 +72,8 @@ def project_root() -> Path:
                 "as one that all nodes share"
             )
         # Ray's workers import from the folder of a job that was not submitted with its own.
-        own, there = Path(__file__), Path(named) / "cluster" / Path(__file__).name
+        own = Path(__file__).parents[1] / "__init__.py"
+        there = Path(named, "cluster", own.name)
         if not submitted and there.is_file() and not there.samefile(own):
             raise ConfigError(
                 f"EMBED_RL_ROOT={named} holds another copy of the code than {own.parents[1]}: "
