@@ -133,7 +133,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(COVERED)" "$(RUNS)/demo" "$(RUNS)"/demo-seed* "$(RUNS)/demo.lock"
 	@find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
-.venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/mend_torchvision.py cluster/torchvision_hook.py
+.venv/.ready: setup.cfg constraints.txt pyproject.toml cluster/setup/mend_torchvision.py cluster/setup/torchvision_hook.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Embed-RL needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
 	@echo "setting up .venv with $(or $(UV),pip), $(ENGINE) extra: 5 parts, some minutes, 4 GB or more"
 	@echo "1/5 virtual environment, seconds"
@@ -145,7 +145,7 @@ clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@echo "4/5 compiling the packages, half a minute"
 	@$(beat) $(PY) -m compileall -qq -j 0 $(VENV)/lib || true  # some packages carry templates of code
 	@echo "5/5 checking that torch and torchvision load, seconds"
-	@$(beat) $(PY) -m cluster.mend_torchvision
+	@$(beat) $(PY) -m cluster.setup.mend_torchvision
 	@umask 077; $(VENV)/bin/ray get-auth-token --generate >/dev/null 2>&1
 	@for one in $(ACTIVATED); do \
 	  grep -q "^export $${one%%=*}=" $(VENV)/bin/activate || \

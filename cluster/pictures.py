@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from cluster.beside import Beside
+from cluster.side_process import Beside
 from configs.schema import MediaConfig
 from data.errors import ActorLost
 from data.media import load_pictures

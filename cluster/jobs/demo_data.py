@@ -5,7 +5,7 @@ Example: python -m cluster.jobs.demo_data configs/demo/data.yaml run.seed=1
 
 import sys
 
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.run.folder import RunFolder
 from configs.schema import DemoDataConfig
 from data.demo import demo_corpus, write_world

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.mend_torchvision import hook_files, probe_imports
+from cluster.setup.mend_torchvision import hook_files, probe_imports
 
 GIB = 1 << 30
 MIN_PYTHON = (3, 11)
@@ -112,7 +112,7 @@ def check_torchvision(version: str | None, outcome: str, *, mended: bool) -> Che
     if outcome == "missing":
         remedy = "the Qwen3-VL processor needs it: " + REINSTALL
         return Check(name="torchvision", status="fail", found="not installed", remedy=remedy)
-    remedy = ".venv/bin/python -m cluster.mend_torchvision"
+    remedy = ".venv/bin/python -m cluster.setup.mend_torchvision"
     return Check(name="torchvision", status="fail", found=f"{version}: {outcome}", remedy=remedy)
 
 

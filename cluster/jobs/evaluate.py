@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 from rich.console import Console
 
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools.rollout import RewardPool, RolloutPool
 from cluster.run.folder import RunFolder, settled

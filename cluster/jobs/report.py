@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.run.loop import plain_console
 from cluster.run.tracking import attach_files
 from configs.schema import ReportConfig

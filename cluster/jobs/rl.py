@@ -12,8 +12,8 @@ from dataclasses import replace
 import ray
 from rich.console import Console
 
-from cluster.entry import run_job
 from cluster.garbage import spare_collections
+from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
 from cluster.pools.rollout import JudgePool, RewardPool, RolloutPool

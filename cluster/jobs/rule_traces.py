@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.run.folder import RunFolder
 from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
 from data.embed_inputs import SUFFIX

@@ -11,7 +11,7 @@ from itertools import count
 
 import numpy as np
 
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.outage import read_patiently
 from cluster.pictures import share_pictures

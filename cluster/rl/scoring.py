@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cluster.beside import Beside
 from cluster.pictures import SharedPictures
 from cluster.pools.rollout import Embedded, JudgePool, RewardPool
+from cluster.side_process import Beside
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitor_table import monitor_of

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster.entry import run_job
 from cluster.jobs import rl
+from cluster.jobs.command import run_job
 from cluster.run.folder import RunFolder
 from configs.schema import RLConfig
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.beside import RETRIES
 from cluster.pictures import Decoder
+from cluster.side_process import RETRIES
 from configs.schema import MediaConfig
 from data.errors import DataError
 from data.media import load_picture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import mend_torchvision
+from cluster.setup import mend_torchvision
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ["demo", "test", "test-all", "lint", "unit", "integration", "e2e", "coverage", "chaos"]

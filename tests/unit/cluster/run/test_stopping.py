@@ -54,7 +54,7 @@ def test_a_job_that_still_imports_ends_as_stopped(tmp_path, job, number):
 
 JOB = """
     import signal, sys, threading
-    from cluster.entry import run_job
+    from cluster.jobs.command import run_job
     from cluster.run.stopping import StopRequest
     from configs.schema import DemoDataConfig
 
@@ -113,7 +113,7 @@ def test_a_second_signal_ends_a_job_whose_end_hangs(tmp_path):
 LEAVES = """
     import sys, threading
     from cluster.run import stopping
-    from cluster.entry import run_job
+    from cluster.jobs.command import run_job
     from configs.schema import DemoDataConfig
 
     def main(config):

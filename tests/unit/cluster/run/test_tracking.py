@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import cluster.run.tracking as tracking
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.run.folder import RUN_ID_FILE, RunFolder
 from cluster.run.stopping import Interrupted
 from cluster.run.tracking import MlflowRun, Tracker, attach_files, masked, metric_name, open_store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.beside import Beside
+from cluster.side_process import Beside
 from tests.patience import PATIENCE_S
 from tests.workers import Worker, dies_once
 

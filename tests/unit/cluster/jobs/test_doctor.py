@@ -74,7 +74,7 @@ def test_torchvision_says_whether_it_was_mended():
     assert "as installed" in doctor.check_torchvision("0.28.0", "ok", mended=False).found
     broken = doctor.check_torchvision("0.28.0", "RuntimeError: nms", mended=False)
     assert broken.status == "fail"
-    assert "cluster.mend_torchvision" in broken.remedy
+    assert "cluster.setup.mend_torchvision" in broken.remedy
     assert doctor.check_torchvision(None, "missing", mended=False).status == "fail"
 
 

@@ -1,8 +1,9 @@
 """Let torchvision's Python code import beside a torch it was not compiled for.
 
 Set-up copies this file into site-packages, where a `.pth` line imports it at every interpreter
-start (`cluster.mend_torchvision`). It must therefore stay tiny, import no third party at the top,
-and depend on nothing else here. It does not provide the compiled operators: calling them raises.
+start (`cluster.setup.mend_torchvision`). It must therefore stay tiny, import no third party at the
+top, and depend on nothing else here. It does not provide the compiled operators: calling them
+raises.
 """
 
 import sys

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.entry import run_job
+from cluster.jobs.command import run_job
 from cluster.run.stopping import Interrupted
 from cluster.session import Role
 from configs.errors import ConfigError
@@ -24,7 +24,7 @@ from data.errors import (
 )
 from tests.builders import write_picture
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 TEXT = """
 run: {dir: runs/x}
 model: models/m
