@@ -15,7 +15,7 @@ from learner.objectives import LearnerPlan, TokenScores
 
 
 class LearnerRank:
-    """What `learner.worker.LearnerWorker` does, method by method, and putting its weights.
+    """What `learner.rank.worker.LearnerWorker` does, method by method, and putting its weights.
 
     The worker is no base class: the driver imports this file before its settings are checked, and
     torch, transformers and DeepSpeed take seconds.
@@ -23,7 +23,7 @@ class LearnerRank:
 
     def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
         from cluster.weights.publisher import Publisher
-        from learner.worker import LearnerWorker
+        from learner.rank.worker import LearnerWorker
 
         self._worker = LearnerWorker(rank, world)
         self._new_publisher = partial(Publisher, weights)

@@ -282,7 +282,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """The RL objective; the formulas are in learner/advantages.py and learner/losses.py.
+    """The RL objective; the formulas are in learner/advantages.py and learner/rank/losses.py.
 
     The defaults are the paper's (section 3.3; spec: hyper-parameters), but for one update a step.
     """

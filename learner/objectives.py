@@ -68,7 +68,7 @@ class TokenScores:
         # Here and not above: the driver reads this file, and torch takes seconds to load.
         import torch
 
-        from learner.losses import kl_estimate
+        from learner.rank.losses import kl_estimate
 
         own, reference = torch.from_numpy(self.own), torch.from_numpy(self.reference)
         return float(kl_estimate(own.double(), reference.double(), kind).sum())

@@ -12,7 +12,7 @@ from configs.schema import WeightsConfig
 from data.types import Bucket, ParamSpec
 from data.weights.checksum import tensor_checksum
 from data.weights.parcels import Parcel, dtype_name, whole
-from learner.lora import UnmergedWeight
+from learner.rank.lora import UnmergedWeight
 
 BUCKET_TENSORS = 7
 

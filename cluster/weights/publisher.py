@@ -31,7 +31,7 @@ from data.weights.parcels import (
     base_name,
     whole,
 )
-from learner.lora import UnmergedWeight
+from learner.rank.lora import UnmergedWeight
 
 STORE_TIMEOUT_S = 120.0
 CHAIN_SHARE = 0.5

@@ -15,9 +15,9 @@ from configs.schema import RLConfig
 from data.demo_model import MERGE, PATCH, write_tiny_model
 from data.model_folder import load_processor
 from data.types import Kind, Picture, Pictures, TrainSample
-from learner.engine import make_store
 from learner.objectives import LearnerPlan, PolicyObjective
-from learner.worker import LearnerWorker
+from learner.rank.engine import make_store
+from learner.rank.worker import LearnerWorker
 
 RANKS = 2
 ADDRESS, TIMEOUT_S = "127.0.0.1", 900.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.logprobs import CHUNK_LOGITS, OutputLayer
+from learner.rank.logprobs import CHUNK_LOGITS, OutputLayer
 from tests.bench.record import REPEATS, record
 
 TOKENS, VOCABULARY, HIDDEN = 4_096, 151_936, 256

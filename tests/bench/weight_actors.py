@@ -14,7 +14,7 @@ from configs.schema import WeightsConfig
 from data.types import ParamSpec
 from data.weights.checksum import as_bytes
 from data.weights.parcels import dtype_name
-from learner.lora import UnmergedWeight
+from learner.rank.lora import UnmergedWeight
 
 CHANGED = 0.02
 """Share of elements that a step changes, anywhere."""

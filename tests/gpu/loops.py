@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from configs.schema import GRPOConfig, LearnerConfig
 from data.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
-from learner.batching import Row, collate, process_pictures, train_row
-from learner.contrastive import Temperature, info_nce
-from learner.losses import kl_estimate, policy_loss
 from learner.micro_batches import MiniBatch
-from learner.models import EmbeddingHead, TokenHead, load_model, model_tokens
 from learner.objectives import ContrastiveObjective, PolicyObjective, SupervisedObjective
-from learner.policy import policy_tokens
-from learner.sft import supervised_loss
+from learner.rank.batching import Row, collate, process_pictures, train_row
+from learner.rank.contrastive import Temperature, info_nce
+from learner.rank.losses import kl_estimate, policy_loss
+from learner.rank.models import EmbeddingHead, TokenHead, load_model, model_tokens
+from learner.rank.policy_tokens import policy_tokens
+from learner.rank.sft import supervised_loss
 from tests.gpu.sizes import Sequence, Size
 
 Task = Literal["policy", "supervised", "contrastive"]
@@ -347,7 +347,7 @@ class LearnerLoop:
     def __init__(self, work: Work, task: Task) -> None:
         # Here and not above: not every machine has DeepSpeed.
         from learner.objectives import LearnerPlan
-        from learner.worker import LearnerWorker
+        from learner.rank.worker import LearnerWorker
 
         if self._worker is None:
             worker = LearnerWorker(0, 1)

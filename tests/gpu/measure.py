@@ -43,9 +43,9 @@ from data.types import (
 )
 from data.weights.checksum import tensor_checksum
 from data.weights.parcels import BUCKET_BYTES, Whole, whole
-from learner.batching import process_pictures
-from learner.logprobs import OutputLayer
-from learner.models import load_model
+from learner.rank.batching import process_pictures
+from learner.rank.logprobs import OutputLayer
+from learner.rank.models import load_model
 from tests.gpu.loops import LearnerLoop, PartsLoop, PlainLoop, Task, Work, build_work
 from tests.gpu.results import Results, write
 from tests.gpu.sizes import FULL, TINY, Size, forward_flops

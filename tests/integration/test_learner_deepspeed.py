@@ -38,8 +38,8 @@ from data.chat import ChatEncoder
 from data.errors import WeightSyncError
 from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample
 from data.weights.parcels import Adapter, base_name, merge
-from learner.contrastive import Temperature
-from learner.lora import add_adapters, stored_weights
+from learner.rank.contrastive import Temperature
+from learner.rank.lora import add_adapters, stored_weights
 from tests.marks import extended
 from tests.patience import PATIENCE_S
 

@@ -5,7 +5,7 @@ import ipaddress
 import psutil
 import ray
 
-from learner.engine import make_store
+from learner.rank.engine import make_store
 
 AGENTS_PORT = 52365
 """Which a cluster's head on this machine takes."""

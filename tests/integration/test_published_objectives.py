@@ -23,16 +23,16 @@ from data.datasets import PairFeed
 from data.records import LoadedSet
 from data.relevance import Relevance
 from data.types import GroupKey, Judgement, Kind, Side, StepReport, Trajectory, TrajectoryKey
-from learner.losses import policy_loss
 from learner.micro_batches import RowCost, plan_micro_batches
 from learner.objectives import PolicyObjective, TokenScores
-from learner.policy import policy_tokens
-from learner.steps import accumulate
+from learner.rank.accumulate import accumulate
+from learner.rank.losses import policy_loss
+from learner.rank.policy_tokens import policy_tokens
 from tests.builders import TRACES, make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 from tests.integration.conftest import ROOT
 from tests.simulation import decoder
-from tests.unit.learner.objective import BANNED, VOCABULARY, WIDTH, PlainEngine, TwoLayers
+from tests.unit.learner.rank.objective import BANNED, VOCABULARY, WIDTH, PlainEngine, TwoLayers
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 FILES = ("configs/rl.yaml", "configs/demo/rl.yaml")

@@ -17,7 +17,7 @@ from data.engine_args import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
 from data.types import DroppedTrajectory
 from data.weights.parcels import Whole, merge
-from learner.lora import UnmergedWeight
+from learner.rank.lora import UnmergedWeight
 from rollout.actor import RolloutActor
 from rollout.vllm_engine import STALE_WAIT_S
 from tests import published

@@ -14,7 +14,7 @@ from torch import nn
 from cluster.weights.store import WeightStore
 from data.errors import WeightSyncError
 from data.weights.parcels import merge
-from learner.lora import UnmergedWeight
+from learner.rank.lora import UnmergedWeight
 from rollout.weights.transfer import Receiver
 from tests.patience import PATIENCE_S
 from tests.published import layout, publish, publisher

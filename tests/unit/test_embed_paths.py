@@ -35,7 +35,7 @@ from data.types import (
     TrajectoryKey,
 )
 from evaluation.runner import Settings, evaluate
-from learner.batching import VisionTokens, collate, embed_row, process_pictures, train_row
+from learner.rank.batching import VisionTokens, collate, embed_row, process_pictures, train_row
 from tests.builders import TRACES, write_picture
 from tests.tiny_model import tiny_processor
 

@@ -17,7 +17,7 @@ from learner.advantages import (
     step_advantages,
 )
 from learner.objectives import TokenScores
-from tests.unit.learner.objective import slow_centred_and_scaled
+from tests.unit.learner.rank.objective import slow_centred_and_scaled
 
 KINDS = ["group_norm", "mean_only", "leave_one_out", "batch_norm"]
 REWARDS = st.lists(st.floats(-2, 2), min_size=2, max_size=16).map(np.array)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from configs.schema import GRPOConfig
 from data.errors import DataError
 from data.types import Box, Kind, Picture, TrainSample
-from learner.losses import policy_loss
-from learner.policy import policy_tokens
+from learner.rank.losses import policy_loss
+from learner.rank.policy_tokens import policy_tokens
 from learner.replay import ReplayBuffer
 
 

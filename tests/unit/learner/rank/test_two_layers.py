@@ -17,14 +17,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from configs.presets import PRESETS
 from configs.schema import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
-from learner.batching import Row, TextTokens, collate, train_row
-from learner.contrastive import Temperature, info_nce
-from learner.losses import policy_loss
-from learner.models import EmbeddingHead, TokenHead
 from learner.objectives import PolicyObjective
-from learner.policy import policy_tokens
-from learner.sft import supervised_loss
-from tests.unit.learner.objective import Scored, Trace, slow_trace
+from learner.rank.batching import Row, TextTokens, collate, train_row
+from learner.rank.contrastive import Temperature, info_nce
+from learner.rank.losses import policy_loss
+from learner.rank.models import EmbeddingHead, TokenHead
+from learner.rank.policy_tokens import policy_tokens
+from learner.rank.sft import supervised_loss
+from tests.unit.learner.rank.objective import Scored, Trace, slow_trace
 
 VOCABULARY, MAX_TOKENS, TEMPERATURE = 11, 8, 0.7
 PAD, BANNED = TextTokens(pad=0), torch.tensor([0, 3])

@@ -12,7 +12,7 @@ from torch import nn
 
 from configs.schema import LearnerConfig
 from data.errors import CheckpointError, DamagedCheckpoint
-from learner import engine
+from learner.rank import engine
 from tests.patience import PATIENCE_S
 
 WIDTH = 512

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batching import Row, VisionTokens, collate
-from learner.logprobs import OutputLayer
-from learner.sft import response_scores, supervised_loss
+from learner.rank.batching import Row, VisionTokens, collate
+from learner.rank.logprobs import OutputLayer
+from learner.rank.sft import response_scores, supervised_loss
 
 TOKENS = VisionTokens(image=1, start=2, end=3, pad=0, merge=1, channels=2)
 

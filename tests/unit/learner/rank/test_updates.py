@@ -15,12 +15,12 @@ from torch import Tensor
 from configs.presets import PRESETS
 from configs.schema import GRPOConfig
 from data.types import TrainSample
-from learner.losses import policy_loss
 from learner.micro_batches import MiniBatch, cut_evenly
 from learner.objectives import PolicyObjective
-from learner.policy import policy_tokens, start_logprobs
-from learner.steps import take_updates
-from tests.unit.learner.objective import VOCABULARY, WIDTH, TwoLayers
+from learner.rank.accumulate import take_updates
+from learner.rank.losses import policy_loss
+from learner.rank.policy_tokens import policy_tokens, start_logprobs
+from tests.unit.learner.rank.objective import VOCABULARY, WIDTH, TwoLayers
 
 TRACES, MAX_TOKENS, TEMPERATURE, BANNED = 9, 6, 0.8, 0
 LR = 2.0

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from configs.presets import PRESETS
 from configs.schema import GRPOConfig
 from data.errors import DataError
-from learner.losses import PolicyTokens, kl_estimate, policy_loss, token_weight
-from tests.unit.learner.objective import MAX_TOKENS, Example
+from learner.rank.losses import PolicyTokens, kl_estimate, policy_loss, token_weight
+from tests.unit.learner.rank.objective import MAX_TOKENS, Example
 
 SPLIT = [[slice(0, 2), slice(2, 3), slice(3, 3)], [slice(3, 3), slice(3, 5), slice(5, None)]]
 """Two ranks with three ragged micro-batches each, some empty."""

@@ -1,4 +1,4 @@
-"""RL of the Reasoner: from sampled traces to what `learner.losses` reads."""
+"""RL of the Reasoner: from sampled traces to what `learner.rank.losses` reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from data.errors import DataError
 from data.types import TrainSample
-from learner.losses import PolicyTokens, token_weight
 from learner.micro_batches import MiniBatch
+from learner.rank.losses import PolicyTokens, token_weight
 
 
 def policy_tokens(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from configs.schema import LoRAConfig
 from data.errors import ConfigError
 from data.weights.parcels import merge
-from learner.models import VISION_TOWER
+from learner.rank.models import VISION_TOWER
 
 ADAPTER = "default"
 

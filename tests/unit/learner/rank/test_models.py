@@ -17,9 +17,9 @@ from configs.schema import LearnerConfig
 from data.errors import ConfigError, DataError
 from data.model_folder import check_folder, load_processor
 from data.types import Kind, Picture
-from learner.batching import Patches, Row, TextTokens, collate
-from learner.contrastive import Temperature
-from learner.models import (
+from learner.rank.batching import Patches, Row, TextTokens, collate
+from learner.rank.contrastive import Temperature
+from learner.rank.models import (
     EmbeddingHead,
     TokenHead,
     choose_attention,

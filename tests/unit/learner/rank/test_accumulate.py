@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from data.types import TrainSample
-from learner.steps import accumulate
-from tests.unit.learner.objective import PlainEngine
+from learner.rank.accumulate import accumulate
+from tests.unit.learner.rank.objective import PlainEngine
 
 
 def samples(*keys: str) -> list[TrainSample]:

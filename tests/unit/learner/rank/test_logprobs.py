@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.logprobs import OutputLayer
+from learner.rank.logprobs import OutputLayer
 
 VOCABULARY = 11
 

@@ -8,7 +8,7 @@ import torch
 
 from data.errors import DataError
 from data.types import TrainSample
-from learner.policy import policy_tokens
+from learner.rank.policy_tokens import policy_tokens
 
 NOW = torch.tensor([-1.0, -2.0, -3.0])
 LONG = TrainSample(

@@ -13,8 +13,8 @@ from transformers.utils import is_flash_attn_2_available
 from configs.schema import LearnerConfig
 from data.errors import ConfigError
 from data.model_folder import check_folder, load_pretrained, sees_pictures
-from learner.batching import Batch, TextTokens, VisionTokens
-from learner.logprobs import OutputLayer
+from learner.rank.batching import Batch, TextTokens, VisionTokens
+from learner.rank.logprobs import OutputLayer
 
 VISION_TOWER = "visual."
 """Part of the names of Qwen-VL's vision parameters."""

@@ -12,15 +12,15 @@ import torch.multiprocessing as mp
 
 from configs.schema import TEMPERATURES
 from data.types import ContrastPair
-from learner.batching import Batch
-from learner.contrastive import (
+from learner.objectives import ContrastiveObjective
+from learner.rank.batching import Batch
+from learner.rank.contrastive import (
     Temperature,
     accumulate_contrast,
     info_nce,
     leading,
     mark_right,
 )
-from learner.objectives import ContrastiveObjective
 
 NONE_KD = torch.zeros(0, 3)
 NO_OWNER = torch.zeros(0, dtype=torch.int64)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from configs.schema import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
 from learner.advantages import shaped_rewards, step_advantages
-from learner.logprobs import OutputLayer
-from learner.losses import policy_loss
 from learner.objectives import PolicyObjective, TokenScores
-from learner.policy import policy_tokens
-from learner.steps import Tally, Term, accumulate
+from learner.rank.accumulate import Tally, Term, accumulate
+from learner.rank.logprobs import OutputLayer
+from learner.rank.losses import policy_loss
+from learner.rank.policy_tokens import policy_tokens
 
 VOCABULARY, WIDTH, MAX_TOKENS, TEMPERATURE = 7, 3, 12, 0.8
 BANNED = torch.tensor([0])

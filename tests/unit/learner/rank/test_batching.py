@@ -6,8 +6,16 @@ import torch
 
 from data.errors import DataError
 from data.types import Kind, Picture, TrainSample
-from learner.batching import Patches, Row, TextTokens, VisionTokens, collate, row_cost, train_row
 from learner.micro_batches import RowCost
+from learner.rank.batching import (
+    Patches,
+    Row,
+    TextTokens,
+    VisionTokens,
+    collate,
+    row_cost,
+    train_row,
+)
 
 IMAGE, START, END, PAD = 5, 3, 4, 0
 TOKENS = VisionTokens(image=IMAGE, start=START, end=END, pad=PAD, merge=2, channels=6)

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.schema import OptimizerConfig
-from learner.engine import lr_at
+from learner.rank.engine import lr_at
 
 
 def test_warm_up_rises_to_the_rate():

@@ -27,8 +27,11 @@ from data.types import (
     StepReport,
     TrainSample,
 )
-from learner import engine
-from learner.batching import (
+from learner.micro_batches import MiniBatch, plan_micro_batches
+from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
+from learner.rank import engine
+from learner.rank.accumulate import Tally, Term, accumulate, take_updates
+from learner.rank.batching import (
     Batch,
     Patches,
     Row,
@@ -38,12 +41,11 @@ from learner.batching import (
     row_cost,
     train_row,
 )
-from learner.contrastive import Temperature, accumulate_contrast
-from learner.export import export_folder
-from learner.lora import UnmergedWeight, adapters_off, add_adapters
-from learner.losses import policy_loss
-from learner.micro_batches import MiniBatch, plan_micro_batches
-from learner.models import (
+from learner.rank.contrastive import Temperature, accumulate_contrast
+from learner.rank.export import export_folder
+from learner.rank.lora import UnmergedWeight, adapters_off, add_adapters
+from learner.rank.losses import policy_loss
+from learner.rank.models import (
     EmbeddingHead,
     TokenHead,
     drop_nothing,
@@ -52,10 +54,8 @@ from learner.models import (
     model_tokens,
     with_positions,
 )
-from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
-from learner.policy import policy_tokens, start_logprobs
-from learner.sft import response_scores, supervised_loss
-from learner.steps import Tally, Term, accumulate, take_updates
+from learner.rank.policy_tokens import policy_tokens, start_logprobs
+from learner.rank.sft import response_scores, supervised_loss
 
 
 class LearnerWorker:

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from data.errors import CheckpointError
-from learner.export import export_folder
+from learner.rank.export import export_folder
 
 
 class Net(nn.Module):

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3VLForConditionalGen
 
 from configs.schema import LoRAConfig
 from data.errors import ConfigError
-from learner.lora import StoredWeight, adapters_off, add_adapters, stored_weights
+from learner.rank.lora import StoredWeight, adapters_off, add_adapters, stored_weights
 from tests.tiny_model import write_tiny_model
 
 IDS = torch.tensor([[1, 5, 9, 3, 7]])

@@ -32,7 +32,7 @@ from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint
 from data.types import ParamSpec
 from data.weights.parcels import dtype_name
-from learner.lora import StoredWeight, UnmergedWeight, stored_weights
+from learner.rank.lora import StoredWeight, UnmergedWeight, stored_weights
 
 STATE_TAG = "state"
 SHAPE_FILE = "learner.json"

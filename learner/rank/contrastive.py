@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from configs.schema import TEMPERATURES
 from data.types import ContrastPair
-from learner.batching import Batch
 from learner.objectives import ContrastiveObjective
-from learner.steps import Backward
+from learner.rank.accumulate import Backward
+from learner.rank.batching import Batch
 
 MASKED_LOGIT = -1e9
 
@@ -151,7 +151,7 @@ def batch_loss(
 
 
 class Embeds(Backward, Protocol):
-    """An `EmbeddingHead` that is trained; `learner.engine.TrainEngine` holds one."""
+    """An `EmbeddingHead` that is trained; `learner.rank.engine.TrainEngine` holds one."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return unit vectors [B, D] and the temperature [1]."""
