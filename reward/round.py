@@ -18,7 +18,7 @@ from configs.schema import RewardConfig
 from data.relevance import Relevance
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
-from reward.standing import Compute, Rows, Standing, standings
+from reward.rank_arithmetic import Compute, Rows, Standing, standings
 
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 

@@ -34,8 +34,8 @@ from data.types import (
     Packed,
     Trajectory,
 )
-from reward.actor import EmbedderActor
-from reward.judge_actor import JudgeActor
+from reward.engines.embedder_actor import EmbedderActor
+from reward.engines.judge_actor import JudgeActor
 from rollout.actor import RolloutActor, StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)

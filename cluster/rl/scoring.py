@@ -35,12 +35,12 @@ from data.types import (
 )
 from reward.bank import CandidateBank
 from reward.cache import EmbeddingCache
-from reward.counterfactuals import counterfactuals, score_probe
+from reward.hacking.counterfactuals import counterfactuals, score_probe
+from reward.hacking.monitors import WatchedRound, watch
 from reward.judge import build_question
-from reward.monitors import WatchedRound, watch
+from reward.rank_arithmetic import Compute, Rows, Standing, standings
 from reward.round import RankedTrajectory, Ranking
 from reward.score import score_round
-from reward.standing import Compute, Rows, Standing, standings
 
 log = logging.getLogger(__name__)
 Embedding = Callable[[], Embedded]
@@ -66,7 +66,7 @@ class Ranker:
         self._process = Beside("the process that ranks")
 
     def standings(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
-        """Return `reward.standing.standings`.
+        """Return `reward.rank_arithmetic.standings`.
 
         Raises:
             ActorLost: the process died of it each time.

@@ -14,7 +14,7 @@ class DirectEmbedder:
     def __init__(self, *, model: str, engine: EngineConfig, media: MediaConfig) -> None:
         set_engine_environment(engine)
         # vLLM reads its environment when it is imported.
-        from reward.vllm_embedder import VLLMEmbedder
+        from reward.engines.vllm_embedder import VLLMEmbedder
 
         self._embedder = VLLMEmbedder(model, engine, media, pooling="emb_token", instruction="")
 

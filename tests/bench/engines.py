@@ -109,7 +109,7 @@ class SleepingReasoner:
 
 
 class SleepingEmbedder:
-    """Stands in for `reward.actor.EmbedderActor`."""
+    """Stands in for `reward.engines.embedder_actor.EmbedderActor`."""
 
     def __init__(self, **_: object) -> None:
         rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import ray
 
 from configs.schema import JudgeConfig
 from data.types import JudgeQuestion
-from reward.judge_actor import JudgeActor
+from reward.engines.judge_actor import JudgeActor
 from tests.integration.conftest import ENGINE, Call
 
 pytestmark = pytest.mark.extended

@@ -11,8 +11,8 @@ from data.errors import DataError
 from data.relevance import Relevance
 from data.types import Side
 from reward.bank import CandidateBank
+from reward.rank_arithmetic import Rows
 from reward.round import Ranking
-from reward.standing import Rows
 from tests.builders import make_pair, make_trajectory
 
 pytestmark = pytest.mark.usefixtures("local_ray")

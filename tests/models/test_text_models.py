@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import EngineConfig, MediaConfig
 from data.types import EmbedRequest
-from reward.actor import EmbedderActor
+from reward.engines.embedder_actor import EmbedderActor
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(3000)]
 REPOSITORY = Path(__file__).parents[2]

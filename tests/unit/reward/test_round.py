@@ -9,8 +9,8 @@ from configs.schema import BankConfig, RewardConfig
 from data.relevance import Relevance
 from data.types import Item, Side
 from reward.bank import Candidate, CandidateBank
+from reward.rank_arithmetic import standings
 from reward.round import OTHER, Ranking
-from reward.standing import standings
 from tests.builders import make_pair, make_trajectory
 
 REWARD = RewardConfig(model="m", bank=BankConfig(recent=2, hard=3, capacity=6))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from data.types import Side
-from reward import standing
-from reward.standing import Rows, standings
+from reward import rank_arithmetic
+from reward.rank_arithmetic import Rows, standings
 
 
 def rows(side, vectors, *, bank=0, closest=2, group=2, rng=None):
@@ -57,8 +57,8 @@ def test_one_product_for_both_directions_changes_nothing(bank):
 def test_blocks_do_not_show(monkeypatch):
     sides = both(26, bank=2)
     whole = standings(sides, temperature=0.1)
-    monkeypatch.setattr(standing, "PRODUCT_BLOCK", 8)
-    monkeypatch.setattr(standing, "ROW_BLOCK", 4)
+    monkeypatch.setattr(rank_arithmetic, "PRODUCT_BLOCK", 8)
+    monkeypatch.setattr(rank_arithmetic, "ROW_BLOCK", 4)
     parts = standings(sides, temperature=0.1)
     assert all(same(parts[side], whole[side]) for side in Side)
 

@@ -31,7 +31,7 @@ class EmbedderActor:
         set_engine_environment(engine)
         # Here and not above: the driver imports this file to wrap the class and must not load
         # vLLM, and vLLM reads its environment when it is imported.
-        from reward.vllm_embedder import VLLMEmbedder
+        from reward.engines.vllm_embedder import VLLMEmbedder
 
         self._embedder = VLLMEmbedder(
             model, engine, media, pooling=pooling, instruction=instruction

@@ -15,7 +15,7 @@ class JudgeActor:
         self.name = name
         set_engine_environment(config.engine)
         # Here and not above, as in `EmbedderActor`.
-        from reward.vllm_judge import VLLMJudge
+        from reward.engines.vllm_judge import VLLMJudge
 
         self._judge = VLLMJudge(config)
 

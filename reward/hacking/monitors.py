@@ -17,7 +17,7 @@ from data.monitor_table import ALARM_PREFIX, METRIC_PREFIX, monitor_of
 from data.relevance import Relevance
 from data.tcot import parse
 from data.types import Item, Pair, ScoredTrajectory, Side
-from reward.counterfactuals import Change, Probe
+from reward.hacking.counterfactuals import Change, Probe
 
 RUN_WORDS = 8
 """Consecutive words that are no coincidence, as GPT-2's report counts overlap (Radford et al. 2019,

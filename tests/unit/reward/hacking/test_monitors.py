@@ -19,9 +19,9 @@ from data.types import (
     Side,
     TCoT,
 )
-from reward import monitors
-from reward.counterfactuals import Change, Probe
-from reward.monitors import (
+from reward.hacking import monitors
+from reward.hacking.counterfactuals import Change, Probe
+from reward.hacking.monitors import (
     MIN_COUNT,
     WatchedRound,
     effective_rank,
