@@ -1,6 +1,6 @@
 """The monitors of the reward by name: limit, what an alarm means, what to do about it.
 
-`reward/hacking/monitors.py` measures them and rings, `evaluation/monitor_rows.py` shows
+`reward/hacking/monitors.py` measures them and rings, `evaluation/report/monitor_rows.py` shows
 them; a metric `hack/<name>` or `hack/<name>/<side>` belongs to the monitor <name>. Limits were held
 against a recorded demo run, which may not ring from its biased start to its saturated end; the
 healthy figures quoted are its own.

@@ -8,8 +8,8 @@ from typing import Any
 
 from data.errors import DataError
 from evaluation.metrics import OVER_SETS
+from evaluation.results_file import load_evaluation
 from evaluation.runner import TEXT_SUFFIX, Evaluation
-from evaluation.store import load_evaluation
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.jsonl"

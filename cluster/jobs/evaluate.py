@@ -33,9 +33,9 @@ from data.types import (
     Side,
     TrajectoryKey,
 )
-from evaluation.report import headline_metrics, print_table
+from evaluation.report.page import headline_metrics, print_table
+from evaluation.results_file import save_evaluation
 from evaluation.runner import Reason, Settings, evaluate
-from evaluation.store import save_evaluation
 
 
 def roles(config: EvaluateConfig) -> list[Role]:

@@ -11,6 +11,7 @@ import pytest
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.evidence import on_target
+from evaluation.results_file import load_evaluation, save_evaluation
 from evaluation.runner import (
     ALL_KINDS,
     NO_COT,
@@ -22,7 +23,6 @@ from evaluation.runner import (
     task_kind,
     variants_of,
 )
-from evaluation.store import load_evaluation, save_evaluation
 
 SETTINGS = Settings(templates="brief", max_frames=4, resamples=50, seed=0)
 COLOURS = ("red", "blue", "green", "black", "white", "pink")

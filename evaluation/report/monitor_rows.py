@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data.monitor_table import ALARM_PREFIX, METRIC_PREFIX, Monitor, monitor_of
-from evaluation.plots import plot_sparkline
+from evaluation.report.plots import plot_sparkline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,10 +21,10 @@ from data.errors import DataError
 from data.monitor_table import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
-from evaluation.cards import choose
-from evaluation.report import headline, headline_metrics, print_table, title_of
+from evaluation.report.gallery import choose
+from evaluation.report.page import headline, headline_metrics, print_table, title_of
+from evaluation.results_file import save_evaluation
 from evaluation.runner import Evaluation, Settings, evaluate
-from evaluation.store import save_evaluation
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
 
 BOX = Box(0.0, 0.0, 0.5, 0.5)

@@ -1,8 +1,8 @@
 """The lines of the ablation from results made here."""
 
 from data.types import Kind
-from evaluation.ablation import ablation
 from evaluation.metrics import Estimate
+from evaluation.report.ablation import ablation
 from evaluation.runner import OVERALL, Evaluation, VariantResult
 
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from data.types import Kind
-from evaluation.cards import REASONERS
 from evaluation.metrics import Estimate
-from evaluation.plots import COLOURS, GREY
+from evaluation.report.gallery import REASONERS
+from evaluation.report.plots import COLOURS, GREY
 from evaluation.runner import TEXT_SUFFIX, Evaluation
 
 KINDS = (Kind.IMAGE, Kind.VIDEO, Kind.PAGE)

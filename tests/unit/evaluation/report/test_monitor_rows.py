@@ -4,7 +4,7 @@ import pytest
 
 from data.errors import DataError
 from data.monitor_table import MONITORS
-from evaluation.monitor_rows import monitor_rows
+from evaluation.report.monitor_rows import monitor_rows
 
 RECORDS = [
     {"step": 0, "eval/hit_at_1": 0.5},

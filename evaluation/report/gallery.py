@@ -8,9 +8,9 @@ from random import Random
 
 from configs.schema import MediaConfig
 from data.types import Item, Kind
-from evaluation import gallery
 from evaluation.evidence import parse_trace
-from evaluation.plots import COLOURS
+from evaluation.report import drawing
+from evaluation.report.plots import COLOURS
 from evaluation.runner import QueryResult
 
 BEFORE, AFTER = "warm_start", "eg_rl"
@@ -112,27 +112,27 @@ def _evidence_picture(query: QueryResult) -> str:
         return ""
     trace = parse_trace(query.trace, kind=query.query.kind, num_frames=len(query.shown))
     limits = MediaConfig()
-    loaded = [gallery.load_image(uri, limits) for uri in query.shown]
+    loaded = [drawing.load_image(uri, limits) for uri in query.shown]
     side = _PICTURE // 2
     images = [
-        image or gallery.placeholder("not found", width=side, height=side) for image in loaded
+        image or drawing.placeholder("not found", width=side, height=side) for image in loaded
     ]
     if query.query.kind is Kind.VIDEO:
-        drawn = gallery.draw_strip(
+        drawn = drawing.draw_strip(
             images,
             key_frames=trace.cues.key_frames if trace else (),
             truth=query.truth.key_frames,
             width=_STRIP,
         )
     else:
-        drawn = gallery.draw_boxes(
+        drawn = drawing.draw_boxes(
             images[0],
             boxes=trace.cues.boxes if trace and loaded[0] else (),
             truth=query.truth.boxes if loaded[0] else (),
             width=_PICTURE,
             height=_PICTURE,
         )
-    return gallery.data_uri(drawn)
+    return drawing.data_uri(drawn)
 
 
 def _thumb(item: Item, *, right: bool) -> Thumb:
@@ -140,9 +140,9 @@ def _thumb(item: Item, *, right: bool) -> Thumb:
         return Thumb(uri="", text=item.text, right=right)
     limits = MediaConfig()
     images = [
-        gallery.load_image(uri, limits)
-        or gallery.placeholder("not found", width=_THUMBNAIL, height=_THUMBNAIL)
+        drawing.load_image(uri, limits)
+        or drawing.placeholder("not found", width=_THUMBNAIL, height=_THUMBNAIL)
         for uri in item.uris
     ]
-    uri = gallery.data_uri(gallery.thumbnail(images, side=_THUMBNAIL))
+    uri = drawing.data_uri(drawing.thumbnail(images, side=_THUMBNAIL))
     return Thumb(uri=uri, text=item.text, right=right)

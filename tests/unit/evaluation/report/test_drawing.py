@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs.schema import MediaConfig
 from data.types import Box
-from evaluation.gallery import (
+from evaluation.report.drawing import (
     TRACE_COLOUR,
     data_uri,
     draw_boxes,

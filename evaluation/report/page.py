@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evaluation import gallery
-from evaluation.ablation import AblationRow, ablation
-from evaluation.cards import AFTER, BEFORE, REASONERS, build_card, choose
 from evaluation.metrics import MEASURES, OVER_SETS, Estimate
-from evaluation.monitor_rows import monitor_rows
-from evaluation.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
+from evaluation.report import drawing
+from evaluation.report.ablation import AblationRow, ablation
+from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose
+from evaluation.report.monitor_rows import monitor_rows
+from evaluation.report.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
     NO_COT,
     OVERALL,
@@ -75,7 +75,7 @@ def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int
         seed: draws them.
     """
     environment = Environment(
-        loader=PackageLoader("evaluation", "templates"),
+        loader=PackageLoader("evaluation.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -100,7 +100,7 @@ def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int
         alarms=sum(len(row.alarms) for row in monitors),
         kinds=ablation(runs.evaluation),
         cards=[build_card(pair) for pair in choose(runs.evaluation.queries, cards, seed)],
-        trace_colour=gallery.TRACE_COLOUR,
+        trace_colour=drawing.TRACE_COLOUR,
     )
 
 
