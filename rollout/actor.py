@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
-from data.chat import EncodedPrompt
-from data.engine_args import set_engine_environment
+from data.engine.arguments import set_engine_environment
 from data.errors import DataError, WeightSyncError
+from data.model.chat import EncodedPrompt
 from data.types import Content, DroppedTrajectory, GenerationRequest, Packed, Pictures, Trajectory
 from rollout.weights.report import StoreAddress, SyncReport
 

@@ -25,9 +25,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig, SamplingConfig
-from data.chat import EncodedPrompt, load_encoder
-from data.engine_args import engine_arguments
+from data.engine.arguments import engine_arguments
 from data.errors import DataError, EngineLost, WeightSyncError
+from data.model.chat import EncodedPrompt, load_encoder
 from data.types import GenerationRequest, Trajectory
 from rollout.weights.report import StoreAddress, SyncReport
 from rollout.weights.transfer import WeightPuller, transfer_config

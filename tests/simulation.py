@@ -11,10 +11,10 @@ from cluster.pictures import Decoder
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
-from data.datasets import PairFeed
 from data.errors import ClusterError
-from data.records import LoadedSet
-from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.sets.records import LoadedSet
+from data.sets.relevance import Relevance
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 

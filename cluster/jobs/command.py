@@ -24,8 +24,8 @@ from data.errors import (
     StopRequested,
     WeightSyncError,
 )
-from data.model_folder import check_folder
-from data.records import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.model.folder import check_folder
+from data.sets.records import files_of, load_set, log_bad_rows, repeated_names, set_problems
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,

@@ -8,7 +8,7 @@ import sys
 from cluster.jobs.command import run_job
 from cluster.run.folder import RunFolder
 from configs.schema import DemoDataConfig
-from data.demo import demo_corpus, write_world
+from data.demo.world import demo_corpus, write_world
 
 
 def main(config: DemoDataConfig) -> int:
@@ -27,7 +27,7 @@ def main(config: DemoDataConfig) -> int:
     for name, count in rows.items():
         print(f"{name}: {count} rows")
     # Here and not above: it loads torch and transformers, and settings are checked without them.
-    from data.demo_model import write_tiny_model
+    from data.demo.model import write_tiny_model
 
     write_tiny_model(folder.path / "model", demo_corpus(), seed=config.run.seed)
     folder.finish(rows=sum(rows.values()))

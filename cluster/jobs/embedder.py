@@ -25,18 +25,18 @@ from cluster.run.loop import State, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import Role, session
 from configs.schema import EmbedderConfig
-from data.chat import EMB_TOKEN, load_encoder
-from data.datasets import PairFeed, held_out_pairs
-from data.emb_token import with_emb_token
 from data.embed_inputs import INPUT_FORM, SUFFIX, embed_content
 from data.errors import NothingToTrainOn
-from data.fingerprints import model_fingerprint, pairs_fingerprint
-from data.formats import ANSWER_KNOWN
 from data.media import frames_only, load_pictures
-from data.model_folder import warn_embedder_ignores
+from data.model.chat import EMB_TOKEN, load_encoder
+from data.model.emb_token import with_emb_token
+from data.model.folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
-from data.records import load_sets
-from data.relevance import Relevance
+from data.sets.feed import PairFeed, held_out_pairs
+from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
+from data.sets.formats import ANSWER_KNOWN
+from data.sets.records import load_sets
+from data.sets.relevance import Relevance
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics
 

@@ -18,11 +18,11 @@ from cluster.run.loop import plain_console
 from cluster.run.tracking import Tracker
 from cluster.session import Role, session
 from configs.schema import EvaluateConfig
-from data.chat import load_encoder
 from data.media import frames_only
-from data.model_folder import check_reasoner, warn_embedder_ignores, warn_older_input
+from data.model.chat import load_encoder
+from data.model.folder import check_reasoner, warn_embedder_ignores, warn_older_input
 from data.prompts import pictures_of
-from data.records import load_sets
+from data.sets.records import load_sets
 from data.types import (
     Content,
     EmbedRequest,

@@ -31,12 +31,12 @@ from cluster.run.tracking import Tracker
 from cluster.session import Role, driver_node, session
 from cluster.weights.store import WeightStore
 from configs.schema import RLConfig
-from data.chat import load_encoder
-from data.datasets import PairFeed, held_out_pairs
-from data.fingerprints import model_fingerprint, pairs_fingerprint
-from data.model_folder import check_folder, check_reasoner, warn_embedder_ignores, warn_older_input
-from data.records import load_sets
-from data.relevance import Relevance
+from data.model.chat import load_encoder
+from data.model.folder import check_folder, check_reasoner, warn_embedder_ignores, warn_older_input
+from data.sets.feed import PairFeed, held_out_pairs
+from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
+from data.sets.records import load_sets
+from data.sets.relevance import Relevance
 from data.types import Pair
 from rollout.actor import StoreAddress
 

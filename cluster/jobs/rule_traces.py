@@ -15,11 +15,11 @@ from cluster.run.folder import RunFolder
 from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
-from data.formats import ANSWER_KNOWN
 from data.prompts import load_templates
-from data.records import BadRow, LoadedSet, load_sets
-from data.row_files import Row, read_rows
-from data.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
+from data.sets.formats import ANSWER_KNOWN
+from data.sets.records import BadRow, LoadedSet, load_sets
+from data.sets.row_files import Row, read_rows
+from data.sets.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 
 COLUMNS = {Side.QUERY: "query_cot", Side.TARGET: "pos_cot"}
@@ -65,7 +65,7 @@ def main(config: RuleTracesConfig) -> int:
         print(described(one))
     if config.vocabulary:
         # Here and not above: it loads torch and transformers, which other settings do not need.
-        from data.demo_model import write_tiny_model
+        from data.demo.model import write_tiny_model
 
         write_tiny_model(
             folder.path / "model",

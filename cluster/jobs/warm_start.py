@@ -21,13 +21,13 @@ from cluster.run.loop import State, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import Role, session
 from configs.schema import DataSetConfig, WarmStartConfig
-from data.chat import TextEncoder, load_encoder
-from data.datasets import supervised_rows
 from data.errors import DataError
-from data.fingerprints import model_fingerprint, rows_fingerprint
 from data.media import frames_only, load_pictures
-from data.model_folder import check_reasoner
-from data.records import load_sets
+from data.model.chat import TextEncoder, load_encoder
+from data.model.folder import check_reasoner
+from data.sets.feed import supervised_rows
+from data.sets.fingerprints import model_fingerprint, rows_fingerprint
+from data.sets.records import load_sets
 from data.types import Content, Picture, Pictures, TrainSample
 
 Row = tuple[str, Content, str]
@@ -85,7 +85,7 @@ def main(config: WarmStartConfig) -> int:
 
 
 def fingerprint(sets: list[DataSetConfig], rows: list[Row]) -> dict[str, str]:
-    """Return what the rows are; see `data.fingerprints`."""
+    """Return what the rows are; see `data.sets.fingerprints`."""
     parts = (part for _, content, _ in rows for part in content)
     uris = (part.uri for part in parts if isinstance(part, Picture))
     return rows_fingerprint(sets, (key for key, _, _ in rows), uris)

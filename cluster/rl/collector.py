@@ -31,9 +31,9 @@ from cluster.rl.rounds import SampledRound, count_spread, join_rounds, pairs_wan
 from cluster.rl.scoring import Embedding, Scorer
 from cluster.rl.staleness import REMIND_S, StepBuffer
 from configs.schema import RLConfig
-from data.datasets import PairFeed
 from data.media import frames_only
 from data.prompts import pictures_of, reasoner_content
+from data.sets.feed import PairFeed
 from data.types import (
     Content,
     DroppedTrajectory,

@@ -17,9 +17,9 @@ from cluster.pools.rollout import Embedded, JudgePool, RewardPool
 from cluster.side_process import Beside
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
-from data.monitor_table import monitor_of
+from data.monitors import monitor_of
 from data.prompts import pictures_of
-from data.relevance import Relevance
+from data.sets.relevance import Relevance
 from data.tcot import faults
 from data.types import (
     DroppedTrajectory,

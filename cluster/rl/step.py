@@ -33,9 +33,9 @@ from cluster.run.checkpoints import LEARNER_FOLDER
 from cluster.run.trajectory_rows import trajectory_rows
 from cluster.weights.store import Published
 from configs.schema import RLConfig
-from data.datasets import PairFeed
 from data.errors import EmbedRLError, WeightSyncError
 from data.media import frames_only
+from data.sets.feed import PairFeed
 from data.types import (
     Content,
     DroppedTrajectory,

@@ -14,7 +14,7 @@ from cluster.run.folder import RunFolder
 from configs.errors import ConfigError
 from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint
-from data.fingerprints import changed_inputs
+from data.sets.fingerprints import changed_inputs
 
 log = logging.getLogger(__name__)
 KEPT = 2

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.chat import ChatEncoder, TextEncoder
 from data.errors import DataError
 from data.media import fit
+from data.model.chat import ChatEncoder, TextEncoder
 from data.types import EmbedRequest, Picture, Pictures, TrainSample
 from learner.micro_batches import RowCost
 

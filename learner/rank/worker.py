@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.chat import load_encoder
 from data.errors import ConfigError, DataError
-from data.model_folder import check_folder
+from data.model.chat import load_encoder
+from data.model.folder import check_folder
 from data.types import (
     ContrastPair,
     EmbedRequest,

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 
 from configs.schema import EngineConfig, MediaConfig, Pooling
-from data.engine_args import set_engine_environment
+from data.engine.arguments import set_engine_environment
 from data.errors import DataError
 from data.types import EmbedRequest, Pictures
 

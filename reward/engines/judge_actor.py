@@ -3,7 +3,7 @@
 import asyncio
 
 from configs.schema import JudgeConfig
-from data.engine_args import set_engine_environment
+from data.engine.arguments import set_engine_environment
 from data.errors import JudgeError
 from data.types import Judgement, JudgeQuestion
 

@@ -9,10 +9,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import EngineConfig, MediaConfig, Pooling
-from data.chat import EncodedPrompt, load_encoder
 from data.cues import MAX_BOXES
-from data.engine_args import engine_arguments, pooling_type
+from data.engine.arguments import engine_arguments, pooling_type
 from data.errors import DataError, EngineLost
+from data.model.chat import EncodedPrompt, load_encoder
 from data.types import Content, Pictures
 
 

@@ -12,9 +12,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.schema import MAX_SCORED, JudgeConfig
-from data.engine_args import engine_arguments
+from data.engine.arguments import engine_arguments
 from data.errors import ConfigError, EngineLost, JudgeError
-from data.model_folder import load_pretrained
+from data.model.folder import load_pretrained
 from data.types import Judgement, JudgeQuestion
 from reward.judge import parse_choice, right_share
 

@@ -53,7 +53,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from data.lifeline import EndsWithActor
+from data.engine.lifeline import EndsWithActor
 from data.types import Bucket
 from rollout.weights.loading import Loading, State
 

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from configs.schema import EngineConfig, MediaConfig
-from data.engine_args import set_engine_environment
+from data.engine.arguments import set_engine_environment
 from data.types import EmbedRequest, Pictures
 
 

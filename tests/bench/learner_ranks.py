@@ -12,8 +12,8 @@ import torch
 
 from configs.load import load
 from configs.schema import RLConfig
-from data.demo_model import MERGE, PATCH, write_tiny_model
-from data.model_folder import load_processor
+from data.demo.model import MERGE, PATCH, write_tiny_model
+from data.model.folder import load_processor
 from data.types import Kind, Picture, Pictures, TrainSample
 from learner.objectives import LearnerPlan, PolicyObjective
 from learner.rank.engine import make_store

@@ -35,9 +35,9 @@ from configs.schema import (
     RunConfig,
     SamplingConfig,
 )
-from data.datasets import PairFeed
-from data.records import LoadedSet
-from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.sets.records import LoadedSet
+from data.sets.relevance import Relevance
 from data.types import Item, Kind, Pair
 from tests.bench.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
 from tests.bench.record import record

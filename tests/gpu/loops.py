@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.schema import GRPOConfig, LearnerConfig
-from data.chat import ChatEncoder
+from data.model.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.micro_batches import MiniBatch
 from learner.objectives import ContrastiveObjective, PolicyObjective, SupervisedObjective

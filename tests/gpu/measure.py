@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
 from configs.schema import EngineConfig, LearnerConfig, OptimizerConfig, SamplingConfig
-from data.chat import load_encoder
+from data.model.chat import load_encoder
 from data.types import (
     GenerationRequest,
     GroupKey,

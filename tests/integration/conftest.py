@@ -30,7 +30,7 @@ from configs.schema import (
     RolloutConfig,
     SamplingConfig,
 )
-from data.chat import ChatEncoder
+from data.model.chat import ChatEncoder
 from data.types import Kind, Picture
 from rollout.weights.report import StoreAddress
 from tests.patience import PATIENCE_S

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.chat import ChatEncoder, EncodedPrompt
+from data.model.chat import ChatEncoder, EncodedPrompt
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 
 

@@ -34,8 +34,8 @@ from configs.schema import (
     OptimizerConfig,
     SamplingConfig,
 )
-from data.chat import ChatEncoder
 from data.errors import WeightSyncError
+from data.model.chat import ChatEncoder
 from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample
 from data.weights.parcels import Adapter, base_name, merge
 from learner.rank.contrastive import Temperature

@@ -23,9 +23,9 @@ from configs.schema import (
     RolloutConfig,
     RunConfig,
 )
-from data.datasets import PairFeed
-from data.records import LoadedSet
-from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.sets.records import LoadedSet
+from data.sets.relevance import Relevance
 from data.types import Item, Kind, Pair
 from tests.builders import make_pair, write_picture
 from tests.integration.conftest import MEDIA, SAMPLING

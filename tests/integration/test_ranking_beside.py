@@ -8,7 +8,7 @@ import pytest
 from cluster.rl.scoring import Ranker
 from configs.schema import RewardConfig
 from data.errors import DataError
-from data.relevance import Relevance
+from data.sets.relevance import Relevance
 from data.types import Side
 from reward.bank import CandidateBank
 from reward.rank_arithmetic import Rows

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.chat import VISION_TOKENS
-from data.engine_args import set_engine_environment
+from data.engine.arguments import set_engine_environment
 from data.errors import DataError
+from data.model.chat import VISION_TOKENS
 from data.types import DroppedTrajectory, Kind, Picture, Trajectory
 from tests.integration.conftest import ENGINE
 from tests.integration.reference import logprobs, request

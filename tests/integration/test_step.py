@@ -9,10 +9,10 @@ import ray
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
-from data.datasets import PairFeed
 from data.errors import WeightSyncError
-from data.records import LoadedSet
-from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.sets.records import LoadedSet
+from data.sets.relevance import Relevance
 from data.types import Item, Kind
 from learner.objectives import TokenScores
 from tests.builders import make_pair, write_picture

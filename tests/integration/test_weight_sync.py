@@ -13,7 +13,7 @@ import ray
 import torch
 from transformers import AutoModelForImageTextToText
 
-from data.engine_args import engine_arguments, set_engine_environment
+from data.engine.arguments import engine_arguments, set_engine_environment
 from data.errors import WeightSyncError
 from data.types import DroppedTrajectory
 from data.weights.parcels import Whole, merge

@@ -9,7 +9,7 @@ import pytest
 
 from configs.load import load
 from configs.schema import RewardConfig, RLConfig
-from data.relevance import Relevance
+from data.sets.relevance import Relevance
 from data.types import Item, Judgement, Kind, Side
 from reward.bank import CandidateBank
 from reward.judge import build_question

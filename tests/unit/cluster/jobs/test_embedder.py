@@ -16,10 +16,10 @@ from cluster.jobs.embedder import (
     write_readme,
 )
 from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
-from data.datasets import PairFeed
 from data.errors import NothingToTrainOn
-from data.records import LoadedSet
-from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.sets.records import LoadedSet
+from data.sets.relevance import Relevance
 from data.types import Item, Kind
 from tests.builders import TRACES, WITHOUT_AN_ITEM, make_pair, write_picture
 

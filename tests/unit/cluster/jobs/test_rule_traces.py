@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from cluster.jobs.rule_traces import main
 from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig, RunConfig, problems
 from data.errors import DataError
-from data.model_folder import check_folder
-from data.records import load_set
-from data.row_files import read_rows
+from data.model.folder import check_folder
+from data.sets.records import load_set
+from data.sets.row_files import read_rows
 
 ROWS = 30
 

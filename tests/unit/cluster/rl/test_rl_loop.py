@@ -14,10 +14,10 @@ from cluster.run.empty_steps import LIMIT
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import Restarts
 from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
-from data.datasets import PairFeed
 from data.errors import NothingToTrainOn
-from data.records import LoadedSet
-from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.sets.records import LoadedSet
+from data.sets.relevance import Relevance
 from data.types import Item, Kind
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout

@@ -18,7 +18,7 @@ from cluster.jobs.report import main
 from cluster.run.loop import plain_console, progress_bar
 from configs.schema import ReportConfig, RunConfig
 from data.errors import DataError
-from data.monitor_table import MONITORS
+from data.monitors import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.report.gallery import choose

@@ -9,7 +9,7 @@ import transformers
 
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
-from data.model_folder import (
+from data.model.folder import (
     check_folder,
     check_reasoner,
     load_pretrained,
@@ -18,7 +18,7 @@ from data.model_folder import (
     warn_embedder_ignores,
     warn_older_input,
 )
-from data.records import LoadedSet
+from data.sets.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
 

@@ -16,7 +16,7 @@ from configs.schema import MediaConfig, Pooling
 from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.media import fit
-from data.model_folder import load_processor, sees_pictures
+from data.model.folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
 from data.types import Content, Picture, Pictures
 

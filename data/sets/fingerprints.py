@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from configs.schema import DataSetConfig
-from data.records import LoadedSet
+from data.sets.records import LoadedSet
 
 WHOLE_BYTES = 16 << 20
 PARTS, PART_BYTES = 64, 4096

@@ -4,9 +4,9 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from configs.schema import MediaConfig
-from data.chat import EMB_TOKEN, load_encoder
-from data.emb_token import with_emb_token
 from data.errors import ConfigError
+from data.model.chat import EMB_TOKEN, load_encoder
+from data.model.emb_token import with_emb_token
 from tests.tiny_model import SPECIAL, write_model, write_tiny_model
 
 RELEASED = tuple(word for word in SPECIAL if word != EMB_TOKEN)

@@ -8,10 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from configs.schema import MediaConfig
-from data.chat import EMB_TOKEN, ChatEncoder, TextEncoder, load_encoder
-from data.demo_model import CHAT_TEMPLATE, build_processor, train_tokenizer, write_tiny_model
+from data.demo.model import CHAT_TEMPLATE, build_processor, train_tokenizer, write_tiny_model
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import ConfigError, DataError
+from data.model.chat import EMB_TOKEN, ChatEncoder, TextEncoder, load_encoder
 from data.tcot import TAG_TEXTS
 from data.types import Box, Item, Kind, Picture
 

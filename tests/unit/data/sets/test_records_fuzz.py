@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from configs.schema import DataConfig
 from data.embed_inputs import embed_content
 from data.errors import DataError
-from data.formats import KNOWN_FIELDS
-from data.records import load_set, load_sets
+from data.sets.formats import KNOWN_FIELDS
+from data.sets.records import load_set, load_sets
 from data.types import Kind
 from tests.builders import TRACES, write_picture, write_set
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import DataConfig
-from data.datasets import PairFeed, held_out_pairs, supervised_rows
-from data.records import LoadedSet
+from data.sets.feed import PairFeed, held_out_pairs, supervised_rows
+from data.sets.records import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data.files
-import data.records
+import data.sets.files
+import data.sets.records
 from configs.schema import DataConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
-from data.formats import clean
 from data.prompts import pictures_of
-from data.records import load_set, load_sets
+from data.sets.formats import clean
+from data.sets.records import load_set, load_sets
 from data.types import Box, Cues, Item, Kind
 from tests.builders import TRACES, write_picture, write_set
 
@@ -267,7 +267,7 @@ def test_copies_of_a_picture_are_one_item_in_all_sets_of_a_root(tmp_path, caplog
 
 
 def test_pictures_that_were_not_compared_are_counted(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(data.files, "COMPARED_BYTES", 0)
+    monkeypatch.setattr(data.sets.files, "COMPARED_BYTES", 0)
     config = write_set(tmp_path, [{**MMEB, "pos_image_path": "b.png"}])
     shutil.copy(write_picture(tmp_path / "root/a.png"), tmp_path / "root/b.png")
     (pair,) = load_set(config).pairs
@@ -293,7 +293,7 @@ def test_boxes_in_another_unit_are_pointed_out(read, caplog, scale, unit):
 def test_reading_that_takes_seconds_shows_a_bar(read, capsys, monkeypatch):
     read(MMEB)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(data.records, "BAR_AFTER_S", -1.0)
+    monkeypatch.setattr(data.sets.records, "BAR_AFTER_S", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     read(MMEB, MMEB, name="[/x]")
     assert "reading [/x]" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from configs.schema import EngineConfig, Pooling
-from data.engine_args import engine_arguments, pooling_type
+from data.engine.arguments import engine_arguments, pooling_type
 
 
 @pytest.mark.parametrize(

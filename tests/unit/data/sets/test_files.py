@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import data.files
+import data.sets.files
 from data.errors import DataError
-from data.files import PictureFiles
+from data.sets.files import PictureFiles
 from tests.builders import write_picture
 
 
@@ -114,7 +114,7 @@ def test_files_of_one_size_and_other_bytes_are_different(root):
 
 
 def test_no_more_than_a_budget_of_bytes_is_read_to_find_copies(root, monkeypatch):
-    monkeypatch.setattr(data.files, "COMPARED_BYTES", 250)
+    monkeypatch.setattr(data.sets.files, "COMPARED_BYTES", 250)
     for index in range(4):
         (root / str(index)).write_bytes(b"x" * 100)
     files = PictureFiles(root)

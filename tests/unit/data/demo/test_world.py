@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs.schema import DataSetConfig
-from data.demo import FILES, write_world
-from data.records import LoadedSet, load_set
+from data.demo.world import FILES, write_world
+from data.sets.records import LoadedSet, load_set
 from data.tcot import parse
 from data.types import Kind, Side
 

@@ -1,6 +1,6 @@
 """Data sets on disk to pairs: which rows are set aside, and when a set is refused.
 
-What a row of each format says: `data.formats`.
+What a row of each format says: `data.sets.formats`.
 """
 
 import logging
@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from configs.schema import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
-from data.files import COMPARED_BYTES, PictureFiles
-from data.formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
-from data.row_files import Row, read_rows
+from data.sets.files import COMPARED_BYTES, PictureFiles
+from data.sets.formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
+from data.sets.row_files import Row, read_rows
 from data.types import Kind, Pair
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from configs.schema import DataSetConfig
-from data.fingerprints import (
+from data.sets.fingerprints import (
     PARTS,
     WHOLE_BYTES,
     changed_inputs,
@@ -15,7 +15,7 @@ from data.fingerprints import (
     pairs_fingerprint,
     rows_fingerprint,
 )
-from data.records import load_set
+from data.sets.records import load_set
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from data.chat import EMB_TOKEN
 from data.errors import ConfigError, DataError
-from data.model_folder import load_processor
+from data.model.chat import EMB_TOKEN
+from data.model.folder import load_processor
 
 TEMPLATE = "chat_template.jinja"
 

@@ -20,9 +20,9 @@ from typing import Any
 from configs.schema import DataSetConfig
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, TCoTError
-from data.files import PictureFiles
 from data.media import sample_frames
-from data.row_files import Row
+from data.sets.files import PictureFiles
+from data.sets.row_files import Row
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
 

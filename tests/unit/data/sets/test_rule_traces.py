@@ -11,8 +11,8 @@ from PIL import Image
 from configs.schema import DataSetConfig, MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
-from data.records import BadRow, LoadedSet, load_set
-from data.rule_traces import (
+from data.sets.records import BadRow, LoadedSet, load_set
+from data.sets.rule_traces import (
     LARGEST_BOX,
     HeldOut,
     RuleTeacher,

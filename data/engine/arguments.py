@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from configs.schema import EngineConfig, Pooling
-from data.lifeline import ACTOR_PID, EndsWithActor
+from data.engine.lifeline import ACTOR_PID, EndsWithActor
 
 PICTURE_CACHE_GB = 1.0
 """Processed pictures an engine keeps, so that siblings of a prompt share the work."""

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from data.cues import CUE_KEYS, parse_evidence
-from data.records import load_set
+from data.sets.records import load_set
 from data.types import Kind
 from tests.builders import write_picture, write_set
 
-README = (Path(__file__).parents[3] / "data/README.md").read_text()
+README = (Path(__file__).parents[4] / "data/README.md").read_text()
 ROWS = re.findall(r"^`(\w+)`.*?```json\n(.+?)\n```", README, flags=re.MULTILINE | re.DOTALL)
 
 

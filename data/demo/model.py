@@ -17,8 +17,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from data.chat import EMB_TOKEN, VISION_TOKENS
 from data.cues import CUE_KEYS
+from data.model.chat import EMB_TOKEN, VISION_TOKENS
 from data.tcot import TAGS
 
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
