@@ -1,7 +1,14 @@
-"""What a failed call to an actor means: ask again, replace the actor, or end the run."""
+"""What a failed call to an actor means: ask again, replace the actor, or end the run.
 
+`fault_of` judges one failed call for a pool, `wait_for` the failed calls of a group.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
+import ray
 from ray.exceptions import (
     AuthenticationError,
     GetTimeoutError,
@@ -18,7 +25,14 @@ from ray.exceptions import (
 )
 
 from configs.errors import ConfigError
-from data.errors import EmbedRLError, EngineLost, WeightSyncError
+from data.errors import (
+    ActorLost,
+    CheckpointError,
+    ClusterError,
+    EmbedRLError,
+    EngineLost,
+    WeightSyncError,
+)
 
 DEAD = (
     RayActorError,
@@ -28,7 +42,11 @@ DEAD = (
     GetTimeoutError,
     RaySystemError,
 )
-
+"""What `fault_of` takes for the end of an actor of a pool."""
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What `wait_for` takes for the death of an actor of a group."""
+GRACE_S = 30.0
+"""What other calls get after a failure to show theirs, which may be its cause."""
 SHOWN_CHARACTERS = 400
 """Of what another library says."""
 RESUMES = "; the same command goes on from the last checkpoint"
@@ -79,6 +97,59 @@ def fault_of(error: BaseException) -> Fault:
     if isinstance(cause, EmbedRLError | ConfigError):
         return Fault.FATAL
     return Fault.REPLACE if isinstance(error, RayError) else Fault.FATAL
+
+
+def wait_for(
+    refs: Sequence[Any], names: Sequence[str], *, timeout_s: float, what: str
+) -> list[Any]:
+    """Return the results of calls to several actors, in their order.
+
+    After a first failure the others get `GRACE_S` to show theirs, as the cause is often there; a
+    death or a checkpoint is cause enough.
+
+    Raises:
+        ActorLost: an actor died; it is named.
+        ClusterError: some did not answer in time, or failed in a way that is not ours; named.
+        EmbedRLError: what a call itself raised.
+    """
+    deadline = time.monotonic() + timeout_s
+    waiting = dict(zip(refs, names, strict=True))
+    answers: dict[Any, Any] = {}
+    failures: dict[str, RayError] = {}
+    while waiting:
+        left = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+        if not ready:
+            break
+        name = waiting.pop(ready[0])
+        try:
+            answers[ready[0]] = ray.get(ready[0])
+        except RayError as error:
+            failures[name] = error
+            if isinstance(error, DEATHS) or isinstance(cause_of(error), CheckpointError):
+                break
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+    if failures:
+        raise _cause(failures, what)
+    if waiting:
+        raise ClusterError(
+            f"{what}: no answer within {timeout_s:.0f} s from {', '.join(waiting.values())}; see "
+            "their logs, or raise timeout_s where the role has one"
+        )
+    return [answers[ref] for ref in refs]
+
+
+def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
+    """Return the failure that explains the others: a death, then our own errors, then any."""
+    for name, error in failures.items():
+        if isinstance(error, DEATHS):
+            return ActorLost(f"{name} died while {what}: {error}")
+    causes = {name: cause_of(error) for name, error in failures.items()}
+    for cause in causes.values():
+        if isinstance(cause, EmbedRLError | ConfigError):
+            return cause
+    name, cause = next(iter(causes.items()))
+    return ClusterError(f"{name} failed while {what}: {cause!r}")
 
 
 def explain(error: BaseException) -> str | None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from cluster.faults import wait_for
 from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
+from cluster.placement import Role, actor_options, place
 from cluster.pools.routing import picture_cost
-from cluster.session import Role, actor_options, place, wait_for
 from cluster.weights.store import Published
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError

@@ -1,16 +1,15 @@
-"""One job's connection to Ray: what the plan asks for, whether the cluster has it, and waiting.
+"""One job's connection to Ray: the cluster it joins or starts, and the wait until its plan fits.
 
 Ray's address: RAY_ADDRESS where set (as in a submitted job), else a Ray of the job's own.
 """
 
+import gc
 import logging
-import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,63 +17,23 @@ import psutil
 import ray
 from ray._private import parameter, ray_constants
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.exceptions import RayError
 
-from cluster.faults import cause_of, explain
+from cluster.faults import explain
+from cluster.placement import QUIET_ENV, Role, actor_bundle, check_resources
 from cluster.run.stopping import handlers_kept
 from configs.errors import ConfigError
-from data.errors import (
-    ActorLost,
-    CheckpointError,
-    ClusterError,
-    EmbedRLError,
-    NotEnoughResources,
-)
+from data.errors import ClusterError, NotEnoughResources
 
 CONNECT_TIMEOUT_S = 10.0
-PLACEMENT_TIMEOUT_S = 120.0
-PLACEMENT_LOOK_S = 2.0
-PLACEMENT_REMIND_S = 60.0
-GRACE_S = 30.0
-"""What other calls get after a failure to show theirs, which may be its cause."""
-DEATHS = (RayActorError, OutOfMemoryError)
 RAY_STARTS = 3
 """How often a Ray of the job's own is started at most."""
 PREDECESSOR_TIMEOUT_S = 60.0
-LOOK_S = 0.5
+CLUSTER_LOOK_S = 0.5
+YOUNG_OBJECTS = 500_000
+"""New objects after which Python searches for cycles. A step makes some hundred thousand, and lets
+go of them itself."""
 log = logging.getLogger(__name__)
-_QUIET = {
-    # Deprecations and notices of the libraries; our own word goes through logging.
-    "PYTHONWARNINGS": "ignore",
-    "TORCH_LOGS": "-torch._library.triton",  # that there is no Triton, on every CPU
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # how memory is bound to NUMA nodes
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-QUIET_ENV = {name: os.environ.get(name, quiet) for name, quiet in _QUIET.items()}
-"""Of all processes of a job; what the user has set wins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """A fixed number of equal actors, each asking for its share of CPUs and GPUs."""
-
-    name: str
-    actors: int
-    cpus: float
-    gpus: float
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.actors} x ({self.cpus:g} CPU, {self.gpus:g} GPU)"
 
 
 @contextmanager
@@ -231,7 +190,7 @@ def _wait_for_head(address: str, *, timeout_s: float) -> None:
             if not told:
                 told = True
                 log.info("waiting up to %.0f s for the cluster's head: %s", timeout_s, error)
-        time.sleep(LOOK_S)
+        time.sleep(CLUSTER_LOOK_S)
 
 
 def _no_cluster(address: str, error: Exception, waited: str = "") -> ClusterError:
@@ -260,18 +219,14 @@ def _wait_for_nodes(roles: Sequence[Role], *, timeout_s: float) -> None:
                     raise
                 if not asked:
                     asked = True
-                    request_resources(bundles=[_bundle(r) for r in roles for _ in range(r.actors)])
+                    request_resources(
+                        bundles=[actor_bundle(r) for r in roles for _ in range(r.actors)]
+                    )
                     log.info("waiting up to %.0f s for nodes: %s", timeout_s, error)
-            time.sleep(LOOK_S)
+            time.sleep(CLUSTER_LOOK_S)
     finally:
         if asked:
             request_resources(bundles=[])  # the roles' own placement groups ask from here on
-
-
-def _bundle(role: Role) -> dict[str, float]:
-    """Return what one actor asks for; Ray counts in ten-thousandths and grants no empty bundle."""
-    bundle = {"CPU": max(role.cpus, 0.0001)}
-    return {**bundle, "GPU": role.gpus} if role.gpus else bundle
 
 
 def _wait_for_predecessor(namespace: str) -> None:
@@ -289,7 +244,7 @@ def _wait_for_predecessor(namespace: str) -> None:
                 f"{namespace}: expected no job that runs in this folder, found its actors "
                 f"{left[:5]}; stop it (`ray job list`, `ray job stop`) or choose another run.dir"
             )
-        time.sleep(LOOK_S)
+        time.sleep(CLUSTER_LOOK_S)
 
 
 def _named_actors(namespace: str) -> list[str]:
@@ -297,132 +252,12 @@ def _named_actors(namespace: str) -> list[str]:
     return [one["name"] for one in named if one["namespace"] == namespace]
 
 
-def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:
-    """Compare what the roles ask for with what the cluster has in all.
+def spare_collections() -> None:
+    """Leave what exists now out of all later searches for cycles, and search more rarely.
 
-    Raises:
-        NotEnoughResources: naming every role and the key to change.
+    For a driver that is set up: the libraries' million objects stay to the end, and every full
+    search would visit them.
     """
-    short = []
-    for unit, asked in (
-        ("CPU", sum(role.actors * role.cpus for role in roles)),
-        ("GPU", sum(role.actors * role.gpus for role in roles)),
-    ):
-        has = available.get(unit, 0.0)
-        if asked > has + 1e-6:
-            short.append(f"{asked:g} {unit}s asked, {has:g} in the cluster")
-    if short:
-        plan = "; ".join(map(str, roles))
-        raise NotEnoughResources(
-            f"{' and '.join(short)}. Plan: {plan}. Lower actors/ranks, cpus or gpus of a role in "
-            "the config, or add nodes to the cluster."
-        )
-
-
-def place(
-    role: Role, *, wanted: Callable[[], bool] = lambda: True, patient: bool = False
-) -> PlacementGroup:
-    """Reserve one bundle per actor of the role; wait until Ray grants them.
-
-    Patient: for as long as it is wanted, as an autoscaler or a node that comes back may grant them
-    yet; what is missing is logged again and again.
-
-    Raises:
-        ClusterError: not granted in time, or not wanted any more; the message says what is free.
-    """
-    bundle = _bundle(role)
-    group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
-    began, reminded = time.monotonic(), float("-inf")
-    while not group.wait(PLACEMENT_LOOK_S):
-        now = time.monotonic()
-        if wanted() and (patient or now - began < PLACEMENT_TIMEOUT_S):
-            if now - reminded >= PLACEMENT_REMIND_S:
-                reminded = now
-                log.warning("%s: no place yet: %s", role.name, _no_place(role, bundle, now - began))
-            continue
-        ray.util.remove_placement_group(group)
-        raise ClusterError(f"{role.name}: {_no_place(role, bundle, now - began)}")
-    return group
-
-
-def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
-    found = ray.available_resources()
-    free = {unit: found.get(unit, 0.0) for unit in bundle}
-    return (
-        f"waited {waited_s:.0f} s for {role.actors} x {bundle}; free now: {free}. Another job may "
-        "hold them, or a bundle is larger than any single node."
-    )
-
-
-def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int) -> dict[str, Any]:
-    """Return Ray options that put actor ``index`` of the role into a bundle of the group."""
-    own = {"OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
-    if not role.gpus:
-        own["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a GPU, and says that none is there
-    return {
-        "name": f"{role.name}-{index}",
-        "num_cpus": max(role.cpus, 0.0001),
-        "num_gpus": role.gpus,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=bundle
-        ),
-        "runtime_env": {"env_vars": {**QUIET_ENV, **own}},
-    }
-
-
-def driver_node() -> NodeAffinitySchedulingStrategy:
-    """Return Ray's strategy for what must be on the driver's node."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-def wait_for(
-    refs: Sequence[Any], names: Sequence[str], *, timeout_s: float, what: str
-) -> list[Any]:
-    """Return the results of calls to several actors, in their order.
-
-    After a first failure the others get `GRACE_S` to show theirs, as the cause is often there; a
-    death or a checkpoint is cause enough.
-
-    Raises:
-        ActorLost: an actor died; it is named.
-        ClusterError: some did not answer in time, or failed in a way that is not ours; named.
-        EmbedRLError: what a call itself raised.
-    """
-    deadline = time.monotonic() + timeout_s
-    waiting = dict(zip(refs, names, strict=True))
-    answers: dict[Any, Any] = {}
-    failures: dict[str, RayError] = {}
-    while waiting:
-        left = max(0.0, deadline - time.monotonic())
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
-        if not ready:
-            break
-        name = waiting.pop(ready[0])
-        try:
-            answers[ready[0]] = ray.get(ready[0])
-        except RayError as error:
-            failures[name] = error
-            if isinstance(error, DEATHS) or isinstance(cause_of(error), CheckpointError):
-                break
-            deadline = min(deadline, time.monotonic() + GRACE_S)
-    if failures:
-        raise _cause(failures, what)
-    if waiting:
-        raise ClusterError(
-            f"{what}: no answer within {timeout_s:.0f} s from {', '.join(waiting.values())}; see "
-            "their logs, or raise timeout_s where the role has one"
-        )
-    return [answers[ref] for ref in refs]
-
-
-def _cause(failures: Mapping[str, RayError], what: str) -> Exception:
-    """Return the failure that explains the others: a death, then our own errors, then any."""
-    for name, error in failures.items():
-        if isinstance(error, DEATHS):
-            return ActorLost(f"{name} died while {what}: {error}")
-    causes = {name: cause_of(error) for name, error in failures.items()}
-    for cause in causes.values():
-        if isinstance(cause, EmbedRLError | ConfigError):
-            return cause
-    name, cause = next(iter(causes.items()))
-    return ClusterError(f"{name} failed while {what}: {cause!r}")
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])

@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 
-from cluster.session import driver_node, wait_for
+from cluster.faults import wait_for
+from cluster.placement import driver_node
 from data.errors import ActorLost
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder, SharedPictures
+from cluster.placement import Role
 from cluster.pools.rollout import RewardPool, RolloutPool
 from cluster.run.folder import RunFolder, settled
 from cluster.run.loop import plain_console
 from cluster.run.tracking import Tracker
-from cluster.session import Role, session
+from cluster.session import session
 from configs.schema import EvaluateConfig
 from data.media import frames_only
 from data.model.chat import load_encoder

@@ -12,10 +12,10 @@ from dataclasses import replace
 import ray
 from rich.console import Console
 
-from cluster.garbage import spare_collections
 from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
+from cluster.placement import Role, driver_node
 from cluster.pools.rollout import JudgePool, RewardPool, RolloutPool
 from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.rl.scoring import Ranker, Scorer
@@ -28,7 +28,7 @@ from cluster.run.loop import export_best, plain_console, progress_bar
 from cluster.run.recovery import Restarts, keep_training
 from cluster.run.stopping import StopRequest
 from cluster.run.tracking import Tracker
-from cluster.session import Role, driver_node, session
+from cluster.session import session, spare_collections
 from cluster.weights.store import WeightStore
 from configs.schema import RLConfig
 from data.model.chat import load_encoder

@@ -15,11 +15,12 @@ from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.outage import read_patiently
 from cluster.pictures import share_pictures
+from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.folder import RunFolder, settled
 from cluster.run.loop import State, train_stage
 from cluster.run.tracking import Tracker
-from cluster.session import Role, session
+from cluster.session import session
 from configs.schema import DataSetConfig, WarmStartConfig
 from data.errors import DataError
 from data.media import frames_only, load_pictures

@@ -26,9 +26,9 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.placement_group import PlacementGroup
 
 from cluster.faults import Fault, cause_of, fault_of
+from cluster.placement import Role, actor_options, place
 from cluster.pools.batch import Answer, Batch, GivenUp
 from cluster.pools.routing import Chunk, Router, Unit, plan_chunks
-from cluster.session import Role, actor_options, place
 from data.errors import ClusterError, EmbedRLError
 
 log = logging.getLogger(__name__)

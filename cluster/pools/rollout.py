@@ -17,10 +17,10 @@ from ray.exceptions import RayError
 
 from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
+from cluster.placement import Role
 from cluster.pools.batch import Answer, Batch, GivenUp
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit, content_cost, vector_fault
-from cluster.session import Role
 from configs.schema import JudgeConfig, MediaConfig, RewardConfig, RolloutConfig
 from data.errors import ClusterError, EmbedRLError, EngineLost, WeightSyncError
 from data.types import (

@@ -17,13 +17,13 @@ import pytest
 import ray
 from PIL import Image
 
-from cluster.garbage import spare_collections
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
 from cluster.pools.rollout import RewardPool, RolloutPool
 from cluster.rl.scoring import Ranker, Scorer
 from cluster.rl.step import Pipeline, StepResult
 from cluster.run.folder import RunFolder
+from cluster.session import spare_collections
 from cluster.weights.store import WeightStore
 from configs.schema import (
     DataConfig,

@@ -11,11 +11,11 @@ from collections import Counter
 import pytest
 import ray
 
+from cluster.placement import Role
 from cluster.pools.batch import GivenUp
 from cluster.pools.pool import Pool
 from cluster.pools.routing import CHUNKS_IN_FLIGHT, Unit
 from cluster.pools.scaling import PoolScaler, PoolTargets
-from cluster.session import Role
 from configs.schema import PoolConfig
 from data.errors import ClusterError, DataError
 from tests.patience import PATIENCE_S
@@ -302,12 +302,12 @@ def test_a_pool_that_grows_on_a_full_cluster_says_what_waits(pool_of):
     pool = pool_of(1, cpus=1.5)
     pool.ready()
     waits = Said("worker-1: no place yet: waited 2 s for 1 x {'CPU': 1.5}; free now: {'CPU': 0.")
-    logging.getLogger("cluster.session").addHandler(waits)
+    logging.getLogger("cluster.placement").addHandler(waits)
     try:
         pool.resize(2)
         assert waits.said.wait(PATIENCE_S)
     finally:
-        logging.getLogger("cluster.session").removeHandler(waits)
+        logging.getLogger("cluster.placement").removeHandler(waits)
     pool.resize(1)
     assert pool.answers(names(3)) == (names(3), {})
 

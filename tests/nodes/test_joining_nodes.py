@@ -8,7 +8,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster.session import Role, session
+from cluster.placement import Role
+from cluster.session import session
 from data.errors import NotEnoughResources
 from tests.patience import PATIENCE_S
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.jobs.command import run_job
+from cluster.placement import Role
 from cluster.run.stopping import Interrupted
-from cluster.session import Role
 from configs.errors import ConfigError
 from configs.schema import EvaluateConfig, WarmStartConfig
 from data.errors import (

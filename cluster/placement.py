@@ -1,0 +1,134 @@
+"""Where actors run: the roles of a plan, their bundles, and Ray's options for each actor."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+from data.errors import ClusterError, NotEnoughResources
+
+log = logging.getLogger(__name__)
+PLACEMENT_TIMEOUT_S = 120.0
+PLACEMENT_LOOK_S = 2.0
+PLACEMENT_REMIND_S = 60.0
+_QUIET = {
+    # Deprecations and notices of the libraries; our own word goes through logging.
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_LOGS": "-torch._library.triton",  # that there is no Triton, on every CPU
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # how memory is bound to NUMA nodes
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+QUIET_ENV = {name: os.environ.get(name, quiet) for name, quiet in _QUIET.items()}
+"""Of all processes of a job; what the user has set wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A fixed number of equal actors, each asking for its share of CPUs and GPUs."""
+
+    name: str
+    actors: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.actors} x ({self.cpus:g} CPU, {self.gpus:g} GPU)"
+
+
+def actor_bundle(role: Role) -> dict[str, float]:
+    """Return what one actor asks for; Ray counts in ten-thousandths and grants no empty bundle."""
+    bundle = {"CPU": max(role.cpus, 0.0001)}
+    return {**bundle, "GPU": role.gpus} if role.gpus else bundle
+
+
+def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:
+    """Compare what the roles ask for with what the cluster has in all.
+
+    Raises:
+        NotEnoughResources: naming every role and the key to change.
+    """
+    short = []
+    for unit, asked in (
+        ("CPU", sum(role.actors * role.cpus for role in roles)),
+        ("GPU", sum(role.actors * role.gpus for role in roles)),
+    ):
+        has = available.get(unit, 0.0)
+        if asked > has + 1e-6:
+            short.append(f"{asked:g} {unit}s asked, {has:g} in the cluster")
+    if short:
+        plan = "; ".join(map(str, roles))
+        raise NotEnoughResources(
+            f"{' and '.join(short)}. Plan: {plan}. Lower actors/ranks, cpus or gpus of a role in "
+            "the config, or add nodes to the cluster."
+        )
+
+
+def place(
+    role: Role, *, wanted: Callable[[], bool] = lambda: True, patient: bool = False
+) -> PlacementGroup:
+    """Reserve one bundle per actor of the role; wait until Ray grants them.
+
+    Patient: for as long as it is wanted, as an autoscaler or a node that comes back may grant them
+    yet; what is missing is logged again and again.
+
+    Raises:
+        ClusterError: not granted in time, or not wanted any more; the message says what is free.
+    """
+    bundle = actor_bundle(role)
+    group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
+    began, reminded = time.monotonic(), float("-inf")
+    while not group.wait(PLACEMENT_LOOK_S):
+        now = time.monotonic()
+        if wanted() and (patient or now - began < PLACEMENT_TIMEOUT_S):
+            if now - reminded >= PLACEMENT_REMIND_S:
+                reminded = now
+                log.warning("%s: no place yet: %s", role.name, _no_place(role, bundle, now - began))
+            continue
+        ray.util.remove_placement_group(group)
+        raise ClusterError(f"{role.name}: {_no_place(role, bundle, now - began)}")
+    return group
+
+
+def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
+    found = ray.available_resources()
+    free = {unit: found.get(unit, 0.0) for unit in bundle}
+    return (
+        f"waited {waited_s:.0f} s for {role.actors} x {bundle}; free now: {free}. Another job may "
+        "hold them, or a bundle is larger than any single node."
+    )
+
+
+def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int) -> dict[str, Any]:
+    """Return Ray options that put actor ``index`` of the role into a bundle of the group."""
+    own = {"OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
+    if not role.gpus:
+        own["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a GPU, and says that none is there
+    return {
+        "name": f"{role.name}-{index}",
+        "num_cpus": max(role.cpus, 0.0001),
+        "num_gpus": role.gpus,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=bundle
+        ),
+        "runtime_env": {"env_vars": {**QUIET_ENV, **own}},
+    }
+
+
+def driver_node() -> NodeAffinitySchedulingStrategy:
+    """Return Ray's strategy for what must be on the driver's node."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
