@@ -17,10 +17,10 @@ from cluster.faults import wait_for
 from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
 from cluster.placement import Role, actor_options, place
-from cluster.pools.routing import picture_cost
 from cluster.weights.store import Published
 from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
+from data.token_cost import picture_cost
 from data.types import (
     Content,
     ContrastPair,

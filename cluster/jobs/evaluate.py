@@ -13,7 +13,8 @@ from rich.console import Console
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder, SharedPictures
 from cluster.placement import Role
-from cluster.pools.rollout import RewardPool, RolloutPool
+from cluster.pools.reward import RewardPool
+from cluster.pools.rollout import RolloutPool
 from cluster.run.folder import RunFolder, settled
 from cluster.run.loop import plain_console
 from cluster.run.tracking import Tracker

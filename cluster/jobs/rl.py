@@ -16,7 +16,9 @@ from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
 from cluster.placement import Role, driver_node
-from cluster.pools.rollout import JudgePool, RewardPool, RolloutPool
+from cluster.pools.judge import JudgePool
+from cluster.pools.reward import RewardPool
+from cluster.pools.rollout import RolloutPool
 from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.rl.scoring import Ranker, Scorer
 from cluster.rl.step import Pipeline

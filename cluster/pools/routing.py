@@ -5,57 +5,15 @@ What is in flight with others when an actor dies is under suspicion, most likely
 second death on it is sent alone, in halves, until the one that kills its actor is found.
 """
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import numpy as np
-
-from configs.schema import MediaConfig
-from data.media import crop_pixels, limits_of
-from data.types import Content, Picture
 
 CHUNKS_IN_FLIGHT = 2
 """Chunks an actor holds at most, each as large as an engine's batch or smaller: while one is
 answered the engine still has the other."""
 DEATHS_ALONE = 2
 """Work that an actor has died of so often is sent alone, and given up if one dies of it then."""
-CHARS_PER_TOKEN = 4
-PIXELS_PER_TOKEN = 32 * 32
-"""Qwen3-VL: patches of 16 x 16 pixels, 2 x 2 of them merged into a token."""
-
-
-def content_cost(
-    content: Content, sizes: Mapping[str, tuple[int, int]], limits: MediaConfig
-) -> float:
-    """Return about how many tokens a model reads for that content.
-
-    ``sizes`` holds (height, width) of the decoded files by uri; a picture that is not among them
-    counts as the smallest.
-    """
-    return sum(
-        len(part) / CHARS_PER_TOKEN if isinstance(part, str) else picture_cost(part, sizes, limits)
-        for part in content
-    )
-
-
-def picture_cost(
-    picture: Picture, sizes: Mapping[str, tuple[int, int]], limits: MediaConfig
-) -> float:
-    """Return about how many tokens a model reads for that picture; ``sizes`` as above."""
-    left, top, right, bottom = crop_pixels(picture.box, *sizes.get(picture.uri, (0, 0)))
-    least, most = limits_of(picture, limits)
-    return min(max((right - left) * (bottom - top), least), most) / PIXELS_PER_TOKEN
-
-
-def vector_fault(vector: np.ndarray, width: int) -> str | None:
-    """Return what is wrong with an embedding that should be finite and [width], None if nothing."""
-    if vector.shape != (width,):
-        return f"expected a vector of width {width}, found shape {vector.shape}"
-    if not math.isfinite(vector @ vector):  # in a fraction of the time of looking at each number
-        return "the vector holds NaN or infinity"
-    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster.pictures import SharedPictures
-from cluster.pools.rollout import Embedded, JudgePool, RewardPool
+from cluster.pools.judge import JudgePool
+from cluster.pools.reward import Embedded, RewardPool
 from cluster.side_process import Beside
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content

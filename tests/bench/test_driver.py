@@ -19,7 +19,8 @@ from PIL import Image
 
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
-from cluster.pools.rollout import RewardPool, RolloutPool
+from cluster.pools.reward import RewardPool
+from cluster.pools.rollout import RolloutPool
 from cluster.rl.scoring import Ranker, Scorer
 from cluster.rl.step import Pipeline, StepResult
 from cluster.run.folder import RunFolder

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster.pictures import SharedPictures, share_pictures
-from cluster.pools.rollout import RewardPool
+from cluster.pools.reward import RewardPool
 from configs.schema import EngineConfig, MediaConfig, PoolConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.types import EmbedRequest, Item, Kind, Picture

@@ -18,7 +18,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cluster.learner_group import LearnerGroup
-from cluster.pools.rollout import RewardPool, RolloutPool
+from cluster.pools.reward import RewardPool
+from cluster.pools.rollout import RolloutPool
 from cluster.session import start_ray
 from cluster.weights.store import WeightStore
 from configs.schema import (

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster.pictures import share_pictures
-from cluster.pools.rollout import RewardPool
+from cluster.pools.reward import RewardPool
 from data.types import Box, EmbedRequest, Kind, Picture
 from tests.integration.conftest import Call
 from tests.integration.reference import embedding

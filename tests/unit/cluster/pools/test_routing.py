@@ -1,6 +1,5 @@
 """Any split, any order of answers, any deaths: each unit is done once or given up with reason."""
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,20 +8,8 @@ from cluster.pools.routing import (
     Chunk,
     Router,
     Unit,
-    content_cost,
     plan_chunks,
-    vector_fault,
 )
-from configs.schema import MediaConfig
-from data.types import Box, Kind, Picture
-
-MEDIA = MediaConfig(
-    image_min_pixels=1024,
-    image_max_pixels=8 * 1024,
-    crop_min_pixels=2 * 1024,
-    crop_max_pixels=4 * 1024,
-)
-SIZES = {"a": (64, 64), "wide": (1024, 1024)}
 
 
 def units_of(*texts: str) -> list[Unit]:
@@ -42,27 +29,6 @@ def sent_by(router: Router, *actors: str) -> list[tuple[str, Chunk]]:
     while (order := router.next(actors)) is not None:
         orders.append(order)
     return orders
-
-
-def test_the_cost_of_a_content_by_hand() -> None:
-    content = (
-        "x" * 40,
-        Picture("a", Kind.IMAGE),
-        Picture("wide", Kind.IMAGE),
-        Picture("a", Kind.IMAGE, Box(0.0, 0.0, 0.5, 0.5)),
-        Picture("wide", Kind.IMAGE, Box(0.0, 0.0, 1.0, 0.5)),
-        Picture("missing", Kind.IMAGE),
-    )
-    # 40 characters; 64 x 64; cut to the image limit; raised to and cut to the crop's limits; least.
-    assert content_cost(content, SIZES, MEDIA) == 10 + 4 + 8 + 2 + 4 + 1
-    assert content_cost((), SIZES, MEDIA) == 0
-
-
-def test_vectors_of_another_width_or_without_numbers_are_faults() -> None:
-    assert vector_fault(np.ones(3), 3) is None
-    assert "width 3, found shape (2,)" in vector_fault(np.ones(2), 3)
-    assert "NaN" in vector_fault(np.array([1, np.nan, 0]), 3)
-    assert "infinity" in vector_fault(np.array([1, np.inf, 0]), 3)
 
 
 def test_like_costs_travel_together_costly_ones_first() -> None:

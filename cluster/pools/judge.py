@@ -1,0 +1,55 @@
+"""The judge pool: frozen judge engines that answer questions about traces."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.placement import Role
+from cluster.pools.batch import GivenUp
+from cluster.pools.pool import Pool
+from cluster.pools.routing import Chunk, Unit
+from configs.schema import JudgeConfig
+from data.types import Judgement, JudgeQuestion, Packed
+from reward.engines.judge_actor import JudgeActor
+
+
+class JudgePool(Pool):
+    """Frozen judge engines."""
+
+    def __init__(self, judge: JudgeConfig) -> None:
+        pool = judge.pool
+        config = replace(judge, model=str(Path(judge.model).absolute()))
+        remote = ray.remote(JudgeActor)
+        super().__init__(
+            Role("judge", pool.actors, pool.cpus, pool.gpus),
+            timeout_s=pool.timeout_s,
+            max_items=judge.engine.max_num_seqs,
+            create=lambda name, options: remote.options(**options).remote(name=name, config=config),
+        )
+
+    def load(self, name: str, actor: Any) -> None:
+        """Wait until an engine has loaded the judge."""
+        ray.get(actor.ready.remote(), timeout=self.timeout_s)
+
+    def call(self, actor: Any, chunk: Chunk) -> Any:
+        """Have questions answered."""
+        return actor.judge.remote(Packed(chunk.requests))
+
+    def judge(
+        self, questions: Sequence[JudgeQuestion]
+    ) -> tuple[dict[str, Judgement], dict[str, str]]:
+        """Return verdicts by trace key, and the reason for each key that failed."""
+        judged: dict[str, Judgement] = {}
+        failed: dict[str, str] = {}
+        units = [Unit((question,), 1.0) for question in questions]
+        for answer in self.submit(units, None):
+            if isinstance(answer.value, GivenUp):
+                failed |= {one.key: answer.value.reason for one in answer.chunk.requests}
+                continue
+            some, reasons = answer.value
+            judged |= some
+            failed |= reasons
+        return judged, failed

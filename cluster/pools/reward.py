@@ -1,0 +1,161 @@
+"""The reward pool: frozen Embedder engines, and the vectors that they give to contents."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from cluster.pictures import SharedPictures
+from cluster.placement import Role
+from cluster.pools.batch import Answer, Batch, GivenUp
+from cluster.pools.pool import Pool
+from cluster.pools.routing import Chunk, Unit
+from configs.schema import MediaConfig, RewardConfig
+from data.errors import ClusterError
+from data.token_cost import content_cost
+from data.types import Content, EmbedRequest, Packed
+from reward.engines.embedder_actor import EmbedderActor
+
+Embedded = tuple[dict[str, np.ndarray], dict[str, str]]
+"""Unit vectors [D] by key, and the reason for each key that failed."""
+
+
+class RewardPool(Pool):
+    """Frozen Embedder engines; ``actor`` is their class."""
+
+    def __init__(
+        self,
+        reward: RewardConfig,
+        media: MediaConfig,
+        *,
+        role: str = "reward",
+        actor: type = EmbedderActor,
+    ) -> None:
+        pool = reward.pool
+        self.media = media
+        self.width = 0
+        """Numbers of a vector; 0 until the first Embedder has loaded."""
+        remote = ray.remote(actor)
+        super().__init__(
+            Role(role, pool.actors, pool.cpus, pool.gpus),
+            timeout_s=pool.timeout_s,
+            max_items=reward.engine.max_num_seqs,
+            create=lambda name, options: remote.options(**options).remote(
+                name=name,
+                model=str(Path(reward.model).absolute()),
+                engine=reward.engine,
+                media=media,
+                pooling=reward.pooling,
+                instruction=reward.instruction,
+            ),
+        )
+
+    def load(self, name: str, actor: Any) -> None:
+        """Wait until an Embedder has loaded.
+
+        Raises:
+            ClusterError: Embedders disagree about the vectors' width.
+        """
+        width = ray.get(actor.ready.remote(), timeout=self.timeout_s)
+        with self._change:
+            self.width = self.width or width
+            if width != self.width:
+                raise ClusterError(
+                    f"expected Embedders with vectors of one width, {self.width}, found {width} at "
+                    f"{name}; the nodes hold different models under the path reward.model"
+                )
+
+    def call(self, actor: Any, chunk: Chunk) -> Any:
+        """Have contents embedded."""
+        return actor.embed.remote(Packed(chunk.requests), chunk.batch.shared)
+
+    def embed(self, requests: Sequence[EmbedRequest], pictures: SharedPictures) -> Embedded:
+        """Return unit vectors [D] by key, and the reason for each key that failed.
+
+        Both in the order of the requests; equal contents are embedded once. An item that fails is
+        tried on another actor before it is given up. Call `ready` before.
+
+        Raises:
+            ClusterError: no actor is left.
+        """
+        return self.begin(requests, pictures, more=False)()
+
+    def begin(
+        self, requests: Sequence[EmbedRequest], pictures: SharedPictures, *, more: bool
+    ) -> Callable[[], Embedded]:
+        """Begin to embed, and return what waits for the end; as `embed`. ``more``: see `submit`."""
+        by_content: dict[Content, EmbedRequest] = {}
+        # By key from here on: a content's hash costs as much as reading it.
+        embedded_as = {
+            request.key: by_content.setdefault(request.content, request).key for request in requests
+        }
+        units = [
+            Unit((request,), content_cost(request.content, pictures.sizes, self.media))
+            for request in by_content.values()
+        ]
+        batch = self.submit(units, pictures.ref, more=more)
+
+        def finish() -> Embedded:
+            vectors, failed = self._collect_vectors(batch, pictures.ref)
+            return (
+                {key: vectors[same] for key, same in embedded_as.items() if same in vectors},
+                {key: failed[same] for key, same in embedded_as.items() if same in failed},
+            )
+
+        return finish
+
+    def _collect_vectors(self, batch: Batch, pictures: Any) -> Embedded:
+        """Return the vectors and failures of a batch; what failed is tried once more."""
+        vectors: dict[str, np.ndarray] = {}
+        failed: dict[str, str] = {}
+        again: dict[str, list[Unit]] = {}
+        """What failed once, by the actor on which it did."""
+        for answer in batch:
+            found, reasons = self._check_vectors(answer)
+            vectors |= found
+            if isinstance(answer.value, GivenUp):
+                failed |= reasons
+            elif reasons:
+                units = [one for one in answer.chunk.units if one.requests[0].key in reasons]
+                again.setdefault(answer.actor, []).extend(units)
+        second = [self.submit(units, pictures, failed_on=name) for name, units in again.items()]
+        for answer in (one for batch in second for one in batch):
+            found, reasons = self._check_vectors(answer)
+            vectors |= found
+            failed |= reasons
+        with self._change:
+            self.counts["retried"] += sum(map(len, again.values()))
+            self.counts["failed"] += len(failed)
+        return vectors, failed
+
+    def _check_vectors(self, answer: Answer) -> Embedded:
+        """Return the good vectors of an answer, and the reasons for what is missing."""
+        asked = answer.chunk.requests
+        if isinstance(answer.value, GivenUp):
+            return {}, {request.key: answer.value.reason for request in asked}
+        vectors, failed = answer.value
+        good: dict[str, np.ndarray] = {}
+        bad: dict[str, str] = {}
+        for request in asked:
+            if request.key in vectors:
+                reason = vector_fault(vectors[request.key], self.width)
+            else:
+                nothing = f"{answer.actor} gave neither a vector nor a reason"
+                reason = failed.get(request.key, nothing)
+            if reason is None:
+                good[request.key] = vectors[request.key]
+            else:
+                bad[request.key] = reason
+        return good, bad
+
+
+def vector_fault(vector: np.ndarray, width: int) -> str | None:
+    """Return what is wrong with a vector that should be finite and [width], None if nothing."""
+    if vector.shape != (width,):
+        return f"expected a vector of width {width}, found shape {vector.shape}"
+    if not math.isfinite(vector @ vector):  # in a fraction of the time of looking at each number
+        return "the vector holds NaN or infinity"
+    return None
