@@ -41,9 +41,9 @@ from learner.objectives import (
 )
 
 log = logging.getLogger(__name__)
-START_TIMEOUT_S = 900.0
+RANKS_START_TIMEOUT_S = 900.0
 """Longest wait for the ranks to start, which import much, and to find each other."""
-STOP_TIMEOUT_S = 60.0
+RANKS_STOP_TIMEOUT_S = 60.0
 """Longest wait for stopped ranks to be gone."""
 
 
@@ -295,7 +295,7 @@ class LearnerGroup:
             options = actor_options(role, self._group, index, bundle=index)
             self._ranks.append(remote.options(**options).remote(index, config.ranks, self.weights))
         first = self._ranks[0]
-        limit = min(START_TIMEOUT_S, config.timeout_s)
+        limit = min(RANKS_START_TIMEOUT_S, config.timeout_s)
         [address] = self._all([first.address.remote()], "starting rank 0", limit)
         [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
         joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
@@ -306,7 +306,7 @@ class LearnerGroup:
         for rank in self._ranks:
             ray.kill(rank)
         gone = [rank.address.remote() for rank in self._ranks]  # fails once the rank is dead
-        ray.wait(gone, num_returns=len(gone), timeout=STOP_TIMEOUT_S)
+        ray.wait(gone, num_returns=len(gone), timeout=RANKS_STOP_TIMEOUT_S)
         self._ranks = []
 
     def _planned(

@@ -7,14 +7,14 @@ from typing import Any
 
 import ray
 
-from cluster.side_process import Beside
+from cluster.side_process import SideProcess
 from configs.schema import MediaConfig
 from data.errors import ActorLost
 from data.media import load_pictures
 from data.types import Pictures
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 1800.0
+DECODE_TIMEOUT_S = 1800.0
 """Longest wait for a step's pictures."""
 
 
@@ -37,7 +37,7 @@ class Decoder:
     """Decodes files into the object store; a process beside the driver does it."""
 
     def __init__(self) -> None:
-        self._process = Beside("the decoder")
+        self._process = SideProcess("the decoder")
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
@@ -75,7 +75,7 @@ class Decoder:
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         what = f"decoding {len(names)} pictures, first {names[:1]}"
         [pictures], (sizes, failed) = self._process.run(
-            _decode, names, limits, frames, what=what, timeout_s=TIMEOUT_S, returns=2
+            _decode, names, limits, frames, what=what, timeout_s=DECODE_TIMEOUT_S, returns=2
         )
         return SharedPictures(pictures, sizes), failed
 

@@ -16,7 +16,7 @@ RETRIES = 2
 """Times that work is done again whose process died."""
 
 
-class Beside:
+class SideProcess:
     """One process on the driver's node that does one thing after another.
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
@@ -74,8 +74,8 @@ class Beside:
         ray.kill(self._actor)
 
 
-class BesideDriver:
-    """The process; its class is what Ray's pages and `ps` call it."""
+class SideProcessActor:
+    """The actor that is the process; Ray's pages and `ps` show the name of its class."""
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function returns."""
@@ -84,4 +84,4 @@ class BesideDriver:
 
 def _started() -> Any:
     here = {"num_cpus": 0, "scheduling_strategy": driver_node()}
-    return ray.remote(BesideDriver).options(**here).remote()
+    return ray.remote(SideProcessActor).options(**here).remote()

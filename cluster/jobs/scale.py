@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.pools.scaling import TARGETS, TIMEOUT_S
+from cluster.pools.scaling import TARGETS, TARGETS_TIMEOUT_S
 from cluster.run.folder import project_root
 from cluster.session import check_listening, join_ray
 from configs.errors import ConfigError
@@ -59,7 +59,7 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         check_listening(address)
         join_ray(address, namespace=namespace, logging_level=logging.ERROR)
         targets = ray.get_actor(TARGETS)
-        ray.get(targets.ask.remote(counts), timeout=TIMEOUT_S)
+        ray.get(targets.ask.remote(counts), timeout=TARGETS_TIMEOUT_S)
     except ConfigError:  # is a ValueError too, and says already what is wrong
         raise
     except (ConnectionError, ValueError) as error:

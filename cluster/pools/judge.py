@@ -8,9 +8,9 @@ from typing import Any
 import ray
 
 from cluster.placement import Role
-from cluster.pools.batch import GivenUp
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
+from cluster.pools.submission import GivenUp
 from configs.schema import JudgeConfig
 from data.types import Judgement, JudgeQuestion, Packed
 from reward.engines.judge_actor import JudgeActor

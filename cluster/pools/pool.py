@@ -1,6 +1,6 @@
 """A pool: equal actors that share work, come and go, and are replaced when they are lost.
 
-    submit() -> [waiting] -> actor -> answers of the batch
+    submit() -> [waiting] -> actor -> answers of the submission
                     ^          |
                     +- its work, when it dies, hangs or is broken; another actor takes its place
 
@@ -27,8 +27,8 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.faults import Fault, cause_of, fault_of
 from cluster.placement import Role, actor_options, place
-from cluster.pools.batch import Answer, Batch, GivenUp
 from cluster.pools.routing import Chunk, Router, Unit, plan_chunks
+from cluster.pools.submission import Answer, GivenUp, Submission
 from data.errors import ClusterError, EmbedRLError
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ RESTART_DELAYS_S = (1.0, 5.0, 20.0, 60.0)
 """Before a start that failed is tried again; the last one for all further ones."""
 MOST_LOSSES = 5
 """Actors, beside as many as a pool has, that may be lost without an answer in between."""
-REMIND_S = 60.0
+READY_REMIND_S = 60.0
 LOST_ANSWERS = 3
 """Times that the answer to a chunk may be lost on its way."""
 SIGN_TIMEOUT_S = 30.0
 """Longest wait for the sign of life of an actor that is overdue."""
-STOP_TIMEOUT_S = 30.0
+ENGINE_STOP_TIMEOUT_S = 30.0
 """Longest wait for an engine to stop by itself."""
 
 
@@ -98,7 +98,7 @@ class Pool(ABC):
         """When an actor last answered, gave a sign of life, or got work while it had none."""
         self._asked: dict[str, float] = {}
         """Until when actors that are overdue may give a sign of life."""
-        self._batches: set[Batch] = set()
+        self._submissions: set[Submission] = set()
         self._defect: Exception | None = None
         self._losses = 0
         """Actors lost since the last answer."""
@@ -142,27 +142,27 @@ class Pool(ABC):
         failed_on: str | None = None,
         more: bool = False,
         urgent: bool = False,
-    ) -> Batch:
+    ) -> Submission:
         """Have the units' requests answered.
 
         With ``more`` of their kind to follow at once, they need not be shared out among all actors.
         ``urgent`` ones, of which there must be few, go before all that waits here.
         """
-        batch = Batch(shared)
+        submission = Submission(shared)
         if not units:
-            return batch
-        batch.units = batch.due = len(units)
+            return submission
+        submission.units = submission.due = len(units)
         with self._change:
             if self._defect is not None:
                 raise self._defect
-            if not self._batches and not self._serving:
+            if not self._submissions and not self._serving:
                 self._empty_since = time.monotonic()  # before, nobody waited
-            self._batches.add(batch)
+            self._submissions.add(submission)
             self._measure()
             self._router.add(
                 plan_chunks(
                     units,
-                    batch,
+                    submission,
                     actors=1 if more else max(1, len(self._serving)),
                     max_items=self._max_items,
                     failed_on=failed_on,
@@ -170,7 +170,7 @@ class Pool(ABC):
                 )
             )
         self._events.put(None)
-        return batch
+        return submission
 
     def resize(self, count: int) -> None:
         """Strive for that many actors; returns at once.
@@ -198,7 +198,8 @@ class Pool(ABC):
             return failed or self._closing.is_set() or len(self._serving) >= self._wanted
 
         with self._change:
-            while not self._change.wait_for(over, REMIND_S):  # starts have time limits of their own
+            # Without a limit: starts have time limits of their own.
+            while not self._change.wait_for(over, READY_REMIND_S):
                 missing = ", ".join(self._starting)
                 log.info("%s: still waiting for %s", self.role.name, missing)
             if len(self._serving) < self._wanted:
@@ -256,8 +257,9 @@ class Pool(ABC):
                         f"the last, {name}: {reason}; see the actors' logs"
                     )
                 )
-            for batch in {chunk.batch for chunk in self._router.waiting} - self._batches:
-                self._router.forget(batch)
+            waiting = {chunk.submission for chunk in self._router.waiting}
+            for submission in waiting - self._submissions:
+                self._router.forget(submission)
             if not self._serving:
                 self._empty_since = time.monotonic()
                 self._failed_starts = 0
@@ -286,8 +288,10 @@ class Pool(ABC):
         self._events.put(None)
         self._dispatcher.join()
         if left:
-            log.info("%s: waiting up to %g s for its engines", self.role.name, STOP_TIMEOUT_S)
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+            log.info(
+                "%s: waiting up to %g s for its engines", self.role.name, ENGINE_STOP_TIMEOUT_S
+            )
+        deadline = time.monotonic() + ENGINE_STOP_TIMEOUT_S
         self._stop(left)
         for starter in starters:
             starter.join(max(0.0, deadline - time.monotonic()))
@@ -440,9 +444,9 @@ class Pool(ABC):
             self._router.add([replace(chunk, lost=chunk.lost + 1)])
         else:
             self._router.done(name, chunk)
-            self._router.forget(chunk.batch)
-            self._batches.discard(chunk.batch)
-            chunk.batch.put(cause_of(error))
+            self._router.forget(chunk.submission)
+            self._submissions.discard(chunk.submission)
+            chunk.submission.put(cause_of(error))
         self._retire_drained()
 
     def _take_sign(self, name: str, sign: Future[float]) -> None:
@@ -470,11 +474,11 @@ class Pool(ABC):
         self._events.put((name, chunk, answer))
 
     def _answer(self, chunk: Chunk, value: Any, actor: str) -> None:
-        batch = chunk.batch
-        batch.put(Answer(chunk, value, actor))
-        batch.due -= len(chunk.units)
-        if not batch.due:
-            self._batches.discard(batch)
+        submission = chunk.submission
+        submission.put(Answer(chunk, value, actor))
+        submission.due -= len(chunk.units)
+        if not submission.due:
+            self._submissions.discard(submission)
 
     def _lose_hung(self) -> None:
         """Lose who is overdue, and note when to look again: till then nobody else can be."""
@@ -506,7 +510,7 @@ class Pool(ABC):
 
     def _give_up(self) -> None:
         """Fail what waits where the pool has no actor and will not get one in time."""
-        if self._serving or not self._batches:
+        if self._serving or not self._submissions:
             return
         waited = time.monotonic() - self._empty_since
         if self._failed_starts >= FAILED_STARTS or waited >= self.timeout_s:
@@ -521,10 +525,10 @@ class Pool(ABC):
             )
 
     def _fail(self, error: Exception) -> None:
-        for batch in self._batches:
-            self._router.forget(batch)
-            batch.put(error)
-        self._batches.clear()
+        for submission in self._submissions:
+            self._router.forget(submission)
+            submission.put(error)
+        self._submissions.clear()
 
     def _retire_drained(self) -> None:
         for name in [one for one in self._draining if not self._router.held_by(one)]:
@@ -533,7 +537,7 @@ class Pool(ABC):
 
     def _stop(self, actors: Mapping[str, Any]) -> None:
         if refs := [actor.close.remote() for actor in actors.values()]:
-            ray.wait(refs, num_returns=len(refs), timeout=STOP_TIMEOUT_S)
+            ray.wait(refs, num_returns=len(refs), timeout=ENGINE_STOP_TIMEOUT_S)
         for name, actor in actors.items():
             self._remove(name, actor)
 

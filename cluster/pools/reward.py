@@ -10,9 +10,9 @@ import ray
 
 from cluster.pictures import SharedPictures
 from cluster.placement import Role
-from cluster.pools.batch import Answer, Batch, GivenUp
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
+from cluster.pools.submission import Answer, GivenUp, Submission
 from configs.schema import MediaConfig, RewardConfig
 from data.errors import ClusterError
 from data.token_cost import content_cost
@@ -70,7 +70,7 @@ class RewardPool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have contents embedded."""
-        return actor.embed.remote(Packed(chunk.requests), chunk.batch.shared)
+        return actor.embed.remote(Packed(chunk.requests), chunk.submission.shared)
 
     def embed(self, requests: Sequence[EmbedRequest], pictures: SharedPictures) -> Embedded:
         """Return unit vectors [D] by key, and the reason for each key that failed.
@@ -96,10 +96,10 @@ class RewardPool(Pool):
             Unit((request,), content_cost(request.content, pictures.sizes, self.media))
             for request in by_content.values()
         ]
-        batch = self.submit(units, pictures.ref, more=more)
+        submission = self.submit(units, pictures.ref, more=more)
 
         def finish() -> Embedded:
-            vectors, failed = self._collect_vectors(batch, pictures.ref)
+            vectors, failed = self._collect_vectors(submission, pictures.ref)
             return (
                 {key: vectors[same] for key, same in embedded_as.items() if same in vectors},
                 {key: failed[same] for key, same in embedded_as.items() if same in failed},
@@ -107,13 +107,13 @@ class RewardPool(Pool):
 
         return finish
 
-    def _collect_vectors(self, batch: Batch, pictures: Any) -> Embedded:
-        """Return the vectors and failures of a batch; what failed is tried once more."""
+    def _collect_vectors(self, submission: Submission, pictures: Any) -> Embedded:
+        """Return the vectors and failures of a submission; what failed is tried once more."""
         vectors: dict[str, np.ndarray] = {}
         failed: dict[str, str] = {}
         again: dict[str, list[Unit]] = {}
         """What failed once, by the actor on which it did."""
-        for answer in batch:
+        for answer in submission:
             found, reasons = self._check_vectors(answer)
             vectors |= found
             if isinstance(answer.value, GivenUp):
@@ -122,7 +122,7 @@ class RewardPool(Pool):
                 units = [one for one in answer.chunk.units if one.requests[0].key in reasons]
                 again.setdefault(answer.actor, []).extend(units)
         second = [self.submit(units, pictures, failed_on=name) for name, units in again.items()]
-        for answer in (one for batch in second for one in batch):
+        for answer in (one for submission in second for one in submission):
             found, reasons = self._check_vectors(answer)
             vectors |= found
             failed |= reasons

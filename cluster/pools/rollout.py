@@ -13,9 +13,9 @@ from ray.exceptions import RayError
 from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
 from cluster.placement import Role
-from cluster.pools.batch import Answer, GivenUp
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
+from cluster.pools.submission import Answer, GivenUp
 from configs.schema import MediaConfig, RolloutConfig
 from data.errors import EmbedRLError, EngineLost, WeightSyncError
 from data.types import (
@@ -77,7 +77,7 @@ class RolloutPool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have traces sampled."""
-        return actor.generate.remote(Packed(chunk.requests), chunk.batch.shared)
+        return actor.generate.remote(Packed(chunk.requests), chunk.submission.shared)
 
     def sign_of_life(self, actor: Any) -> Any:
         """Ask an engine when its steps last advanced: long traces take longer than any time-out."""
@@ -116,8 +116,8 @@ class RolloutPool(Pool):
                 yield [], [DroppedTrajectory(one.key, POISONED, reason) for one in some]
             else:
                 units.append(Unit(tuple(some), float(len(some))))
-        batch = self.submit(units, pictures.ref, urgent=urgent)
-        for answers in batch.arrivals(LINGER_S):
+        submission = self.submit(units, pictures.ref, urgent=urgent)
+        for answers in submission.arrivals(LINGER_S):
             found = [one for answer in answers for one in self._traces(answer)]
             done = [one for one in found if isinstance(one, Trajectory)]
             yield done, [one for one in found if isinstance(one, DroppedTrajectory)]

@@ -29,7 +29,7 @@ class Chunk:
     """Units of like cost that travel to an actor in one call."""
 
     units: tuple[Unit, ...]
-    batch: Any
+    submission: Any
     """Whom the answer is for."""
     failed_on: str | None = None
     """The actor on which these requests failed before; None: they are new."""
@@ -63,7 +63,7 @@ class Chunk:
 
 def plan_chunks(
     units: Sequence[Unit],
-    batch: Any,
+    submission: Any,
     *,
     actors: int,
     max_items: int,
@@ -94,7 +94,7 @@ def plan_chunks(
             some, items, cost = [], 0, 0.0
     if some:
         groups.append(some)
-    return [Chunk(tuple(one), batch, failed_on, urgent=urgent) for one in groups]
+    return [Chunk(tuple(one), submission, failed_on, urgent=urgent) for one in groups]
 
 
 class Router:
@@ -171,9 +171,9 @@ class Router:
         self.add(back)
         return given_up
 
-    def forget(self, batch: Any) -> None:
-        """Drop what waits for a batch that nobody waits for."""
-        self.waiting = [chunk for chunk in self.waiting if chunk.batch is not batch]
+    def forget(self, submission: Any) -> None:
+        """Drop what waits for a submission that nobody waits for."""
+        self.waiting = [chunk for chunk in self.waiting if chunk.submission is not submission]
 
     def _load(self, name: str) -> float:
         return sum(chunk.cost for chunk in self.held_by(name))

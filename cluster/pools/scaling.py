@@ -16,7 +16,7 @@ from data.errors import ClusterError
 log = logging.getLogger(__name__)
 TARGETS = "pool-targets"
 """Name of the actor in the run's namespace."""
-TIMEOUT_S = 60.0
+TARGETS_TIMEOUT_S = 60.0
 IDLE_SHARE = 0.5
 """A pool whose actors are idle for more than this share of a step is too large."""
 AIMED_BUSY = 0.75
@@ -100,7 +100,7 @@ class PoolScaler:
 
     def _asked(self) -> dict[str, int]:
         try:
-            return ray.get(self._targets.take.remote(), timeout=TIMEOUT_S)
+            return ray.get(self._targets.take.remote(), timeout=TARGETS_TIMEOUT_S)
         except RayError as error:
             log.warning("pools keep their sizes: %s", error)
             return {}

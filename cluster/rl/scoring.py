@@ -15,7 +15,7 @@ import numpy as np
 from cluster.pictures import SharedPictures
 from cluster.pools.judge import JudgePool
 from cluster.pools.reward import Embedded, RewardPool
-from cluster.side_process import Beside
+from cluster.side_process import SideProcess
 from configs.schema import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitors import monitor_of
@@ -64,7 +64,7 @@ class Ranker:
     """Does a round's arithmetic in a process beside the driver."""
 
     def __init__(self) -> None:
-        self._process = Beside("the process that ranks")
+        self._process = SideProcess("the process that ranks")
 
     def standings(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
         """Return `reward.rank_arithmetic.standings`.

@@ -23,7 +23,7 @@ ROLES = {
     "reward actor": "EmbedderActor",
     "learner rank": "LearnerRank",
     "weight store": "WeightStore",
-    "beside the driver": "BesideDriver",
+    "side process": "SideProcessActor",
 }
 """What a process of a role is called."""
 STEP_TIMEOUT_S = 600.0

@@ -12,10 +12,10 @@ import pytest
 import ray
 
 from cluster.placement import Role
-from cluster.pools.batch import GivenUp
 from cluster.pools.pool import Pool
 from cluster.pools.routing import CHUNKS_IN_FLIGHT, Unit
 from cluster.pools.scaling import PoolScaler, PoolTargets
+from cluster.pools.submission import GivenUp
 from configs.schema import PoolConfig
 from data.errors import ClusterError, DataError
 from tests.patience import PATIENCE_S
@@ -164,12 +164,12 @@ def test_an_actor_that_advances_is_not_hung_however_long_its_answer_takes(pool_o
     pool = pool_of(kind=Advancing)
     pool.asked = threading.Semaphore(0)
     pool.ready()
-    batch = pool.begin(["hang"])
+    submission = pool.begin(["hang"])
     pool.let_time_out()
     for _ in range(3):
         assert pool.asked.acquire(timeout=PATIENCE_S)
     ray.get(pool.actors["worker-0"].let_go.remote())
-    assert sorted_out(batch) == (["hang"], {})
+    assert sorted_out(submission) == (["hang"], {})
     assert pool.counters()["pool/worker/lost"] == 0
     pool.timeout_s = PATIENCE_S
 
@@ -179,13 +179,13 @@ def test_answers_that_lie_there_when_the_deadline_passes_are_heard_first(pool_of
     pool.ready()
     hear, answered = pool._hear, queue.SimpleQueue()
     pool._hear = lambda *answer: answered.put(answer)
-    batch = pool.begin(names(2))
+    submission = pool.begin(names(2))
     both = [answered.get(timeout=PATIENCE_S) for _ in range(2)]
     with pool._change:  # as if this process had paused since
         pool.timeout_s, pool._look_at = 0.0, time.monotonic()
         for answer in both:
             hear(*answer)
-    assert len(list(batch)) == 2
+    assert len(list(submission)) == 2
     pool.timeout_s = PATIENCE_S
     assert pool.counters()["pool/worker/lost"] == 0
 
@@ -247,11 +247,11 @@ def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
     pool = pool_of(1)
     pool.ready()
     started, in_time = hold_starts(pool)
-    batch = pool.begin([*names(3), "die"])
+    submission = pool.begin([*names(3), "die"])
     assert started.wait(PATIENCE_S)
     pool.let_time_out()
     with pytest.raises(ClusterError, match=r"none came up in \d+ s; not ready yet: worker-1; see"):
-        list(batch)
+        list(submission)
     pool.timeout_s = PATIENCE_S
     in_time.set()
     pool.ready()
@@ -266,19 +266,19 @@ def test_an_empty_pool_may_take_longer_while_nobody_waits(pool_of):
     assert started.wait(PATIENCE_S)
     with pool._change:
         pool._empty_since -= 2 * pool.timeout_s  # as if that long had passed
-        batch = pool.begin(names(3))
+        submission = pool.begin(names(3))
         pool._give_up()
     in_time.set()
-    assert sorted_out(batch) == (names(3), {})
+    assert sorted_out(submission) == (names(3), {})
 
 
 def test_a_pool_grows_and_shrinks_between_and_during_calls(pool_of):
     pool = pool_of(1)
     pool.ready()
     for size in (3, 1, 2):
-        batch = pool.begin(names(30))
+        submission = pool.begin(names(30))
         pool.resize(size)
-        found = Counter(request for answer in batch for _, request in answer.value)
+        found = Counter(request for answer in submission for _, request in answer.value)
         assert found == Counter(names(30))
         pool.ready()
         assert len(pool.actors) == size
@@ -328,9 +328,9 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
     pool.answers(names(3))
     assert quiet_step()["pool/worker/waiting"] == 0
     assert pool.size == 1
-    batch = iter(pool.begin([*names(30), *["hang"] * 30]))
+    submission = iter(pool.begin([*names(30), *["hang"] * 30]))
     for _ in names(30):
-        next(batch)
+        next(submission)
     metrics = quiet_step()
     assert metrics["pool/worker/waiting"] == pytest.approx(30 - CHUNKS_IN_FLIGHT)
     assert metrics["pool/worker/busy"] == pytest.approx(1)
@@ -340,7 +340,7 @@ def test_a_pool_with_a_policy_grows_under_load(pool_of):
 def test_nobody_waits_for_a_pool_that_is_closed(pool_of):
     pool = pool_of(1)
     pool.ready()
-    batch = pool.begin(["hang"])
+    submission = pool.begin(["hang"])
     pool.close()
     with pytest.raises(ClusterError, match="closed"):
-        list(batch)
+        list(submission)

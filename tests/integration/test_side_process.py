@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.side_process import Beside
+from cluster.side_process import SideProcess
 from tests.patience import PATIENCE_S
 from tests.workers import Worker, dies_once
 
@@ -18,8 +18,8 @@ IDLE_S = 4.0
 
 
 @pytest.fixture
-def processes() -> Iterator[list[Beside]]:
-    processes = [Beside(f"process {index}") for index in range(2)]
+def processes() -> Iterator[list[SideProcess]]:
+    processes = [SideProcess(f"process {index}") for index in range(2)]
     yield processes
     for one in processes:
         one.close()
@@ -34,19 +34,19 @@ def no_cpu_is_free() -> Iterator[None]:
     ray.kill(holder)
 
 
-def numbers(processes: list[Beside]) -> list[int]:
+def numbers(processes: list[SideProcess]) -> list[int]:
     return [one.run(os.getpid, what="counting", timeout_s=PATIENCE_S)[1] for one in processes]
 
 
 @pytest.mark.usefixtures("no_cpu_is_free")
-def test_they_stay_for_the_next_work(processes: list[Beside]) -> None:
+def test_they_stay_for_the_next_work(processes: list[SideProcess]) -> None:
     first = numbers(processes)
     assert len({os.getpid(), *first}) == 3
     time.sleep(IDLE_S)
     assert numbers(processes) == first
 
 
-def test_work_that_one_died_of_is_done_again(processes: list[Beside], tmp_path: Path) -> None:
+def test_work_that_one_died_of_is_done_again(processes: list[SideProcess], tmp_path: Path) -> None:
     before = numbers(processes)
     _, again = processes[0].run(dies_once, tmp_path / "died", what="dying", timeout_s=PATIENCE_S)
     assert again == numbers(processes)[0] != before[0]

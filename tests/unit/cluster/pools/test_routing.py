@@ -19,7 +19,7 @@ def units_of(*texts: str) -> list[Unit]:
 
 def router_of(units, *, actors=1, max_items=8) -> Router:
     router = Router()
-    router.add(plan_chunks(units, "batch", actors=actors, max_items=max_items))
+    router.add(plan_chunks(units, "submission", actors=actors, max_items=max_items))
     return router
 
 
@@ -91,7 +91,7 @@ def test_what_is_urgent_waits_neither_for_room_nor_for_others() -> None:
     full = sent_by(router, "a-0", "a-1")
     assert len(full) == 2 * CHUNKS_IN_FLIGHT
     router.add(plan_chunks(units_of("x", "y"), "probe", actors=2, max_items=5, urgent=True))
-    assert [chunk.batch for _, chunk in sent_by(router, "a-0", "a-1")] == ["probe", "probe"]
+    assert [chunk.submission for _, chunk in sent_by(router, "a-0", "a-1")] == ["probe", "probe"]
 
 
 def test_what_failed_on_an_actor_goes_to_another_one_unless_there_is_none() -> None:
@@ -124,8 +124,8 @@ def test_a_request_that_is_alone_with_two_actors_it_kills_is_given_up() -> None:
 def test_work_that_is_not_wanted_any_more_is_not_sent() -> None:
     router = router_of(units_of("x"))
     router.add(plan_chunks(units_of("y"), "other", actors=1, max_items=1))
-    router.forget("batch")
-    assert [chunk.batch for _, chunk in sent_by(router, "a-0")] == ["other"]
+    router.forget("submission")
+    assert [chunk.submission for _, chunk in sent_by(router, "a-0")] == ["other"]
 
 
 @given(st.data())

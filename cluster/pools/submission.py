@@ -1,4 +1,4 @@
-"""Work handed to a pool, and what comes back of it."""
+"""A submission: work handed to a pool, and the answers that come back."""
 
 import queue
 import time
@@ -11,7 +11,7 @@ from cluster.pools.routing import Chunk
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """In the place of an answer: an actor died of it that held nothing else, and others before."""
+    """Stands in for an answer: the chunk killed several actors, the last of which held no other."""
 
     reason: str
 
@@ -26,7 +26,7 @@ class Answer:
     actor: str
 
 
-class Batch:
+class Submission:
     """Work handed to a pool; iterate once for its `Answer`s, in any order.
 
     Raises:
