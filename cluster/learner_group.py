@@ -297,7 +297,8 @@ class LearnerGroup:
         first = self._ranks[0]
         limit = min(RANKS_START_TIMEOUT_S, config.timeout_s)
         [address] = self._all([first.address.remote()], "starting rank 0", limit)
-        [port] = self._all([first.open_store.remote(address, limit)], "opening rendezvous", limit)
+        opening = first.open_rendezvous.remote(address, limit)
+        [port] = self._all([opening], "opening rendezvous", limit)
         joins = [rank.join.remote(address, port, config.timeout_s) for rank in self._ranks]
         self._all(joins, f"meeting at {address}:{port}", limit)
 

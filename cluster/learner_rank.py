@@ -32,9 +32,9 @@ class LearnerRank:
         """Return the address of this rank's node."""
         return ray.util.get_node_ip_address()
 
-    def open_store(self, address: str, timeout_s: float) -> int:
+    def open_rendezvous(self, address: str, timeout_s: float) -> int:
         """Open the rendezvous on rank 0 and return its port."""
-        return self._worker.open_store(address, timeout_s)
+        return self._worker.open_rendezvous(address, timeout_s)
 
     def join(self, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group."""

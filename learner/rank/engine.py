@@ -45,8 +45,8 @@ LAST_LR_SHARE = 0.1
 """Decaying schedules end at this share of the learning rate."""
 
 
-def make_store(address: str, ranks: int, timeout_s: float) -> dist.TCPStore:
-    """Return the rendezvous store of rank 0, bound to a port that the kernel chose.
+def open_rendezvous(address: str, ranks: int, timeout_s: float) -> dist.TCPStore:
+    """Return the rendezvous of rank 0, bound to a port that the kernel chose.
 
     The port is taken when it is named, so no other process can take it in between. At a loopback
     address it is reached from this machine alone; torch by itself listens on all interfaces.
@@ -71,9 +71,15 @@ def _is_loopback(address: str) -> bool:
 
 
 def join_group(
-    store: dist.TCPStore | None, *, rank: int, ranks: int, address: str, port: int, timeout_s: float
+    rendezvous: dist.TCPStore | None,
+    *,
+    rank: int,
+    ranks: int,
+    address: str,
+    port: int,
+    timeout_s: float,
 ) -> None:
-    """Enter the process group; every rank calls this, rank 0 with its store."""
+    """Enter the process group; every rank calls this, rank 0 with its rendezvous."""
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(ranks),
@@ -85,10 +91,10 @@ def join_group(
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ.update(GLOO_SOCKET_IFNAME=loopback, NCCL_SOCKET_IFNAME=loopback)
     timeout = timedelta(seconds=timeout_s)
-    if store is None:
-        store = dist.TCPStore(address, port, ranks, is_master=False, timeout=timeout)
+    if rendezvous is None:
+        rendezvous = dist.TCPStore(address, port, ranks, is_master=False, timeout=timeout)
     backend = get_accelerator().communication_backend_name()
-    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
+    dist.init_process_group(backend, store=rendezvous, rank=rank, world_size=ranks, timeout=timeout)
     # Compiled on first use otherwise (half a minute, needs a compiler), and never used in training.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)

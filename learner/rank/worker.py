@@ -68,17 +68,17 @@ class LearnerWorker:
     def __init__(self, rank: int, ranks: int) -> None:
         self.rank = rank
         self.ranks = ranks
-        self._store: dist.TCPStore | None = None
+        self._rendezvous: dist.TCPStore | None = None
 
-    def open_store(self, address: str, timeout_s: float) -> int:
+    def open_rendezvous(self, address: str, timeout_s: float) -> int:
         """Open the rendezvous on rank 0 and return its port."""
-        self._store = engine.make_store(address, self.ranks, timeout_s)
-        return self._store.port
+        self._rendezvous = engine.open_rendezvous(address, self.ranks, timeout_s)
+        return self._rendezvous.port
 
     def join(self, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group; blocks until all ranks have."""
         engine.join_group(
-            self._store,
+            self._rendezvous,
             rank=self.rank,
             ranks=self.ranks,
             address=address,

@@ -149,7 +149,7 @@ class SleepingRank:
     def address(self) -> str:
         return "nowhere"
 
-    def open_store(self, address: str, timeout_s: float) -> int:
+    def open_rendezvous(self, address: str, timeout_s: float) -> int:
         return 0
 
     def join(self, *_: object) -> None:

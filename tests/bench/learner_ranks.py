@@ -16,7 +16,7 @@ from data.demo.model import MERGE, PATCH, write_tiny_model
 from data.model.folder import load_processor
 from data.types import Kind, Picture, Pictures, TrainSample
 from learner.objectives import LearnerPlan, PolicyObjective
-from learner.rank.engine import make_store
+from learner.rank.engine import open_rendezvous
 from learner.rank.worker import LearnerWorker
 
 RANKS = 2
@@ -98,10 +98,12 @@ def build(worker: LearnerWorker, model: Path) -> None:
 
 def on_ranks(measure: Callable[..., Any], *args: Any) -> Any:
     """Call ``measure(worker, *args)`` on every rank, each a process; return what rank 0 found."""
-    store = make_store(ADDRESS, RANKS, TIMEOUT_S)
+    rendezvous = open_rendezvous(ADDRESS, RANKS, TIMEOUT_S)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(RANKS, mp_context=context) as pool:
-        found = [pool.submit(_on_rank, measure, rank, store.port, *args) for rank in range(RANKS)]
+        found = [
+            pool.submit(_on_rank, measure, rank, rendezvous.port, *args) for rank in range(RANKS)
+        ]
         first, *_ = [one.result() for one in found]
         return first
 

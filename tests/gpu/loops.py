@@ -351,7 +351,7 @@ class LearnerLoop:
 
         if self._worker is None:
             worker = LearnerWorker(0, 1)
-            port = worker.open_store("127.0.0.1", work.learner.timeout_s)
+            port = worker.open_rendezvous("127.0.0.1", work.learner.timeout_s)
             worker.join("127.0.0.1", port, work.learner.timeout_s)
             LearnerLoop._worker = worker
         objective = {

@@ -5,7 +5,7 @@ import ipaddress
 import psutil
 import ray
 
-from learner.rank.engine import make_store
+from learner.rank.engine import open_rendezvous
 
 AGENTS_PORT = 52365
 """Which a cluster's head on this machine takes."""
@@ -36,7 +36,7 @@ def test_nothing_of_it_listens_on_other_interfaces_or_on_a_known_port(local_ray)
 
 def test_the_ranks_rendezvous_is_too():
     before = {place.port for place in listening(psutil.Process())}
-    store = make_store("127.0.0.1", 1, 30.0)
+    rendezvous = open_rendezvous("127.0.0.1", 1, 30.0)
     [place] = [one for one in listening(psutil.Process()) if one.port not in before]
-    assert place.port == store.port
+    assert place.port == rendezvous.port
     assert is_loopback(place.ip)

@@ -35,9 +35,9 @@ class Head(nn.Module):
 def group():
     """Enter a process group of this process alone."""
     before = dict(os.environ)
-    store = engine.make_store("127.0.0.1", 1, PATIENCE_S)
+    rendezvous = engine.open_rendezvous("127.0.0.1", 1, PATIENCE_S)
     engine.join_group(
-        store, rank=0, ranks=1, address="127.0.0.1", port=store.port, timeout_s=PATIENCE_S
+        rendezvous, rank=0, ranks=1, address="127.0.0.1", port=rendezvous.port, timeout_s=PATIENCE_S
     )
     yield
     dist.destroy_process_group()
