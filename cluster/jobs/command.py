@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used, 3 stopp
 4 nothing to train on, 5 weights or log-probabilities of engines and learner disagree.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from cluster.jobs.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
@@ -76,16 +76,8 @@ def _run(
     roles: Callable[[T], Sequence[Any]] | None,
     argv: Sequence[str] | None,
 ) -> int:
-    parser = argparse.ArgumentParser(description=(cls.__doc__ or "").strip())
-    parser.add_argument("config", help="YAML file under configs/")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print settings, plan and data, look at rows, pictures and models; start nothing",
-    )
     # Intermixed: overrides may stand on both sides of an option.
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = JobParser(cls).parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     for noisy in ("alembic", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

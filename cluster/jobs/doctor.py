@@ -4,12 +4,14 @@ Every `check_*` is a pure judgement of facts gathered by `main`; nothing is chan
 Exits with 1 only where a problem stops the jobs.
 """
 
+import argparse
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
@@ -280,8 +282,13 @@ def build_table(checks: list[Check]) -> Table:
     return table
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table and return the exit code."""
+    argparse.ArgumentParser(
+        prog="python -m cluster.jobs.doctor",
+        description="Check this machine and say what to do about each problem. It changes nothing; "
+        "the exit code is 1 only where a problem stops the jobs.",
+    ).parse_args(argv)
     checks = gather()
     Console().print(build_table(checks))
     return exit_code(checks)

@@ -23,7 +23,11 @@ from evaluation.summary import STAGE_FILE
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tell the job that runs in a folder how many actors it shall have; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.jobs.scale",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", help="run folder of the job, as in its settings")
     parser.add_argument("counts", nargs="+", metavar="pool=count")
     arguments = parser.parse_args(argv)

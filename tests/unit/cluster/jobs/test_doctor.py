@@ -139,3 +139,10 @@ def test_table_prints_error_text_that_looks_like_markup():
     table = render([Check(name="vLLM", status="fail", found="KeyError: [/red]", remedy="mend it")])
     assert "KeyError: [/red]" in table
     assert "mend it" in table
+
+
+def test_help_says_what_it_does_and_checks_nothing(capsys):
+    with pytest.raises(SystemExit) as end:
+        doctor.main(["--help"])
+    assert end.value.code == 0
+    assert "usage: python -m cluster.jobs.doctor" in capsys.readouterr().out
