@@ -18,7 +18,8 @@ from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
 from cluster.placement import Role, actor_options, place
 from cluster.weights.store import Published
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig, SamplingConfig, WeightsConfig
+from configs.common import MediaConfig, SamplingConfig
+from configs.learner import GRPOConfig, LearnerConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
 from data.token_cost import picture_cost
 from data.types import (

@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from cluster.weights.store import Published
-from configs.schema import WeightsConfig
+from configs.learner import WeightsConfig
 from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample
 from learner.micro_batches import MiniBatch
 from learner.objectives import LearnerPlan, TokenScores

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from cluster.side_process import SideProcess
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.errors import ActorLost
 from data.media import load_pictures
 from data.types import Pictures

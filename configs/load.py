@@ -9,9 +9,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from configs.common import MISSING
 from configs.errors import ConfigError
 from configs.presets import PRESETS, with_presets
-from configs.schema import MISSING, problems
+from configs.schema import problems
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

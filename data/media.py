@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.media import crop_pixels, limits_of
 from data.types import Content, Picture
 

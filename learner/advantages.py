@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from configs.schema import GRPOConfig
+from configs.learner import GRPOConfig
 from data.errors import DataError
 from data.types import GroupKey, TrajectoryKey
 from learner.objectives import TokenScores

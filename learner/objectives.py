@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from configs.schema import GRPOConfig, LearnerConfig, MediaConfig
+from configs.common import MediaConfig
+from configs.learner import GRPOConfig, LearnerConfig
 from data.errors import ConfigError, DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.schema import BankConfig
+from configs.reward import BankConfig
 from data.errors import DamagedCheckpoint
 from data.types import Side
 

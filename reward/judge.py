@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from configs.schema import JudgeConfig
+from configs.reward import JudgeConfig
 from data.errors import JudgeError
 from data.prompts import judge_template
 from data.types import JudgeQuestion, Pair, Side, Trajectory

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from configs.schema import RewardConfig
+from configs.reward import RewardConfig
 from data.sets.relevance import Relevance
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank

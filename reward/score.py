@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from configs.schema import RewardConfig
+from configs.reward import RewardConfig
 from data.tcot import faults
 from data.types import (
     DroppedTrajectory,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from configs.schema import EngineConfig, MediaConfig, SamplingConfig
+from configs.common import EngineConfig, MediaConfig, SamplingConfig
 from data.engine.arguments import set_engine_environment
 from data.errors import DataError, WeightSyncError
 from data.model.chat import EncodedPrompt

@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from configs.schema import EngineConfig, MediaConfig, SamplingConfig
+from configs.common import EngineConfig, MediaConfig, SamplingConfig
 from data.engine.arguments import engine_arguments
 from data.errors import DataError, EngineLost, WeightSyncError
 from data.model.chat import EncodedPrompt, load_encoder

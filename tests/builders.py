@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from configs.schema import DataSetConfig
+from configs.common import DataSetConfig
 from data.types import (
     GroupKey,
     Item,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.errors import DataError
 from data.media import load_picture
 

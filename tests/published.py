@@ -8,7 +8,7 @@ import torch
 
 from cluster.weights.publisher import Publisher
 from cluster.weights.store import Published
-from configs.schema import WeightsConfig
+from configs.learner import WeightsConfig
 from data.types import Bucket, ParamSpec
 from data.weights.checksum import tensor_checksum
 from data.weights.parcels import Parcel, dtype_name, whole

@@ -10,7 +10,10 @@ import numpy as np
 from cluster.pictures import Decoder
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
-from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
+from configs.common import RunConfig
+from configs.learner import GRPOConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 from data.errors import ClusterError
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cluster.jobs.command import run_job
 from cluster.run.folder import RunFolder
-from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig
+from configs.common import DataConfig, DataSetConfig
+from configs.schema import RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
 from data.prompts import load_templates

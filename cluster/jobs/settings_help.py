@@ -17,9 +17,9 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from configs.common import MISSING
 from configs.presets import PRESETS
 from configs.schema import (
-    MISSING,
     DemoDataConfig,
     EmbedderConfig,
     EvaluateConfig,

@@ -21,7 +21,8 @@ from cluster.run.folder import RunFolder, settled
 from cluster.run.loop import State, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
-from configs.schema import DataSetConfig, WarmStartConfig
+from configs.common import DataSetConfig
+from configs.schema import WarmStartConfig
 from data.errors import DataError
 from data.media import frames_only, load_pictures
 from data.model.chat import TextEncoder, load_encoder

@@ -11,7 +11,7 @@ from cluster.placement import Role
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import GivenUp
-from configs.schema import JudgeConfig
+from configs.reward import JudgeConfig
 from data.types import Judgement, JudgeQuestion, Packed
 from reward.engines.judge_actor import JudgeActor
 

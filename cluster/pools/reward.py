@@ -13,7 +13,8 @@ from cluster.placement import Role
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import Answer, GivenUp, Submission
-from configs.schema import MediaConfig, RewardConfig
+from configs.common import MediaConfig
+from configs.reward import RewardConfig
 from data.errors import ClusterError
 from data.token_cost import content_cost
 from data.types import Content, EmbedRequest, Packed

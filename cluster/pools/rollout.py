@@ -16,7 +16,7 @@ from cluster.placement import Role
 from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import Answer, GivenUp
-from configs.schema import MediaConfig, RolloutConfig
+from configs.common import MediaConfig, RolloutConfig
 from data.errors import EmbedRLError, EngineLost, WeightSyncError
 from data.types import (
     Content,

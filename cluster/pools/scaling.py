@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from cluster.pools.pool import Pool, PoolStats
 from cluster.pools.routing import CHUNKS_IN_FLIGHT
-from configs.schema import PoolConfig
+from configs.common import PoolConfig
 from data.errors import ClusterError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from cluster.pictures import SharedPictures
 from cluster.pools.judge import JudgePool
 from cluster.pools.reward import Embedded, RewardPool
 from cluster.side_process import SideProcess
-from configs.schema import BankConfig, RewardConfig
+from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitors import monitor_of
 from data.prompts import pictures_of

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.run.trajectory_rows import SCHEMA
+from configs.common import MISSING
 from configs.errors import ConfigError
 from configs.load import to_flat, to_yaml, values_given
-from configs.schema import MISSING
 from data.durable import sync
 from data.errors import RunFolderError
 from evaluation.summary import METRICS_FILE, STAGE_FILE

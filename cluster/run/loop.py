@@ -19,7 +19,7 @@ from cluster.run.empty_steps import EmptyStreak
 from cluster.run.folder import BROKEN_FILE, RunFolder
 from cluster.run.recovery import Restartable, Restarts, keep_training
 from cluster.run.stopping import StopRequest
-from configs.schema import EvalConfig, StopConfig
+from configs.common import EvalConfig, StopConfig
 from data.types import StepReport
 
 Batch = TypeVar("Batch")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cluster.faults import cause_of, explain
 from cluster.weights.store import Published
-from configs.schema import WeightsConfig
+from configs.learner import WeightsConfig
 from data.errors import WeightSyncError
 from data.types import Bucket, ParamSpec
 from data.weights.checksum import MASK, tensor_checksum

@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from configs.schema import EngineConfig, Pooling
+from configs.common import EngineConfig
+from configs.reward import Pooling
 from data.engine.lifeline import ACTOR_PID, EndsWithActor
 
 PICTURE_CACHE_GB = 1.0

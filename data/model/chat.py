@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from configs.schema import MediaConfig, Pooling
+from configs.common import MediaConfig
+from configs.reward import Pooling
 from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.media import fit

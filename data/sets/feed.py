@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from configs.schema import DataConfig
+from configs.common import DataConfig
 from data.prompts import item_content, reasoner_content
 from data.sets.records import LoadedSet
 from data.types import Content, Pair, Side

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from configs.schema import DataSetConfig
+from configs.common import DataSetConfig
 from data.sets.records import LoadedSet
 
 WHOLE_BYTES = 16 << 20

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from configs.schema import DataSetConfig
+from configs.common import DataSetConfig
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, TCoTError
 from data.media import sample_frames

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from configs.schema import DataConfig, DataSetConfig, MediaConfig
+from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
 from data.sets.formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.cues import MIN_BOX_SIDE, WHOLE_PICTURE
 from data.errors import DataError
 from data.media import load_pictures

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.errors import DataError
 from data.media import load_picture
 from data.types import Box

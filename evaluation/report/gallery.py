@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, zip_longest
 from random import Random
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.types import Item, Kind
 from evaluation.evidence import parse_trace
 from evaluation.report import drawing

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.schema import TEMPERATURES
+from configs.learner import TEMPERATURES
 from data.types import ContrastPair
 from learner.objectives import ContrastiveObjective
 from learner.rank.accumulate import Backward

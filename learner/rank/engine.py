@@ -27,7 +27,7 @@ from deepspeed.checkpoint import ds_to_universal
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from configs.schema import LearnerConfig, OptimizerConfig
+from configs.learner import LearnerConfig, OptimizerConfig
 from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint
 from data.types import ParamSpec

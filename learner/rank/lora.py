@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from configs.schema import LoRAConfig
+from configs.learner import LoRAConfig
 from data.errors import ConfigError
 from data.weights.parcels import merge
 from learner.rank.models import VISION_TOWER

@@ -46,7 +46,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from configs.schema import GRPOConfig
+from configs.learner import GRPOConfig
 from data.errors import DataError
 
 

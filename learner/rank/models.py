@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import is_flash_attn_2_available
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from data.errors import ConfigError
 from data.model.folder import check_folder, load_pretrained, sees_pictures
 from learner.rank.batching import Batch, TextTokens, VisionTokens

@@ -5,7 +5,8 @@ import logging
 
 import numpy as np
 
-from configs.schema import EngineConfig, MediaConfig, Pooling
+from configs.common import EngineConfig, MediaConfig
+from configs.reward import Pooling
 from data.engine.arguments import set_engine_environment
 from data.errors import DataError
 from data.types import EmbedRequest, Pictures

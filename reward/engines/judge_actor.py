@@ -2,7 +2,7 @@
 
 import asyncio
 
-from configs.schema import JudgeConfig
+from configs.reward import JudgeConfig
 from data.engine.arguments import set_engine_environment
 from data.errors import JudgeError
 from data.types import Judgement, JudgeQuestion

@@ -8,7 +8,8 @@ from vllm.inputs import TokensPrompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from configs.schema import EngineConfig, MediaConfig, Pooling
+from configs.common import EngineConfig, MediaConfig
+from configs.reward import Pooling
 from data.cues import MAX_BOXES
 from data.engine.arguments import engine_arguments, pooling_type
 from data.errors import DataError, EngineLost

@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from configs.schema import MAX_SCORED, JudgeConfig
+from configs.reward import MAX_SCORED, JudgeConfig
 from data.engine.arguments import engine_arguments
 from data.errors import ConfigError, EngineLost, JudgeError
 from data.model.folder import load_pretrained

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from configs.schema import EngineConfig, MediaConfig
+from configs.common import EngineConfig, MediaConfig
 from data.engine.arguments import set_engine_environment
 from data.types import EmbedRequest, Pictures
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cluster.weights.store import Published
-from configs.schema import SamplingConfig
+from configs.common import SamplingConfig
 from data.types import (
     Content,
     EmbedRequest,

@@ -26,16 +26,10 @@ from cluster.rl.step import Pipeline, StepResult
 from cluster.run.folder import RunFolder
 from cluster.session import spare_collections
 from cluster.weights.store import WeightStore
-from configs.schema import (
-    DataConfig,
-    LearnerConfig,
-    PoolConfig,
-    RewardConfig,
-    RLConfig,
-    RolloutConfig,
-    RunConfig,
-    SamplingConfig,
-)
+from configs.common import DataConfig, PoolConfig, RolloutConfig, RunConfig, SamplingConfig
+from configs.learner import LearnerConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
 from data.sets.relevance import Relevance

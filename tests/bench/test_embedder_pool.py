@@ -11,7 +11,8 @@ import ray
 
 from cluster.pictures import SharedPictures, share_pictures
 from cluster.pools.reward import RewardPool
-from configs.schema import EngineConfig, MediaConfig, PoolConfig, RewardConfig
+from configs.common import EngineConfig, MediaConfig, PoolConfig
+from configs.reward import RewardConfig
 from data.embed_inputs import embed_content
 from data.types import EmbedRequest, Item, Kind, Picture
 from tests.bench.direct import DirectEmbedder

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cluster.weights.publisher import Publisher
-from configs.schema import WeightsConfig
+from configs.learner import WeightsConfig
 from data.types import ParamSpec
 from data.weights.checksum import as_bytes
 from data.weights.parcels import dtype_name

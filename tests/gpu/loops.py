@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.schema import GRPOConfig, LearnerConfig
+from configs.learner import GRPOConfig, LearnerConfig
 from data.model.chat import ChatEncoder
 from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from learner.micro_batches import MiniBatch

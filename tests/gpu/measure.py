@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.utils.logging import disable_progress_bar
 
-from configs.schema import EngineConfig, LearnerConfig, OptimizerConfig, SamplingConfig
+from configs.common import EngineConfig, SamplingConfig
+from configs.learner import LearnerConfig, OptimizerConfig
 from data.model.chat import load_encoder
 from data.types import (
     GenerationRequest,

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,15 +22,9 @@ from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
 from cluster.session import start_ray
 from cluster.weights.store import WeightStore
-from configs.schema import (
-    EngineConfig,
-    LearnerConfig,
-    MediaConfig,
-    PoolConfig,
-    RewardConfig,
-    RolloutConfig,
-    SamplingConfig,
-)
+from configs.common import EngineConfig, MediaConfig, PoolConfig, RolloutConfig, SamplingConfig
+from configs.learner import LearnerConfig
+from configs.reward import RewardConfig
 from data.model.chat import ChatEncoder
 from data.types import Kind, Picture
 from rollout.weights.report import StoreAddress

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import ray
 
-from configs.schema import JudgeConfig
+from configs.reward import JudgeConfig
 from data.types import JudgeQuestion
 from reward.engines.judge_actor import JudgeActor
 from tests.integration.conftest import ENGINE, Call

@@ -26,14 +26,8 @@ from transformers import (
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import share_pictures
 from cluster.weights.store import WeightStore
-from configs.schema import (
-    GRPOConfig,
-    LearnerConfig,
-    LoRAConfig,
-    MediaConfig,
-    OptimizerConfig,
-    SamplingConfig,
-)
+from configs.common import MediaConfig, SamplingConfig
+from configs.learner import GRPOConfig, LearnerConfig, LoRAConfig, OptimizerConfig
 from data.errors import WeightSyncError
 from data.model.chat import ChatEncoder
 from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample

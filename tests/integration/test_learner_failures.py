@@ -9,7 +9,8 @@ import ray
 
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import share_pictures
-from configs.schema import LearnerConfig, MediaConfig
+from configs.common import MediaConfig
+from configs.learner import LearnerConfig
 from data.errors import CheckpointError, ClusterError, DataError, LearnerLost
 from data.types import Kind, Picture, TrainSample
 from tests.patience import PATIENCE_S

@@ -13,16 +13,10 @@ from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
 from cluster.rl.scoring import Ranker, Scorer
 from cluster.rl.step import PARITY, Pipeline, StepResult
-from configs.schema import (
-    DataConfig,
-    GRPOConfig,
-    LearnerConfig,
-    OptimizerConfig,
-    RewardConfig,
-    RLConfig,
-    RolloutConfig,
-    RunConfig,
-)
+from configs.common import DataConfig, RolloutConfig, RunConfig
+from configs.learner import GRPOConfig, LearnerConfig, OptimizerConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
 from data.sets.relevance import Relevance

@@ -9,7 +9,7 @@ import ray
 
 from cluster.pictures import Decoder
 from cluster.side_process import RETRIES
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.errors import DataError
 from data.media import load_picture
 from tests.builders import WITHOUT_AN_ITEM, write_picture

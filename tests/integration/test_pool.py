@@ -16,7 +16,7 @@ from cluster.pools.pool import Pool
 from cluster.pools.routing import CHUNKS_IN_FLIGHT, Unit
 from cluster.pools.scaling import PoolScaler, PoolTargets
 from cluster.pools.submission import GivenUp
-from configs.schema import PoolConfig
+from configs.common import PoolConfig
 from data.errors import ClusterError, DataError
 from tests.patience import PATIENCE_S
 from tests.workers import Worker

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cluster.rl.scoring import Ranker
-from configs.schema import RewardConfig
+from configs.reward import RewardConfig
 from data.errors import DataError
 from data.sets.relevance import Relevance
 from data.types import Side

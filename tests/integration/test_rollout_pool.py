@@ -6,7 +6,7 @@ import pytest
 
 from cluster.pictures import share_pictures
 from cluster.pools.rollout import POISONED, PULLS, RolloutPool
-from configs.schema import MediaConfig, PoolConfig, RolloutConfig
+from configs.common import MediaConfig, PoolConfig, RolloutConfig
 from data.errors import WeightSyncError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 from tests.patience import PATIENCE_S

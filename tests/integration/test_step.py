@@ -8,7 +8,10 @@ import ray
 
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
-from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
+from configs.common import RunConfig
+from configs.learner import GRPOConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 from data.errors import WeightSyncError
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet

@@ -13,7 +13,7 @@ import ray
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from configs.schema import EngineConfig, MediaConfig
+from configs.common import EngineConfig, MediaConfig
 from data.types import EmbedRequest
 from reward.engines.embedder_actor import EmbedderActor
 

@@ -9,13 +9,9 @@ import torch
 
 from cluster.jobs.embedder import batches
 from cluster.rl.scoring import Scorer
-from configs.schema import (
-    DataConfig,
-    EmbedderConfig,
-    MediaConfig,
-    RewardConfig,
-    RunConfig,
-)
+from configs.common import DataConfig, MediaConfig, RunConfig
+from configs.reward import RewardConfig
+from configs.schema import EmbedderConfig
 from data.media import load_pictures
 from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown

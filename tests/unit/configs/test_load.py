@@ -7,12 +7,12 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.load import load, to_flat, to_yaml
+from configs.reward import RewardConfig
 from configs.schema import (
     DemoDataConfig,
     EmbedderConfig,
     EvaluateConfig,
     ReportConfig,
-    RewardConfig,
     RLConfig,
     RuleTracesConfig,
     WarmStartConfig,

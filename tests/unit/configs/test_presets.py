@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from configs.errors import ConfigError
+from configs.learner import GRPOConfig
 from configs.load import load, to_flat, to_yaml
 from configs.presets import PRESETS, with_presets
-from configs.schema import GRPOConfig, RewardConfig, RLConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 
 FOLDER = Path(__file__).parents[3] / "configs"
 SHIPPED = sorted(FOLDER.rglob("rl.yaml"))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.media import (

@@ -1,6 +1,6 @@
 """What contents cost, by hand."""
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.token_cost import content_cost
 from data.types import Box, Kind, Picture
 

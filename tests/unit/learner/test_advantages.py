@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import GRPOConfig
+from configs.learner import GRPOConfig
 from data.errors import DataError
 from data.types import GroupKey, Side, TrajectoryKey
 from learner.advantages import (

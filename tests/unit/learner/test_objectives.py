@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs.schema import GRPOConfig
+from configs.learner import GRPOConfig
 from data.errors import ConfigError, DataError
 from learner.objectives import ContrastiveObjective, PolicyObjective, TokenScores, loss_total
 

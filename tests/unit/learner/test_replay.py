@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import GRPOConfig
+from configs.learner import GRPOConfig
 from data.errors import DataError
 from data.types import Box, Kind, Picture, TrainSample
 from learner.rank.losses import policy_loss

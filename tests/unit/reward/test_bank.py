@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from configs.schema import BankConfig
+from configs.reward import BankConfig
 from data.errors import DamagedCheckpoint
 from data.types import Side
 from reward.bank import Candidate, CandidateBank

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from configs.schema import JudgeConfig
+from configs.reward import JudgeConfig
 from data.errors import JudgeError
 from data.types import Item, Side
 from reward.judge import build_question, parse_choice, right_share

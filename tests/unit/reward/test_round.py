@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from configs.schema import BankConfig, RewardConfig
+from configs.reward import BankConfig, RewardConfig
 from data.sets.relevance import Relevance
 from data.types import Item, Side
 from reward.bank import Candidate, CandidateBank

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from configs.load import load
-from configs.schema import RewardConfig, RLConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 from data.sets.relevance import Relevance
 from data.types import Item, Judgement, Kind, Side
 from reward.bank import CandidateBank

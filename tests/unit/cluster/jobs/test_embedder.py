@@ -15,7 +15,8 @@ from cluster.jobs.embedder import (
     with_pictures,
     write_readme,
 )
-from configs.schema import DataConfig, EmbedderConfig, MediaConfig, RunConfig
+from configs.common import DataConfig, MediaConfig, RunConfig
+from configs.schema import EmbedderConfig
 from data.errors import NothingToTrainOn
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet

@@ -10,7 +10,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from cluster.jobs.rule_traces import main
-from configs.schema import DataConfig, DataSetConfig, RuleTracesConfig, RunConfig, problems
+from configs.common import DataConfig, DataSetConfig, RunConfig
+from configs.schema import RuleTracesConfig, problems
 from data.errors import DataError
 from data.model.folder import check_folder
 from data.sets.records import load_set

@@ -6,7 +6,8 @@ from itertools import islice
 import pytest
 
 from cluster.jobs.warm_start import batches, encode
-from configs.schema import RunConfig, WarmStartConfig
+from configs.common import RunConfig
+from configs.schema import WarmStartConfig
 from data.types import Kind, Picture
 from tests.builders import WITHOUT_AN_ITEM, write_picture
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cluster.pools.pool import PoolStats
 from cluster.pools.scaling import desired_size
-from configs.schema import PoolConfig
+from configs.common import PoolConfig
 
 POLICY = PoolConfig(min_actors=2, max_actors=8)
 

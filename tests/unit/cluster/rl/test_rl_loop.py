@@ -13,7 +13,10 @@ from cluster.rl.step import Pipeline
 from cluster.run.empty_steps import LIMIT
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import Restarts
-from configs.schema import GRPOConfig, RewardConfig, RLConfig, RunConfig
+from configs.common import RunConfig
+from configs.learner import GRPOConfig
+from configs.reward import RewardConfig
+from configs.schema import RLConfig
 from data.errors import NothingToTrainOn
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet

@@ -15,7 +15,9 @@ from cluster.rl.rounds import (
     pairs_wanted,
     round_advantages,
 )
-from configs.schema import GRPOConfig, RLConfig, RolloutConfig, SamplingConfig
+from configs.common import RolloutConfig, SamplingConfig
+from configs.learner import GRPOConfig
+from configs.schema import RLConfig
 from data.types import Side
 from tests.builders import make_scored, make_trajectory
 

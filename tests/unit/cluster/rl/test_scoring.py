@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.rl.scoring import Scorer
-from configs.schema import BankConfig, JudgeConfig, RewardConfig
+from configs.reward import BankConfig, JudgeConfig, RewardConfig
 from data.sets.relevance import Relevance
 from data.types import Judgement, Kind, Side
 from tests.builders import TRACES, make_pair, make_trajectory

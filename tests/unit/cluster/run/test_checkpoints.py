@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cluster.run.checkpoints import KEPT, LEARNER_FOLDER, SCORE, Checkpoints
 from cluster.run.folder import RunFolder
+from configs.common import RunConfig
 from configs.errors import ConfigError
-from configs.schema import DemoDataConfig, RunConfig
+from configs.schema import DemoDataConfig
 from data.errors import CheckpointError, DamagedCheckpoint
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from cluster.run.divergence import BrokenStreak
 from cluster.run.folder import RunFolder
-from configs.schema import RunConfig, WarmStartConfig
+from configs.common import RunConfig
+from configs.schema import WarmStartConfig
 from data.errors import DivergedError
 
 

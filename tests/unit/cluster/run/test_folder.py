@@ -13,18 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.run.folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
+from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.errors import ConfigError
 from configs.load import load
-from configs.schema import (
-    DataConfig,
-    DataSetConfig,
-    DemoDataConfig,
-    EmbedderConfig,
-    RewardConfig,
-    RLConfig,
-    RunConfig,
-    WarmStartConfig,
-)
+from configs.reward import RewardConfig
+from configs.schema import DemoDataConfig, EmbedderConfig, RLConfig, WarmStartConfig
 from data.errors import RunFolderError
 from tests.patience import PATIENCE_S
 
@@ -174,7 +167,8 @@ def test_metrics_are_appended_one_object_a_line(folder):
 HOLDER = """
 import os, sys
 from cluster.run.folder import RunFolder
-from configs.schema import DemoDataConfig, RunConfig
+from configs.common import RunConfig
+from configs.schema import DemoDataConfig
 folder = RunFolder(DemoDataConfig(run=RunConfig(dir=sys.argv[1])), job="demo_data")
 forked = os.fork()
 if forked:

@@ -12,7 +12,8 @@ from cluster.run.empty_steps import LIMIT
 from cluster.run.folder import BROKEN_FILE, RunFolder
 from cluster.run.loop import export_best, train_stage
 from cluster.run.recovery import MAX_RESTARTS
-from configs.schema import DemoDataConfig, EvalConfig, RunConfig, StopConfig
+from configs.common import EvalConfig, RunConfig, StopConfig
+from configs.schema import DemoDataConfig
 from data.errors import (
     CheckpointError,
     ClusterError,

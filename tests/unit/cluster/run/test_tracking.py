@@ -23,8 +23,9 @@ from cluster.jobs.command import run_job
 from cluster.run.folder import RUN_ID_FILE, RunFolder
 from cluster.run.stopping import Interrupted
 from cluster.run.tracking import MlflowRun, Tracker, attach_files, masked, metric_name, open_store
+from configs.common import RunConfig
 from configs.load import load
-from configs.schema import DemoDataConfig, RunConfig, WarmStartConfig
+from configs.schema import DemoDataConfig, WarmStartConfig
 from data.errors import LearnerLost, StopRequested
 from tests.patience import PATIENCE_S
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import DataSetConfig
+from configs.common import DataSetConfig
 from data.demo.world import FILES, write_world
 from data.sets.records import LoadedSet, load_set
 from data.tcot import parse

@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from configs.schema import EngineConfig, Pooling
+from configs.common import EngineConfig
+from configs.reward import Pooling
 from data.engine.arguments import engine_arguments, pooling_type
 
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.demo.model import CHAT_TEMPLATE, build_processor, train_tokenizer, write_tiny_model
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import ConfigError, DataError

@@ -3,7 +3,7 @@ import json
 import pytest
 from transformers import AutoModelForImageTextToText
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.errors import ConfigError
 from data.model.chat import EMB_TOKEN, load_encoder
 from data.model.emb_token import with_emb_token

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig
+from configs.common import DataConfig
 from data.sets.feed import PairFeed, held_out_pairs, supervised_rows
 from data.sets.records import LoadedSet
 from data.types import Item, Kind

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from configs.schema import DataSetConfig
+from configs.common import DataSetConfig
 from data.sets.fingerprints import (
     PARTS,
     WHOLE_BYTES,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import data.sets.files
 import data.sets.records
-from configs.schema import DataConfig
+from configs.common import DataConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
 from data.prompts import pictures_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from configs.schema import DataConfig
+from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.errors import DataError
 from data.sets.formats import KNOWN_FIELDS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import DataSetConfig, MediaConfig
+from configs.common import DataSetConfig, MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.sets.records import BadRow, LoadedSet, load_set

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import MediaConfig
+from configs.common import MediaConfig
 from data.types import Box
 from evaluation.report.drawing import (
     TRACE_COLOUR,

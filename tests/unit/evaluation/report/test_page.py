@@ -16,7 +16,8 @@ from rich.console import Console
 
 from cluster.jobs.report import main
 from cluster.run.loop import plain_console, progress_bar
-from configs.schema import ReportConfig, RunConfig
+from configs.common import RunConfig
+from configs.schema import ReportConfig
 from data.errors import DataError
 from data.monitors import MONITORS
 from data.tcot import render

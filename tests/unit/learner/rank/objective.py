@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configs.schema import GRPOConfig
+from configs.learner import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
 from learner.advantages import shaped_rewards, step_advantages
 from learner.objectives import PolicyObjective, TokenScores

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from configs.schema import TEMPERATURES
+from configs.learner import TEMPERATURES
 from data.types import ContrastPair
 from learner.objectives import ContrastiveObjective
 from learner.rank.batching import Batch

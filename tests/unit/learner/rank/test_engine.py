@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs.schema import OptimizerConfig
+from configs.learner import OptimizerConfig
 from learner.rank.engine import lr_at
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from data.errors import CheckpointError, DamagedCheckpoint
 from learner.rank import engine
 from tests.patience import PATIENCE_S

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3VLForConditionalGeneration
 
-from configs.schema import LoRAConfig
+from configs.learner import LoRAConfig
 from data.errors import ConfigError
 from learner.rank.lora import StoredWeight, adapters_off, add_adapters, stored_weights
 from tests.tiny_model import write_tiny_model

@@ -14,8 +14,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from configs.learner import GRPOConfig
 from configs.presets import PRESETS
-from configs.schema import GRPOConfig
 from data.errors import DataError
 from learner.rank.losses import PolicyTokens, kl_estimate, policy_loss, token_weight
 from tests.unit.learner.rank.objective import MAX_TOKENS, Example

@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from configs.schema import LearnerConfig
+from configs.learner import LearnerConfig
 from data.errors import ConfigError, DataError
 from data.model.folder import check_folder, load_processor
 from data.types import Kind, Picture

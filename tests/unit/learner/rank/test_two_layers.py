@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from configs.learner import GRPOConfig
 from configs.presets import PRESETS
-from configs.schema import GRPOConfig
 from data.types import GroupKey, Side, TrainSample, TrajectoryKey
 from learner.objectives import PolicyObjective
 from learner.rank.batching import Row, TextTokens, collate, train_row

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.learner import GRPOConfig
 from configs.presets import PRESETS
-from configs.schema import GRPOConfig
 from data.types import TrainSample
 from learner.micro_batches import MiniBatch, cut_evenly
 from learner.objectives import PolicyObjective

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs.schema import BankConfig, RewardConfig
+from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.sets.relevance import Relevance
 from data.types import Evidence, Item, Kind, Picture, Side

@@ -1,0 +1,28 @@
+"""Checks of one setting at a time, shared by the checks of all sections."""
+
+
+def positive(node: object, *names: str) -> list[str]:
+    """Return a problem for each setting of those that is not more than 0."""
+    return [
+        f"{name}: expected more than 0, found {getattr(node, name)}"
+        for name in names
+        if not getattr(node, name) > 0
+    ]
+
+
+def not_negative(node: object, *names: str) -> list[str]:
+    """Return a problem for each setting of those that is less than 0."""
+    return [
+        f"{name}: expected at least 0, found {getattr(node, name)}"
+        for name in names
+        if not getattr(node, name) >= 0
+    ]
+
+
+def share(node: object, *names: str) -> list[str]:
+    """Return a problem for each setting of those that is outside [0, 1]."""
+    return [
+        f"{name}: expected a share in [0, 1], found {getattr(node, name)}"
+        for name in names
+        if not 0 <= getattr(node, name) <= 1
+    ]

@@ -1,0 +1,214 @@
+"""Settings that several jobs share: run, data, pools, engines, rollout, stop and evaluation."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from configs.checks import not_negative, positive, share
+
+MISSING = "???"
+"""Default of a setting that the user must give."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = MISSING
+    """Run folder; holds everything the job writes."""
+    seed: int = 0
+    """Decides data order, sampling and initial weights."""
+    experiment: str = "embed-rl"
+    """MLflow experiment. The tracking store is MLFLOW_TRACKING_URI, else SQLite under runs/."""
+    nodes_timeout_s: float = 60.0
+    """Longest wait for a cluster that is still growing to hold what the job asks for; on an
+    autoscaler's, the minutes that a node takes to come up."""
+
+
+@dataclass(frozen=True)
+class MediaConfig:
+    """Pixel and frame limits; factor-aligned sizes are chosen within them."""
+
+    image_min_pixels: int = 128 * 32 * 32
+    """Fewest pixels that a picture is shown with; a smaller one is enlarged."""
+    image_max_pixels: int = 768 * 32 * 32
+    """Most pixels that a picture is shown with; a larger one is shrunk."""
+    page_min_pixels: int = 128 * 32 * 32
+    """The same for a page."""
+    page_max_pixels: int = 768 * 32 * 32
+    """The same for a page."""
+    frame_min_pixels: int = 128 * 32 * 32
+    """The same for a frame of a video."""
+    frame_max_pixels: int = 300 * 32 * 32
+    """The same for a frame of a video."""
+    crop_min_pixels: int = 128 * 32 * 32
+    """The same for a crop that a trace points at."""
+    crop_max_pixels: int = 768 * 32 * 32
+    """The same for a crop that a trace points at."""
+    max_frames: int = 8
+    """Frames shown of a video; longer ones are sampled uniformly."""
+    max_file_bytes: int = 64 << 20
+    """Larger files are refused before decoding."""
+    max_decode_pixels: int = 64 << 20
+    """Pictures with more pixels are refused before decoding."""
+    max_step_bytes: int = 16 << 30
+    """Bytes of decoded pictures, 3 a pixel, that one step or one evaluation may hold. A job that
+    needs more is refused, with the largest files. It may change when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class DataSetConfig:
+    name: str = MISSING
+    """Name of the set in logs, metrics and tables."""
+    path: str = MISSING
+    """JSON array or JSON-lines file."""
+    root: str = MISSING
+    """Folder that all picture paths are relative to; a path that leaves it is refused."""
+    follow_links: bool = False
+    """Accept links inside the root that lead out of it, as the caches of hubs have them."""
+    format: Literal["mmeb", "llavahound", "mmeb_eval", "caption"] = "mmeb"
+    """What the rows look like; data/README.md shows each format."""
+    kind: Literal["image", "page"] = "image"
+    """What single pictures are; pages have prompts and pixel limits of their own."""
+    extra_fields: Literal["refuse", "ignore"] = "refuse"
+    """Fields that the format does not know: more rows with one than data.max_bad_rows allows are
+    refused, as a misspelt field leaves its rows without what it holds; `ignore` where the set has
+    more columns on purpose."""
+    weight: float = 1.0
+    """Batches are drawn from this set with probability proportional to weight x size."""
+    limit: int = 0
+    """Use only the first rows; 0 = all."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: list[DataSetConfig] = field(default_factory=list)
+    """Data sets to train on."""
+    eval: list[DataSetConfig] = field(default_factory=list)
+    """Held-out data sets."""
+    templates: Literal["full", "brief"] = "full"
+    """Prompt set: `full` explains the grammar with examples, `brief` is for warm-started models."""
+    media: MediaConfig = field(default_factory=MediaConfig)
+    max_bad_rows: float = 0.05
+    """Share of a set's rows that may be set aside before the job refuses to start."""
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Actors of one role and what each of them asks Ray for."""
+
+    actors: int = 1
+    """Number of actors, each with an engine of its own."""
+    cpus: float = 1.0
+    """CPUs that each actor asks Ray for; a share such as 0.5 is allowed."""
+    gpus: float = 0.0
+    """GPUs that each actor asks Ray for."""
+    timeout_s: float = 600.0
+    """An actor that has work and answers nothing for longer is replaced; of the engines that sample
+    traces, only one whose steps have not advanced for as long."""
+    min_actors: int = 1
+    """Fewest actors that a pool whose size follows from its load has."""
+    max_actors: int = 0
+    """Most actors of a pool whose size follows from its load (`rl` only); 0: it keeps `actors`."""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """A vLLM engine."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of the weights and of what is computed."""
+    max_model_len: int = 16384
+    """Tokens of one sequence at most, prompt and pictures included."""
+    max_num_seqs: int = 64
+    """Sequences that the engine works on at the same time at most."""
+    tensor_parallel: int = 1
+    """GPUs over which the engine spreads its weights."""
+    enforce_eager: bool = False
+    """Run without torch.compile and CUDA graphs: starts sooner, runs slower."""
+    gpu_memory_utilization: float = 0.85
+    """Share of a GPU's memory that the engine takes."""
+    cpu_kv_cache_gb: int = 1
+    """Key-value cache on a CPU; unused on GPUs."""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    temperature: float = 1.0
+    """Sampling temperature; 1 samples what the model predicts."""
+    max_tokens: int = 2048
+    """Tokens of one trace at most."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+@dataclass(frozen=True)
+class StopConfig:
+    """A stage ends on what it must reach, not on a clock."""
+
+    metric: str = ""
+    """Evaluation metric to watch; empty = run all steps."""
+    at_least: float = 1.0
+    """The stage ends where the metric is this or more."""
+    min_steps: int = 0
+    """Fewest steps, whatever the metric says."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 0
+    """Measure on held-out data each so many steps; 0 = never."""
+    samples: int = 256
+    """Held-out pairs used: each set gives its share, spread over its rows, and at least one. (The
+    job `warm_start` draws that many written traces from all sets together.)"""
+
+
+def _media_problems(node: MediaConfig) -> list[str]:
+    found = positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
+    for name in ("image", "page", "frame", "crop"):
+        least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
+        if not 0 < least <= most:
+            found.append(f"{name}_min_pixels: expected 0 < {least} <= {name}_max_pixels={most}")
+    return found
+
+
+def gpu_problems(pool: PoolConfig, engine: EngineConfig) -> list[str]:
+    """Return what is wrong with the GPUs of an engine and of the actor that holds it."""
+    gpus, ranks = pool.gpus, engine.tensor_parallel
+    if not 0 < gpus < ranks:
+        return []
+    return [f"pool.gpus: expected engine.tensor_parallel={ranks} or more, found {gpus:g}"]
+
+
+COMMON_CHECKS = {
+    RunConfig: lambda n: not_negative(n, "seed", "nodes_timeout_s"),
+    MediaConfig: _media_problems,
+    DataSetConfig: lambda n: not_negative(n, "weight", "limit"),
+    DataConfig: lambda n: [
+        *share(n, "max_bad_rows"),
+        *(
+            ["train: every weight is 0, so no set can be drawn"]
+            if n.train and not any(one.weight > 0 for one in n.train)
+            else []
+        ),
+    ],
+    PoolConfig: lambda n: [
+        *positive(n, "actors", "timeout_s", "min_actors"),
+        *not_negative(n, "cpus", "gpus", "max_actors"),
+        *(
+            [f"max_actors: expected 0 or min_actors={n.min_actors} or more, found {n.max_actors}"]
+            if n.max_actors and n.max_actors < n.min_actors
+            else []
+        ),
+    ],
+    EngineConfig: lambda n: [
+        *positive(n, "max_model_len", "max_num_seqs", "tensor_parallel"),
+        *share(n, "gpu_memory_utilization"),
+    ],
+    SamplingConfig: lambda n: positive(n, "temperature", "max_tokens"),
+    RolloutConfig: lambda n: gpu_problems(n.pool, n.engine),
+    EvalConfig: lambda n: [*positive(n, "samples"), *not_negative(n, "every")],
+}
+"""What is wrong in each section by itself, by its class."""
