@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from cluster.weights.store import Published
 from configs.learner import WeightsConfig
 from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample
+from data.weights.types import Published
 from learner.micro_batches import MiniBatch
 from learner.objectives import LearnerPlan, TokenScores
 

@@ -1,5 +1,7 @@
 """Every type that crosses a folder: what flows from records to rollout, reward, learner and back.
 
+Those of the weights are in `data/weights/types.py`.
+
 Made by -> used by:
   Pair                records           -> everyone
   Picture, Content    prompts, inputs   -> rollout, reward, learner (what a model reads)
@@ -13,45 +15,13 @@ Made by -> used by:
 Results are joined by key, never by position.
 """
 
-import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from operator import attrgetter
-from typing import Any, TypeVar
 
 import numpy as np
 
-T = TypeVar("T")
-
-
-def quick_to_pickle(cls: type[T]) -> type[T]:
-    """Let a slotted dataclass of two fields or more be pickled in less time.
-
-    For what travels by the thousand: a frozen one's own pickling asks for its fields every time.
-    """
-    names = [one.name for one in fields(cls)]  # type: ignore[arg-type]
-    read = attrgetter(*names)
-    cls._writers = tuple(getattr(cls, name).__set__ for name in names)  # type: ignore[attr-defined]
-    cls.__reduce__ = lambda self: (_restored, (cls, *read(self)))  # type: ignore[assignment]
-    return cls
-
-
-def _restored(cls: Any, *values: Any) -> Any:
-    one = object.__new__(cls)
-    for write, value in zip(cls._writers, values, strict=True):
-        write(one, value)
-    return one
-
-
-class Packed(list[T]):
-    """A list that is pickled in less time, and arrives as a plain one.
-
-    Ray's own pickler asks in Python about every object; this one is written by Python's.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (pickle.dumps(list(self), pickle.HIGHEST_PROTOCOL),)
+from data.pickling import quick_to_pickle
 
 
 class Kind(StrEnum):
@@ -382,35 +352,6 @@ class ContrastPair:
     one with the row's own key never is."""
     negatives: tuple[Content, ...] = ()
     """Hard negatives of this row's query alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParamSpec:
-    """One tensor of a version of the weights."""
-
-    name: str
-    """Checkpoint (Hugging Face) name."""
-    dtype: str
-    shape: tuple[int, ...]
-    trained: bool = True
-    """Later versions may hold other bits."""
-    patched: bool = False
-    """Later versions may hold only what changed in it."""
-    adapted: bool = False
-    """It travels as what adapters change and the adapters themselves."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Some tensors of a version, and where their parcels lie."""
-
-    checksums: Mapping[str, int]
-    """By name, of the whole tensors as they are in this version; of those with an adapter see
-    `data.weights.parcels.adapted_checksum`. Where parcels of other names lie there too, they are
-    older."""
-    parcels: tuple[Any, ...]
-    """The reference of a list of `data.weights.parcels.Parcel`; inside a tuple, so that Ray does
-    not resolve it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

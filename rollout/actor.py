@@ -11,7 +11,8 @@ from configs.common import EngineConfig, MediaConfig, SamplingConfig
 from data.engine.arguments import set_engine_environment
 from data.errors import DataError, WeightSyncError
 from data.model.chat import EncodedPrompt
-from data.types import Content, DroppedTrajectory, GenerationRequest, Packed, Pictures, Trajectory
+from data.pickling import Packed
+from data.types import Content, DroppedTrajectory, GenerationRequest, Pictures, Trajectory
 from rollout.weights.report import StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ import zlib
 
 import numpy as np
 
-from cluster.weights.store import Published
 from data.errors import WeightSyncError
 from data.types import StepReport, Trajectory
+from data.weights.types import Published
 from learner.objectives import TokenScores
 
 

@@ -7,11 +7,10 @@ import ray
 import torch
 
 from cluster.weights.publisher import Publisher
-from cluster.weights.store import Published
 from configs.learner import WeightsConfig
-from data.types import Bucket, ParamSpec
 from data.weights.checksum import tensor_checksum
 from data.weights.parcels import Parcel, dtype_name, whole
+from data.weights.types import Bucket, ParamSpec, Published
 from learner.rank.lora import UnmergedWeight
 
 BUCKET_TENSORS = 7

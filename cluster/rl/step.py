@@ -31,7 +31,6 @@ from cluster.rl.rounds import SampledRound, round_advantages
 from cluster.rl.scoring import Scorer
 from cluster.run.checkpoints import LEARNER_FOLDER
 from cluster.run.trajectory_rows import trajectory_rows
-from cluster.weights.store import Published
 from configs.schema import RLConfig
 from data.errors import EmbedRLError, WeightSyncError
 from data.media import frames_only
@@ -48,6 +47,7 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
+from data.weights.types import Published
 from evaluation.metrics import held_out_metrics
 from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer

@@ -16,10 +16,8 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError
 from torch import Tensor
 
 from cluster.faults import cause_of, explain
-from cluster.weights.store import Published
 from configs.learner import WeightsConfig
 from data.errors import WeightSyncError
-from data.types import Bucket, ParamSpec
 from data.weights.checksum import MASK, tensor_checksum
 from data.weights.delta import as_units, find_changes
 from data.weights.parcels import (
@@ -31,6 +29,7 @@ from data.weights.parcels import (
     base_name,
     whole,
 )
+from data.weights.types import Bucket, ParamSpec, Published
 from learner.rank.lora import UnmergedWeight
 
 STORE_TIMEOUT_S = 120.0

@@ -14,24 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from data.errors import WeightSyncError
-from data.types import Bucket, ParamSpec
+from data.weights.types import Bucket, ParamSpec
 
 KEPT_SNAPSHOTS = 2
 """One being served and one being pulled. Older ones are freed when the next is opened, so that it
 takes over their memory: pages that were never written to cost several times as much."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """What one publication did."""
-
-    delta: bool
-    bytes: int
-    """Put into the object store."""
-    seconds: dict[str, float]
-    """By phase: gather, diff (or checksums, of whole tensors) and put."""
-    error: str = ""
-    """Why the store does not hold it; the learner's ranks are well all the same."""
 
 
 @dataclass(slots=True)

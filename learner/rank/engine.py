@@ -30,8 +30,8 @@ from transformers.integrations import HfDeepSpeedConfig
 from configs.learner import LearnerConfig, OptimizerConfig
 from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint
-from data.types import ParamSpec
 from data.weights.parcels import dtype_name
+from data.weights.types import ParamSpec
 from learner.rank.lora import StoredWeight, UnmergedWeight, stored_weights
 
 STATE_TAG = "state"

@@ -18,15 +18,8 @@ from torch import Tensor
 from data.errors import ConfigError, DataError
 from data.model.chat import load_encoder
 from data.model.folder import check_folder
-from data.types import (
-    ContrastPair,
-    EmbedRequest,
-    ParamSpec,
-    Picture,
-    Pictures,
-    StepReport,
-    TrainSample,
-)
+from data.types import ContrastPair, EmbedRequest, Picture, Pictures, StepReport, TrainSample
+from data.weights.types import ParamSpec
 from learner.micro_batches import MiniBatch, plan_micro_batches
 from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
 from learner.rank import engine

@@ -15,10 +15,10 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from data.errors import WeightSyncError
-from data.types import ParamSpec
 from data.weights.checksum import MASK, copy_with_checksum, tensor_checksum
 from data.weights.delta import apply_changes, apply_changes_torch, as_units
 from data.weights.parcels import Adapter, Delta, Parcel, Whole, adapted_checksum, base_name, merge
+from data.weights.types import ParamSpec
 from rollout.weights.tensor_map import Place, find_places, held_parameter, pack_heads, tied_heads
 
 TIED_HEAD = "lm_head.weight"

@@ -17,7 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 
 from data.errors import WeightSyncError
-from data.types import ParamSpec
+from data.weights.types import ParamSpec
 
 PROBE_ROWS = 512
 

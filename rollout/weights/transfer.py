@@ -54,7 +54,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from data.engine.lifeline import EndsWithActor
-from data.types import Bucket
+from data.weights.types import Bucket
 from rollout.weights.loading import Loading, State
 
 BACKEND = "ray_objects"

@@ -13,17 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.weights.store import Published
 from configs.common import SamplingConfig
-from data.types import (
-    Content,
-    EmbedRequest,
-    GenerationRequest,
-    Packed,
-    StepReport,
-    TrainSample,
-    Trajectory,
-)
+from data.pickling import Packed
+from data.types import Content, EmbedRequest, GenerationRequest, StepReport, TrainSample, Trajectory
+from data.weights.types import Published
 from learner.micro_batches import MiniBatch
 from learner.objectives import TokenScores
 from rollout.weights.report import SyncReport

@@ -11,9 +11,9 @@ from torch import nn
 
 from cluster.weights.publisher import Publisher
 from configs.learner import WeightsConfig
-from data.types import ParamSpec
 from data.weights.checksum import as_bytes
 from data.weights.parcels import dtype_name
+from data.weights.types import ParamSpec
 from learner.rank.lora import UnmergedWeight
 
 CHANGED = 0.02

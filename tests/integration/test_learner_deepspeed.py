@@ -30,8 +30,9 @@ from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, LoRAConfig, OptimizerConfig
 from data.errors import WeightSyncError
 from data.model.chat import ChatEncoder
-from data.types import Bucket, Content, ContrastPair, Kind, Picture, TrainSample
+from data.types import Content, ContrastPair, Kind, Picture, TrainSample
 from data.weights.parcels import Adapter, base_name, merge
+from data.weights.types import Bucket
 from learner.rank.contrastive import Temperature
 from learner.rank.lora import add_adapters, stored_weights
 from tests.marks import extended

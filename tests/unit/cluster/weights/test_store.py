@@ -4,7 +4,7 @@ import pytest
 
 from cluster.weights.store import WeightStore
 from data.errors import WeightSyncError
-from data.types import Bucket, ParamSpec
+from data.weights.types import Bucket, ParamSpec
 
 LAYOUT = (ParamSpec("v", "float32", (2,)), ParamSpec("w", "float32", (2,)))
 MANIFEST = {"v": 6, "w": 7}

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from data.errors import WeightSyncError
-from data.types import ParamSpec
 from data.weights.checksum import tensor_checksum
 from data.weights.delta import Changes, as_units, find_changes
 from data.weights.parcels import Adapter, Delta, adapted_checksum, base_name, merge, whole
+from data.weights.types import ParamSpec
 from rollout.weights.loading import Loading, State
 
 

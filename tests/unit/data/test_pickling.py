@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
+from data.pickling import Packed
 from data.types import (
     Box,
     EmbedRequest,
     GenerationRequest,
     GroupKey,
     Kind,
-    Packed,
     Picture,
     Side,
     TrainSample,
