@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.prompts import load_templates
 from data.sets.formats import ANSWER_KNOWN
 from data.sets.records import BadRow, LoadedSet, load_sets
-from data.sets.row_files import Row, read_rows
+from data.sets.row_files import FileRow, read_rows
 from data.sets.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 
@@ -60,7 +60,7 @@ def main(config: RuleTracesConfig) -> int:
     folder.write_json("quarantine.json", [{"where": b.where, "reason": b.reason} for b in bad])
     refuse_bad_sets(sets, config.data)
     captioned: set[str] = set()
-    captions: list[Row] = []
+    captions: list[FileRow] = []
     for one in sets:
         captions += write_set(one, teacher, folder.path, captioned)
         print(described(one))
@@ -126,7 +126,9 @@ def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
         raise DataError("\n".join(problems))
 
 
-def write_set(one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set[str]) -> list[Row]:
+def write_set(
+    one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set[str]
+) -> list[FileRow]:
     """Write one set's files and return its training captions."""
     name, root = one.settings.name, one.settings.root
     rows = read_rows(Path(one.settings.path))
@@ -147,7 +149,9 @@ def write_set(one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set
     return captions
 
 
-def traced_rows(traced: Iterable[TracedPair], rows: list[Row], *, biased: bool) -> list[Row]:
+def traced_rows(
+    traced: Iterable[TracedPair], rows: list[FileRow], *, biased: bool
+) -> list[FileRow]:
     """Return the rows with their ids and traces."""
     found = []
     for one in traced:
@@ -158,7 +162,7 @@ def traced_rows(traced: Iterable[TracedPair], rows: list[Row], *, biased: bool) 
     return found
 
 
-def corpus(sets: list[TracedSet], captions: list[Row], templates: str) -> Iterator[str]:
+def corpus(sets: list[TracedSet], captions: list[FileRow], templates: str) -> Iterator[str]:
     """Yield what a tokenizer is trained on: the training rows' texts, traces and prompts."""
     yield from (SUFFIX, "user\n", "assistant\n")
     yield from (template.template for template in load_templates(templates).values())

@@ -38,7 +38,7 @@ CLIP_GRID = 2
 CLIP_FRAMES = 4
 GALLERY_CELLS = (5, 10)
 """Held-out pictures of one object show it in these cells, training ones in all others."""
-BACKGROUND = "background"
+BACKGROUND_WORD = "background"
 QUESTIONS = {
     "color": "what color is the {shape}?",
     "find": "find an image of the {shape}",
@@ -67,7 +67,7 @@ SHARES = {
 }
 """Rows of a task per scene. Held-out rows keep these proportions."""
 
-Row = dict[str, Any]
+WorldRow = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,9 @@ class View:
     pictures: tuple[str, ...] = ()
     word: str
     """What the on-target trace names."""
-    evidence: Row
+    evidence: WorldRow
     """The true evidence, in the grammar's own units."""
-    distraction: tuple[str, Row]
+    distraction: tuple[str, WorldRow]
     """Word and evidence of the off-target trace."""
     answer: str = ""
     """What both traces answer; empty: the word that they name."""
@@ -108,7 +108,7 @@ class View:
         word, evidence = (self.word, self.evidence) if on_target else self.distraction
         answer = self.answer or word
         return (
-            f"<thinking> {word}{place(evidence)}{json.dumps(evidence)}</thinking>"
+            f"<thinking> {word}{place_words(evidence)}{json.dumps(evidence)}</thinking>"
             f"<rethink> {answer}</rethink><answer> {answer}</answer>"
         )
 
@@ -124,7 +124,7 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Pictures:
+class DrawnPictures:
     """Writes each picture once, under the root that rows are relative to."""
 
     root: Path
@@ -151,8 +151,8 @@ def write_world(
     `<task>.json` with true evidence and on-target traces. Pictures lie under ``images/``. No scene,
     page or clip of one split is in the other. Takes seconds for thousands of scenes.
     """
-    pictures = Pictures(folder)
-    rows: dict[str, list[Row]] = {}
+    pictures = DrawnPictures(folder)
+    rows: dict[str, list[WorldRow]] = {}
     seen: set[Any] = set()
     for split, scenes in (("train", train_scenes), ("heldout", heldout_scenes)):
         rng = random.Random(f"{seed}/{split}")
@@ -181,7 +181,7 @@ def write_world(
 def demo_corpus() -> list[str]:
     """Return every phrase of the world, whatever its seed: what a tokenizer is trained on."""
     labels = [label(color, shape) for color in COLORS for shape in SHAPES]
-    texts = [SUFFIX, "user\n", "assistant\n", f" {BACKGROUND} .", "grid?", *LISTS.values()]
+    texts = [SUFFIX, "user\n", "assistant\n", f" {BACKGROUND_WORD} .", "grid?", *LISTS.values()]
     for question in (*QUESTIONS.values(), *DESCRIBE):
         texts += [
             question.format(shape=shape, other=other, label=text)
@@ -210,7 +210,7 @@ def box(cell: int) -> list[int]:
     return [side * column, side * row, side * (column + 1), side * (row + 1)]
 
 
-def place(evidence: Row) -> str:
+def place_words(evidence: WorldRow) -> str:
     """Return the number of the cell or frame that the evidence shows, as words of a trace.
 
     One token says where; spelling out the corners is then a matter of reading, not of seeing.
@@ -225,7 +225,9 @@ def place(evidence: Row) -> str:
 class _Split:
     """Samples of one split; ``seen`` is shared so that no scene is drawn twice."""
 
-    def __init__(self, name: str, rng: random.Random, pictures: Pictures, seen: set[Any]) -> None:
+    def __init__(
+        self, name: str, rng: random.Random, pictures: DrawnPictures, seen: set[Any]
+    ) -> None:
         self.name = name
         self.rng = rng
         self.pictures = pictures
@@ -280,7 +282,7 @@ class _Split:
             self.scenes.append(self._new(lambda: self._scatter(3)))
         return self.scenes[index]
 
-    def sight(self, count: int) -> list[Row]:
+    def sight(self, count: int) -> list[WorldRow]:
         """Return dense captions: two words for each cell, in reading order."""
         rows = []
         for index in range(count):
@@ -291,7 +293,7 @@ class _Split:
             rows.append(_caption(f"sight-{self.name}-{index}", (name,), "grid?", words))
         return rows
 
-    def grounding(self, count: int) -> list[Row]:
+    def grounding(self, count: int) -> list[WorldRow]:
         """Return captions that tie shape, colour and place together, dense ones for the most part.
 
         A question about one thing teaches little at a time: a tiny model then boxes any thing it
@@ -305,17 +307,20 @@ class _Split:
             if lesson == "ask":
                 thing, evidence = self.rng.choice(told)
                 question = self.rng.choice(DESCRIBE).format(shape=thing.shape)
-                words = f" {thing.shape}{place(evidence)}{json.dumps(evidence)}"
+                words = f" {thing.shape}{place_words(evidence)}{json.dumps(evidence)}"
             else:
                 question = LISTS["colors" if lesson == "colors" else "where"]
                 words = "".join(
-                    f" {thing.shape}{f' {thing.color}' if lesson == 'colors' else place(evidence)}"
+                    f" {thing.shape}"
+                    + (f" {thing.color}" if lesson == "colors" else place_words(evidence))
                     for thing, evidence in self.rng.sample(told, len(told))
                 )
             rows.append(_caption(f"grounding-{self.name}-{index}", pictures, question, words))
         return rows
 
-    def _shown(self, lesson: str, turn: int) -> tuple[list[tuple[Thing, Row]], tuple[str, ...]]:
+    def _shown(
+        self, lesson: str, turn: int
+    ) -> tuple[list[tuple[Thing, WorldRow]], tuple[str, ...]]:
         """Return what the pictures of a lesson show, with its evidence, and the pictures.
 
         Each kind of lesson shows a clip in every so many turns, a question a page as well.
@@ -384,7 +389,7 @@ class _Split:
             pictures=(name,),
             word=thing.shape,
             evidence={"bbox_2d": box(thing.cell)},
-            distraction=(BACKGROUND, {"bbox_2d": box(0 if thing.cell else 1)}),
+            distraction=(BACKGROUND_WORD, {"bbox_2d": box(0 if thing.cell else 1)}),
         )
 
     def _color(self) -> str:
@@ -500,14 +505,14 @@ def _keywords_trace(text: str) -> str:
     return f" {words}{json.dumps({'text_keywords': [words]})}"
 
 
-def _rows(samples: Iterable[Sample], split: str, on_target: Callable[[], bool]) -> list[Row]:
+def _rows(samples: Iterable[Sample], split: str, on_target: Callable[[], bool]) -> list[WorldRow]:
     return [
         _row(sample, f"{sample.task}-{split}-{index}", on_target)
         for index, sample in enumerate(samples)
     ]
 
 
-def _row(sample: Sample, row_id: str, on_target: Callable[[], bool]) -> Row:
+def _row(sample: Sample, row_id: str, on_target: Callable[[], bool]) -> WorldRow:
     query, target = sample.query, sample.target
     common = {
         "id": row_id,
@@ -539,14 +544,14 @@ def _marked(view: View) -> str:
     return f"<|image_1|>\n{view.text}" if view.pictures else view.text
 
 
-def _listed(evidence: Row) -> Row:
+def _listed(evidence: WorldRow) -> WorldRow:
     """Return evidence as data sets list it: boxes in a list of boxes."""
     if "bbox_2d" in evidence:
         return {"bbox_2d": [evidence["bbox_2d"]]}
     return evidence
 
 
-def _caption(row_id: str, pictures: tuple[str, ...], question: str, words: str) -> Row:
+def _caption(row_id: str, pictures: tuple[str, ...], question: str, words: str) -> WorldRow:
     image: Any = pictures[0] if len(pictures) == 1 else list(pictures)
     return {"id": row_id, "image": image, "conversations": _turns(f"<image>\n{question}", words)}
 

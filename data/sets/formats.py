@@ -22,7 +22,7 @@ from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, TCoTError
 from data.media import sample_frames
 from data.sets.files import PictureFiles
-from data.sets.row_files import Row
+from data.sets.row_files import FileRow
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
 
@@ -68,7 +68,7 @@ TrueBoxes = tuple[list[float], str]
 class RowReader:
     """One row with what is needed to name it in an error; `pairs` is what it says."""
 
-    row: Row
+    row: FileRow
     where: str
     config: DataSetConfig
     index: int
@@ -86,7 +86,7 @@ class RowReader:
         self.refuse_error()
         return _READERS[self.config.format](self)
 
-    def text(self, field: str, *, of: Row | None = None) -> str:
+    def text(self, field: str, *, of: FileRow | None = None) -> str:
         value = (self.row if of is None else of).get(field)
         if value is None:
             return ""
@@ -149,14 +149,14 @@ class RowReader:
             f"{self.where}, field '{field}': expected {expected}, found {type(value).__name__}"
         )
 
-    def texts(self, field: str, *, of: Row | None = None) -> list[str]:
+    def texts(self, field: str, *, of: FileRow | None = None) -> list[str]:
         """Return a list of texts; absent ones are empty."""
         value = (self.row if of is None else of).get(field)
         if not isinstance(value, list) or not all(isinstance(one, str | None) for one in value):
             raise self.wrong(field, "a list of texts", value)
         return [self.whole(field, one or "") for one in value]
 
-    def paths(self, field: str, *, of: Row) -> list[str]:
+    def paths(self, field: str, *, of: FileRow) -> list[str]:
         """Return a list of picture paths; absent: none.
 
         A list of none is refused: it says that there is a video, and one without frames.
@@ -171,7 +171,7 @@ class RowReader:
             )
         return paths
 
-    def rounds(self, of: Row) -> list[tuple[str, str]]:
+    def rounds(self, of: FileRow) -> list[tuple[str, str]]:
         """Return what human and gpt say, round by round; one that is silent: empty."""
         turns = of.get("conversations") or []
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
@@ -193,7 +193,7 @@ class RowReader:
             last = speaker
         return rounds
 
-    def one_round(self, side: str, of: Row) -> tuple[str, str]:
+    def one_round(self, side: str, of: FileRow) -> tuple[str, str]:
         """Return what human and gpt say in a part with a single round, or none."""
         rounds = self.rounds(of)
         if len(rounds) > 1:

@@ -20,7 +20,7 @@ from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
 from data.sets.formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
-from data.sets.row_files import Row, read_rows
+from data.sets.row_files import FileRow, read_rows
 from data.types import Kind, Pair
 
 log = logging.getLogger(__name__)
@@ -201,7 +201,7 @@ def _nearest(name: str, known: frozenset[str]) -> str:
     return f" (near '{near[0]}')" if near else ""
 
 
-def _with_bar(rows: list[Row], what: str) -> Iterator[Row]:
+def _with_bar(rows: list[FileRow], what: str) -> Iterator[FileRow]:
     """Yield the rows; a progress bar shows once they take longer than `BAR_AFTER_S`."""
     began, bar = time.monotonic(), None
     with ExitStack() as stack:

@@ -6,7 +6,7 @@ from typing import Any
 
 from data.errors import DataError
 
-Row = dict[str, Any]
+FileRow = dict[str, Any]
 
 _HEAD_BYTES = 4096
 _CONVERT = "convert it: pandas.{}(path).to_json('rows.jsonl', orient='records', lines=True)"
@@ -36,7 +36,7 @@ _SIGNATURES = {
 """What a file is by how it begins, and what to do."""
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[FileRow]:
     """Return the rows of a JSON array or JSON-lines file.
 
     Raises:

@@ -29,7 +29,7 @@ from data.errors import DataError
 from data.media import load_pictures
 from data.prompts import pictures_of
 from data.sets.records import BadRow, LoadedSet
-from data.sets.row_files import Row
+from data.sets.row_files import FileRow
 from data.tcot import parse, render
 from data.types import Box, Cues, Kind, Pair, Picture, Side, TCoT
 
@@ -50,7 +50,7 @@ MAX_KEYWORDS = 4
 MAX_PROSE_WORDS = 6
 SIMILAR_CHANGE = 0.8
 """Frames that change this much of the largest change count as changing alike."""
-_THUMBNAIL = (64, 64)
+_COMPARED_SIZE = (64, 64)
 _CHUNK = 64
 _BREAKS = re.compile(r"[;,:?!.]+(?=\s|$)|[\uff0c\u3002\uff1b\u3001\uff1a\uff1f\uff01]+")
 _ARTICLE = re.compile(r"\s*(an?|the)\s+", re.IGNORECASE)
@@ -256,13 +256,13 @@ class HeldOut:
 
 def captions_of(
     traced: Iterable[TracedPair], teacher: RuleTeacher, *, root: str, seen: set[str]
-) -> list[Row]:
+) -> list[FileRow]:
     """Return caption rows: each picture, asked with its pair's own text, to its words.
 
     ``seen`` holds what earlier calls asked already, and grows.
     """
     base = Path(root).resolve()
-    rows: list[Row] = []
+    rows: list[FileRow] = []
     for one in traced:
         for side in Side:
             item = one.pair.item(side)
@@ -439,7 +439,7 @@ def _extent(line: np.ndarray) -> tuple[float, float]:
 
 def _changes(frames: Sequence[np.ndarray]) -> np.ndarray:
     """Return how much each frame differs from its neighbours on average, [F]."""
-    small = [np.asarray(Image.fromarray(f).resize(_THUMBNAIL), np.float32) for f in frames]
+    small = [np.asarray(Image.fromarray(f).resize(_COMPARED_SIZE), np.float32) for f in frames]
     steps = np.array([np.abs(a - b).mean() for a, b in pairwise(small)])
     if not len(steps):
         return np.zeros(len(frames))

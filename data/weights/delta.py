@@ -46,10 +46,10 @@ def find_changes(held: np.ndarray, new: np.ndarray) -> tuple[Changes, int] | Non
 
     Both are units of equal number. None where too much changed; ``held`` then is a part of both.
     """
-    from data.weights.kernels import BLOCK, find  # see there why not above
+    from data.weights.kernels import BLOCK_WORDS64, find  # see there why not above
 
     most = len(new) // LARGEST_SHARE
-    room = most + min(len(new), 4 * BLOCK + 3)  # it is looked at once a block, and the rest
+    room = most + min(len(new), 4 * BLOCK_WORDS64 + 3)  # it is looked at once a block, and the rest
     gaps = np.empty(room + len(new) // SKIP, np.uint8)
     bits = np.empty(room, np.uint16)
     num_gaps, num_bits, difference = find(held, new, gaps, bits, most, word_weights())

@@ -11,7 +11,7 @@ from numba import njit
 
 from data.weights.constants import BLOCK_WORDS, FACTORS, SKIP
 
-BLOCK = BLOCK_WORDS // 2
+BLOCK_WORDS64 = BLOCK_WORDS // 2
 """64-bit words scanned at a time: one block of the checksum."""
 
 
@@ -70,12 +70,12 @@ def find(held: Any, new: Any, gaps: Any, bits: Any, most: Any, weights: Any) -> 
     whole = len(held) // 4 * 4
     held64 = held[:whole].view(np.uint64)
     new64 = new[:whole].view(np.uint64)
-    hits = np.empty(BLOCK + 1, np.uint32)
-    for start in range(0, len(held64), BLOCK):
+    hits = np.empty(BLOCK_WORDS64 + 1, np.uint32)
+    for start in range(0, len(held64), BLOCK_WORDS64):
         if num_bits > most:
             return num_gaps, num_bits, total
-        old_words = held64[start : start + BLOCK]
-        new_words = new64[start : start + BLOCK]
+        old_words = held64[start : start + BLOCK_WORDS64]
+        new_words = new64[start : start + BLOCK_WORDS64]
         found = zero
         # Without a branch: half of all cache lines hold a change where one unit in fifty does.
         for i in range(len(old_words)):
@@ -108,7 +108,7 @@ def find(held: Any, new: Any, gaps: Any, bits: Any, most: Any, weights: Any) -> 
                 num_bits += one
                 free = unit + one
                 differing &= ~(quarter << shift)
-        total += own * block_weight(np.uint64(start // BLOCK + 1))
+        total += own * block_weight(np.uint64(start // BLOCK_WORDS64 + 1))
     for place in range(whole, len(held)):
         unit = np.uint64(place)
         x = np.uint64(held[unit])
