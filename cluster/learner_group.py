@@ -17,20 +17,13 @@ from cluster.faults import wait_for
 from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
 from cluster.placement import Role, actor_options, place
-from cluster.weights.store import Published
 from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
+from data.pickling import Packed
 from data.token_cost import picture_cost
-from data.types import (
-    Content,
-    ContrastPair,
-    EmbedRequest,
-    Packed,
-    Picture,
-    StepReport,
-    TrainSample,
-)
+from data.types import Content, ContrastPair, EmbedRequest, Picture, StepReport, TrainSample
+from data.weights.types import Published
 from learner.micro_batches import MiniBatch, RowCost, cut_evenly, plan_micro_batches
 from learner.objectives import (
     ContrastiveObjective,

@@ -12,7 +12,8 @@ from cluster.pools.pool import Pool
 from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import GivenUp
 from configs.reward import JudgeConfig
-from data.types import Judgement, JudgeQuestion, Packed
+from data.pickling import Packed
+from data.types import Judgement, JudgeQuestion
 from reward.engines.judge_actor import JudgeActor
 
 

@@ -16,8 +16,9 @@ from cluster.pools.submission import Answer, GivenUp, Submission
 from configs.common import MediaConfig
 from configs.reward import RewardConfig
 from data.errors import ClusterError
+from data.pickling import Packed
 from data.token_cost import content_cost
-from data.types import Content, EmbedRequest, Packed
+from data.types import Content, EmbedRequest
 from reward.engines.embedder_actor import EmbedderActor
 
 Embedded = tuple[dict[str, np.ndarray], dict[str, str]]

@@ -18,14 +18,8 @@ from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import Answer, GivenUp
 from configs.common import MediaConfig, RolloutConfig
 from data.errors import EmbedRLError, EngineLost, WeightSyncError
-from data.types import (
-    Content,
-    DroppedTrajectory,
-    GenerationRequest,
-    GroupKey,
-    Packed,
-    Trajectory,
-)
+from data.pickling import Packed
+from data.types import Content, DroppedTrajectory, GenerationRequest, GroupKey, Trajectory
 from rollout.actor import RolloutActor, StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)
