@@ -20,7 +20,8 @@ from cluster.pools.judge import JudgePool
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
 from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
-from cluster.rl.scoring import Ranker, Scorer
+from cluster.rl.ranker import Ranker
+from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.divergence import BrokenStreak

@@ -15,7 +15,6 @@ import numpy as np
 from cluster.pictures import SharedPictures
 from cluster.pools.judge import JudgePool
 from cluster.pools.reward import Embedded, RewardPool
-from cluster.side_process import SideProcess
 from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitors import monitor_of
@@ -39,14 +38,13 @@ from reward.cache import EmbeddingCache
 from reward.hacking.counterfactuals import counterfactuals, score_probe
 from reward.hacking.monitors import WatchedRound, watch
 from reward.judge import build_question
-from reward.rank_arithmetic import Compute, Rows, Standing, standings
+from reward.rank_arithmetic import Compute, standings
 from reward.round import RankedTrajectory, Ranking
 from reward.score import score_round
 
 log = logging.getLogger(__name__)
 Embedding = Callable[[], Embedded]
 """Waits for embeddings that were begun, and returns them."""
-RANKING_TIMEOUT_S = 1800.0
 CACHED_ITEMS = 1 << 14
 """Embeddings without trace that are kept: 134 MB at 2,048 dimensions."""
 
@@ -58,33 +56,6 @@ class Scores:
     scored: list[ScoredTrajectory]
     dropped: list[DroppedTrajectory]
     metrics: dict[str, float]
-
-
-class Ranker:
-    """Does a round's arithmetic in a process beside the driver."""
-
-    def __init__(self) -> None:
-        self._process = SideProcess("the process that ranks")
-
-    def standings(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
-        """Return `reward.rank_arithmetic.standings`.
-
-        Raises:
-            ActorLost: the process died of it each time.
-            ClusterError: it did not end in time.
-        """
-        _, found = self._process.run(
-            _standings, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
-        )
-        return found
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
-
-def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Standing]:
-    return standings(sides, temperature=temperature)
 
 
 class Scorer:

@@ -21,7 +21,8 @@ from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
-from cluster.rl.scoring import Ranker, Scorer
+from cluster.rl.ranker import Ranker
+from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline, StepResult
 from cluster.run.folder import RunFolder
 from cluster.session import spare_collections

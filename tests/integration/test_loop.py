@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
-from cluster.rl.scoring import Ranker, Scorer
+from cluster.rl.ranker import Ranker
+from cluster.rl.scoring import Scorer
 from cluster.rl.step import PARITY, Pipeline, StepResult
 from configs.common import DataConfig, RolloutConfig, RunConfig
 from configs.learner import GRPOConfig, LearnerConfig, OptimizerConfig

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cluster.rl.scoring import Ranker
+from cluster.rl.ranker import Ranker
 from configs.reward import RewardConfig
 from data.errors import DataError
 from data.sets.relevance import Relevance

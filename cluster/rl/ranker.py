@@ -1,0 +1,37 @@
+"""The process that ranks a round's traces beside the driver."""
+
+from collections.abc import Mapping
+
+from cluster.side_process import SideProcess
+from data.types import Side
+from reward.rank_arithmetic import Rows, Standing, standings
+
+RANKING_TIMEOUT_S = 1800.0
+"""Longest wait for one round."""
+
+
+class Ranker:
+    """Does a round's arithmetic in a process beside the driver."""
+
+    def __init__(self) -> None:
+        self._process = SideProcess("the process that ranks")
+
+    def standings(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
+        """Return `reward.rank_arithmetic.standings`.
+
+        Raises:
+            ActorLost: the process died of it each time.
+            ClusterError: it did not end in time.
+        """
+        _, found = self._process.run(
+            _standings, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
+        )
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Standing]:
+    return standings(sides, temperature=temperature)
