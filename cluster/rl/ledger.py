@@ -10,7 +10,7 @@ from data.errors import ClusterError
 from data.types import GroupKey, Side, TrajectoryKey
 
 
-class Accounts:
+class Ledger:
     """Totals since the run began; they survive in checkpoints.
 
     Args:
@@ -29,6 +29,35 @@ class Accounts:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
         self.trained, self.dropped = state["trained"], Counter(state["dropped"])
+
+    def settle(
+        self,
+        step: SampledRound,
+        taught: Set[TrajectoryKey],
+        *,
+        broken: bool,
+        drawn: int,
+        issued: int,
+    ) -> dict[str, float]:
+        """Enter what became of a step's traces; return it as metrics. See `close`.
+
+        ``drawn`` pairs were drawn up to the step, ``issued`` so far, those of later steps included.
+
+        Raises:
+            ClusterError: issued = trained + dropped does not hold for the steps up to this one;
+                what was issued since is in flight.
+        """
+        per_pair = len(Side) * self.siblings
+        trained = self.trained
+        dropped = self.close(step, taught, broken=broken)
+        self.check(issued=drawn * per_pair)
+        return {
+            "traces/issued": float(len(step.pairs) * per_pair),
+            "traces/trained": float(self.trained - trained),
+            "traces/in_flight": float((issued - drawn) * per_pair),
+            **{f"dropped/{reason}": float(count) for reason, count in dropped.items()},
+            "dropped/total": float(dropped.total()),
+        }
 
     def close(
         self, step: SampledRound, taught: Set[TrajectoryKey], *, broken: bool

@@ -12,7 +12,7 @@ who may be some steps ahead of the lower one.
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools.rollout import RolloutPool
 from cluster.rl.collector import BANK_FILE, Collector
-from cluster.rl.ledger import Accounts
+from cluster.rl.ledger import Ledger
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import SampledRound, round_advantages
 from cluster.rl.scoring import Scorer
@@ -97,7 +97,7 @@ class Pipeline:
         self.learner = learner
         self.store = store
         self.version = 1
-        self.accounts = Accounts(siblings=config.siblings)
+        self.ledger = Ledger(siblings=config.siblings)
         self.replay = ReplayBuffer(groups=config.grpo.replay_groups, age=config.grpo.replay_age)
         self._learning = threading.Lock()
         """Held by the thread that uses the learner: its ranks must get all calls in one order."""
@@ -133,7 +133,13 @@ class Pipeline:
         if not trained.broken:
             self._remember(step, samples)
         learnt = {key for key in advantages if key.group in taught}
-        accounts = self._close(step, learnt, collected.state, bool(trained.broken))
+        ended = self.ledger.settle(
+            step,
+            learnt,
+            broken=bool(trained.broken),
+            drawn=collected.state["serial"],
+            issued=self.collector.issued,
+        )
         self._collected, self._bank = collected.state, collected.bank
         self.version += 1
         with clock.phase("sync"):
@@ -152,7 +158,7 @@ class Pipeline:
             **_rollout_metrics(step.trajectories, collected.seconds["rollout"]),
             **_staleness(version, [one.trajectory for one in step.scored], replayed),
             **groups,
-            **accounts,
+            **ended,
             "group/no_spread": float(groups["group/count"] - len(taught)),
             "group/refill_rounds": float(len(collected.refilled)),
             "group/refilled": float(sum(collected.refilled)),
@@ -290,7 +296,7 @@ class Pipeline:
             "version": self.version,
             **self._collected,
             "replay": self.replay.state(),
-            "accounts": self.accounts.state(),
+            "accounts": self.ledger.state(),
         }
 
     def save(self, folder: Path) -> None:
@@ -307,36 +313,13 @@ class Pipeline:
         self.learner.load(folder / LEARNER_FOLDER)
         self.version = state["version"]
         self.replay.restore(state["replay"])
-        self.accounts.restore(state["accounts"])
+        self.ledger.restore(state["accounts"])
         self.collector.restore(state, folder)
         self._collected, self._bank = self.collector.state(), self.scorer.bank.copy()
 
     def close(self) -> None:
         """Stop collecting."""
         self.collector.close()
-
-    def _close(
-        self, step: SampledRound, taught: Set[TrajectoryKey], state: Mapping[str, Any], broken: bool
-    ) -> dict[str, float]:
-        """Enter what became of a step's traces; return it as metrics.
-
-        ``state`` is where the collection stood after the step.
-
-        Raises:
-            ClusterError: issued = trained + dropped does not hold for the steps up to this one;
-                what was issued since is in flight.
-        """
-        per_pair = len(Side) * self.config.siblings
-        trained = self.accounts.trained
-        dropped = self.accounts.close(step, taught, broken=broken)
-        self.accounts.check(issued=state["serial"] * per_pair)
-        return {
-            "traces/issued": float(len(step.pairs) * per_pair),
-            "traces/trained": float(self.accounts.trained - trained),
-            "traces/in_flight": float((self.collector.issued - state["serial"]) * per_pair),
-            **{f"dropped/{reason}": float(count) for reason, count in dropped.items()},
-            "dropped/total": float(dropped.total()),
-        }
 
     def _probe(self, step: SampledRound) -> float | None:
         """Return the largest gap between engines' and learner's log-probabilities of new tokens.

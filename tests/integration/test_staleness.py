@@ -236,7 +236,7 @@ def test_the_learner_gets_one_call_at_a_time(make_pipeline, max_staleness, score
     assert learner.scored == scored  # the steps' traces, and the probes where steps overlap
 
 
-def test_the_accounts_of_a_run_close_and_go_on_where_they_were(make_pipeline, tmp_path):
+def test_the_ledger_of_a_run_closes_and_goes_on_where_it_was(make_pipeline, tmp_path):
     def dull(group):
         return group.serial % 3 == 0
 
@@ -251,7 +251,7 @@ def test_the_accounts_of_a_run_close_and_go_on_where_they_were(make_pipeline, tm
     resumed.load(tmp_path, state)
     resumed.sync()
     resumed.step()
-    ended = resumed.accounts.trained + resumed.accounts.dropped.total()
+    ended = resumed.ledger.trained + resumed.ledger.dropped.total()
     assert ended == 3 * TRACES
 
 
