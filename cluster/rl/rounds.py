@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import ray
 
 from cluster.pictures import SharedPictures, share_pictures
+from cluster.rl.metrics import join_metrics
 from configs.schema import RLConfig
 from data.types import (
     Content,
@@ -25,8 +26,6 @@ from learner.objectives import TokenScores
 
 LEAST_SHARE = 0.5
 """Of a step's pairs, in a refill: a rank among few is another task than a rank among many."""
-COUNTS = ("repair/", "judge/failed", "reward/cache_hits")
-"""Metrics that add up over rounds; alarms and `..._max` keep the largest, all others are means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,27 +102,6 @@ def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:
         tokens={key: scores for one in rounds for key, scores in one.tokens.items()},
         metrics=join_metrics([(one.metrics, len(one.scored)) for one in rounds]),
     )
-
-
-def join_metrics(rounds: Sequence[tuple[Mapping[str, float], int]]) -> dict[str, float]:
-    """Return the metrics of several rounds, given with their numbers of scored traces, as one.
-
-    Means are weighted by these numbers, over the rounds that have the metric.
-    """
-    joined: dict[str, float] = {}
-    for name in dict.fromkeys(name for metrics, _ in rounds for name in metrics):
-        found = [(metrics[name], weight) for metrics, weight in rounds if name in metrics]
-        values = [value for value, _ in found]
-        total = sum(weight for _, weight in found)
-        if name.startswith("alarm/") or name.endswith("_max"):
-            joined[name] = max(values)
-        elif name.startswith(COUNTS):
-            joined[name] = sum(values)
-        elif total:
-            joined[name] = sum(value * weight for value, weight in found) / total
-        else:
-            joined[name] = sum(values) / len(values)
-    return joined
 
 
 def _paid(sampled: SampledRound) -> dict[TrajectoryKey, float]:

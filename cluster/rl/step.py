@@ -11,8 +11,7 @@ who may be some steps ahead of the lower one.
 
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,13 @@ from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.pools.rollout import RolloutPool
 from cluster.rl.collector import BANK_FILE, Collector
 from cluster.rl.ledger import Ledger
+from cluster.rl.metrics import (
+    group_metrics,
+    reward_metrics,
+    rollout_metrics,
+    spread_metrics,
+    staleness_metrics,
+)
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import SampledRound, round_advantages
 from cluster.rl.scoring import Scorer
@@ -148,21 +154,19 @@ class Pipeline:
                 gaps = [trained.metrics.get(PARITY), self._probe(step)]
                 if known := [gap for gap in gaps if gap is not None]:
                     synced[PARITY] = float(np.max(known))  # NaN where one is
-        groups = _group_metrics(step.scored)
         metrics = {
             **trained.metrics,
             **penalties,
             **synced,
             **step.metrics,
-            **_reward_metrics(step.scored),
-            **_rollout_metrics(step.trajectories, collected.seconds["rollout"]),
-            **_staleness(version, [one.trajectory for one in step.scored], replayed),
-            **groups,
+            **reward_metrics(step.scored),
+            **rollout_metrics(step.trajectories, collected.seconds["rollout"]),
+            **staleness_metrics(version, [one.trajectory for one in step.scored], replayed),
+            **group_metrics(step.scored),
             **ended,
-            "group/no_spread": float(groups["group/count"] - len(taught)),
-            "group/refill_rounds": float(len(collected.refilled)),
-            "group/refilled": float(sum(collected.refilled)),
-            "group/replayed": float(len(replayed)),
+            **spread_metrics(
+                step.scored, taught=len(taught), refilled=collected.refilled, replayed=replayed
+            ),
             "version": float(version),
         }
         rows = trajectory_rows(
@@ -472,56 +476,4 @@ def sync_metrics(published: Published, reports: Sequence[SyncReport]) -> dict[st
             f"sync/engine_{phase}_s": max(report.phases.get(phase, 0.0) for report in reports)
             for phase in sorted(phases)
         },
-    }
-
-
-def _mean(scored: Sequence[ScoredTrajectory], read: Callable[[ScoredTrajectory], float]) -> float:
-    return float(np.mean([read(one) for one in scored]))
-
-
-def _reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
-    """Return the means over the step's scored traces; nothing where there are none."""
-    if not scored:
-        return {}
-    metrics = {
-        "reward/total": _mean(scored, lambda one: one.parts.total),
-        "reward/format": _mean(scored, lambda one: one.parts.format),
-        "reward/outcome": _mean(scored, lambda one: one.parts.outcome),
-        "reward/process": _mean(scored, lambda one: one.parts.process),
-        "reward/gain": _mean(scored, lambda one: one.parts.gain),
-        "reward/length": _mean(scored, lambda one: one.parts.length),
-        "rank/accuracy": _mean(scored, lambda one: one.parts.accuracy),
-        "rank/margin": _mean(scored, lambda one: one.parts.margin),
-        "rank/gold_mean": _mean(scored, lambda one: float(one.parts.rank)),
-    }
-    for side in Side:
-        some = [one for one in scored if one.trajectory.key.group.side is side]
-        if some:
-            metrics[f"reward/{side}"] = _mean(some, lambda one: one.parts.total)
-    return metrics
-
-
-def _group_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
-    """Return how many groups were scored, and of how many only one trace was left."""
-    sizes = Counter(one.trajectory.key.group for one in scored)
-    single = sum(size == 1 for size in sizes.values())
-    return {"group/count": float(len(sizes)), "group/single": float(single)}
-
-
-def _staleness(
-    version: int, trajectories: Sequence[Trajectory], replayed: Sequence[KeptGroup]
-) -> dict[str, float]:
-    """Return how many versions the oldest sample lags behind the one that it trains."""
-    versions = [one.min_version for one in trajectories] + [group.version for group in replayed]
-    return {"staleness/max": float(version - min(versions, default=version))}
-
-
-def _rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
-    tokens = [len(one.response_ids) for one in trajectories]
-    if not tokens:
-        return {}
-    return {
-        "rollout/tokens_per_s": sum(tokens) / seconds,
-        "rollout/tokens_mean": float(np.mean(tokens)),
-        "rollout/cut_share": float(np.mean([one.finish == "length" for one in trajectories])),
     }
