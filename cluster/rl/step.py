@@ -12,7 +12,6 @@ who may be some steps ahead of the lower one.
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,9 @@ from cluster.rl.rounds import SampledRound, round_advantages
 from cluster.rl.scoring import Scorer
 from cluster.run.checkpoints import LEARNER_FOLDER
 from cluster.run.trajectory_rows import trajectory_rows
+from cluster.weights.sync import WeightSync
 from configs.schema import RLConfig
-from data.errors import EmbedRLError, WeightSyncError
+from data.errors import WeightSyncError
 from data.media import frames_only
 from data.sets.feed import PairFeed
 from data.types import (
@@ -53,11 +53,9 @@ from data.types import (
     Trajectory,
     TrajectoryKey,
 )
-from data.weights.types import Published
 from evaluation.metrics import held_out_metrics
 from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer
-from rollout.weights.report import SyncReport
 
 log = logging.getLogger(__name__)
 PARITY = "sync/logprob_max_abs_diff"
@@ -101,12 +99,12 @@ class Pipeline:
         self.rollout = rollout
         self.scorer = scorer
         self.learner = learner
-        self.store = store
         self.version = 1
         self.ledger = Ledger(siblings=config.siblings)
         self.replay = ReplayBuffer(groups=config.grpo.replay_groups, age=config.grpo.replay_age)
         self._learning = threading.Lock()
         """Held by the thread that uses the learner: its ranks must get all calls in one order."""
+        self._weights = WeightSync(learner, rollout, store, learning=self._learning)
         self.collector = Collector(
             config,
             feed=feed,
@@ -189,54 +187,12 @@ class Pipeline:
         )
 
     def sync(self) -> dict[str, float]:
-        """Publish the learner's weights as the current version and have every engine load them.
+        """Bring the learner's weights to every engine as the current version; see `WeightSync`.
 
         Raises:
             WeightSyncError: an engine holds something else than what was sent.
         """
-        try:
-            published, reports = self._publish_and_pull()
-        except WeightSyncError as error:
-            log.warning("%s; all weights are published again", error)
-            published, reports = self._publish_and_pull(again=True)
-        # Where all engines were lost meanwhile, nothing was compared; their successors are.
-        compared = {"sync/checksum_ok": 1.0} if reports else {}
-        return {**compared, **sync_metrics(published, reports)}
-
-    def _publish_and_pull(self, *, again: bool = False) -> tuple[Published, list[SyncReport]]:
-        """Let the engines pull the current version while the learner puts it.
-
-        Nothing is announced before the learner is free to put it: engines that pull are frozen,
-        and would be for as long as it scores traces.
-
-        Raises:
-            LearnerLost: the learner failed, whatever became of the engines.
-            WeightSyncError: it could not be published, or an engine holds something else.
-        """
-        announced: Future[None] = Future()
-
-        def publish() -> Published:
-            with self._learning:
-                try:
-                    self.learner.announce(self.version, self.store, again=again)
-                except BaseException as error:
-                    announced.set_exception(error)
-                    raise
-                announced.set_result(None)
-                return self.learner.publish(self.version, self.store)
-
-        with ThreadPoolExecutor(1) as thread:
-            publishing = thread.submit(publish)
-            announced.result()
-            try:
-                reports = self.rollout.pull_weights(self.version)
-            except EmbedRLError:
-                publishing.result()  # its own failure explains the other one
-                with self._learning:
-                    self.learner.check()  # the buckets vanish with the rank that put them
-                raise
-            published = publishing.result()
-        return published, reports
+        return self._weights.sync(self.version)
 
     def held_out(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Return hit@1 of greedy traces on held-out pairs, candidates reasoned about as well.
@@ -461,19 +417,3 @@ class Pipeline:
                 f"{self.config.logprob_tolerance:g}; the engine did not sample from the learner's "
                 "weights"
             )
-
-
-def sync_metrics(published: Published, reports: Sequence[SyncReport]) -> dict[str, float]:
-    """Return `sync/...` of one version: seconds by phase, of the slowest engine in each."""
-    phases = {phase for report in reports for phase in report.phases}
-    return {
-        "sync/tensors": float(sum(report.tensors for report in reports)),
-        "sync/bytes": float(sum(report.bytes for report in reports)),
-        "sync/put_bytes": float(published.bytes),
-        "sync/delta": float(published.delta),
-        **{f"sync/{phase}_s": seconds for phase, seconds in published.seconds.items()},
-        **{
-            f"sync/engine_{phase}_s": max(report.phases.get(phase, 0.0) for report in reports)
-            for phase in sorted(phases)
-        },
-    }
