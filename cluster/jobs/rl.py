@@ -20,6 +20,8 @@ from cluster.pools.judge import JudgePool
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
 from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
+from cluster.rl.held_out import measure_held_out
+from cluster.rl.parity import check_parity
 from cluster.rl.ranker import Ranker
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
@@ -223,7 +225,7 @@ def train_loop(
     due = False
     every = config.evaluation.every
     if every and not done:
-        record(folder, 0, pipeline.held_out(held_out), console)
+        record(folder, 0, measure_held_out(held_out, pipeline.collector), console)
     with progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
@@ -231,13 +233,15 @@ def train_loop(
             metrics = result.metrics | scaler.step() | {"learner/restarts": float(restarts.count)}
             if every and (step % every == 0 or step == config.steps):
                 began = time.perf_counter()
-                metrics |= pipeline.held_out(held_out)
+                metrics |= measure_held_out(held_out, pipeline.collector)
                 metrics["time/eval_s"] = time.perf_counter() - began
                 metrics["time/step_s"] += metrics["time/eval_s"]
             folder.write_trajectories(step, result.rows)
             record(folder, step, metrics, console)
             streak.record(result.broken)
-            pipeline.check_parity(result)
+            check_parity(
+                result.metrics, broken=bool(result.broken), tolerance=config.logprob_tolerance
+            )
             final = step == config.steps
             if not result.broken:
                 trained = metrics["traces/trained"] + metrics["group/replayed"]

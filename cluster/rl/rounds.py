@@ -6,7 +6,7 @@ among those of the bank, never among another sampling's.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 
@@ -84,6 +84,18 @@ def round_advantages(
         max_tokens=config.rollout.sampling.max_tokens,
     )
     return step_advantages(rewards, config.grpo, paid=paid), metrics
+
+
+def drop_stale(sampled: SampledRound, *, oldest: int) -> SampledRound:
+    """Return a round without the traces that began under weights older than that version."""
+    late = [one.trajectory for one in sampled.scored if one.trajectory.min_version < oldest]
+    if not late:
+        return sampled
+    bound = f"expected weights of version {oldest} or newer, found"
+    dropped = [DroppedTrajectory(t.key, "stale", f"{bound} {t.min_version}") for t in late]
+    keys = {trace.key for trace in late}
+    scored = [one for one in sampled.scored if one.trajectory.key not in keys]
+    return replace(sampled, scored=scored, dropped=[*sampled.dropped, *dropped])
 
 
 def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:

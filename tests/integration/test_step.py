@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import ray
 
+from cluster.rl.held_out import measure_held_out
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from configs.common import RunConfig
@@ -69,7 +70,7 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, alike=False, **grpo
 def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
     pipeline = make_pipeline()
     pairs = [make_pair(f"p{n}", source="a" if n < 3 else "b") for n in range(4)]
-    found = pipeline.held_out(pairs)
+    found = measure_held_out(pairs, pipeline.collector)
     by_set = {name: found[f"eval/hit_at_1_by_set/{name}"] for name in "ab"}
     assert by_set["b"] == 1.0  # its only candidate is right
     assert found["eval/hit_at_1"] == pytest.approx((3 * by_set["a"] + 1) / 4)
@@ -83,7 +84,7 @@ def test_another_gold_of_a_held_out_query_that_was_not_drawn_counts_as_right():
     for known in (pairs, [*pairs, gold]):
         pipeline = make_pipeline()
         pipeline.scorer.relevance = Relevance(known)
-        hits.append(pipeline.held_out(pairs)["eval/hit_at_1"])
+        hits.append(measure_held_out(pairs, pipeline.collector)["eval/hit_at_1"])
     # All that query 0 can retrieve is right for it now.
     assert hits[1] >= max(hits[0], 0.5)
 
@@ -93,7 +94,7 @@ def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(c
     pairs = [make_pair("p0"), make_pair("p1")]
     keys = {f"g={n}/p=p{n // 2}/{side}/0" for n, side in enumerate(["query", "target"] * 2)}
     pipeline.scorer.embedder.fails = keys
-    assert pipeline.held_out(pairs) == {}
+    assert measure_held_out(pairs, pipeline.collector) == {}
     assert "2 of 2 pairs left out (0 traces, 4 embeddings failed)" in caplog.text
     assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text
 

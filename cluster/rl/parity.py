@@ -1,0 +1,91 @@
+"""Whether the engines sample from the learner's weights: both give the same tokens the same
+log-probabilities.
+
+The learner reports the gap of a step's own traces where it trains the version that sampled them.
+Where steps overlap their traces are older, and a few new tokens are sampled and compared.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from cluster.pictures import SharedPictures
+from cluster.pools.rollout import RolloutPool
+from cluster.rl.rounds import SampledRound
+from cluster.rl.samples import train_sample
+from configs.schema import RLConfig
+from data.errors import WeightSyncError
+from data.types import GenerationRequest, TrainSample, TrajectoryKey
+from learner.objectives import TokenScores
+
+log = logging.getLogger(__name__)
+PARITY = "sync/logprob_max_abs_diff"
+PROBES, PROBE_TOKENS = 8, 8
+"""Traces that show after a sync what the engines sample from; their length."""
+
+
+def probe_gap(
+    step: SampledRound,
+    version: int,
+    config: RLConfig,
+    rollout: RolloutPool,
+    score: Callable[[Sequence[TrainSample], SharedPictures], Mapping[str, TokenScores]],
+) -> float | None:
+    """Return the largest gap between engines' and learner's log-probabilities of new tokens.
+
+    None where there were none. Few tokens of few traces, ahead of the next step's that wait:
+    that every engine holds the learner's weights, their checksums have shown. Without staleness
+    a step's own traces show the gap for nothing. ``score`` returns what learner and reference give
+    to samples, by key.
+    """
+    contents = {key.group: content for key, content in step.contents.items()}
+    requests = [
+        GenerationRequest(
+            key=TrajectoryKey(group, config.siblings),
+            content=content,
+            seed=version,
+            max_tokens=PROBE_TOKENS,
+        )
+        for group, content in contents.items()
+    ][:PROBES]
+    traces, dropped = rollout.generate(requests, step.pictures, urgent=True)
+    for one in dropped:
+        log.warning("parity of version %d: %s: %s", version, one.key, one.detail)
+    samples = [
+        train_sample(
+            trace, contents[trace.key.group], advantage=0.0, version=version, grpo=config.grpo
+        )
+        for trace in traces
+    ]
+    if not samples:
+        return None
+    scores = score(samples, step.pictures)
+    gaps = [np.abs(scores[one.key].own - one.logprobs).max() for one in samples]
+    return float(np.max(gaps))
+
+
+def worst_gap(*gaps: float | None) -> dict[str, float]:
+    """Return the largest of the gaps that were measured as a metric; nothing where none was."""
+    if known := [gap for gap in gaps if gap is not None]:
+        return {PARITY: float(np.max(known))}  # NaN where one is
+    return {}
+
+
+def check_parity(metrics: Mapping[str, float], *, broken: bool, tolerance: float) -> None:
+    """Refuse a step whose traces the engines did not sample from the learner's weights.
+
+    Apart from the step, so that what it did is on disk before the run stops. ``metrics`` are the
+    step's; ``broken``: it was skipped.
+
+    Raises:
+        WeightSyncError: their log-probabilities of the same tokens differ too much.
+    """
+    gap = metrics.get(PARITY, 0.0)
+    # A broken step says nothing about the engines: the learner's own values are not finite.
+    if not broken and not gap <= tolerance:
+        raise WeightSyncError(
+            f"version {metrics['version']:.0f}: engine and learner log-probabilities of "
+            f"the same tokens differ by {gap:.3g}, more than logprob_tolerance="
+            f"{tolerance:g}; the engine did not sample from the learner's weights"
+        )
