@@ -6,23 +6,17 @@ Example: ray job submit --working-dir . -- python -m cluster.jobs.rl configs/dem
 import logging
 import sys
 import time
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import closing
 
 import ray
 from rich.console import Console
 
 from cluster.jobs.command import run_job
-from cluster.learner_group import LearnerGroup, learner_role
-from cluster.pictures import Decoder
-from cluster.placement import Role, driver_node
-from cluster.pools.judge import JudgePool
-from cluster.pools.reward import RewardPool
-from cluster.pools.rollout import RolloutPool
-from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
+from cluster.pools.scaling import PoolScaler
+from cluster.rl.actors import Actors, open_actors, roles
 from cluster.rl.held_out import measure_held_out
 from cluster.rl.parity import check_parity
-from cluster.rl.ranker import Ranker
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from cluster.run.checkpoints import Checkpoints
@@ -34,32 +28,16 @@ from cluster.run.recovery import Restarts, keep_training
 from cluster.run.stopping import StopRequest
 from cluster.run.tracking import Tracker
 from cluster.session import session, spare_collections
-from cluster.weights.store import WeightStore
 from configs.schema import RLConfig
 from data.model.chat import load_encoder
 from data.model.folder import check_folder, check_reasoner, warn_embedder_ignores, warn_older_input
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
-from data.sets.records import load_sets
+from data.sets.records import LoadedSet, load_sets
 from data.sets.relevance import Relevance
 from data.types import Pair
-from rollout.actor import StoreAddress
 
 log = logging.getLogger(__name__)
-STORE = "weights"
-
-
-def roles(config: RLConfig) -> list[Role]:
-    """Return what the job asks Ray for."""
-    pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
-    if config.reward.second_model:
-        pools["second"] = config.reward.pool
-    if config.reward.judge.model:
-        pools["judge"] = config.reward.judge.pool
-    return [
-        *(Role(name, pool.actors, pool.cpus, pool.gpus) for name, pool in pools.items()),
-        learner_role(config.learner),
-    ]
 
 
 def main(config: RLConfig) -> int:
@@ -69,21 +47,76 @@ def main(config: RLConfig) -> int:
         print(f"{folder.path}: already finished; delete the folder to run it again")
         return 0
     config = settled(config)
-    data = config.data
-    train = load_sets(data.train, limits=data)
-    held_out_sets = load_sets(data.eval, limits=data)
-    check_reasoner(config.reasoner, [*train, *held_out_sets])
-    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
-    warn_older_input(config.reward.model)
-    warn_embedder_ignores(config.reward.model, [*train, *held_out_sets])
-    if config.reward.second_model:
-        load_encoder(config.reward.second_model, data.media).check_pooling(config.reward.pooling)
-    if config.reward.judge.model:
-        check_folder(config.reward.judge.model)
+    train = load_sets(config.data.train, limits=config.data)
+    held_out_sets = load_sets(config.data.eval, limits=config.data)
+    check_models(config, [*train, *held_out_sets])
+    check_inputs(config, folder, train, held_out_sets)
+    held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
+    relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
+    namespace = str(folder.path.absolute())
+    with (
+        session(roles(config), namespace=namespace, nodes_timeout_s=config.run.nodes_timeout_s),
+        Tracker(folder.path, job="rl", given=config.run.dir),
+        open_actors(config, namespace=namespace) as actors,
+    ):
+        ray_address = actors.address.ray_address
+        log.info("%s: all engines are ready; RAY_ADDRESS=%s", folder.path, ray_address)
+        spare_collections()
+
+        def attempt(restarts: Restarts) -> tuple[int, int]:
+            with closing(new_pipeline(config, actors, train, relevance)) as pipeline:
+                done = train_loop(
+                    config,
+                    pipeline,
+                    folder,
+                    held_out=held_out,
+                    restarts=restarts,
+                    scaler=actors.scaler,
+                    request=request,
+                )
+            exported = export_best(actors.learner, folder, done=done)
+            return done, exported
+
+        with StopRequest() as request:
+            steps, exported = keep_training(actors.learner, attempt)
+    folder.finish(steps=steps, exported_step=exported)
+    print(
+        f"{folder.path}: done; the trained Reasoner, as it was after step {exported}, is in "
+        f"{folder.path / 'export'}"
+    )
+    return 0
+
+
+def check_models(config: RLConfig, sets: Sequence[LoadedSet]) -> None:
+    """Refuse models that cannot do what the settings and the data sets ask of them.
+
+    Raises:
+        DataError: one is not there or not complete, or a set shows pictures to a text model.
+        ConfigError: an Embedder cannot pool as `reward.pooling` says.
+    """
+    media, reward = config.data.media, config.reward
+    check_reasoner(config.reasoner, sets)
+    load_encoder(reward.model, media).check_pooling(reward.pooling)
+    warn_older_input(reward.model)
+    warn_embedder_ignores(reward.model, sets)
+    if reward.second_model:
+        load_encoder(reward.second_model, media).check_pooling(reward.pooling)
+    if reward.judge.model:
+        check_folder(reward.judge.model)
+
+
+def check_inputs(
+    config: RLConfig, folder: RunFolder, train: Sequence[LoadedSet], held_out: Sequence[LoadedSet]
+) -> None:
+    """Refuse to go on from a checkpoint that was made with other data or models.
+
+    Raises:
+        ConfigError: see `Checkpoints.check_inputs`.
+    """
     Checkpoints(folder).check_inputs(
         {
-            "data.train": pairs_fingerprint(data.train, train),
-            "data.eval": pairs_fingerprint(data.eval, held_out_sets),
+            "data.train": pairs_fingerprint(config.data.train, train),
+            "data.eval": pairs_fingerprint(config.data.eval, held_out),
             "reasoner": model_fingerprint(config.reasoner),
             "reward.model": model_fingerprint(config.reward.model),
             "reward.second_model": model_fingerprint(config.reward.second_model),
@@ -91,108 +124,35 @@ def main(config: RLConfig) -> int:
         },
         arithmetic="what a step's loss is the mean of, and which targets are right for a query",
     )
-    held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
-    relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
-    namespace = str(folder.path.absolute())
-    nodes_timeout_s = config.run.nodes_timeout_s
-    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(folder.path, job="rl", given=config.run.dir), ExitStack() as stack:
-        # Both start again empty: weights are published again, sizes stay as they are. They lie
-        # on the driver's node, so that no other node takes them along.
-        here = {"scheduling_strategy": driver_node(), "num_cpus": 0}
-        lasting = {**here, "max_restarts": -1, "max_task_retries": -1}
-        store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()
-        learner = LearnerGroup(config.learner, config.weights)
-        stack.callback(learner.close)
-        address = StoreAddress(
-            ray_address=ray.get_runtime_context().gcs_address,
-            namespace=namespace,
-            actor_name=STORE,
-        )
-        rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
-        stack.callback(rollout.close)
-        reward = RewardPool(config.reward, data.media)
-        stack.callback(reward.close)
-        second = judge = None
-        if config.reward.second_model:
-            other = replace(config.reward, model=config.reward.second_model)
-            second = RewardPool(other, data.media, role="second")
-            stack.callback(second.close)
-        if config.reward.judge.model:
-            judge = JudgePool(config.reward.judge)
-            stack.callback(judge.close)
-        decoder, ranker = Decoder(), Ranker()
-        stack.callback(decoder.close)
-        stack.callback(ranker.close)
-        learner.build_policy(
-            model=config.reasoner,
-            media=data.media,
-            total_steps=config.steps,
+
+
+def new_pipeline(
+    config: RLConfig, actors: Actors, train: Sequence[LoadedSet], relevance: Relevance
+) -> Pipeline:
+    """Return a pipeline before its first step, over a weight store without versions."""
+    ray.get(actors.store.clear.remote(), timeout=config.learner.timeout_s)
+    return Pipeline(
+        config,
+        feed=PairFeed(
+            train,
+            {one.name: one.weight for one in config.data.train},
+            batch=config.pairs,
             seed=config.run.seed,
-            grpo=config.grpo,
-            sampling=config.rollout.sampling,
-        )
-        some = (rollout, reward, second, judge)
-        pools = {pool.role.name: pool for pool in some if pool is not None}
-        targets = ray.remote(PoolTargets).options(name=TARGETS, **lasting).remote(tuple(pools))
-        policies = {
-            "rollout": config.rollout.pool,
-            "reward": config.reward.pool,
-            "second": config.reward.pool,
-            "judge": config.reward.judge.pool,
-        }
-        scaler = PoolScaler(pools, policies, targets)
-        log.info("waiting for the engines of %s to load", ", ".join(pools))
-        for pool in pools.values():
-            pool.ready()
-        log.info("%s: all engines are ready; RAY_ADDRESS=%s", folder.path, address.ray_address)
-        spare_collections()
-
-        def attempt(restarts: Restarts) -> tuple[int, int]:
-            ray.get(store.clear.remote(), timeout=config.learner.timeout_s)
-            pipeline = Pipeline(
-                config,
-                feed=PairFeed(
-                    train,
-                    {one.name: one.weight for one in data.train},
-                    batch=config.pairs,
-                    seed=config.run.seed,
-                ),
-                rollout=rollout,
-                scorer=Scorer(
-                    config.reward,
-                    embedder=reward,
-                    judge=judge,
-                    second=second,
-                    max_frames=data.media.max_frames,
-                    compute=ranker.standings,
-                    relevance=relevance,
-                ),
-                decoder=decoder,
-                learner=learner,
-                store=store,
-            )
-            with closing(pipeline):
-                done = train_loop(
-                    config,
-                    pipeline,
-                    folder,
-                    held_out=held_out,
-                    restarts=restarts,
-                    scaler=scaler,
-                    request=request,
-                )
-            exported = export_best(learner, folder, done=done)
-            return done, exported
-
-        with StopRequest() as request:
-            steps, exported = keep_training(learner, attempt)
-    folder.finish(steps=steps, exported_step=exported)
-    print(
-        f"{folder.path}: done; the trained Reasoner, as it was after step {exported}, is in "
-        f"{folder.path / 'export'}"
+        ),
+        rollout=actors.rollout,
+        scorer=Scorer(
+            config.reward,
+            embedder=actors.reward,
+            judge=actors.judge,
+            second=actors.second,
+            max_frames=config.data.media.max_frames,
+            compute=actors.ranker.standings,
+            relevance=relevance,
+        ),
+        decoder=actors.decoder,
+        learner=actors.learner,
+        store=actors.store,
     )
-    return 0
 
 
 def train_loop(
