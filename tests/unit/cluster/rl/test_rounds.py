@@ -1,4 +1,4 @@
-"""How many pairs a step samples next, and what several samplings add up to."""
+"""How many pairs a step samples next, and what a sampling is worth."""
 
 from dataclasses import replace
 
