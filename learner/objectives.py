@@ -62,17 +62,11 @@ class TokenScores:
         """Return the trace's KL estimate, summed over its tokens: what the reward loses.
 
         Raises:
-            DataError: there are no reference log-probabilities.
+            DataError: there are no reference log-probabilities, or the kind is unknown.
         """
         if self.reference is None:
             raise DataError(f"kl={kind}: expected reference log-probabilities; set kl != none")
-        # Here and not above: the driver reads this file, and torch takes seconds to load.
-        import torch
-
-        from learner.rank.losses import kl_estimate
-
-        own, reference = torch.from_numpy(self.own), torch.from_numpy(self.reference)
-        return float(kl_estimate(own.double(), reference.double(), kind).sum())
+        return float(reward_kl(self.own, self.reference, kind).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +113,24 @@ class LearnerPlan:
     steps: int
     """Planned, for the learning-rate schedule."""
     seed: int = 0
+
+
+def reward_kl(own_T: np.ndarray, reference_T: np.ndarray, kind: str) -> np.ndarray:
+    """Return the estimate of KL(own || reference) by token, float64 [T].
+
+    The same formulas as `learner.rank.losses.kl_estimate`, which is for the loss and needs torch.
+
+    Raises:
+        DataError: the kind is unknown.
+    """
+    gap_T = reference_T.astype(np.float64) - own_T.astype(np.float64)
+    if kind == "k1":
+        return -gap_T
+    if kind == "k2":
+        return gap_T**2 / 2
+    if kind == "k3":
+        return np.expm1(gap_T) - gap_T  # exp(gap) - 1 loses small gaps to rounding
+    raise DataError(f"kl: expected k1, k2 or k3, found '{kind}'")
 
 
 def loss_total(*, tokens: int, traces: int, max_tokens: int, loss_mean: str) -> float:

@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 from configs.learner import GRPOConfig
 from data.errors import ConfigError, DataError
-from learner.objectives import ContrastiveObjective, PolicyObjective, TokenScores, loss_total
+from learner.objectives import (
+    ContrastiveObjective,
+    PolicyObjective,
+    TokenScores,
+    loss_total,
+    reward_kl,
+)
+from learner.rank.losses import kl_estimate
 
 
 def test_the_kl_of_a_trace_is_the_sum_over_its_tokens():
@@ -20,6 +28,32 @@ def test_the_kl_of_a_trace_is_the_sum_over_its_tokens():
 def test_a_kl_without_reference_is_refused():
     with pytest.raises(DataError, match="expected reference log-probabilities"):
         TokenScores(np.zeros(2, np.float32), None).kl("k1")
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0])
+def test_the_kl_of_the_reward_is_that_of_the_loss(kind, scale):
+    rng = np.random.default_rng(0)
+    own = -rng.exponential(size=1000).astype(np.float32)
+    reference = (own + scale * rng.normal(size=1000)).astype(np.float32)
+    own_T, reference_T = (torch.from_numpy(values).double() for values in (own, reference))
+    in_loss = kl_estimate(own_T, reference_T, kind).numpy()
+    assert reward_kl(own, reference, kind).dtype == np.float64
+    np.testing.assert_allclose(reward_kl(own, reference, kind), in_loss, rtol=1e-12, atol=1e-12)
+    assert TokenScores(own, reference).kl(kind) == pytest.approx(in_loss.sum(), rel=1e-12)
+
+
+def test_k3_of_a_small_gap_keeps_its_digits():
+    gap = 1e-6
+    kl = reward_kl(np.zeros(1), np.array([gap]), "k3")
+    assert kl == pytest.approx([gap**2 / 2], rel=1e-5)
+    assert kl[0] == np.expm1(gap) - gap
+
+
+def test_an_unknown_kl_is_refused():
+    scores = TokenScores(np.zeros(2, np.float32), np.zeros(2, np.float32))
+    with pytest.raises(DataError, match="expected k1, k2 or k3, found 'k4'"):
+        scores.kl("k4")
 
 
 @pytest.mark.parametrize(
