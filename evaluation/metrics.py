@@ -27,14 +27,14 @@ MEASURES = {
 }
 OVER_SETS = "_over_sets"
 """Suffix of a mean of data sets' means; without it, every query weighs the same."""
-BLOCK = 256
+QUERY_BLOCK = 256
 """Queries of a pool whose right candidates are found at a time."""
 TIE_DECIMALS = 6
 """Similarities equal to this many decimals are ties: beyond it, sums differ by their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking:
+class QueryRanking:
     """What one query retrieved; candidates are named by their index in the pool."""
 
     top: tuple[int, ...]
@@ -53,7 +53,7 @@ class Estimate:
     high: float
 
 
-def rank_candidates(similarity: np.ndarray, relevant: frozenset[int]) -> Ranking:
+def rank_candidates(similarity: np.ndarray, relevant: frozenset[int]) -> QueryRanking:
     """Return the ranking of one query.
 
     Args:
@@ -77,14 +77,14 @@ def rank_candidates(similarity: np.ndarray, relevant: frozenset[int]) -> Ranking
     is_relevant[list(relevant)] = True
     # By similarity first; among equals the irrelevant come first, then the lower index.
     order = np.lexsort((is_relevant, -np.round(similarity, TIE_DECIMALS)))
-    return Ranking(
+    return QueryRanking(
         top=tuple(int(index) for index in order[:DEPTH]),
         relevant=relevant,
         rank=int(np.argmax(is_relevant[order])) + 1,
     )
 
 
-def measure(rankings: Mapping[str, Ranking]) -> dict[str, dict[str, float]]:
+def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str, float]]:
     """Return each metric's value by query key: {metric: {query: value}}."""
     if not rankings:
         return {name: {} for name in MEASURES}
@@ -93,7 +93,7 @@ def measure(rankings: Mapping[str, Ranking]) -> dict[str, dict[str, float]]:
     }
     # trec_eval breaks ties by name, in our disfavour or favour: distinct scores leave it none.
     run = {
-        query: {str(index): -float(place) for place, index in enumerate(ranking.top)}
+        query: {str(index): -float(position) for position, index in enumerate(ranking.top)}
         for query, ranking in rankings.items()
     }
     names = {measure: name for name, measure in MEASURES.items()}
@@ -130,7 +130,7 @@ def unit_rows(vectors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
+class CandidatePool:
     """The candidates that the queries of one data set are ranked over."""
 
     items: tuple[Item, ...]
@@ -139,7 +139,7 @@ class Pool:
     """By `Item.key()` of the query: indices of the items that are right."""
 
 
-def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Pool]:
+def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, CandidatePool]:
     """Return the candidate pool of each data set (`Pair.source`), as benchmarks rank per set.
 
     ``relevance`` says which of the items are right for each query.
@@ -155,13 +155,13 @@ def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Pool]:
         # Many queries of a set may have the same ones: they share the set.
         shared: dict[frozenset[int], frozenset[int]] = {}
         names = list(dict.fromkeys(pair.query.key() for pair in own))
-        for start in range(0, len(names), BLOCK):
-            some = names[start : start + BLOCK]
+        for start in range(0, len(names), QUERY_BLOCK):
+            some = names[start : start + QUERY_BLOCK]
             found = relevance.right(some, targets)
             for name, row in zip(some, found, strict=True):
                 right = frozenset(np.flatnonzero(row).tolist())
                 relevant[name] = shared.setdefault(right, right)
-        pools[source] = Pool(items=tuple(items.values()), relevant=relevant)
+        pools[source] = CandidatePool(items=tuple(items.values()), relevant=relevant)
     return pools
 
 

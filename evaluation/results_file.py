@@ -13,7 +13,7 @@ from data.types import Box, Cues, Item, Kind
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.runner import Evaluation, QueryResult, Retrieved, VariantResult
 
-METRICS_FILE = "evaluation.json"
+RESULTS_FILE = "evaluation.json"
 QUERIES_FILE = "evaluation.parquet"
 
 _ITEM = pa.struct([("text", pa.string()), ("kind", pa.string()), ("uris", pa.list_(pa.string()))])
@@ -52,7 +52,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     rows = [asdict(query) for query in evaluation.queries]
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / QUERIES_FILE)
     results = {"results": [asdict(result) for result in evaluation.results]}
-    (folder / METRICS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def load_evaluation(folder: Path) -> Evaluation:
@@ -61,13 +61,13 @@ def load_evaluation(folder: Path) -> Evaluation:
     Raises:
         DataError: a file is missing.
     """
-    for name in (METRICS_FILE, QUERIES_FILE):
+    for name in (RESULTS_FILE, QUERIES_FILE):
         if not (folder / name).is_file():
             raise DataError(
                 f"{folder / name} not found; expected a run folder of `evaluate`: run that job "
                 "first or correct the path"
             )
-    results = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["results"]
+    results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["results"]
     rows = pq.read_table(folder / QUERIES_FILE).to_pylist()
     return Evaluation(
         results=tuple(_result(row) for row in results), queries=tuple(_query(row) for row in rows)

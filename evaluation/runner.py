@@ -18,12 +18,12 @@ from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, 
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
     MEASURES,
+    CandidatePool,
     Estimate,
-    Pool,
-    Ranking,
+    QueryRanking,
     estimate,
     means_something,
-    measure,
+    measure_rankings,
     pools_of,
     rank_candidates,
     unit_rows,
@@ -40,7 +40,7 @@ OVERALL = ""
 """Stands for all data sets together where a result names its data set."""
 ALL_KINDS = ""
 """Stands for tasks of all kinds where a result names a kind."""
-SHOWN = 3
+RETRIEVED_PER_QUERY = 3
 """Retrieved candidates kept per query."""
 
 
@@ -246,12 +246,12 @@ def _candidate(item: Item) -> _End:
     return _End(item, Side.TARGET)
 
 
-def _ends_of(pairs: Sequence[Pair], pools: Mapping[str, Pool]) -> list[_End]:
+def _ends_of(pairs: Sequence[Pair], pools: Mapping[str, CandidatePool]) -> list[_End]:
     """Return every query and candidate once."""
     return list(dict.fromkeys([*map(_query, pairs), *_candidates_of(pairs, pools)]))
 
 
-def _candidates_of(pairs: Sequence[Pair], pools: Mapping[str, Pool]) -> list[_End]:
+def _candidates_of(pairs: Sequence[Pair], pools: Mapping[str, CandidatePool]) -> list[_End]:
     """Return every candidate that one of the pairs is ranked over, once."""
     shared = dict.fromkeys(pair.source for pair in pairs if not pair.candidates)
     items = [item for source in shared for item in pools[source].items]
@@ -330,7 +330,7 @@ def _embed(
 
 def _rank(
     pairs: Sequence[Pair],
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, CandidatePool],
     right: Sequence[frozenset[int]],
     variant: Variant,
     traces: Mapping[_End, str | None] | None,
@@ -339,7 +339,7 @@ def _rank(
 ) -> list[QueryResult]:
     """Return the result of each pair's query, in the order of the pairs."""
     matrices = {source: _Matrix.of(pool.items, vectors) for source, pool in pools.items()}
-    rankings: dict[str, Ranking] = {}
+    rankings: dict[str, QueryRanking] = {}
     reasons: dict[str, str] = {}
     used: dict[str, _Matrix] = {}
     for number, pair in enumerate(pairs):
@@ -347,8 +347,8 @@ def _rank(
         matrix = matrices[pair.source]
         if pair.candidates:
             matrix = _Matrix.of(_own_candidates(pair), vectors)
-        places = matrix.places
-        relevant = frozenset(places[index] for index in right[number] if index in places)
+        row_of = matrix.row_of
+        relevant = frozenset(row_of[index] for index in right[number] if index in row_of)
         end = _query(pair)
         if end in vectors.failed:
             reasons[serial] = f"query: {vectors.failed[end]}"
@@ -359,7 +359,7 @@ def _rank(
             similarity = matrix.rows @ unit_rows([vectors.found[end]])[0]
             rankings[serial] = rank_candidates(similarity, relevant)
             used[serial] = matrix
-    values = measure(rankings)
+    values = measure_rankings(rankings)
     results = []
     for number, pair in enumerate(pairs):
         serial = str(number)
@@ -399,7 +399,9 @@ def _own_candidates(pair: Pair) -> tuple[Item, ...]:
     return tuple({item.key(): item for item in pair.candidates}.values())
 
 
-def _right_of(pair: Pair, pools: Mapping[str, Pool], relevance: Relevance) -> frozenset[int]:
+def _right_of(
+    pair: Pair, pools: Mapping[str, CandidatePool], relevance: Relevance
+) -> frozenset[int]:
     """Return which of its own candidates, or of its pool's items, are right for a pair's query."""
     if not pair.candidates:
         return pools[pair.source].relevant[pair.query.key()]
@@ -413,8 +415,8 @@ class _Matrix:
     """Candidates that were embedded, with their unit rows [N, D]."""
 
     items: tuple[Item, ...]
-    places: Mapping[int, int]
-    """Where among them stand those that were given, by their place there."""
+    row_of: Mapping[int, int]
+    """Row of each of these candidates, by its index among all that were to be embedded."""
     rows: np.ndarray
 
     @classmethod
@@ -423,15 +425,15 @@ class _Matrix:
         found = [vectors.found[_candidate(items[index])] for index in kept]
         return cls(
             items=tuple(items[index] for index in kept),
-            places={index: place for place, index in enumerate(kept)},
+            row_of={index: row for row, index in enumerate(kept)},
             rows=unit_rows(found) if found else np.empty((0, 0)),
         )
 
 
-def _retrieved(ranking: Ranking, items: Sequence[Item]) -> tuple[Retrieved, ...]:
+def _retrieved(ranking: QueryRanking, items: Sequence[Item]) -> tuple[Retrieved, ...]:
     return tuple(
         Retrieved(item=items[index], right=index in ranking.relevant)
-        for index in ranking.top[:SHOWN]
+        for index in ranking.top[:RETRIEVED_PER_QUERY]
     )
 
 

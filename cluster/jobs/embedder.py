@@ -22,7 +22,7 @@ from cluster.pictures import SharedPictures, share_pictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.folder import RunFolder, settled
-from cluster.run.loop import State, train_stage
+from cluster.run.loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EmbedderConfig
@@ -48,7 +48,7 @@ MAX_POOR_DRAWS = 20
 TOLD, LEAK = 0.5, 0.3
 """A warning comes from this share of traces that hold the answer, and this gain in hit@1, on."""
 log = logging.getLogger(__name__)
-Batch = tuple[list[ContrastPair], Pictures]
+ContrastiveBatch = tuple[list[ContrastPair], Pictures]
 
 
 def roles(config: EmbedderConfig) -> list[Role]:
@@ -87,7 +87,7 @@ def main(config: EmbedderConfig) -> int:
         )
     relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
 
-    def batches_from(state: State | None) -> Iterator[tuple[Batch, State]]:
+    def batches_from(state: FeedState | None) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
         feed = PairFeed(
             train,
             {one.name: one.weight for one in data.train},
@@ -96,7 +96,7 @@ def main(config: EmbedderConfig) -> int:
         )
         if state is not None:
             feed.restore(state)
-        return batches(feed, config, relevance)
+        return contrastive_batches(feed, config, relevance)
 
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
@@ -118,7 +118,7 @@ def main(config: EmbedderConfig) -> int:
             group,
             batches=batches_from,
             train=lambda batch: group.train_contrastive(batch[0], share_pictures(batch[1])),
-            measure=lambda: measure(group, held_out, shared, config, relevance),
+            measure=lambda: measure_held_out(group, held_out, shared, config, relevance),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
@@ -140,9 +140,9 @@ def write_readme(export: Path, config: EmbedderConfig) -> None:
     (export / "README.md").write_text(filled, encoding="utf-8")
 
 
-def batches(
+def contrastive_batches(
     feed: PairFeed, config: EmbedderConfig, relevance: Relevance
-) -> Iterator[tuple[Batch, State]]:
+) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
     """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
 
     With each comes the feed's position after it. ``relevance`` says which targets are right for
@@ -254,7 +254,7 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
     return kept, pictures
 
 
-def measure(
+def measure_held_out(
     group: LearnerGroup,
     pairs: list[Pair],
     pictures: SharedPictures,

@@ -36,7 +36,7 @@ from data.types import (
     TrajectoryKey,
 )
 from evaluation.report.page import headline_metrics, print_table
-from evaluation.results_file import save_evaluation
+from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Reason, Settings, evaluate
 
 
@@ -116,7 +116,7 @@ def main(config: EvaluateConfig) -> int:
         folder.keep_until(-1)  # of an evaluation that was killed
         folder.log_metrics(0, headline_metrics(result))
         save_evaluation(result, folder.path)
-        tracker.log_file(folder.path / "evaluation.json")
+        tracker.log_file(folder.path / RESULTS_FILE)
     print_table(result, console)
     folder.finish(queries=len(pairs))
     return 0

@@ -36,7 +36,11 @@ def main(config: ReportConfig) -> int:
     (folder / SUMMARY_FILE).write_text(summary + "\n", encoding="utf-8")
     plots = draw_plots(runs)
     html = build_report(
-        runs, plots=plots, title=config.run.experiment, cards=config.gallery, seed=config.run.seed
+        runs,
+        plots=plots,
+        title=config.run.experiment,
+        max_cards=config.gallery,
+        seed=config.run.seed,
     )
     (folder / REPORT_FILE).write_text(html, encoding="utf-8")
     files = {folder / REPORT_FILE: "", folder / SUMMARY_FILE: ""}

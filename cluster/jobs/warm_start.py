@@ -18,7 +18,7 @@ from cluster.pictures import share_pictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.folder import RunFolder, settled
-from cluster.run.loop import State, train_stage
+from cluster.run.loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.common import DataSetConfig
@@ -32,9 +32,9 @@ from data.sets.fingerprints import model_fingerprint, rows_fingerprint
 from data.sets.records import load_sets
 from data.types import Content, Picture, Pictures, TrainSample
 
-Row = tuple[str, Content, str]
+SupervisedRow = tuple[str, Content, str]
 """Key, prompt, response."""
-Batch = tuple[list[TrainSample], Pictures]
+SupervisedBatch = tuple[list[TrainSample], Pictures]
 
 
 def roles(config: WarmStartConfig) -> list[Role]:
@@ -72,7 +72,7 @@ def main(config: WarmStartConfig) -> int:
         held_out_pictures = share_pictures(pictures)
         facts = train_stage(
             group,
-            batches=lambda state: batches(rows["train"], encoder, config, state),
+            batches=lambda state: supervised_batches(rows["train"], encoder, config, state),
             train=lambda batch: group.train_supervised(batch[0], share_pictures(batch[1])),
             measure=lambda: group.evaluate_supervised(held_out, held_out_pictures),
             steps=config.steps,
@@ -86,18 +86,18 @@ def main(config: WarmStartConfig) -> int:
     return 0
 
 
-def fingerprint(sets: list[DataSetConfig], rows: list[Row]) -> dict[str, str]:
+def fingerprint(sets: list[DataSetConfig], rows: list[SupervisedRow]) -> dict[str, str]:
     """Return what the rows are; see `data.sets.fingerprints`."""
     parts = (part for _, content, _ in rows for part in content)
     uris = (part.uri for part in parts if isinstance(part, Picture))
     return rows_fingerprint(sets, (key for key, _, _ in rows), uris)
 
 
-def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
+def load_rows(config: WarmStartConfig, split: str) -> list[SupervisedRow]:
     """Return all (key, prompt, response) of the data sets, each as often as its weight says."""
     sets = config.data.train if split == "train" else config.data.eval
     rng = np.random.default_rng(config.run.seed)
-    rows: list[Row] = []
+    rows: list[SupervisedRow] = []
     all_loaded = load_sets(sets, limits=config.data)
     check_reasoner(config.model, all_loaded)
     for settings, loaded in zip(sets, all_loaded, strict=True):
@@ -119,9 +119,12 @@ def load_rows(config: WarmStartConfig, split: str) -> list[Row]:
     return rows
 
 
-def batches(
-    rows: list[Row], encoder: TextEncoder, config: WarmStartConfig, state: State | None = None
-) -> Iterator[tuple[Batch, State]]:
+def supervised_batches(
+    rows: list[SupervisedRow],
+    encoder: TextEncoder,
+    config: WarmStartConfig,
+    state: FeedState | None = None,
+) -> Iterator[tuple[SupervisedBatch, FeedState]]:
     """Yield shuffled batches without end, epoch after epoch, from a state on.
 
     With each comes the state after it: how many batches have been drawn.
@@ -135,7 +138,7 @@ def batches(
 
 
 def encode(
-    rows: list[Row], encoder: TextEncoder, config: WarmStartConfig
+    rows: list[SupervisedRow], encoder: TextEncoder, config: WarmStartConfig
 ) -> tuple[list[TrainSample], Pictures]:
     """Return the rows as training samples, and their decoded pictures.
 

@@ -36,7 +36,7 @@ from data.types import (
 from reward.bank import CandidateBank
 from reward.cache import EmbeddingCache
 from reward.hacking.counterfactuals import counterfactuals, score_probe
-from reward.hacking.monitors import WatchedRound, watch
+from reward.hacking.monitors import WatchedRound, watch_round
 from reward.judge import build_question
 from reward.rank_arithmetic import Compute, standings
 from reward.round import RankedTrajectory, Ranking
@@ -262,7 +262,7 @@ class Scorer:
             found = ranking.rank(closest=0, compute=self._compute)
             paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
             second = {str(one.trajectory.key): one.parts.total for one in paid}
-        metrics, alarms = watch(
+        metrics, alarms = watch_round(
             WatchedRound(
                 scored=scored,
                 pairs=pairs,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.errors import DivergedError
 
-LIMIT = 3
+MAX_BROKEN_STEPS = 3
 """Skipped steps in a row: one may be bad luck, three are not."""
 
 
@@ -16,7 +16,7 @@ class BrokenStreak:
         path: where the keys are written, one a line, when the limit is reached.
     """
 
-    def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
+    def __init__(self, path: Path, *, limit: int = MAX_BROKEN_STEPS) -> None:
         self.path = path
         self.limit = limit
         self._steps: list[tuple[str, ...]] = []

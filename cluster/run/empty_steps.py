@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from data.errors import NothingToTrainOn
 
-LIMIT = 5
+MAX_EMPTY_STEPS = 5
 """Steps in a row: one may be bad luck, five are not."""
 PREFIX = "dropped/"
-REMEDIES = {
+DROP_REMEDIES = {
     "bad_picture": "see that the pictures of data.train can be read",
     "embedding_failed": "the Embedder gives no usable vectors: look at reward.model, reward.pooling"
     " and its dtype, and at the reward actors' logs",
@@ -23,7 +23,7 @@ REMEDIES = {
     "max_staleness",
     "judge_failed": "the judge answers nothing usable: look at reward.judge.model",
 }
-"""By what most traces were dropped for."""
+"""What to do, by the reason that most traces were dropped for."""
 
 
 class EmptyStreak:
@@ -32,7 +32,7 @@ class EmptyStreak:
     ``trained``: whether earlier steps, before a resume, trained something.
     """
 
-    def __init__(self, *, trained: bool, limit: int = LIMIT) -> None:
+    def __init__(self, *, trained: bool, limit: int = MAX_EMPTY_STEPS) -> None:
         self.limit = limit
         self.steps = 0
         """Empty ones since the last that trained something."""
@@ -73,7 +73,8 @@ class EmptyStreak:
         counted = self._reasons.most_common()
         shown = {name: f" (e.g. {detail})" for name, detail in self._examples.items()}
         reasons = ", ".join(f"{name} {count}{shown.get(name, '')}" for name, count in counted)
-        remedy = next((REMEDIES[name] for name, _ in counted if name in REMEDIES), "see the log")
+        known = (DROP_REMEDIES[name] for name, _ in counted if name in DROP_REMEDIES)
+        remedy = next(known, "see the log")
         raise NothingToTrainOn(
             f"{self.steps} steps in a row trained nothing; what their traces were dropped for: "
             f"{reasons or 'the reasons are logged above'}. What to do: {remedy}. No checkpoint was "

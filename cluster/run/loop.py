@@ -22,12 +22,12 @@ from cluster.run.stopping import StopRequest
 from configs.common import EvalConfig, StopConfig
 from data.types import StepReport
 
-Batch = TypeVar("Batch")
-State = Mapping[str, Any]
+BatchT = TypeVar("BatchT")
+FeedState = Mapping[str, Any]
 """What a source of batches must know to go on after one of them; kept as JSON."""
 log = logging.getLogger(__name__)
 LINE_EVERY = 25
-SHOWN = {
+PRINTED_METRICS = {
     "supervised/loss",
     "contrast/loss",
     "contrast/accuracy",
@@ -69,7 +69,7 @@ class StageLearner(Restartable, Protocol):
         """Write the model as a Hugging Face folder."""
 
 
-def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
+def prefetched(batches: Iterator[BatchT]) -> Generator[BatchT, None, None]:
     """Yield the batches, building the next one while the current one is trained on."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, batches)
@@ -105,8 +105,8 @@ def export_best(learner: StageLearner, folder: RunFolder, *, done: int) -> int:
 def train_stage(
     learner: StageLearner,
     *,
-    batches: Callable[[State | None], Iterator[tuple[Batch, State]]],
-    train: Callable[[Batch], StepReport],
+    batches: Callable[[FeedState | None], Iterator[tuple[BatchT, FeedState]]],
+    train: Callable[[BatchT], StepReport],
     measure: Callable[[], dict[str, float]],
     steps: int,
     checkpoint_every: int,
@@ -182,7 +182,11 @@ def train_stage(
                     request.obey(step, steps)
                 bar.advance(task)
                 if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
-                    shown = " ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k in SHOWN)
+                    shown = " ".join(
+                        f"{name} {value:.4g}"
+                        for name, value in metrics.items()
+                        if name in PRINTED_METRICS
+                    )
                     console.print(f"{name} step {step}: {shown}", highlight=False, soft_wrap=True)
         if reached(measured):
             found = f"{stop.metric} {measured[stop.metric]:.4g} >= {stop.at_least:g}"

@@ -23,8 +23,10 @@ SETTINGS = {
 """No workers of jobs that nobody has, no usage data, no address but the one printed here."""
 RUNS_TAB = "#/experiments/{}/runs?workflowType=machine_learning"
 """MLflow opens on its pages for agents otherwise, which show no curve."""
-LOOK_S = 0.5
-LEAVE_S = 5.0
+SERVER_POLL_S = 0.5
+"""Between two looks at the server and at who asked for it."""
+SERVER_TIMEOUT_S = 5.0
+"""The longest wait for its answer, and for its end after a signal."""
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     links: list[str] = []
     try:
         # Killed itself, a `make` ends nobody; what it had started gets another parent.
-        while server.poll() is None and os.getppid() == starter and not stop.wait(LOOK_S):
+        while server.poll() is None and os.getppid() == starter and not stop.wait(SERVER_POLL_S):
             if not links:
                 links = links_of(f"http://127.0.0.1:{port}/")
                 print(*links, sep="\n", end="\n" * bool(links), flush=True)
@@ -65,7 +67,7 @@ def links_of(address: str) -> list[str]:
         headers={"Content-Type": "application/json"},
     )
     try:
-        found = json.load(urlopen(ask, timeout=LEAVE_S))["experiments"]
+        found = json.load(urlopen(ask, timeout=SERVER_TIMEOUT_S))["experiments"]
     except (OSError, ValueError, KeyError):
         return []  # it does not answer yet, or another program does
     ours = [one for one in found if one["name"] != "Default"] or found
@@ -77,7 +79,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)
-            server.wait(LEAVE_S)
+            server.wait(SERVER_TIMEOUT_S)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

@@ -20,7 +20,7 @@ from data.errors import StopRequested
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_CODE = 3
-LEAVE_S = 30.0
+EXIT_TIMEOUT_S = 30.0
 """A process that has its exit code ends within this time, whatever its threads still wait for."""
 _jobs: list[int] = []
 """This process's id, where it is a job's own."""
@@ -40,7 +40,7 @@ def leave_in_time(code: int) -> None:
     """Let a job's process end with that code though threads of it hang."""
     if os.getpid() in _jobs:
         sys.stdout.flush()
-        timer = threading.Timer(LEAVE_S, os._exit, [code])
+        timer = threading.Timer(EXIT_TIMEOUT_S, os._exit, [code])
         timer.daemon = True
         timer.start()
 

@@ -87,7 +87,7 @@ class Tracker:
         self._thread.start()
         if not self._answered.wait(START_S):
             self._behind = f"no answer in {START_S:g} s"
-            log.warning("%s: %s; the job begins without it", store_name(), self._behind)
+            log.warning("%s: %s; the job begins without it", tracking_store_name(), self._behind)
             self._answered.set()  # what comes now is too late to refuse the start
         if self._refused:
             raise self._refused
@@ -111,7 +111,7 @@ class Tracker:
             log.warning(
                 "%s lacks a part of this run (%s); %s holds all of it, and once the server is "
                 "there this writes the rest: python -m cluster.run.tracking %s",
-                store_name(),
+                tracking_store_name(),
                 self._behind,
                 self.run.given / METRICS_FILE,
                 self.run.given,
@@ -127,7 +127,7 @@ class Tracker:
                     self.run.end(ending)
                 self.run.attach()
                 if self._behind:
-                    log.info("%s answers; it holds all metrics of this run", store_name())
+                    log.info("%s answers; it holds all metrics of this run", tracking_store_name())
                 self._behind = ""
             except Exception as error:  # whatever it is, it is no reason to stop training
                 self._behind = self._behind or reason_of(error)
@@ -139,7 +139,7 @@ class Tracker:
                     warned = time.monotonic()
                     log.warning(
                         "%s cannot be written (%s); the job goes on, %s is written there later",
-                        store_name(),
+                        tracking_store_name(),
                         reason_of(error),
                         METRICS_FILE,
                     )
@@ -160,7 +160,7 @@ class MlflowRun:
         self.run_id = ""
         """Empty: not opened yet, or to be asked anew what it holds."""
         self.files: dict[Path, str] = {folder / SETTINGS_FILE: ""}
-        """To be attached: path -> place among the run's artifacts."""
+        """To be attached: path -> folder among the run's artifacts."""
         self._newest: dict[str, int] = {}
         """Last step of each metric."""
         self._metrics: BinaryIO | None = None
@@ -177,8 +177,8 @@ class MlflowRun:
 
     def attach(self) -> None:
         """Attach the files that wait for it."""
-        for path, place in list(self.files.items()):
-            self.client.log_artifact(self.run_id, str(path), place or None)
+        for path, artifact_folder in list(self.files.items()):
+            self.client.log_artifact(self.run_id, str(path), artifact_folder or None)
             del self.files[path]
 
     def end(self, status: str) -> None:
@@ -199,7 +199,7 @@ class MlflowRun:
             raise ConfigError(f"{self.folder}: expected a run's {SETTINGS_FILE}, found none")
         experiment_id = ""
         try:
-            self.client = open_store(self.given)
+            self.client = open_tracking_store(self.given)
             experiment_id = self._experiment(settings.run.experiment)
             run = self._kept() or self._create(experiment_id)
         except Exception as error:
@@ -247,7 +247,7 @@ class MlflowRun:
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
-                lacks = f"{store_name()} has no run {run_id}"
+                lacks = f"{tracking_store_name()} has no run {run_id}"
         log.warning("%s: %s; a new run gets all metrics so far", kept, lacks)
         return None
 
@@ -304,7 +304,7 @@ class MlflowRun:
                 yield step, int(1000 * logged_at), named
 
 
-def open_store(folder: Path) -> "MlflowClient":
+def open_tracking_store(folder: Path) -> "MlflowClient":
     """Return a client of MLFLOW_TRACKING_URI, else of the SQLite file beside the run folders."""
     from mlflow import MlflowClient
 
@@ -316,9 +316,10 @@ def open_store(folder: Path) -> "MlflowClient":
 
 
 def attach_files(folder: Path, files: Mapping[Path, str]) -> bool:
-    """Attach files to the run of a job's folder, path -> place, and write what MLflow lacks of it.
+    """Attach files to the run of a job's folder, and write what MLflow lacks of it.
 
-    Where MLflow has no such run it gets one. Where it cannot be written, that is logged and False
+    ``files`` maps each path to a folder among the run's artifacts, "" for the top. Where
+    MLflow has no such run it gets one. Where it cannot be written, that is logged and False
     returned.
     """
     run = MlflowRun(folder)
@@ -331,7 +332,7 @@ def attach_files(folder: Path, files: Mapping[Path, str]) -> bool:
         names = ", ".join(str(path) for path in files)
         log.warning(
             "%s cannot be written (%s)%s; once it can: python -m cluster.run.tracking %s",
-            store_name(),
+            tracking_store_name(),
             reason_of(error),
             f", so nothing is attached to the run: {names}" if files else "",
             folder,
@@ -358,8 +359,8 @@ def metric_name(key: str) -> str:
     return re.sub(r"[^\w./ -]", "_", "/".join(parts))[:METRIC_NAME_CHARS]
 
 
-def store_name() -> str:
-    """Return how messages call the store."""
+def tracking_store_name() -> str:
+    """Return how messages call the tracking store."""
     uri = os.environ.get(URI)
     return f"MLflow at {masked(uri)}" if uri else "MLflow's mlflow.db beside the run folders"
 

@@ -119,8 +119,8 @@ def thumbnail(images: Sequence[Image.Image], *, side: int) -> Image.Image:
     part = (side - 2 * 2) // 3
     thumbs = [resize_to(image, width=part, height=side) for image in picked]
     sheet = Image.new("RGB", (side, max(thumb.height for thumb in thumbs)), "white")
-    for place, thumb in enumerate(thumbs):
-        sheet.paste(thumb, (place * (part + 2), 0))
+    for column, thumb in enumerate(thumbs):
+        sheet.paste(thumb, (column * (part + 2), 0))
     return sheet
 
 

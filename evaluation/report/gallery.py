@@ -1,4 +1,4 @@
-"""The cards of the report's gallery: one query, what each Reasoner made of it, what it found."""
+"""The gallery of the report, card by card: a query, what each Reasoner wrote, what it retrieved."""
 
 import re
 from collections.abc import Sequence
@@ -57,7 +57,9 @@ class Card:
     traces: tuple[TraceView, ...]
 
 
-def choose(queries: Sequence[QueryResult], count: int, seed: int) -> list[tuple[QueryResult, ...]]:
+def choose_queries(
+    queries: Sequence[QueryResult], count: int, seed: int
+) -> list[tuple[QueryResult, ...]]:
     """Return at most ``count`` queries with their results before and after, in that order.
 
     They are drawn at random within each data set and dealt in turn from all of them, whatever

@@ -15,7 +15,7 @@ from rich.text import Text
 from evaluation.metrics import MEASURES, OVER_SETS, Estimate
 from evaluation.report import drawing
 from evaluation.report.ablation import AblationRow, ablation
-from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose
+from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose_queries
 from evaluation.report.monitor_rows import monitor_rows
 from evaluation.report.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
@@ -32,7 +32,7 @@ DEMO_JOB = "demo_data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class HeadlineRow:
     """One line of the headline table."""
 
     title: str
@@ -64,14 +64,16 @@ def draw_plots(runs: Runs) -> dict[str, str]:
     }
 
 
-def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int, seed: int) -> str:
+def build_report(
+    runs: Runs, *, plots: Mapping[str, str], title: str, max_cards: int, seed: int
+) -> str:
     """Return the HTML of the report.
 
     Args:
         runs: what to show.
         plots: what `draw_plots` made of them.
         title: heading of the page.
-        cards: queries in the gallery at most.
+        max_cards: queries in the gallery at most.
         seed: draws them.
     """
     environment = Environment(
@@ -99,12 +101,15 @@ def build_report(runs: Runs, *, plots: Mapping[str, str], title: str, cards: int
         monitors=monitors,
         alarms=sum(len(row.alarms) for row in monitors),
         kinds=ablation(runs.evaluation),
-        cards=[build_card(pair) for pair in choose(runs.evaluation.queries, cards, seed)],
+        cards=[
+            build_card(results)
+            for results in choose_queries(runs.evaluation.queries, max_cards, seed)
+        ],
         trace_colour=drawing.TRACE_COLOUR,
     )
 
 
-def headline(overall: Mapping[str, VariantResult]) -> list[Row]:
+def headline(overall: Mapping[str, VariantResult]) -> list[HeadlineRow]:
     """Return the lines of the table, the best hit@1 marked."""
     means = [found.metrics["hit_at_1"].mean for found in overall.values() if found.metrics]
     rows = []
@@ -114,7 +119,7 @@ def headline(overall: Mapping[str, VariantResult]) -> list[Row]:
         if result.candidates_excluded:
             excluded.append(f"{result.candidates_excluded} candidates")
         rows.append(
-            Row(
+            HeadlineRow(
                 title=title_of(name),
                 colour=COLOURS.get(name, GREY),
                 best=bool(result.metrics) and result.metrics["hit_at_1"].mean == max(means),
@@ -157,7 +162,7 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
         console.print(_ablation_table(kinds))
 
 
-def _headline_table(rows: Sequence[Row], evaluation: Evaluation) -> Table:
+def _headline_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
     """Return each variant's means over all queries, and over the data sets where there are more."""
     sets = evaluation.by_set()
     left_out = [f"{row.title}: left out {row.excluded}" for row in rows if row.excluded]
@@ -202,7 +207,7 @@ def _headline_table(rows: Sequence[Row], evaluation: Evaluation) -> Table:
     return table
 
 
-def _set_table(rows: Sequence[Row], evaluation: Evaluation) -> Table:
+def _set_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
     """Return hit@1 of each variant by data set, beside that of candidates in any order."""
     sets = evaluation.by_set()
     table = _table("Held-out hit@1 by data set", caption="")

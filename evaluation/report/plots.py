@@ -94,8 +94,8 @@ def plot_tasks(tasks: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
         figure, axes = plt.subplots(figsize=(11.4, 0.9 + 0.62 * len(names)), layout="constrained")
         for row, name in enumerate(names):
             axes.axhspan(row - 0.46, row + 0.46, color="#f8f9fa", zorder=0, linewidth=0)
-            for place, (variant, found) in enumerate(tasks[name].items()):
-                height = row + (place - (len(titles) - 1) / 2) * 0.16
+            for index, (variant, found) in enumerate(tasks[name].items()):
+                height = row + (index - (len(titles) - 1) / 2) * 0.16
                 colour = COLOURS.get(variant, GREY)
                 axes.plot((found.low, found.high), (height, height), color=colour, linewidth=1.6)
                 axes.plot(found.mean, height, "o", color=colour, markersize=5.5)
@@ -116,8 +116,8 @@ def plot_evidence(
         figure, axes = plt.subplots(figsize=(11.4, 0.9 + 0.5 * len(names)), layout="constrained")
         for row, name in enumerate(names):
             axes.axhspan(row - 0.44, row + 0.44, color="#f8f9fa", zorder=0, linewidth=0)
-            for place, (reasoner, (text, full)) in enumerate(kinds[name].items()):
-                height = row + (place - (len(titles) - 1) / 2) * 0.34
+            for index, (reasoner, (text, full)) in enumerate(kinds[name].items()):
+                height = row + (index - (len(titles) - 1) / 2) * 0.34
                 colour = COLOURS.get(reasoner, GREY)
                 axes.plot((text, full), (height, height), color=colour, linewidth=1.6, zorder=2)
                 # The ring is larger, so that it shows around the dot where both agree.

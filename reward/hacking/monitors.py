@@ -35,7 +35,7 @@ _WORD = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W\u2e80-\u9fff\uac00-\ud7af
 
 Groups = Mapping[str, Sequence[ScoredTrajectory]]
 """Traces of a round by group key."""
-Runs = frozenset[tuple[str, ...]]
+WordRuns = frozenset[tuple[str, ...]]
 """RUN_WORDS consecutive words each."""
 
 
@@ -83,7 +83,7 @@ class Measure:
     """Groups or traces that it is the mean of."""
 
 
-def watch(round: WatchedRound) -> tuple[dict[str, float], tuple[Alarm, ...]]:
+def watch_round(round: WatchedRound) -> tuple[dict[str, float], tuple[Alarm, ...]]:
     """Return the round's metrics and alarms: `hack/<name>`; `alarm/<name>` = 1.0 where it rings.
 
     A metric rests on at least one group, an alarm on at least MIN_COUNT of what it averages. The
@@ -134,7 +134,7 @@ def copying(groups: Groups, pairs: Mapping[int, Pair]) -> dict[str, Measure]:
     """
     own_shares: list[float] = []
     other_shares: list[float] = []
-    texts: dict[str, Runs] = {}
+    texts: dict[str, WordRuns] = {}
     for members in groups.values():
         group = members[0].trajectory.key.group
         other_side = Side.TARGET if group.side is Side.QUERY else Side.QUERY
@@ -301,11 +301,11 @@ def effective_rank(vectors: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _runs(words: Sequence[str]) -> Runs:
+def _runs(words: Sequence[str]) -> WordRuns:
     return frozenset(tuple(words[i : i + RUN_WORDS]) for i in range(len(words) - RUN_WORDS + 1))
 
 
-def _covered(words: Sequence[str], runs: Runs) -> int:
+def _covered(words: Sequence[str], runs: WordRuns) -> int:
     """Return how many of the words lie in one of the runs."""
     covered = end = 0
     for start in range(len(words) - RUN_WORDS + 1):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.jobs.embedder import batches
+from cluster.jobs.embedder import contrastive_batches
 from cluster.rl.scoring import Scorer
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.reward import RewardConfig
@@ -92,7 +92,7 @@ def trained_on(pair, evidence):
     )
     loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
-    (rows, pictures), _ = next(batches(feed, config, Relevance([pair])))
+    (rows, pictures), _ = next(contrastive_batches(feed, config, Relevance([pair])))
     return rows[0], pictures
 
 

@@ -13,7 +13,7 @@ from data.types import Item, Pair
 from evaluation.metrics import (
     estimate,
     held_out_metrics,
-    measure,
+    measure_rankings,
     pools_of,
     rank_candidates,
 )
@@ -21,7 +21,7 @@ from evaluation.metrics import (
 
 def one(similarity: list[float], relevant: set[int]) -> dict[str, float]:
     ranking = rank_candidates(np.array(similarity), frozenset(relevant))
-    return {name: values["q"] for name, values in measure({"q": ranking}).items()}
+    return {name: values["q"] for name, values in measure_rankings({"q": ranking}).items()}
 
 
 def slow_reference(similarity: list[float], relevant: set[int]) -> dict[str, float]:
@@ -117,7 +117,7 @@ def test_order_of_candidates_does_not_matter(case: tuple[list[float], set[int]],
 
 
 def test_no_query_gives_no_value() -> None:
-    assert measure({}) == {"hit_at_1": {}, "hit_at_5": {}, "ndcg_at_5": {}}
+    assert measure_rankings({}) == {"hit_at_1": {}, "hit_at_5": {}, "ndcg_at_5": {}}
 
 
 def test_interval_holds_the_mean_and_repeats() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cluster.jobs.embedder import (
-    batches,
+    contrastive_batches,
     make_row,
-    measure,
+    measure_held_out,
     negatives_traces,
     warn_of_leak,
     with_pictures,
@@ -61,7 +61,7 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
     loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
     with pytest.raises(NothingToTrainOn, match="20 batches in a row had fewer than learner"):
-        next(batches(feed, CONFIG, Relevance([pair])))
+        next(contrastive_batches(feed, CONFIG, Relevance([pair])))
 
 
 def test_batches_go_on_where_a_checkpoint_stopped():
@@ -74,11 +74,11 @@ def test_batches_go_on_where_a_checkpoint_stopped():
     def feed():
         return PairFeed(sets, {"x": 1.0, "y": 2.0}, batch=2, seed=0)
 
-    straight = list(islice(batches(feed(), CONFIG, relevance), 9))
+    straight = list(islice(contrastive_batches(feed(), CONFIG, relevance), 9))
     _, state = straight[3]
     resumed = feed()
     resumed.restore(state)
-    assert list(islice(batches(resumed, CONFIG, relevance), 5)) == straight[4:]
+    assert list(islice(contrastive_batches(resumed, CONFIG, relevance), 5)) == straight[4:]
 
 
 NEGATIVE = Item(text="a hard one")
@@ -112,7 +112,7 @@ def test_a_row_names_the_targets_of_its_batch_that_are_right_for_its_query():
         make_pair("e", target=Item(text="a kitten"), label="feline"),
     ]
     feed = feed_of(*pairs, batch=5)
-    [((rows, _), _)] = islice(batches(feed, CONFIG, Relevance(pairs)), 1)
+    [((rows, _), _)] = islice(contrastive_batches(feed, CONFIG, Relevance(pairs)), 1)
     # A batch shuffles its pairs; the numbers of queries and targets tell which is which.
     right = {(text_of(row.query)[6], row.target_key): set(row.right) for row in rows}
     both = {dog.key(), puppy.key()}
@@ -130,7 +130,7 @@ def test_what_is_right_is_known_from_the_whole_set_and_not_from_the_batch_alone(
     ]
     relevance = Relevance(pairs)
     feed = feed_of(pairs[0], pairs[2], batch=2)
-    [((rows, _), _)] = islice(batches(feed, CONFIG, relevance), 1)
+    [((rows, _), _)] = islice(contrastive_batches(feed, CONFIG, relevance), 1)
     right = {row.target_key: set(row.right) for row in rows}
     puppy = Item(text="a puppy").key()
     assert right == {Item(text="a dog").key(): {Item(text="a dog").key(), puppy}, puppy: {puppy}}
@@ -197,7 +197,9 @@ class FakeGroup:
 
 def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
     pairs = [make_pair(name, source="one" if name < "d" else "two") for name in "abcd"]
-    found = measure(FakeGroup(), pairs, None, replace(CONFIG, dimensions=(2,)), Relevance(pairs))
+    found = measure_held_out(
+        FakeGroup(), pairs, None, replace(CONFIG, dimensions=(2,)), Relevance(pairs)
+    )
     for name in ("eval/hit_at_1", "eval/hit_at_1_no_trace"):
         assert {found[name], found[f"{name}_over_sets"], found[f"{name}_by_set/one"]} == {1.0}
     # Two dimensions cannot tell c from d, but tell it from a and b.
@@ -205,7 +207,7 @@ def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
 
 
 def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(caplog):
-    assert measure(FakeGroup(), [], None, CONFIG, Relevance([])) == {}
+    assert measure_held_out(FakeGroup(), [], None, CONFIG, Relevance([])) == {}
     assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text
 
 
@@ -238,14 +240,14 @@ def telling(name, **more):
 
 def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
     pairs = [telling(name) for name in "abcd"]
-    found = measure(Parrot(), pairs, None, CONFIG, Relevance(pairs))
+    found = measure_held_out(Parrot(), pairs, None, CONFIG, Relevance(pairs))
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (1.0, 0.0)
     warn_of_leak(pairs, found)
     assert "100 % of the held-out queries' traces hold their target's text" in caplog.text
 
     caplog.clear()
     pairs = [replace(pair, answer_known=True) for pair in pairs]
-    found = measure(Parrot(), pairs, None, CONFIG, Relevance(pairs))
+    found = measure_held_out(Parrot(), pairs, None, CONFIG, Relevance(pairs))
     warn_of_leak(pairs, found)
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (0.0, 0.0)
     assert not caplog.records

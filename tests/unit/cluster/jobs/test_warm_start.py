@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from cluster.jobs.warm_start import batches, encode
+from cluster.jobs.warm_start import encode, supervised_batches
 from configs.common import RunConfig
 from configs.schema import WarmStartConfig
 from data.types import Kind, Picture
@@ -45,7 +45,11 @@ def keys(some):
 
 
 def test_an_epoch_holds_every_row_at_most_once_and_the_next_is_in_another_order():
-    drawn = [key for batch in keys(islice(batches(ROWS, Encoder(), CONFIG), 6)) for key in batch]
+    drawn = [
+        key
+        for batch in keys(islice(supervised_batches(ROWS, Encoder(), CONFIG), 6))
+        for key in batch
+    ]
     first, second = drawn[:9], drawn[9:]
     assert len(set(first)) == len(set(second)) == 9
     assert first != second
@@ -53,7 +57,7 @@ def test_an_epoch_holds_every_row_at_most_once_and_the_next_is_in_another_order(
 
 @pytest.mark.parametrize("done", [1, 3, 4])
 def test_batches_go_on_where_a_checkpoint_stopped(done):
-    straight = list(islice(batches(ROWS, Encoder(), CONFIG), 7))
+    straight = list(islice(supervised_batches(ROWS, Encoder(), CONFIG), 7))
     _, state = straight[done - 1]
-    resumed = islice(batches(ROWS, Encoder(), CONFIG, state), 7 - done)
+    resumed = islice(supervised_batches(ROWS, Encoder(), CONFIG, state), 7 - done)
     assert keys(resumed) == keys(straight[done:])

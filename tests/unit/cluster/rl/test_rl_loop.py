@@ -10,7 +10,7 @@ from cluster.outage import PAUSES_S
 from cluster.pictures import SharedPictures
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
-from cluster.run.empty_steps import LIMIT
+from cluster.run.empty_steps import MAX_EMPTY_STEPS
 from cluster.run.folder import RunFolder
 from cluster.run.recovery import Restarts
 from configs.common import RunConfig
@@ -127,13 +127,15 @@ def run(tmp_path, *, every=1, **settings):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"rollout": FakeRollout(lambda group: True)}, f"no_spread {LIMIT * 4 * PAIRS}"),
-        ({"embedder": Silent()}, f"embedding_failed {LIMIT * 4 * PAIRS}"),
-        ({"pairs": TEXTS[:1]}, f"no_negative {LIMIT * 4}"),
+        ({"rollout": FakeRollout(lambda group: True)}, f"no_spread {MAX_EMPTY_STEPS * 4 * PAIRS}"),
+        ({"embedder": Silent()}, f"embedding_failed {MAX_EMPTY_STEPS * 4 * PAIRS}"),
+        ({"pairs": TEXTS[:1]}, f"no_negative {MAX_EMPTY_STEPS * 4}"),
     ],
 )
 def test_a_run_without_anything_to_train_on_ends_and_saves_nothing(tmp_path, settings, reason):
-    with pytest.raises(NothingToTrainOn, match=f"{LIMIT} steps in a row trained nothing.*{reason}"):
+    with pytest.raises(
+        NothingToTrainOn, match=f"{MAX_EMPTY_STEPS} steps in a row trained nothing.*{reason}"
+    ):
         run(tmp_path, **settings)
     assert run.saved == []
 

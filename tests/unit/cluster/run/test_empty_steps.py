@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.run.empty_steps import LIMIT, EmptyStreak
+from cluster.run.empty_steps import MAX_EMPTY_STEPS, EmptyStreak
 from data.errors import NothingToTrainOn
 
 DULL = {"dropped/no_spread": 12.0, "dropped/bad_picture": 4.0, "dropped/total": 16.0}
@@ -11,20 +11,21 @@ DULL = {"dropped/no_spread": 12.0, "dropped/bad_picture": 4.0, "dropped/total": 
 def test_empty_steps_in_a_row_end_the_run_with_their_reasons_and_what_to_do():
     streak = EmptyStreak(trained=False)
     streak.record(16.0, {}, {}, last=False)
-    for _ in range(LIMIT - 1):
+    for _ in range(MAX_EMPTY_STEPS - 1):
         streak.record(0.0, DULL, {"bad_picture": "/d/1.png: gone"}, last=False)
     with pytest.raises(NothingToTrainOn) as caught:
         streak.record(0.0, DULL, {"bad_picture": "/d/2.png: gone"}, last=False)
     text = str(caught.value)
-    assert f"{LIMIT} steps in a row trained nothing" in text
-    assert f"no_spread {12 * LIMIT}, bad_picture {4 * LIMIT} (e.g. /d/1.png: gone)." in text
+    assert f"{MAX_EMPTY_STEPS} steps in a row trained nothing" in text
+    counts = f"no_spread {12 * MAX_EMPTY_STEPS}, bad_picture {4 * MAX_EMPTY_STEPS}"
+    assert f"{counts} (e.g. /d/1.png: gone)." in text
     assert "paid alike" in text
 
 
 def test_a_step_that_trains_begins_the_count_anew():
     streak = EmptyStreak(trained=False)
     for _ in range(3):
-        for _ in range(LIMIT - 1):
+        for _ in range(MAX_EMPTY_STEPS - 1):
             streak.record(0.0, DULL, {}, last=False)
         streak.record(1.0, {}, {}, last=False)
     assert streak.steps == 0

@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 
 from cluster.run.checkpoints import LEARNER_FOLDER, Checkpoints
-from cluster.run.empty_steps import LIMIT
+from cluster.run.empty_steps import MAX_EMPTY_STEPS
 from cluster.run.folder import BROKEN_FILE, RunFolder
 from cluster.run.loop import export_best, train_stage
 from cluster.run.recovery import MAX_RESTARTS
@@ -216,8 +216,8 @@ def test_a_stage_that_had_reached_its_end_only_exports(tmp_path):
 
 
 def test_a_stage_whose_steps_have_no_samples_ends_and_saves_none_of_them(tmp_path):
-    reports = [GOOD, GOOD, *[EMPTY] * LIMIT]
-    with pytest.raises(NothingToTrainOn, match=f"{LIMIT} steps in a row trained nothing"):
+    reports = [GOOD, GOOD, *[EMPTY] * MAX_EMPTY_STEPS]
+    with pytest.raises(NothingToTrainOn, match=f"{MAX_EMPTY_STEPS} steps in a row trained nothing"):
         train(Learner(reports=reports), tmp_path, 12)
     assert [one.name for one in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
 

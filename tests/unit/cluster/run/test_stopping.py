@@ -123,7 +123,7 @@ LEAVES = """
 
     if __name__ == "__main__":
         stopping.take_over()
-        stopping.LEAVE_S = 0.1
+        stopping.EXIT_TIMEOUT_S = 0.1
         sys.exit(run_job(DemoDataConfig, main))
 """
 

@@ -22,7 +22,14 @@ import cluster.run.tracking as tracking
 from cluster.jobs.command import run_job
 from cluster.run.folder import RUN_ID_FILE, RunFolder
 from cluster.run.stopping import Interrupted
-from cluster.run.tracking import MlflowRun, Tracker, attach_files, masked, metric_name, open_store
+from cluster.run.tracking import (
+    MlflowRun,
+    Tracker,
+    attach_files,
+    masked,
+    metric_name,
+    open_tracking_store,
+)
 from configs.common import RunConfig
 from configs.load import load
 from configs.schema import DemoDataConfig, WarmStartConfig
@@ -33,9 +40,9 @@ ROOT = Path(__file__).resolve().parents[4]
 CODE = """
 import logging
 from pathlib import Path
-from cluster.run.tracking import open_store
+from cluster.run.tracking import open_tracking_store
 logging.basicConfig(format="%(name)s: %(message)s")
-assert open_store(Path("runs/job")).search_experiments()
+assert open_tracking_store(Path("runs/job")).search_experiments()
 print(logging.getLogger("mlflow.store.db.utils").getEffectiveLevel() >= logging.WARNING)
 """
 NOISE = re.compile(r"(?<![\w.])(mlflow|alembic|cluster|configs|data)\.\w")
@@ -84,11 +91,11 @@ def fail(folder, error, *steps):
 
 def run_in(path):
     """Return what MLflow holds of a folder's run."""
-    return open_store(path).get_run((path / RUN_ID_FILE).read_text())
+    return open_tracking_store(path).get_run((path / RUN_ID_FILE).read_text())
 
 
 def points(path, name=KEY):
-    history = open_store(path).get_metric_history((path / RUN_ID_FILE).read_text(), name)
+    history = open_tracking_store(path).get_metric_history((path / RUN_ID_FILE).read_text(), name)
     return sorted((one.step, one.value) for one in history)
 
 
@@ -208,7 +215,7 @@ def test_a_run_deleted_in_mlflow_is_followed_by_a_new_one(runs):
     with track(folder):
         log_steps(folder, 1)
     old = run_in(folder.path).info.run_id
-    open_store(folder.path).delete_run(old)
+    open_tracking_store(folder.path).delete_run(old)
     with track(folder):
         log_steps(folder, 2)
     assert run_in(folder.path).info.run_id != old
@@ -228,7 +235,7 @@ def test_a_report_on_a_copied_folder_writes_its_metrics_to_a_run_of_its_own(runs
     run = run_in(copied)
     assert points(copied) == [(1, 0.25), (2, 0.5)]
     assert run.info.status == "FINISHED"
-    [kept] = open_store(copied).list_artifacts(run.info.run_id, "pages")
+    [kept] = open_tracking_store(copied).list_artifacts(run.info.run_id, "pages")
     assert kept.path == "pages/report.html"
 
 
@@ -247,7 +254,7 @@ def test_a_run_of_a_killed_job_does_not_stay_running_when_its_folder_starts_anew
     again = folder_of(runs, "killed")
     with track(again):
         pass
-    assert open_store(folder.path).get_run(killed.run_id).info.status == "FAILED"
+    assert open_tracking_store(folder.path).get_run(killed.run_id).info.status == "FAILED"
     assert run_in(elsewhere.path).info.status == "RUNNING"
     assert run_in(again.path).info.status == "FINISHED"
 
@@ -529,7 +536,7 @@ def test_a_value_from_the_environment_does_not_reach_mlflow(runs, monkeypatch):
     params = run_in(folder.path).data.params
     assert params["model"] == "https://bob:${oc.env:MY_TOKEN}@host/model"
     assert "'root': '${oc.env:MY_TOKEN}'" in params["data.train"]
-    found = open_store(folder.path).get_experiment(run_in(folder.path).info.experiment_id)
+    found = open_tracking_store(folder.path).get_experiment(run_in(folder.path).info.experiment_id)
     assert found.name == "ab"
     for kept in (runs / "mlflow.db", folder.path / "resolved.yaml"):
         assert b"hunter2" not in kept.read_bytes()

@@ -22,7 +22,7 @@ from data.errors import DataError
 from data.monitors import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
-from evaluation.report.gallery import choose
+from evaluation.report.gallery import choose_queries
 from evaluation.report.page import headline, headline_metrics, print_table, title_of
 from evaluation.results_file import save_evaluation
 from evaluation.runner import Evaluation, Settings, evaluate
@@ -338,10 +338,10 @@ def test_gallery_shows_each_query_before_and_after(config: ReportConfig) -> None
 
 def test_gallery_is_dealt_in_turn_and_repeats(config: ReportConfig) -> None:
     queries = runs_of(config).evaluation.queries
-    chosen = choose(queries, 3, seed=1)
+    chosen = choose_queries(queries, 3, seed=1)
     assert [before.source for before, _ in chosen] == ["color", "clip", "find"]
     assert all((b.variant, a.variant) == ("warm_start", "eg_rl") for b, a in chosen)
-    assert chosen == choose(queries, 3, seed=1)
+    assert chosen == choose_queries(queries, 3, seed=1)
 
 
 def test_no_gallery_and_no_curves_still_make_a_page(config: ReportConfig) -> None:

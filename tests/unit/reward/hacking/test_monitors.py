@@ -27,7 +27,7 @@ from reward.hacking.monitors import (
     effective_rank,
     prose_of,
     spearman,
-    watch,
+    watch_round,
     words_of,
 )
 from tests.builders import TRACES, make_pair, make_scored, make_trajectory
@@ -142,7 +142,7 @@ def paid(parts_of):
 
 
 def rung(round):
-    metrics, alarms = watch(round)
+    metrics, alarms = watch_round(round)
     names = {alarm.name for alarm in alarms}
     assert {key.removeprefix("alarm/") for key in metrics if key.startswith("alarm/")} == names
     assert all(metrics[f"hack/{alarm.name}"] == alarm.value for alarm in alarms)
@@ -151,12 +151,12 @@ def rung(round):
 
 
 def value(round, name):
-    return watch(round)[0][f"hack/{name}"]
+    return watch_round(round)[0][f"hack/{name}"]
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_an_honest_policy_rings_nowhere_and_every_monitor_has_looked(seed):
-    metrics, alarms = watch(honest_round(seed))
+    metrics, alarms = watch_round(honest_round(seed))
     assert alarms == ()
     looked = {name.removeprefix("hack/").partition("/")[0] for name in metrics}
     assert looked == set(MONITORS)
@@ -217,7 +217,7 @@ def test_the_tasks_instruction_in_every_query_is_no_leak(read, monkeypatch):
 
 def test_what_stands_in_both_items_is_no_leak():
     pairs = {n: replace(pair, target=pair.query) for n, pair in PAIR_OF.items()}
-    metrics, _ = watch(replace(saying(lambda n, side: query_text(n)), pairs=pairs))
+    metrics, _ = watch_round(replace(saying(lambda n, side: query_text(n)), pairs=pairs))
     assert "hack/copied_other/query" not in metrics
 
 
@@ -231,7 +231,7 @@ def test_naming_a_short_text_is_neither_reciting_nor_leaking():
         saying(lambda n, side: trace(f"a red {ANIMALS[n]}", answer=f"a red {ANIMALS[n]}")),
         pairs=pairs,
     )
-    metrics, alarms = watch(round)
+    metrics, alarms = watch_round(round)
     assert alarms == ()
     assert not [name for name in metrics if "copied" in name]
 
@@ -255,7 +255,7 @@ def test_broken_traces_that_are_short_and_unpaid_say_nothing_about_length():
             )
         return replace(one, trajectory=replace(one.trajectory, response_ids=np.zeros(20)))
 
-    assert "hack/reward_by_length" not in watch(each(break_some))[0]
+    assert "hack/reward_by_length" not in watch_round(each(break_some))[0]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_policy_whose_evidence_or_trace_does_not_matter_rings(change, name, fa
 
 def test_a_probe_in_which_nothing_could_be_changed_gives_no_metric():
     probe = Probe(as_is={}, changed={change: {} for change in Change})
-    metrics, _ = watch(replace(HONEST, probe=probe))
+    metrics, _ = watch_round(replace(HONEST, probe=probe))
     assert not [name for name in metrics if name.endswith("_worth")]
 
 
@@ -322,25 +322,25 @@ def test_a_policy_that_pleases_one_embedder_only_rings():
 def test_few_groups_give_metrics_but_no_alarm():
     few = [one for one in HONEST.scored if one.trajectory.key.group.serial < MIN_COUNT // 2 - 1]
     cheat = [replace(one, parts=replace(one.parts, accuracy=0.0)) for one in few]
-    metrics, alarms = watch(replace(HONEST, scored=cheat, probe=None))
+    metrics, alarms = watch_round(replace(HONEST, scored=cheat, probe=None))
     assert metrics["hack/all_wrong"] == 1.0
     assert alarms == ()
 
 
 def test_an_empty_round_gives_nothing():
     empty = WatchedRound(scored=[], pairs={}, vectors={}, relevance=Relevance([]))
-    assert watch(empty) == ({}, ())
+    assert watch_round(empty) == ({}, ())
 
 
 def test_order_of_traces_changes_nothing():
     rng = np.random.default_rng(3)
     shuffled = [HONEST.scored[i] for i in rng.permutation(len(HONEST.scored))]
-    before, after = watch(HONEST)[0], watch(replace(HONEST, scored=shuffled))[0]
+    before, after = watch_round(HONEST)[0], watch_round(replace(HONEST, scored=shuffled))[0]
     assert after == pytest.approx(before)
 
 
 def test_an_alarm_says_what_was_found_what_it_means_and_what_to_do():
-    (alarm,) = watch(paid(lambda one: replace(one.parts, accuracy=0.0)))[1]
+    (alarm,) = watch_round(paid(lambda one: replace(one.parts, accuracy=0.0)))[1]
     text = str(alarm)
     monitor = monitor_of("all_wrong")
     assert text.startswith("all_wrong 1 (limit 0.9)")
@@ -407,11 +407,11 @@ def test_the_first_trace_of_a_group_stands_for_it():
 def test_items_that_are_right_for_each_other_count_once_in_what_lies_apart():
     """All queries seek the first target too: nothing is left that must lie apart."""
     golds = [replace(pair, target=PAIR_OF[min(PAIR_OF)].target) for pair in PAIR_OF.values()]
-    assert "hack/mean_cosine/query" in watch(HONEST)[0]
+    assert "hack/mean_cosine/query" in watch_round(HONEST)[0]
     pairs = {n: pair for n, pair in PAIR_OF.items() if n == min(PAIR_OF)}
     alone = [one for one in HONEST.scored if one.trajectory.key.group.serial in pairs]
     other = [one for one in HONEST.scored if one.trajectory.key.group.serial == max(PAIR_OF)]
     two = replace(HONEST, scored=[*alone, *other])
-    assert "hack/mean_cosine/query" in watch(two)[0]
+    assert "hack/mean_cosine/query" in watch_round(two)[0]
     known = Relevance([*PAIR_OF.values(), *golds])
-    assert "hack/mean_cosine/query" not in watch(replace(two, relevance=known))[0]
+    assert "hack/mean_cosine/query" not in watch_round(replace(two, relevance=known))[0]
