@@ -111,9 +111,9 @@ def rank_in_order(
     count = np.bincount(row, minlength=len(scores))
     if not count.all():
         raise DataError(f"rows {np.flatnonzero(count == 0)[:5].tolist()} have no valid positive")
-    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    position = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
     positives = np.full((len(scores), count.max(initial=0)), -np.inf)
-    positives[row, place] = scores[row, column]
+    positives[row, position] = scores[row, column]
     mean_positive = np.where(np.isfinite(positives), positives, 0.0).sum(axis=1) / count
     positives = -np.sort(-positives, axis=1)
 
@@ -193,9 +193,9 @@ def rank_embeddings(
     for start in range(0, len(rows_ND), ROW_BLOCK):
         block = slice(start, start + ROW_BLOCK)
         begin, count = first[block], last[block] - first[block]
-        place = np.repeat(begin - np.cumsum(count) + count, count) + np.arange(count.sum())
+        positions = np.repeat(begin - np.cumsum(count) + count, count) + np.arange(count.sum())
         stream = _RowBlock(rows_ND[block], columns_MD, temperature, reach)
-        parts.append(stream.rank(count, order[place]))
+        parts.append(stream.rank(count, order[positions]))
     accuracy, margin, rank = (np.concatenate(field) for field in zip(*parts, strict=True))
     return ContrastiveRank(accuracy=accuracy, margin=margin, rank=rank)
 
@@ -282,12 +282,12 @@ class _RowBlock:
             sure = _count(surely)
             self.closer[counted] += sure[counted]
             doubt = np.flatnonzero(counted & (sure != found))
-            i, j = _places(above[doubt] ^ surely[doubt])
+            i, j = _bit_positions(above[doubt] ^ surely[doubt])
             near = self._exact(doubt[i], j + start) >= bar[doubt[i]]
             self.closer += np.bincount(doubt[i[near]], minlength=len(bar))
         fresh = np.flatnonzero(alive & (found > 0))
         if fresh.size:
-            i, j = _places(above[fresh])
+            i, j = _bit_positions(above[fresh])
             i = fresh[i]
             new = (i, j + start, logits[i, j].astype(np.float64), np.zeros(len(i), bool))
             self.kept = tuple(np.concatenate(pair) for pair in zip(self.kept, new, strict=True))
@@ -354,7 +354,7 @@ def _count(words: np.ndarray) -> np.ndarray:
     return words.sum(axis=1).view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
 
 
-def _places(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bit_positions(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return row and column of every flag set, by row."""
     i, word = np.nonzero(words)
     n, byte = np.nonzero(words[i, word].view(bool).reshape(-1, 8))

@@ -1,4 +1,4 @@
-"""How traces stand among their candidates: a scoring round's arithmetic, arrays in and arrays out.
+"""The ranks of traces among their candidates: a round's arithmetic, arrays in and arrays out.
 
 Apart from `reward.round`, which knows what the rows and columns are, so that another process can do
 it: it grows with the square of a round.
@@ -17,21 +17,22 @@ from data.types import Side
 from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
 
 TOP_RETRIEVED = 3
-PRODUCT_BLOCK, ROW_BLOCK = 1024, 256
-"""Rows whose similarities are made at a time, as products of few rows are slow, and of these the
-ones ranked at a time, as their similarities stay in a core's cache; the one a multiple of the
-other."""
+PRODUCT_BLOCK = 1024
+"""Rows whose similarities are made at a time: products of few rows are slow."""
+RANK_BLOCK = 256
+"""Of these the rows ranked at a time: their similarities stay in a core's cache. PRODUCT_BLOCK is a
+multiple of it."""
 SHARED_PRODUCT = 1 << 25
 """Similarities that are made at once, as both directions need them: 268 MB, for a moment twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """Some traces of one side and what they are ranked among."""
+class RankInput:
+    """Traces of one side, one a row, and the candidates that they are ranked among."""
 
     vectors_ND: np.ndarray
-    places: np.ndarray | None
-    """Which of their side's traces they are, [N]; None: they have other embeddings than there."""
+    trace_indices: np.ndarray | None
+    """Index of each row among its side's traces, [N]; None: the rows have other embeddings."""
     group_N: np.ndarray
     """Rows of a group have the same positives."""
     candidates_MD: np.ndarray
@@ -49,8 +50,8 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What was found, by row."""
+class RankResult:
+    """Rank, margin and neighbours of each row."""
 
     accuracy: np.ndarray
     margin: np.ndarray
@@ -63,18 +64,22 @@ class Standing:
 
 
 class Compute(Protocol):
-    """`standings`, here or elsewhere."""
+    """`rank_sides`, here or elsewhere."""
 
-    def __call__(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
-        """Return how the rows of each side stand."""
+    def __call__(
+        self, sides: Mapping[Side, RankInput], *, temperature: float
+    ) -> dict[Side, RankResult]:
+        """Return the ranks of each side's rows."""
 
 
-def standings(sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
-    """Return how the rows of each side stand; `reward.contrast` defines what the numbers mean."""
+def rank_sides(sides: Mapping[Side, RankInput], *, temperature: float) -> dict[Side, RankResult]:
+    """Return the ranks of each side's rows; `reward.contrast` defines what the numbers mean."""
     product = _shared(sides)
     known = {Side.QUERY: product, Side.TARGET: None if product is None else product.T}
     return {
-        side: _standing(rows, known[side], temperature) if len(rows.vectors_ND) else _nothing()
+        side: (
+            _rank_rows(rows, known[side], temperature) if len(rows.vectors_ND) else _empty_result()
+        )
         for side, rows in sides.items()
     }
 
@@ -86,12 +91,12 @@ def _similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
     return product.round(SIMILARITY_DECIMALS, out=product)
 
 
-def _shared(sides: Mapping[Side, Rows]) -> np.ndarray | None:
+def _shared(sides: Mapping[Side, RankInput]) -> np.ndarray | None:
     """Return the similarities of the queries' traces with the targets'.
 
     Both directions need them. None: only one is asked for, or they are too many to hold at once.
     """
-    if len(sides) < len(Side) or any(rows.places is None for rows in sides.values()):
+    if len(sides) < len(Side) or any(rows.trace_indices is None for rows in sides.values()):
         return None
     query, target = sides[Side.QUERY], sides[Side.TARGET]
     if query.own * target.own > SHARED_PRODUCT:
@@ -100,7 +105,7 @@ def _shared(sides: Mapping[Side, Rows]) -> np.ndarray | None:
     return _similarities(target.candidates_MD[: target.own], query.candidates_MD[: query.own])
 
 
-def _standing(rows: Rows, known: np.ndarray | None, temperature: float) -> Standing:
+def _rank_rows(rows: RankInput, known: np.ndarray | None, temperature: float) -> RankResult:
     rows = replace(rows, candidates_MD=rows.candidates_MD.astype(np.float64, copy=False))
     parts = []
     for some, similarity in _blocks(rows, known):
@@ -121,7 +126,7 @@ def _standing(rows: Rows, known: np.ndarray | None, temperature: float) -> Stand
         rivals = list(_rivals(similarity, valid & ~positive, rows))
         parts.append((found.accuracy, found.margin, found.rank, gain, _nearest(similarity), rivals))
     accuracy, margin, rank, gain, nearest, rivals = zip(*parts, strict=True)
-    return Standing(
+    return RankResult(
         accuracy=np.concatenate(accuracy),
         margin=np.concatenate(margin),
         rank=np.concatenate(rank),
@@ -131,13 +136,13 @@ def _standing(rows: Rows, known: np.ndarray | None, temperature: float) -> Stand
     )
 
 
-def _nothing() -> Standing:
+def _empty_result() -> RankResult:
     none = np.zeros(0)
-    return Standing(accuracy=none, margin=none, rank=none, gain=none, nearest=[], rivals=[])
+    return RankResult(accuracy=none, margin=none, rank=none, gain=none, nearest=[], rivals=[])
 
 
-def _blocks(rows: Rows, known: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield row ranges and their similarities, ROW_BLOCK rows at a time.
+def _blocks(rows: RankInput, known: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield row ranges and their similarities, RANK_BLOCK rows at a time.
 
     ``known`` holds those of all of the side's traces with the round's own candidates.
     """
@@ -146,10 +151,10 @@ def _blocks(rows: Rows, known: np.ndarray | None) -> Iterator[tuple[slice, np.nd
         block = slice(first, first + PRODUCT_BLOCK)
         similarity = _similarities(rows.vectors_ND[block], rows.candidates_MD[met:])
         if known is not None:
-            similarity = np.concatenate([known[rows.places[block]], similarity], axis=1)
-        for begin in range(0, len(similarity), ROW_BLOCK):
-            some = slice(begin, begin + ROW_BLOCK)
-            yield slice(first + begin, first + begin + ROW_BLOCK), similarity[some]
+            similarity = np.concatenate([known[rows.trace_indices[block]], similarity], axis=1)
+        for begin in range(0, len(similarity), RANK_BLOCK):
+            some = slice(begin, begin + RANK_BLOCK)
+            yield slice(first + begin, first + begin + RANK_BLOCK), similarity[some]
 
 
 def _nearest(similarity_NM: np.ndarray) -> list[list[int]]:
@@ -162,7 +167,9 @@ def _nearest(similarity_NM: np.ndarray) -> list[list[int]]:
     return np.stack(found, axis=1).tolist()
 
 
-def _rivals(similarity_NM: np.ndarray, rival_NM: np.ndarray, rows: Rows) -> Iterator[list[int]]:
+def _rivals(
+    similarity_NM: np.ndarray, rival_NM: np.ndarray, rows: RankInput
+) -> Iterator[list[int]]:
     """Yield rivals by row; of equal ones the first is closer.
 
     They are the candidates marked in ``rival_NM``; the bank's are none.

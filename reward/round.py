@@ -18,14 +18,14 @@ from configs.reward import RewardConfig
 from data.sets.relevance import Relevance
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
-from reward.rank_arithmetic import Compute, Rows, Standing, standings
+from reward.rank_arithmetic import Compute, RankInput, RankResult, rank_sides
 
 OTHER = {Side.QUERY: Side.TARGET, Side.TARGET: Side.QUERY}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedTrajectory:
-    """A trace with its place among the round's candidates."""
+    """A trace with its rank among the round's candidates."""
 
     trajectory: Trajectory
     accuracy: float
@@ -46,7 +46,7 @@ class RankedTrajectory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class RankedRound:
     """What became of a step's traces, and what later rounds may rank against."""
 
     ranked: list[RankedTrajectory]
@@ -84,7 +84,7 @@ class _Asked:
     """Traces of one side that can be ranked."""
 
     traces: list[Trajectory]
-    rows: Rows
+    rows: RankInput
 
 
 class Ranking:
@@ -134,8 +134,8 @@ class Ranking:
         *,
         only: Collection[str] | None = None,
         closest: int | None = None,
-        compute: Compute = standings,
-    ) -> Round:
+        compute: Compute = rank_sides,
+    ) -> RankedRound:
         """Rank the traces in both directions, with ``only`` just those of these keys.
 
         ``changed`` embeddings stand in for those of some of these traces as they are ranked, not
@@ -148,25 +148,27 @@ class Ranking:
             if side not in self._sides:
                 continue
             own = self._sides[side]
-            places = [
-                place for place in range(len(own.traces)) if only is None or own.keys[place] in only
+            indices = [
+                index for index in range(len(own.traces)) if only is None or own.keys[index] in only
             ]
             met = set(self._sides[other].serials.tolist()) if other in self._sides else set()
-            lonely = [own.traces[i] for i in places if own.traces[i].key.group.serial not in met]
+            lonely = [own.traces[i] for i in indices if own.traces[i].key.group.serial not in met]
             dropped += [DroppedTrajectory(one.key, "no_positive") for one in lonely]
-            places = [i for i in places if own.traces[i].key.group.serial in met]
-            rows_ND = own.vectors_MD[places]
+            indices = [i for i in indices if own.traces[i].key.group.serial in met]
+            rows_ND = own.vectors_MD[indices]
             if changed:
-                places, rows_ND, lost = self._change(own, places, rows_ND, changed)
+                indices, rows_ND, lost = self._change(own, indices, rows_ND, changed)
                 dropped += lost
-            if places:
-                asked[side], lost = self._ask(side, places, rows_ND, closest, changed=bool(changed))
+            if indices:
+                asked[side], lost = self._ask(
+                    side, indices, rows_ND, closest, changed=bool(changed)
+                )
                 dropped += lost
         found = compute(
             {side: one.rows for side, one in asked.items()}, temperature=self._reward.temperature
         )
         ranked = [one for side in asked for one in self._ranked(side, asked[side], found[side])]
-        return Round(ranked=ranked, dropped=dropped, candidates=self._candidates)
+        return RankedRound(ranked=ranked, dropped=dropped, candidates=self._candidates)
 
     def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
         @cache
@@ -208,28 +210,28 @@ class Ranking:
     def _change(
         self,
         own: _Side,
-        places: list[int],
+        indices: list[int],
         rows_ND: np.ndarray,
         changed: Mapping[str, np.ndarray],
     ) -> tuple[list[int], np.ndarray, list[DroppedTrajectory]]:
-        """Return the places whose embeddings can be used after the change, and these."""
+        """Return the indices of traces whose embeddings can be used after the change, and these."""
         kept, dropped = [], []
-        for row, place in enumerate(places):
-            vector = changed.get(own.keys[place])
+        for row, index in enumerate(indices):
+            vector = changed.get(own.keys[index])
             if vector is not None:
                 problem = _fault([vector], rows_ND.shape[1:])
                 if problem:
-                    key = own.traces[place].key
+                    key = own.traces[index].key
                     dropped.append(DroppedTrajectory(key, "embedding_failed", problem))
                     continue
                 rows_ND[row] = vector
             kept.append(row)
-        return [places[row] for row in kept], rows_ND[kept], dropped
+        return [indices[row] for row in kept], rows_ND[kept], dropped
 
     def _ask(
         self,
         side: Side,
-        places: list[int],
+        indices: list[int],
         rows_ND: np.ndarray,
         closest: int | None,
         *,
@@ -237,7 +239,7 @@ class Ranking:
     ) -> tuple[_Asked, list[DroppedTrajectory]]:
         """Return what must be computed of some of one side's traces, and what cannot be."""
         own, met = self._sides[side], self._sides[OTHER[side]]
-        traces = [own.traces[place] for place in places]
+        traces = [own.traces[index] for index in indices]
         # All rows of a group have the same positives and the same false negatives.
         serials, group_N = np.unique([one.key.group.serial for one in traces], return_inverse=True)
         positive_GM, valid_GM = self._masks(serials.tolist(), OTHER[side])
@@ -252,9 +254,9 @@ class Ranking:
         plain_GD = None
         if self._gains:
             plain_GD = np.stack([self._plain[serial, side] for serial in serials.tolist()])
-        rows = Rows(
+        rows = RankInput(
             vectors_ND=rows_ND[kept_N],
-            places=None if changed else np.array(places)[kept_N],
+            trace_indices=None if changed else np.array(indices)[kept_N],
             group_N=group_N[kept_N],
             candidates_MD=met.vectors_MD,
             starts=met.starts,
@@ -266,7 +268,7 @@ class Ranking:
         )
         return _Asked([traces[i] for i in kept_N], rows), dropped
 
-    def _ranked(self, side: Side, asked: _Asked, found: Standing) -> list[RankedTrajectory]:
+    def _ranked(self, side: Side, asked: _Asked, found: RankResult) -> list[RankedTrajectory]:
         """Return the traces with their numbers, and candidates by name."""
         met, rows = self._sides[OTHER[side]], asked.rows
         positives = [tuple(met.keys[j] for j in np.flatnonzero(g)) for g in rows.positive_GM]
@@ -334,10 +336,10 @@ class Ranking:
             np.stack(list(some.values())).astype(np.float64) for some in (golds, met.plain)
         )
         close_GI = golds_GD @ items_ID.T > limit
-        place = {content: index for index, content in enumerate(met.plain)}
-        columns = [column for column, one in enumerate(met.contents) if one in place]
+        item_index = {content: index for index, content in enumerate(met.plain)}
+        columns = [column for column, content in enumerate(met.contents) if content in item_index]
         alike[np.ix_(list(golds), columns)] = close_GI[
-            :, [place[met.contents[column]] for column in columns]
+            :, [item_index[met.contents[column]] for column in columns]
         ]
         return alike
 

@@ -146,7 +146,7 @@ def new_pipeline(
             judge=actors.judge,
             second=actors.second,
             max_frames=config.data.media.max_frames,
-            compute=actors.ranker.standings,
+            compute=actors.ranker.rank_sides,
             relevance=relevance,
         ),
         decoder=actors.decoder,

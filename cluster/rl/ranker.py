@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from cluster.side_process import SideProcess
 from data.types import Side
-from reward.rank_arithmetic import Rows, Standing, standings
+from reward.rank_arithmetic import RankInput, RankResult, rank_sides
 
 RANKING_TIMEOUT_S = 1800.0
 """Longest wait for one round."""
@@ -16,15 +16,17 @@ class Ranker:
     def __init__(self) -> None:
         self._process = SideProcess("the process that ranks")
 
-    def standings(self, sides: Mapping[Side, Rows], *, temperature: float) -> dict[Side, Standing]:
-        """Return `reward.rank_arithmetic.standings`.
+    def rank_sides(
+        self, sides: Mapping[Side, RankInput], *, temperature: float
+    ) -> dict[Side, RankResult]:
+        """Return `reward.rank_arithmetic.rank_sides`.
 
         Raises:
             ActorLost: the process died of it each time.
             ClusterError: it did not end in time.
         """
         _, found = self._process.run(
-            _standings, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
+            _rank_sides, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
         )
         return found
 
@@ -33,5 +35,5 @@ class Ranker:
         self._process.close()
 
 
-def _standings(sides: Mapping[Side, Rows], temperature: float) -> dict[Side, Standing]:
-    return standings(sides, temperature=temperature)
+def _rank_sides(sides: Mapping[Side, RankInput], temperature: float) -> dict[Side, RankResult]:
+    return rank_sides(sides, temperature=temperature)

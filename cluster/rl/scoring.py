@@ -38,7 +38,7 @@ from reward.cache import EmbeddingCache
 from reward.hacking.counterfactuals import counterfactuals, score_probe
 from reward.hacking.monitors import WatchedRound, watch_round
 from reward.judge import build_question
-from reward.rank_arithmetic import Compute, standings
+from reward.rank_arithmetic import Compute, rank_sides
 from reward.round import RankedTrajectory, Ranking
 from reward.score import score_round
 
@@ -73,7 +73,7 @@ class Scorer:
         max_frames: int,
         relevance: Relevance,
         second: RewardPool | None = None,
-        compute: Compute = standings,
+        compute: Compute = rank_sides,
     ) -> None:
         self.config = config
         self.relevance = relevance

@@ -200,7 +200,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
             embedder=reward,
             judge=None,
             max_frames=data.media.max_frames,
-            compute=ranker.standings,
+            compute=ranker.rank_sides,
             relevance=Relevance(pairs),
         ),
         decoder=decoder,

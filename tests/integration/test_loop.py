@@ -104,7 +104,7 @@ def make_pipeline(
             embedder=reward_pool,
             judge=None,
             max_frames=MEDIA.max_frames,
-            compute=ranker.standings,
+            compute=ranker.rank_sides,
             relevance=Relevance(pairs),
         )
         made.append(

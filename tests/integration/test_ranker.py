@@ -11,7 +11,7 @@ from data.errors import DataError
 from data.sets.relevance import Relevance
 from data.types import Side
 from reward.bank import CandidateBank
-from reward.rank_arithmetic import Rows
+from reward.rank_arithmetic import RankInput
 from reward.round import Ranking
 from tests.builders import make_pair, make_trajectory
 
@@ -41,7 +41,7 @@ def ranker() -> Iterator[Ranker]:
 
 
 def test_it_is_the_round_that_is_ranked_here(ranking: Ranking, ranker: Ranker) -> None:
-    here, beside = ranking.rank(), ranking.rank(compute=ranker.standings)
+    here, beside = ranking.rank(), ranking.rank(compute=ranker.rank_sides)
     assert len(here.ranked) == 30
     for one, other in zip(here.ranked, beside.ranked, strict=True):
         assert one.trajectory is other.trajectory
@@ -50,9 +50,9 @@ def test_it_is_the_round_that_is_ranked_here(ranking: Ranking, ranker: Ranker) -
 
 
 def test_what_the_arithmetic_refuses_is_refused(ranker: Ranker) -> None:
-    rows = Rows(
+    rows = RankInput(
         vectors_ND=np.eye(1, 2),
-        places=None,
+        trace_indices=None,
         group_N=np.zeros(1, int),
         candidates_MD=np.eye(2),
         starts=np.zeros(1, int),
@@ -63,4 +63,4 @@ def test_what_the_arithmetic_refuses_is_refused(ranker: Ranker) -> None:
         closest=0,
     )
     with pytest.raises(DataError, match="have no valid positive"):
-        ranker.standings({Side.QUERY: rows}, temperature=0.1)
+        ranker.rank_sides({Side.QUERY: rows}, temperature=0.1)

@@ -5,7 +5,7 @@ import pytest
 
 from data.types import Side
 from reward import rank_arithmetic
-from reward.rank_arithmetic import Rows, standings
+from reward.rank_arithmetic import RankInput, rank_sides
 
 
 def rows(side, vectors, *, bank=0, closest=2, group=2, rng=None):
@@ -15,9 +15,9 @@ def rows(side, vectors, *, bank=0, closest=2, group=2, rng=None):
     candidates = other if not bank else np.concatenate([other, unit(rng, bank)])
     columns = np.full(len(candidates), -1)
     columns[: len(other)] = np.arange(len(other)) // group
-    return Rows(
+    return RankInput(
         vectors_ND=own,
-        places=np.arange(len(own)),
+        trace_indices=np.arange(len(own)),
         group_N=groups,
         candidates_MD=candidates,
         starts=np.arange(0, len(other), group),
@@ -49,25 +49,25 @@ def same(one, other):
 @pytest.mark.parametrize("bank", [0, 3])
 def test_one_product_for_both_directions_changes_nothing(bank):
     sides = both(12, bank=bank)
-    together = standings(sides, temperature=0.1)
+    together = rank_sides(sides, temperature=0.1)
     for side, one in sides.items():
-        assert same(standings({side: one}, temperature=0.1)[side], together[side])
+        assert same(rank_sides({side: one}, temperature=0.1)[side], together[side])
 
 
 def test_blocks_do_not_show(monkeypatch):
     sides = both(26, bank=2)
-    whole = standings(sides, temperature=0.1)
+    whole = rank_sides(sides, temperature=0.1)
     monkeypatch.setattr(rank_arithmetic, "PRODUCT_BLOCK", 8)
-    monkeypatch.setattr(rank_arithmetic, "ROW_BLOCK", 4)
-    parts = standings(sides, temperature=0.1)
+    monkeypatch.setattr(rank_arithmetic, "RANK_BLOCK", 4)
+    parts = rank_sides(sides, temperature=0.1)
     assert all(same(parts[side], whole[side]) for side in Side)
 
 
 def test_a_row_by_hand():
     eye = np.eye(3)
-    query = Rows(
+    query = RankInput(
         vectors_ND=eye[:1],
-        places=None,
+        trace_indices=None,
         group_N=np.zeros(1, int),
         candidates_MD=np.stack([eye[0] * 0.6 + eye[1] * 0.8, eye[0] * 0.8 + eye[2] * 0.6, eye[2]]),
         starts=np.array([0, 1, 2]),
@@ -77,17 +77,17 @@ def test_a_row_by_hand():
         plain_GD=None,
         closest=None,
     )
-    found = standings({Side.QUERY: query}, temperature=1.0)[Side.QUERY]
+    found = rank_sides({Side.QUERY: query}, temperature=1.0)[Side.QUERY]
     assert (found.accuracy.tolist(), found.rank.tolist(), found.gain.tolist()) == ([0], [2], [0])
     weights = np.exp([0.8, 0.0])
     assert found.margin[0] == pytest.approx(0.6 - weights @ [0.8, 0.0] / weights.sum())
     assert (found.nearest, found.rivals) == ([[1, 0, 2]], [[1, 2]])
 
 
-def test_no_rows_are_no_standing():
+def test_no_rows_have_no_ranks():
     sides = both(4)
     empty = rows(
         Side.QUERY, {Side.QUERY: np.zeros((0, 5)), Side.TARGET: sides[Side.QUERY].vectors_ND}
     )
-    found = standings({Side.QUERY: empty}, temperature=0.1)[Side.QUERY]
+    found = rank_sides({Side.QUERY: empty}, temperature=0.1)[Side.QUERY]
     assert (len(found.accuracy), found.nearest, found.rivals) == (0, [], [])

@@ -9,7 +9,7 @@ from configs.reward import BankConfig, RewardConfig
 from data.sets.relevance import Relevance
 from data.types import Item, Side
 from reward.bank import Candidate, CandidateBank
-from reward.rank_arithmetic import standings
+from reward.rank_arithmetic import rank_sides
 from reward.round import OTHER, Ranking
 from tests.builders import make_pair, make_trajectory
 
@@ -207,7 +207,7 @@ def left_out(pairs, *, bank=(), known=None, reward=REWARD):
                 met[serials[group], side] = {
                     n for n, ok in zip(names, valid, strict=True) if not ok
                 }
-        return standings(sides, temperature=temperature)
+        return rank_sides(sides, temperature=temperature)
 
     ranking = ranking_of(traces, vectors, pairs, kept, reward=reward, known=known)
     found = ranking.rank(compute=compute)
