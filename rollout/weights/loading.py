@@ -19,13 +19,19 @@ from data.weights.checksum import MASK, copy_with_checksum, tensor_checksum
 from data.weights.delta import apply_changes, apply_changes_torch, as_units
 from data.weights.parcels import Adapter, Delta, Parcel, Whole, adapted_checksum, base_name, merge
 from data.weights.types import ParamSpec
-from rollout.weights.tensor_map import Place, find_places, held_parameter, pack_heads, tied_heads
+from rollout.weights.tensor_map import (
+    MappedTensor,
+    map_tensors,
+    pack_heads,
+    plain_parameter,
+    tied_heads,
+)
 
 TIED_HEAD = "lm_head.weight"
 
 
 @dataclass(slots=True)
-class Held:
+class TensorState:
     """What a rank holds of a tensor."""
 
     sent: int
@@ -37,11 +43,11 @@ class Held:
 
 
 @dataclass(slots=True)
-class State:
+class ModelState:
     """What a model holds; empty where the last update failed, so that the next fetches all."""
 
     version: int | None = None
-    held: dict[str, Held] = field(default_factory=dict)
+    held: dict[str, TensorState] = field(default_factory=dict)
     plain: dict[str, torch.Tensor] = field(default_factory=dict)
     """Whole tensors on the host: those that are patched but lie otherwise in the model, and
     weights without their adapters, under their `base_name`."""
@@ -65,12 +71,12 @@ class Loading:
         layout: tuple[ParamSpec, ...],
         *,
         dtype: str,
-        before: State,
+        before: ModelState,
         patching: bool,
     ) -> None:
         self._model = model
         self._dtype = getattr(torch, dtype)
-        self._places = find_places(model, layout, dtype)
+        self._tensor_map = map_tensors(model, layout, dtype)
         self._specs = {spec.name: spec for spec in layout}
         self._held = {name: replace(one) for name, one in before.held.items()}
         self._plain = before.plain
@@ -85,7 +91,7 @@ class Loading:
     @property
     def tensors(self) -> int:
         """Tensors of the version."""
-        return len(self._places)
+        return len(self._tensor_map)
 
     def wants(self, checksums: Mapping[str, int]) -> set[str]:
         """Return the names of which the model holds other bits than these."""
@@ -114,18 +120,18 @@ class Loading:
         """
         missing = [
             name
-            for name in self._places
+            for name in self._tensor_map
             if name not in manifest or not self._holds(name, manifest[name])
         ]
         if missing:
             raise WeightSyncError(
                 f"the buckets lack {len(missing)} tensors of the version, first {min(missing)}"
             )
-        modules = {self._places[name].module for name in self._staged}
+        modules = {self._tensor_map[name].module for name in self._staged}
         beside = [
             name
-            for name, place in self._places.items()
-            if place.module in modules and name not in self._staged
+            for name, mapped in self._tensor_map.items()
+            if mapped.module in modules and name not in self._staged
         ]
         self._staged |= {name: self._plain[name] for name in beside if name in self._plain}
         return [name for name in beside if name not in self._staged]
@@ -138,7 +144,7 @@ class Loading:
         """
         if self._staged:
             for name, tensor in self._staged.items():
-                own = _readable(self._places[name].sent(tensor))
+                own = _readable(self._tensor_map[name].part_of_tensor(tensor))
                 self._held[name].own = tensor_checksum(own)
                 self._held[name].compared = False  # its whole module is loaded anew
             self._summed.clear()  # vLLM goes through all layers now
@@ -158,26 +164,26 @@ class Loading:
         """Return the names of tensors that the model does not hold as they were sent."""
         differing = set(self._damaged)
         whole: dict[str, torch.Tensor] = {}
-        for name, place in self._places.items():
+        for name, mapped in self._tensor_map.items():
             if name in self._summed or (self._patching and self._held[name].compared):
                 continue
-            if place.path not in whole:
-                whole = {place.path: held_parameter(place.module, place.leaf)}
-            own = place.held(whole[place.path]).to(self._dtype)
-            if tensor_checksum(_readable(own) if place.packed else own) != self._held[name].own:
+            if mapped.path not in whole:
+                whole = {mapped.path: plain_parameter(mapped.module, mapped.leaf)}
+            own = mapped.part_of_parameter(whole[mapped.path]).to(self._dtype)
+            if tensor_checksum(_readable(own) if mapped.packed else own) != self._held[name].own:
                 differing.add(name)
-        for name, head in tied_heads(self._model, self._places):
-            rows = self._places[name].spans[0].length
-            same = torch.equal(held_parameter(head, "weight")[:rows], head.weight.data[:rows])
+        for name, head in tied_heads(self._model, self._tensor_map):
+            rows = self._tensor_map[name].spans[0].length
+            same = torch.equal(plain_parameter(head, "weight")[:rows], head.weight.data[:rows])
             if name in differing or not same:
                 differing.add(TIED_HEAD)
         return sorted(differing)
 
-    def state(self, version: int) -> State:
+    def state(self, version: int) -> ModelState:
         """Return what the model holds, once `compare` has found nothing."""
         for one in self._held.values():
             one.compared = True
-        return State(version, self._held, self._plain)
+        return ModelState(version, self._held, self._plain)
 
     def _holds(self, name: str, sent: int) -> bool:
         return name in self._held and self._held[name].sent == sent
@@ -194,22 +200,22 @@ class Loading:
         if name != parcel.name:
             self._check(name, tensor, checksum)
             self._plain[parcel.name] = tensor.clone()
-            self._held[parcel.name] = Held(checksum, checksum, compared=True)
+            self._held[parcel.name] = TensorState(checksum, checksum, compared=True)
             return
-        place = self._places[name]
+        mapped = self._tensor_map[name]
         self._plain.pop(name, None)  # an older version, which nothing patches now
-        if spec.patched and not _patchable(place):
+        if spec.patched and not _patchable(mapped):
             tensor = self._plain[name] = tensor.clone()
         # Where it is written as it is, the sum of what is written shows damage on the way.
-        if (window := place.window()) is not None and window.device.type == "cpu":
+        if (window := mapped.window()) is not None and window.device.type == "cpu":
             self._summed.discard(name)
             if copy_with_checksum(window, tensor) == checksum:
                 self._summed.add(name)
-            self._held[name] = Held(checksum, checksum, compared=False)
+            self._held[name] = TensorState(checksum, checksum, compared=False)
             return
-        if place.packed or not place.whole:
+        if mapped.packed or not mapped.whole:
             self._check(name, tensor, checksum)
-        self._write(name, tensor, sent=checksum, own=checksum if place.whole else None)
+        self._write(name, tensor, sent=checksum, own=checksum if mapped.whole else None)
 
     def _merge(self, parcel: Adapter, checksum: int) -> None:
         name = parcel.name
@@ -221,8 +227,8 @@ class Loading:
         if adapted_checksum(self._held[base].sent, *sums) != checksum:
             self._damaged.add(name)
         self._plain.pop(name, None)
-        place = self._places[name]
-        device = getattr(place.module, place.leaf).device
+        mapped = self._tensor_map[name]
+        device = getattr(mapped.module, mapped.leaf).device
         parts = (part.to(device) for part in (self._plain[base], down, up))
         self._write(name, merge(*parts, parcel.scale), sent=checksum, own=None)
 
@@ -232,11 +238,11 @@ class Loading:
             raise WeightSyncError(
                 f"{name}: changes came of another version than the engine holds; pull again"
             )
-        place = self._places[name]
-        window = place.window() if _patchable(place) else None
+        mapped = self._tensor_map[name]
+        window = mapped.window() if _patchable(mapped) else None
         if window is not None and window.device.type != "cpu":
             apply_changes_torch(window.view(-1).view(torch.int16), parcel.changes)
-            self._held[name] = Held(checksum, checksum, compared=False)
+            self._held[name] = TensorState(checksum, checksum, compared=False)
             return
         plain = self._plain[name] if window is None else window
         difference = apply_changes(as_units(plain), parcel.changes)
@@ -245,28 +251,28 @@ class Loading:
         if window is None:
             self._write(name, plain, sent=checksum, own=None)
         else:
-            self._held[name] = Held(checksum, checksum, compared=self._held[name].compared)
+            self._held[name] = TensorState(checksum, checksum, compared=self._held[name].compared)
 
     def _write(self, name: str, tensor: torch.Tensor, *, sent: int, own: int | None) -> None:
         """Write a whole tensor, or lay it aside; ``own`` is known where it is that of its bits."""
-        place = self._places[name]
+        mapped = self._tensor_map[name]
         self._summed.discard(name)
-        if place.packed:
+        if mapped.packed:
             self._staged[name] = tensor
             own = 0  # known when the last change has come
         else:
-            place.write(tensor)
-            own = tensor_checksum(place.sent(tensor)) if own is None else own
-        self._held[name] = Held(sent, own, compared=False)
+            mapped.write(tensor)
+            own = tensor_checksum(mapped.part_of_tensor(tensor)) if own is None else own
+        self._held[name] = TensorState(sent, own, compared=False)
 
     def _check(self, name: str, tensor: torch.Tensor, checksum: int) -> None:
         if tensor_checksum(tensor) != checksum:
             self._damaged.add(name)
 
 
-def _patchable(place: Place) -> bool:
+def _patchable(mapped: MappedTensor) -> bool:
     """Whether changes can be applied where the tensor lies."""
-    window = place.window()
+    window = mapped.window()
     return window is not None and (window.device.type != "cpu" or as_units(window) is not None)
 
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint's tensors lie in a vLLM model, and how to write and to read them there."""
+"""The tensor map: which part of a vLLM model each checkpoint tensor is, to write and to read it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ PROBE_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Rows (or columns) of a checkpoint tensor and where the engine keeps them."""
+    """Rows (or columns) of a checkpoint tensor, and the rows of the parameter that hold them."""
 
     dim: int
-    sent: int
-    held: int
+    tensor_start: int
+    parameter_start: int
     length: int
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a checkpoint tensor lies in this rank's model."""
+class MappedTensor:
+    """A checkpoint tensor, mapped to a parameter of this rank's model."""
 
     path: str
     """vLLM's name of the parameter."""
@@ -50,13 +50,13 @@ class Place:
         """Whether the module computes with a packed copy, which only its loader can write."""
         return is_packed(self.module)
 
-    def sent(self, tensor: torch.Tensor) -> torch.Tensor:
+    def part_of_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return this rank's part of a whole tensor."""
-        return _cut(tensor, [(s.dim, s.sent, s.length) for s in self._joined])
+        return _cut(tensor, [(s.dim, s.tensor_start, s.length) for s in self._joined])
 
-    def held(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Return the tensor's part of the parameter, which `held_parameter` returns."""
-        return _cut(parameter, [(s.dim, s.held, s.length) for s in self._joined])
+    def part_of_parameter(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Return the tensor's part of the parameter, which `plain_parameter` returns."""
+        return _cut(parameter, [(s.dim, s.parameter_start, s.length) for s in self._joined])
 
     def write(self, tensor: torch.Tensor) -> None:
         """Copy this rank's part of a whole tensor into the parameter; not where it is packed."""
@@ -64,32 +64,34 @@ class Place:
         if not self.spans:
             parameter.copy_(tensor.reshape(parameter.shape))
         for s in self._joined:
-            part = tensor.narrow(s.dim, s.sent, s.length)
-            parameter.narrow(s.dim, s.held, s.length).copy_(part)
+            part = tensor.narrow(s.dim, s.tensor_start, s.length)
+            parameter.narrow(s.dim, s.parameter_start, s.length).copy_(part)
 
     def window(self) -> torch.Tensor | None:
-        """Return the whole tensor as it lies in the parameter; None where it does not in one."""
+        """Return the whole tensor as a contiguous view of the parameter; None where none exists."""
         if self.packed or not self.whole:
             return None
-        window = self.held(getattr(self.module, self.leaf).data)
+        window = self.part_of_parameter(getattr(self.module, self.leaf).data)
         return window if window.is_contiguous() else None
 
     @property
     def _joined(self) -> tuple[Span, ...]:
-        """The spans; where they are all of the tensor they lie side by side, here and there."""
+        """The spans, joined into one if this rank holds the whole tensor."""
         if not self.spans or not self.whole:
             return self.spans
         first = self.spans[0]
-        return (Span(first.dim, 0, first.held, sum(span.length for span in self.spans)),)
+        return (Span(first.dim, 0, first.parameter_start, sum(span.length for span in self.spans)),)
 
 
-def find_places(model: nn.Module, layout: tuple[ParamSpec, ...], dtype: str) -> dict[str, Place]:
-    """Return each checkpoint tensor's place, having checked that the two fit one to one.
+def map_tensors(
+    model: nn.Module, layout: tuple[ParamSpec, ...], dtype: str
+) -> dict[str, MappedTensor]:
+    """Return the tensor map by checkpoint name; it fits the model one to one.
 
     Raises:
         WeightSyncError: a name, shape or dtype does not fit, or a parameter gets no tensor.
     """
-    places = {spec.name: _place(model, spec) for spec in layout}
+    tensor_map = {spec.name: _map_tensor(model, spec) for spec in layout}
     wrong = sorted({spec.dtype for spec in layout} - {dtype})
     if wrong:
         raise WeightSyncError(
@@ -97,8 +99,8 @@ def find_places(model: nn.Module, layout: tuple[ParamSpec, ...], dtype: str) -> 
             "rollout.engine.dtype and learner.bf16 to the same type"
         )
     filled: dict[str, int] = {}
-    for place in places.values():
-        filled[place.path] = filled.get(place.path, 0) + max(1, len(place.spans))
+    for mapped in tensor_map.values():
+        filled[mapped.path] = filled.get(mapped.path, 0) + max(1, len(mapped.spans))
     short = [
         path
         for path, _ in model.named_parameters()
@@ -109,11 +111,11 @@ def find_places(model: nn.Module, layout: tuple[ParamSpec, ...], dtype: str) -> 
             f"{len(short)} parameters of the engine would not be filled completely, first "
             f"{short[0]}: publish every parameter of the model under its checkpoint name"
         )
-    return places
+    return tensor_map
 
 
-def _place(model: nn.Module, spec: ParamSpec) -> Place:
-    """Return where one checkpoint tensor lies."""
+def _map_tensor(model: nn.Module, spec: ParamSpec) -> MappedTensor:
+    """Return the parameter, or its spans, that a checkpoint tensor fills."""
     mapper = getattr(model, "hf_to_vllm_mapper", None)
     # Renamed only: which part of a fused matrix a tensor is follows from its own name.
     path = mapper.get_rename_mapper().map_name(spec.name) if mapper else spec.name
@@ -134,19 +136,20 @@ def _place(model: nn.Module, spec: ParamSpec) -> Place:
     dim = 1 if isinstance(module, RowParallelLinear) else 0
     parts = _parts(module)
     if not parts or (dim == 1 and leaf == "bias"):
-        return Place(f"{module_path}.{leaf}", module, leaf, (), True)
-    spans, sent, held = [], 0, 0
+        return MappedTensor(f"{module_path}.{leaf}", module, leaf, (), True)
+    spans, tensor_start, parameter_start = [], 0, 0
     for index, (total, length, start) in enumerate(parts):
         if part is None or part == index:
-            spans.append(Span(dim, sent + start, held, length))
-            sent += total
-        held += length
-    if sent != spec.shape[dim]:
+            spans.append(Span(dim, tensor_start + start, parameter_start, length))
+            tensor_start += total
+        parameter_start += length
+    size = tensor_start
+    if size != spec.shape[dim]:
         raise WeightSyncError(
-            f"{spec.name}: expected {sent} along dimension {dim}, found shape {spec.shape}"
+            f"{spec.name}: expected {size} along dimension {dim}, found shape {spec.shape}"
         )
-    whole = sum(span.length for span in spans) == sent
-    return Place(f"{module_path}.{leaf}", module, leaf, tuple(spans), whole)
+    whole = sum(span.length for span in spans) == size
+    return MappedTensor(f"{module_path}.{leaf}", module, leaf, tuple(spans), whole)
 
 
 def _parts(module: nn.Module) -> list[tuple[int, int, int]]:
@@ -180,7 +183,7 @@ def is_packed(module: nn.Module) -> bool:
     return hasattr(module, "cpu_linear") and not looks_up
 
 
-def held_parameter(module: nn.Module, leaf: str) -> torch.Tensor:
+def plain_parameter(module: nn.Module, leaf: str) -> torch.Tensor:
     """Return a parameter as the module computes with it, in plain layout [out, in]."""
     parameter = getattr(module, leaf)
     if leaf != "weight" or not is_packed(module):
@@ -211,14 +214,16 @@ def pack_heads(model: nn.Module) -> None:
             module.quant_method.process_weights_after_loading(module)
 
 
-def tied_heads(model: nn.Module, places: dict[str, Place]) -> Iterator[tuple[str, ParallelLMHead]]:
+def tied_heads(
+    model: nn.Module, tensor_map: dict[str, MappedTensor]
+) -> Iterator[tuple[str, ParallelLMHead]]:
     """Yield (checkpoint name of the embedding, head) where the head shares its weight."""
-    filled = {id(place.module): place for place in places.values()}
+    filled = {id(mapped.module) for mapped in tensor_map.values()}
     for head in model.modules():
         if not isinstance(head, ParallelLMHead) or id(head) in filled:
             continue
-        for name, place in places.items():
-            if getattr(place.module, "weight", None) is head.weight:
+        for name, mapped in tensor_map.items():
+            if getattr(mapped.module, "weight", None) is head.weight:
                 yield name, head
 
 

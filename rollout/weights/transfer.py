@@ -55,7 +55,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from data.engine.lifeline import EndsWithActor
 from data.weights.types import Bucket
-from rollout.weights.loading import Loading, State
+from rollout.weights.loading import Loading, ModelState
 
 BACKEND = "ray_objects"
 FETCH_TIMEOUT_S = 300.0
@@ -86,7 +86,7 @@ class Receiver:
     """
 
     def __init__(self, model: nn.Module, dtype: str, config: ModelConfig | None = None) -> None:
-        self.state = State()
+        self.state = ModelState()
         self._model = model
         self._dtype = dtype
         self._config = config
@@ -101,7 +101,7 @@ class Receiver:
                 not fit the model. The next pull fetches everything.
         """
         self._began = time.perf_counter()
-        before, self.state = self.state, State()
+        before, self.state = self.state, ModelState()
         self._seconds = Counter(wait=0.0, fetch=0.0)
         self._bytes = 0
         self._version = version
@@ -131,7 +131,7 @@ class Receiver:
         """
         began = time.perf_counter()
         mismatched = self._loading.compare()
-        self.state = State() if mismatched else self._loading.state(self._version)
+        self.state = ModelState() if mismatched else self._loading.state(self._version)
         self._seconds["verify"] = time.perf_counter() - began
         return {
             "tensors": self._loading.tensors,

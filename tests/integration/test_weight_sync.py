@@ -367,7 +367,7 @@ def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
     from vllm import LLM
     from vllm.config import set_current_vllm_config
 
-    from rollout.weights.tensor_map import held_parameter
+    from rollout.weights.tensor_map import plain_parameter
     from rollout.weights.transfer import RayObjectsEngine, transfer_config
 
     llm = LLM(**engine_arguments(folder, ENGINE, max_pictures=1))
@@ -399,7 +399,7 @@ def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
         repack("language_model.lm_head", head)
         fused = "language_model.model.layers.1.self_attn.qkv_proj"
         rows = model.config.text_config.hidden_size
-        matrix = held_parameter(model.get_submodule(fused), "weight").clone()
+        matrix = plain_parameter(model.get_submodule(fused), "weight").clone()
         changed = matrix.clone()
         changed[rows] = matrix[rows + 1]
         repack(fused, changed)

@@ -12,7 +12,7 @@ from data.weights.checksum import tensor_checksum
 from data.weights.delta import Changes, as_units, find_changes
 from data.weights.parcels import Adapter, Delta, adapted_checksum, base_name, merge, whole
 from data.weights.types import ParamSpec
-from rollout.weights.loading import Loading, State
+from rollout.weights.loading import Loading, ModelState
 
 
 def make_model(seed: int) -> nn.Module:
@@ -32,14 +32,16 @@ def manifest(model: nn.Module) -> dict[str, int]:
     return {name: tensor_checksum(one) for name, one in model.named_parameters()}
 
 
-def begin(model: nn.Module, before: State, *, patching: bool = False, **changes: bool) -> Loading:
+def begin(
+    model: nn.Module, before: ModelState, *, patching: bool = False, **changes: bool
+) -> Loading:
     return Loading(
         model, layout(model, **changes), dtype="bfloat16", before=before, patching=patching
     )
 
 
-def load_whole(model: nn.Module, sent: nn.Module, **changes: bool) -> State:
-    loading = begin(model, State(), **changes)
+def load_whole(model: nn.Module, sent: nn.Module, **changes: bool) -> ModelState:
+    loading = begin(model, ModelState(), **changes)
     for name, one in sent.named_parameters():
         loading.take(whole(name, one), manifest(sent)[name])
     assert loading.lacking(manifest(sent)) == []
@@ -92,7 +94,7 @@ def test_changes_are_patched_into_the_memory_that_is_there() -> None:
 def test_a_snapshot_and_the_changes_after_it_load_in_one_pull() -> None:
     model, sent = make_model(1), make_model(2)
     new = moved(sent)
-    loading = begin(model, State(), patched=True)
+    loading = begin(model, ModelState(), patched=True)
     for name, one in sent.named_parameters():
         loading.take(whole(name, one), manifest(sent)[name])
     for parcel in deltas(sent, new):
@@ -106,7 +108,7 @@ def test_a_snapshot_and_the_changes_after_it_load_in_one_pull() -> None:
 def test_a_second_snapshot_in_one_pull_is_compared_too() -> None:
     model, sent = make_model(1), make_model(2)
     new = moved(sent)
-    loading = begin(model, State())
+    loading = begin(model, ModelState())
     for version in (sent, new):
         for name, one in version.named_parameters():
             good = manifest(version)[name]
@@ -160,7 +162,7 @@ def test_memory_that_changed_by_itself_is_found_under_a_patch() -> None:
 
 def test_a_flipped_bit_of_a_whole_tensor_is_found() -> None:
     model, sent = make_model(1), make_model(2)
-    loading = begin(model, State())
+    loading = begin(model, ModelState())
     for name, one in sent.named_parameters():
         parcel = whole(name, one.detach().clone())
         if name == "layers.1.bias":
@@ -172,7 +174,7 @@ def test_a_flipped_bit_of_a_whole_tensor_is_found() -> None:
 
 def test_a_missing_tensor_is_named() -> None:
     model, sent = make_model(1), make_model(2)
-    loading = begin(model, State())
+    loading = begin(model, ModelState())
     for name, one in sent.named_parameters():
         if name != "layers.0.bias":
             loading.take(whole(name, one), manifest(sent)[name])
@@ -189,7 +191,7 @@ def test_adapters_are_merged_where_they_arrive(damage: bool) -> None:
     sums = manifest(sent)
     sums[name] = adapted_checksum(sums[name], tensor_checksum(down), tensor_checksum(up))
     specs = tuple(replace(one, adapted=one.name == name) for one in layout(model))
-    loading = Loading(model, specs, dtype="bfloat16", before=State(), patching=False)
+    loading = Loading(model, specs, dtype="bfloat16", before=ModelState(), patching=False)
     for other, one in sent.named_parameters():
         key = base_name(other) if other == name else other
         loading.take(whole(key, one), tensor_checksum(one))
