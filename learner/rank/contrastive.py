@@ -163,15 +163,15 @@ class Embeds(Backward, Protocol):
 def accumulate_contrast(
     engine: Embeds,
     batches: Sequence[Batch],
-    places: Sequence[Sequence[int]],
+    row_indices: Sequence[Sequence[int]],
     rows: Sequence[ContrastPair],
     *,
     objective: ContrastiveObjective,
 ) -> BatchLoss:
     """Add the gradient of the whole batch's loss, and return it.
 
-    ``batches`` are micro-batches, as many as on every other rank, of which each row's place in N
-    is in ``places``. One micro-batch needs one pass only.
+    ``batches`` are micro-batches, as many as on every other rank; ``row_indices`` holds the index
+    in N of each of their rows. One micro-batch needs one pass only.
     """
 
     def embed(turn: int) -> tuple[Tensor, Tensor]:
@@ -181,16 +181,16 @@ def accumulate_contrast(
     single = len(batches) == 1
     with torch.set_grad_enabled(single):
         made = [embed(turn) for turn in range(len(batches))]
-    total = sum(len(place) for place in places)
+    total = sum(len(indices) for indices in row_indices)
     local_ND = made[0][0].new_empty(total, made[0][0].shape[1])
-    for place, (vectors, _) in zip(places, made, strict=True):
-        local_ND[list(place)] = vectors.detach()
+    for indices, (vectors, _) in zip(row_indices, made, strict=True):
+        local_ND[list(indices)] = vectors.detach()
     found = batch_loss(local_ND, rows, made[0][1], dimensions=objective.dimensions)
     ranks = dist.get_world_size()
-    for turn, place in enumerate(places):
+    for turn, indices in enumerate(row_indices):
         vectors, temperature = made[turn] if single else embed(turn)
         # The engine averages over ranks: vectors are each rank's own, the temperature is shared.
-        loss = ranks * (vectors * found.vectors_ND[list(place)]).sum()
+        loss = ranks * (vectors * found.vectors_ND[list(indices)]).sum()
         loss = loss + (temperature * found.temperature_gradient).sum() / len(batches)
         engine.backward(loss, last=turn == len(batches) - 1)
     return found

@@ -150,12 +150,12 @@ class _Others:
         self, order: Sequence[ScoredTrajectory], pairs: Mapping[int, Pair], relevance: Relevance
     ) -> None:
         self._groups: dict[GroupKey, list[int]] = {}
-        """Places of a group's traces in the order."""
+        """Indices of a group's traces in the order."""
         self._order = order
-        for place, one in enumerate(order):
-            self._groups.setdefault(one.trajectory.key.group, []).append(place)
-        places = {serial: place for place, serial in enumerate(pairs)}
-        self._place = {group: places[group.serial] for group in self._groups}
+        for index, one in enumerate(order):
+            self._groups.setdefault(one.trajectory.key.group, []).append(index)
+        pair_index = {serial: index for index, serial in enumerate(pairs)}
+        self._pair_index = {group: pair_index[group.serial] for group in self._groups}
         self._twins = relevance.twins(list(pairs.values()))
         self._kind = {group: pairs[group.serial].item(group.side).kind for group in self._groups}
         self._found: dict[GroupKey, list[int]] = {}
@@ -169,14 +169,14 @@ class _Others:
         return self._order[found[_draw(str(key)) % len(found)]] if found else None
 
     def _of_others(self, group: GroupKey) -> list[int]:
-        twins = self._twins[self._place[group]]
+        twins = self._twins[self._pair_index[group]]
         return sorted(
-            place
-            for other, places in self._groups.items()
+            index
+            for other, indices in self._groups.items()
             if other.side is group.side
             and self._kind[other] is self._kind[group]
-            and not twins[self._place[other]]
-            for place in places
+            and not twins[self._pair_index[other]]
+            for index in indices
         )
 
 
