@@ -133,7 +133,7 @@ class Pair:
     """Number of its row in the data set's file, from 0."""
     label: str = ""
     """Targets of its data set with the same label are equal, as those of the same content are; see
-    `data.sets.relevance`. Empty: none."""
+    `data.relevance`. Empty: none."""
     query_trace: str = ""
     """Teacher's T-CoT text for the query; empty: none."""
     target_trace: str = ""

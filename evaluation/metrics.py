@@ -14,7 +14,7 @@ import numpy as np
 
 from configs.schema import name_in_metric
 from data.errors import DataError
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Item, Pair
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (

@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from configs.reward import RewardConfig
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import DroppedTrajectory, Pair, Side, Trajectory
 from reward.bank import Candidate, CandidateBank
 from reward.rank_arithmetic import Compute, RankInput, RankResult, rank_sides

@@ -15,9 +15,9 @@ from configs.learner import GRPOConfig
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.errors import ClusterError
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 

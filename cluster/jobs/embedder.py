@@ -33,11 +33,11 @@ from data.model.chat import EMB_TOKEN, load_encoder
 from data.model.emb_token import with_emb_token
 from data.model.folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
+from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
 from data.sets.formats import ANSWER_KNOWN
 from data.sets.records import load_sets
-from data.sets.relevance import Relevance
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics
 

@@ -31,10 +31,10 @@ from cluster.session import session, spare_collections
 from configs.schema import RLConfig
 from data.model.chat import load_encoder
 from data.model.folder import check_folder, check_reasoner, warn_embedder_ignores, warn_older_input
+from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
 from data.sets.records import LoadedSet, load_sets
-from data.sets.relevance import Relevance
 from data.types import Pair
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitors import monitor_of
 from data.prompts import pictures_of
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.tcot import faults
 from data.types import (
     DroppedTrajectory,

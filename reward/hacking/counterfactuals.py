@@ -18,7 +18,7 @@ from enum import StrEnum
 import numpy as np
 
 from data.embed_inputs import embed_content
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import (
     Content,
     EmbedRequest,

@@ -14,7 +14,7 @@ import numpy as np
 
 from data.errors import TCoTError
 from data.monitors import ALARM_PREFIX, METRIC_PREFIX, monitor_of
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.tcot import parse
 from data.types import Item, Pair, ScoredTrajectory, Side
 from reward.hacking.counterfactuals import Change, Probe

@@ -31,9 +31,9 @@ from configs.common import DataConfig, PoolConfig, RolloutConfig, RunConfig, Sam
 from configs.learner import LearnerConfig
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import Item, Kind, Pair
 from tests.bench.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
 from tests.bench.record import record

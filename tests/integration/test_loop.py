@@ -20,9 +20,9 @@ from configs.common import DataConfig, RolloutConfig, RunConfig
 from configs.learner import GRPOConfig, LearnerConfig, OptimizerConfig
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import Item, Kind, Pair
 from tests.builders import make_pair, write_picture
 from tests.integration.conftest import MEDIA, SAMPLING

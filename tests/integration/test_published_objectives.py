@@ -19,9 +19,9 @@ from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from configs.load import load
 from configs.schema import RLConfig
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import GroupKey, Judgement, Kind, Side, StepReport, Trajectory, TrajectoryKey
 from learner.micro_batches import RowCost, plan_micro_batches
 from learner.objectives import PolicyObjective, TokenScores

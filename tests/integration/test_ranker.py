@@ -8,7 +8,7 @@ import pytest
 from cluster.rl.ranker import Ranker
 from configs.reward import RewardConfig
 from data.errors import DataError
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Side
 from reward.bank import CandidateBank
 from reward.rank_arithmetic import RankInput

@@ -14,9 +14,9 @@ from configs.learner import GRPOConfig
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.errors import WeightSyncError
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import Item, Kind
 from learner.objectives import TokenScores
 from tests.builders import make_pair, write_picture

@@ -15,9 +15,9 @@ from configs.schema import EmbedderConfig
 from data.media import load_pictures
 from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import (
     EmbedRequest,
     Evidence,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Item, Pair
 from evaluation.metrics import (
     estimate,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.reward import BankConfig, RewardConfig
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Item, Side
 from reward.bank import Candidate, CandidateBank
 from reward.rank_arithmetic import rank_sides

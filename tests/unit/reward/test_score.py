@@ -10,7 +10,7 @@ import pytest
 from configs.load import load
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Item, Judgement, Kind, Side
 from reward.bank import CandidateBank
 from reward.judge import build_question

@@ -18,9 +18,9 @@ from cluster.jobs.embedder import (
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.schema import EmbedderConfig
 from data.errors import NothingToTrainOn
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import Item, Kind
 from tests.builders import TRACES, WITHOUT_AN_ITEM, make_pair, write_picture
 

@@ -18,9 +18,9 @@ from configs.learner import GRPOConfig
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.errors import NothingToTrainOn
+from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.sets.records import LoadedSet
-from data.sets.relevance import Relevance
 from data.types import Item, Kind
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout

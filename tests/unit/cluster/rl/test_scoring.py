@@ -6,7 +6,7 @@ import pytest
 
 from cluster.rl.scoring import Scorer
 from configs.reward import BankConfig, JudgeConfig, RewardConfig
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Judgement, Kind, Side
 from tests.builders import TRACES, make_pair, make_trajectory
 from tests.fakes import FakeEmbedder

@@ -5,7 +5,7 @@ import pytest
 
 from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Evidence, Item, Kind, Picture, Side
 from reward.bank import CandidateBank
 from reward.hacking.counterfactuals import SAMPLE, Change, counterfactuals, score_probe

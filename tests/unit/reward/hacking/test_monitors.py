@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.monitors import MONITORS, monitor_of
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.tcot import render
 from data.types import (
     Box,

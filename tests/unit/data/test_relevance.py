@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sets.relevance import Relevance
+from data.relevance import Relevance
 from data.types import Item, Pair
 from tests.builders import make_pair
 
