@@ -118,7 +118,7 @@ def main(config: EmbedderConfig) -> int:
             group,
             batches=batches_from,
             train=lambda batch: group.train_contrastive(batch[0], share_pictures(batch[1])),
-            measure=lambda: measure_held_out(group, held_out, shared, config, relevance),
+            measure=lambda: held_out_hit_at_1(group, held_out, shared, config, relevance),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
@@ -254,7 +254,7 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
     return kept, pictures
 
 
-def measure_held_out(
+def held_out_hit_at_1(
     group: LearnerGroup,
     pairs: list[Pair],
     pictures: SharedPictures,

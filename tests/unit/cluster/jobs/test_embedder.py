@@ -9,7 +9,7 @@ import pytest
 from cluster.jobs.embedder import (
     contrastive_batches,
     make_row,
-    measure_held_out,
+    held_out_hit_at_1,
     negatives_traces,
     warn_of_leak,
     with_pictures,
@@ -197,7 +197,7 @@ class FakeGroup:
 
 def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
     pairs = [make_pair(name, source="one" if name < "d" else "two") for name in "abcd"]
-    found = measure_held_out(
+    found = held_out_hit_at_1(
         FakeGroup(), pairs, None, replace(CONFIG, dimensions=(2,)), Relevance(pairs)
     )
     for name in ("eval/hit_at_1", "eval/hit_at_1_no_trace"):
@@ -207,7 +207,7 @@ def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
 
 
 def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(caplog):
-    assert measure_held_out(FakeGroup(), [], None, CONFIG, Relevance([])) == {}
+    assert held_out_hit_at_1(FakeGroup(), [], None, CONFIG, Relevance([])) == {}
     assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text
 
 
@@ -240,14 +240,14 @@ def telling(name, **more):
 
 def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
     pairs = [telling(name) for name in "abcd"]
-    found = measure_held_out(Parrot(), pairs, None, CONFIG, Relevance(pairs))
+    found = held_out_hit_at_1(Parrot(), pairs, None, CONFIG, Relevance(pairs))
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (1.0, 0.0)
     warn_of_leak(pairs, found)
     assert "100 % of the held-out queries' traces hold their target's text" in caplog.text
 
     caplog.clear()
     pairs = [replace(pair, answer_known=True) for pair in pairs]
-    found = measure_held_out(Parrot(), pairs, None, CONFIG, Relevance(pairs))
+    found = held_out_hit_at_1(Parrot(), pairs, None, CONFIG, Relevance(pairs))
     warn_of_leak(pairs, found)
     assert (found["eval/hit_at_1"], found["eval/hit_at_1_no_trace"]) == (0.0, 0.0)
     assert not caplog.records
