@@ -8,8 +8,8 @@ import pytest
 
 from cluster.jobs.embedder import (
     contrastive_batches,
-    make_row,
     held_out_hit_at_1,
+    make_row,
     negatives_traces,
     warn_of_leak,
     with_pictures,
