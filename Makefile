@@ -127,7 +127,7 @@ mlflow: .venv/.ready ## MLflow's pages on loopback (MLFLOW_PORT=5000)
 	@mkdir -p "$(RUNS)"
 	@$(PY) -c 'import socket; socket.create_server(("127.0.0.1", int("$(MLFLOW_PORT)")))' 2>/dev/null || \
 	  { echo "cannot listen on port $(MLFLOW_PORT): choose another, make mlflow MLFLOW_PORT=5001"; exit 1; }
-	@exec $(PY) -m cluster.run.pages "$(RUNS)" $(MLFLOW_PORT)
+	@exec $(PY) -m cluster.run.mlflow_server "$(RUNS)" $(MLFLOW_PORT)
 
 clean: ## remove .venv, caches and the demo's runs; other runs stay
 	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info "$(COVERED)" "$(RUNS)/demo" "$(RUNS)"/demo-seed* "$(RUNS)/demo.lock"

@@ -81,7 +81,7 @@ class LearnerConfig:
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """The RL objective; the formulas are in learner/advantages.py and learner/rank/losses.py.
+    """The RL objective; the formulas are in learner/advantages.py and learner/rank/policy_loss.py.
 
     The defaults are the paper's (section 3.3; spec: hyper-parameters), but for one update a step.
     """

@@ -1,6 +1,7 @@
 """Named sets of settings: what a publication chose.
 
-A preset sets every key of its objective, so that no key of what lies below it stays in force.
+A preset sets every key of its objective, so nothing of the settings below it (the defaults or, for
+a preset on the command line, the YAML file) stays in effect.
 """
 
 from collections.abc import Mapping, Sequence

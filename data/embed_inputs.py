@@ -1,8 +1,14 @@
 """Item + trace to what the Embedder reads; the only builder, used by training, reward, evaluation.
 
-Order (spec, sections 2.3 and 3, as published Embedders were trained): the item's pictures and its
-text, of a video first the text; the trace's thinking part, the evidence pictures, the rest of the
-trace; the fixed suffix. Nothing stands between the texts.
+The order is that in which published Embedders were trained (spec, sections 2.3 and 3):
+
+1. the item: its pictures, then its text; of a video its text, then its frames
+2. the trace up to the end of its thinking part
+3. the crops or key frames that it points at
+4. the rest of the trace
+5. the fixed suffix
+
+Nothing stands between the texts.
 """
 
 from data.cues import evidence_pictures

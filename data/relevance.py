@@ -1,6 +1,6 @@
 """Which targets are right for which queries: one rule for training, reward and evaluation.
 
-A target is right for a query where the two are a known pair, or where equals of them are. Equal
+A target is right for a query if some row pairs them, or pairs equals of them. Equal
 queries have the same content. Equal targets have the same content or the same label; a label
 belongs to its data set. Nothing else follows: with the known pairs (X, a), (X, b) and (Y, b), the
 target a is not right for Y.

@@ -1,9 +1,9 @@
-"""Every type that crosses a folder: what flows from records to rollout, reward, learner and back.
+"""Every type that crosses a folder: what flows from rows to rollout, reward, learner and back.
 
 Those of the weights are in `data/weights/types.py`.
 
 Made by -> used by:
-  Pair                records           -> everyone
+  Pair                data.sets         -> everyone
   Picture, Content    prompts, inputs   -> rollout, reward, learner (what a model reads)
   Cues, TCoT          cues, tcot        -> embed_inputs, reward, evaluation
   GenerationRequest   cluster           -> rollout

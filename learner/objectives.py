@@ -118,7 +118,8 @@ class LearnerPlan:
 def reward_kl(own_T: np.ndarray, reference_T: np.ndarray, kind: str) -> np.ndarray:
     """Return the estimate of KL(own || reference) by token, float64 [T].
 
-    The same formulas as `learner.rank.losses.kl_estimate`, which is for the loss and needs torch.
+    The formulas are those of `learner.rank.policy_loss.kl_estimate`, which is for the loss and
+    needs torch.
 
     Raises:
         DataError: the kind is unknown.

@@ -1,7 +1,7 @@
 """The ranks of traces among their candidates: a round's arithmetic, arrays in and arrays out.
 
-Apart from `reward.round`, which knows what the rows and columns are, so that another process can do
-it: it grows with the square of a round.
+`reward.ranking` knows what the rows and columns are. The arithmetic is apart from it, so that
+another process can do it: it grows with the square of a round.
 
 Shapes: N rows, M candidates (those of the round first, then the bank's), G groups of rows, D
 dimensions.

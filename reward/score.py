@@ -13,7 +13,7 @@ from data.types import (
     RewardParts,
     ScoredTrajectory,
 )
-from reward.round import RankedTrajectory
+from reward.ranking import RankedTrajectory
 
 
 def format_reward(text: str, item: Item, *, max_frames: int) -> float:

@@ -17,7 +17,7 @@ from configs.schema import RLConfig
 from data.errors import ClusterError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 

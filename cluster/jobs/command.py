@@ -25,7 +25,7 @@ from data.errors import (
     WeightSyncError,
 )
 from data.model.folder import check_folder
-from data.sets.records import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,

@@ -17,12 +17,12 @@ import numpy as np
 
 from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
-from cluster.outage import read_patiently
+from cluster.picture_retry import read_patiently
 from cluster.pictures import SharedPictures, share_pictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.folder import RunFolder, settled
-from cluster.run.loop import FeedState, train_stage
+from cluster.run.stage_loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EmbedderConfig
@@ -36,8 +36,8 @@ from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
-from data.sets.formats import ANSWER_KNOWN
-from data.sets.records import load_sets
+from data.sets.load_sets import load_sets
+from data.sets.row_formats import ANSWER_KNOWN
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics
 

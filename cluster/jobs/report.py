@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cluster.jobs.command import run_job
-from cluster.run.loop import plain_console
+from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import attach_files
 from configs.schema import ReportConfig
 from evaluation.report.page import build_report, draw_plots, print_table

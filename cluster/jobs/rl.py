@@ -23,8 +23,8 @@ from cluster.run.checkpoints import Checkpoints
 from cluster.run.divergence import BrokenStreak
 from cluster.run.empty_steps import EmptyStreak
 from cluster.run.folder import BROKEN_FILE, RunFolder, settled
-from cluster.run.loop import export_best, plain_console, progress_bar
 from cluster.run.recovery import Restarts, keep_training
+from cluster.run.stage_loop import export_best, plain_console, progress_bar
 from cluster.run.stopping import StopRequest
 from cluster.run.tracking import Tracker
 from cluster.session import session, spare_collections
@@ -34,7 +34,7 @@ from data.model.folder import check_folder, check_reasoner, warn_embedder_ignore
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
-from data.sets.records import LoadedSet, load_sets
+from data.sets.load_sets import LoadedSet, load_sets
 from data.types import Pair
 
 log = logging.getLogger(__name__)

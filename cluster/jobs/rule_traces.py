@@ -17,9 +17,9 @@ from configs.schema import RuleTracesConfig
 from data.embed_inputs import SUFFIX
 from data.errors import DataError
 from data.prompts import load_templates
-from data.sets.formats import ANSWER_KNOWN
-from data.sets.records import BadRow, LoadedSet, load_sets
+from data.sets.load_sets import BadRow, LoadedSet, load_sets
 from data.sets.row_files import FileRow, read_rows
+from data.sets.row_formats import ANSWER_KNOWN
 from data.sets.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
-from cluster.outage import read_patiently
+from cluster.picture_retry import read_patiently
 from cluster.pictures import share_pictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.folder import RunFolder, settled
-from cluster.run.loop import FeedState, train_stage
+from cluster.run.stage_loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.common import DataSetConfig
@@ -29,7 +29,7 @@ from data.model.chat import TextEncoder, load_encoder
 from data.model.folder import check_reasoner
 from data.sets.feed import supervised_rows
 from data.sets.fingerprints import model_fingerprint, rows_fingerprint
-from data.sets.records import load_sets
+from data.sets.load_sets import load_sets
 from data.types import Content, Picture, Pictures, TrainSample
 
 SupervisedRow = tuple[str, Content, str]

@@ -9,8 +9,8 @@ import ray
 
 from cluster.placement import Role
 from cluster.pools.pool import Pool
-from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import GivenUp
+from cluster.pools.work_router import Chunk, Unit
 from configs.reward import JudgeConfig
 from data.pickling import Packed
 from data.types import Judgement, JudgeQuestion

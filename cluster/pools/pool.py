@@ -27,8 +27,8 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.faults import Fault, cause_of, fault_of
 from cluster.placement import Role, actor_options, place
-from cluster.pools.routing import Chunk, Router, Unit, plan_chunks
 from cluster.pools.submission import Answer, GivenUp, Submission
+from cluster.pools.work_router import Chunk, Router, Unit, plan_chunks
 from data.errors import ClusterError, EmbedRLError
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import ray
 from cluster.pictures import SharedPictures
 from cluster.placement import Role
 from cluster.pools.pool import Pool
-from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import Answer, GivenUp, Submission
+from cluster.pools.work_router import Chunk, Unit
 from configs.common import MediaConfig
 from configs.reward import RewardConfig
 from data.errors import ClusterError

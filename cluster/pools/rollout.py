@@ -14,8 +14,8 @@ from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
 from cluster.placement import Role
 from cluster.pools.pool import Pool
-from cluster.pools.routing import Chunk, Unit
 from cluster.pools.submission import Answer, GivenUp
+from cluster.pools.work_router import Chunk, Unit
 from configs.common import MediaConfig, RolloutConfig
 from data.errors import EmbedRLError, EngineLost, WeightSyncError
 from data.pickling import Packed

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.pools.pool import Pool, PoolStats
-from cluster.pools.routing import CHUNKS_IN_FLIGHT
+from cluster.pools.work_router import CHUNKS_IN_FLIGHT
 from configs.common import PoolConfig
 from data.errors import ClusterError
 

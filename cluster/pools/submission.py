@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.pools.routing import Chunk
+from cluster.pools.work_router import Chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@
 | the ranker's | `SideProcessActor` | 1 | `Ranker` closes |
 | `pool-targets` | `PoolTargets` | 1 | Ray ends; starts again empty |
 
-What dies before that is replaced, by its pool, by the one that it works for, or by Ray; a learner
-group that lost a rank is started again by `cluster.run.recovery`.
+An actor that dies earlier is started again: an engine's by its pool, the decoder's and the ranker's
+by `Decoder` and `Ranker`, `weights` and `pool-targets` by Ray. A learner group that lost a rank is
+started again by `cluster.run.recovery`.
 """
 
 import logging

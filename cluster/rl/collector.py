@@ -5,10 +5,10 @@
                                           at a time             +-> [embedding thread]
                                                                     as they are done
 
-A step is admitted once the engines hold weights at most `max_staleness` versions older than those
-that the step will train, so no token of it can be older; at most `max_staleness` + 1 steps are ever
-under way. With 0 nothing overlaps but the decoding of pictures: the loop is synchronous. With
-`stale=drop` one more step is admitted; who takes it drops what is too old.
+Sampling for step n begins only when the engines hold version n - `max_staleness` or newer, so no
+token of step n comes from an older version. At most `max_staleness` + 1 steps are under way. With 0
+nothing overlaps but the decoding of pictures: the loop is synchronous. With `stale=drop` one more
+step is admitted, and `take`'s caller drops what is too old.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.outage import read_patiently
+from cluster.picture_retry import read_patiently
 from cluster.pictures import Decoder, SharedPictures
 from cluster.pools.rollout import RolloutPool
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
 from cluster.rl.scoring import Embedding, Scorer
-from cluster.rl.staleness import REMIND_S, StepBuffer
+from cluster.rl.step_buffer import REMIND_S, StepBuffer
 from configs.schema import RLConfig
 from data.media import frames_only
 from data.prompts import pictures_of, reasoner_content

@@ -1,4 +1,4 @@
-"""One step's scoring: embed its traces, rank them, ask the judge, and pay.
+"""One round's scoring: embed its traces, rank them, ask the judge, and pay.
 
 traces -> [reward pool] -> embeddings -> ranks among the round's candidates
                                            |-> [judge pool] -> verdicts
@@ -17,7 +17,7 @@ from cluster.pools.judge import JudgePool
 from cluster.pools.reward import Embedded, RewardPool
 from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
-from data.monitors import monitor_of
+from data.monitor_table import monitor_of
 from data.prompts import pictures_of
 from data.relevance import Relevance
 from data.tcot import faults
@@ -37,9 +37,9 @@ from reward.bank import CandidateBank
 from reward.cache import EmbeddingCache
 from reward.hacking.counterfactuals import counterfactuals, score_probe
 from reward.hacking.monitors import WatchedRound, watch_round
-from reward.judge import build_question
+from reward.judge_question import build_question
 from reward.rank_arithmetic import Compute, rank_sides
-from reward.round import RankedTrajectory, Ranking
+from reward.ranking import RankedTrajectory, Ranking
 from reward.score import score_round
 
 log = logging.getLogger(__name__)

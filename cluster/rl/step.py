@@ -5,8 +5,9 @@
       +--- version v+1 <- [object store] <- weights <- [learner group] <-----+
 
 What travels: trajectories and rewards by key; pictures once a step through the object store;
-weights as buckets through the object store, named by a version. The upper line is the collector's,
-who may be some steps ahead of the lower one.
+weights as buckets through the object store, named by a version. The collector does
+the upper line up to the rewards. It may work on later steps while the lower line trains this one.
+A step is named by the policy version that it trains, so step and version are one number.
 """
 
 import threading

@@ -1,7 +1,8 @@
 """Puts versions of one model's weights into the object store; rank 0 of a learner has one.
 
 What is frozen is put once. Buckets are put as their tensors come, and the store hears of each at
-once. With deltas, a host copy of what was put last is held against each new tensor.
+once. With `weights.delta` it keeps a host copy of the tensors put last, and compares each new
+tensor with it.
 """
 
 import time
@@ -69,14 +70,14 @@ class Publisher:
             replace(one, patched=self._config.delta and one.trained and not one.adapted)
             for one in layout
         ]
-        turn = _Turn(self, version, store, {spec.name: spec for spec in specs})
-        turn.open(tuple(specs))
+        publication = _Publication(self, version, store, {spec.name: spec for spec in specs})
+        publication.open(tuple(specs))
         since = time.perf_counter()
         for weight in weights:
-            turn.seconds["gather"] += time.perf_counter() - since
-            turn.take(weight)
+            publication.seconds["gather"] += time.perf_counter() - since
+            publication.take(weight)
             since = time.perf_counter()
-        return turn.close()
+        return publication.close()
 
     def base(self, available: Sequence[int]) -> int | None:
         """Return the version that the next one can be a delta of."""
@@ -89,7 +90,7 @@ class Publisher:
         return self._last if fits else None
 
 
-class _Turn:
+class _Publication:
     """One publication under way."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 Everything is drawn from one seed, and every sample knows its true evidence. A trace names the
 region of what was asked for but never its colour: only the crop or the frame shows that. Files are
-written in the formats of real data (`data/sets/records.py`); nothing else knows the demo.
+written in the formats of real data (`data/sets/load_sets.py`); nothing else knows the demo.
 
 The teacher is biased on purpose, like today's chain-of-thought models: most of its traces are
 well-formed but point at something that does not help, always the first thing that was not asked

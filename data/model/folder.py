@@ -8,7 +8,7 @@ from typing import Any
 
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Pair
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import numpy as np
 
 from configs.common import DataConfig
 from data.prompts import item_content, reasoner_content
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Content, Pair, Side
 
 

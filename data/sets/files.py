@@ -1,7 +1,7 @@
 """The picture files that rows name: looked at once each, inside their root, copies known.
 
-A file's first name in a data set is its identity: other names of it, and files of equal bytes,
-are that one.
+Several paths to one file, and files of equal bytes, count as one picture. Its identity is the path
+that the data set named first.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from configs.common import DataSetConfig
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 
 WHOLE_BYTES = 16 << 20
 PARTS, PART_BYTES = 64, 4096

@@ -1,4 +1,4 @@
-"""Rows of a JSON array or JSON-lines file; what is another kind of file is refused by its name."""
+"""Rows of a JSON array or JSON-lines file. Any other kind of file is refused as what it is."""
 
 import json
 from pathlib import Path

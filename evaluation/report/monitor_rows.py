@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data.monitors import ALARM_PREFIX, METRIC_PREFIX, Monitor, monitor_of
+from data.monitor_table import ALARM_PREFIX, METRIC_PREFIX, Monitor, monitor_of
 from evaluation.report.plots import plot_sparkline
 
 

@@ -1,4 +1,4 @@
-"""RL of the Reasoner: from sampled traces to what `learner.rank.losses` reads."""
+"""RL of the Reasoner: from sampled traces to what `learner.rank.policy_loss` reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from data.errors import DataError
 from data.types import TrainSample
 from learner.micro_batches import MiniBatch
-from learner.rank.losses import PolicyTokens, token_weight
+from learner.rank.policy_loss import PolicyTokens, token_weight
 
 
 def policy_tokens(

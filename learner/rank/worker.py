@@ -37,7 +37,6 @@ from learner.rank.batching import (
 from learner.rank.contrastive import Temperature, accumulate_contrast
 from learner.rank.export import export_folder
 from learner.rank.lora import UnmergedWeight, adapters_off, add_adapters
-from learner.rank.losses import policy_loss
 from learner.rank.models import (
     EmbeddingHead,
     TokenHead,
@@ -47,6 +46,7 @@ from learner.rank.models import (
     model_tokens,
     with_positions,
 )
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens, start_logprobs
 from learner.rank.sft import response_scores, supervised_loss
 

@@ -16,7 +16,7 @@ from data.engine.arguments import engine_arguments
 from data.errors import ConfigError, EngineLost, JudgeError
 from data.model.folder import load_pretrained
 from data.types import Judgement, JudgeQuestion
-from reward.judge import parse_choice, right_share
+from reward.judge_question import parse_choice, right_share
 
 CHOICE_TOKENS = 8
 """Room for a number; an answer that needs more is prose."""

@@ -1,7 +1,7 @@
 """Watching one round's traces for policies that earn reward without earning it.
 
 Pure: what was scored and embedded goes in, `hack/<name>` metrics and alarms come out. Limits and
-meanings are in `data/monitors.py`. What is not there to be measured gives no metric: texts too
+meanings are in `data/monitor_table.py`. What is not there to be measured gives no metric: texts too
 short to be recited, traces of one length, embeddings that were not given.
 """
 
@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from data.errors import TCoTError
-from data.monitors import ALARM_PREFIX, METRIC_PREFIX, monitor_of
+from data.monitor_table import ALARM_PREFIX, METRIC_PREFIX, monitor_of
 from data.relevance import Relevance
 from data.tcot import parse
 from data.types import Item, Pair, ScoredTrajectory, Side

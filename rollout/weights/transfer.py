@@ -15,8 +15,8 @@ What the comparison proves, per checkpoint tensor, from what the engine computes
   matrices, equals the learner's. The bits are the learner's. Of whole tensors on the host it is
   that of the words which the copying loop wrote, the memory itself is not read again.
 - parameters on the host of which only changed elements arrived, since a version that was compared
-  as above: the checksum follows the elements as they lay there and as they lie there now, and
-  equals the learner's for the whole tensor. What did not change is not read again.
+  as above: the checksum is updated by the old and the new values of the changed elements, and
+  must equal the learner's for the whole tensor. What did not change is not read again.
 - CPU matrices: the arrived bits have the learner's checksum, and the matrix, read back by sending
   the identity through the packed product itself, equals what arrived. Each result is one weight
   times one plus zeros, exact in float32 and bfloat16, so this covers every bit but the sign of

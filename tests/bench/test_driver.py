@@ -33,7 +33,7 @@ from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind, Pair
 from tests.bench.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
 from tests.bench.record import record

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from data.types import Picture, Pictures, TrainSample
 from learner.micro_batches import MiniBatch, RowCost, plan_micro_batches
 from learner.rank.batching import Batch, collate, process_pictures, train_row
-from learner.rank.losses import policy_loss
 from learner.rank.models import TokenHead, load_model, load_reference, model_tokens
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from learner.rank.worker import LearnerWorker
 from tests.bench.learner_ranks import (

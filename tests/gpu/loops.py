@@ -18,8 +18,8 @@ from learner.micro_batches import MiniBatch
 from learner.objectives import ContrastiveObjective, PolicyObjective, SupervisedObjective
 from learner.rank.batching import Row, collate, process_pictures, train_row
 from learner.rank.contrastive import Temperature, info_nce
-from learner.rank.losses import kl_estimate, policy_loss
 from learner.rank.models import EmbeddingHead, TokenHead, load_model, model_tokens
+from learner.rank.policy_loss import kl_estimate, policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from learner.rank.sft import supervised_loss
 from tests.gpu.sizes import Sequence, Size

@@ -22,7 +22,7 @@ from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind, Pair
 from tests.builders import make_pair, write_picture
 from tests.integration.conftest import MEDIA, SAMPLING

@@ -13,9 +13,9 @@ import ray
 
 from cluster.placement import Role
 from cluster.pools.pool import Pool
-from cluster.pools.routing import CHUNKS_IN_FLIGHT, Unit
 from cluster.pools.scaling import PoolScaler, PoolTargets
 from cluster.pools.submission import GivenUp
+from cluster.pools.work_router import CHUNKS_IN_FLIGHT, Unit
 from configs.common import PoolConfig
 from data.errors import ClusterError, DataError
 from tests.patience import PATIENCE_S

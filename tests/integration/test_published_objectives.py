@@ -21,12 +21,12 @@ from configs.load import load
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import GroupKey, Judgement, Kind, Side, StepReport, Trajectory, TrajectoryKey
 from learner.micro_batches import RowCost, plan_micro_batches
 from learner.objectives import PolicyObjective, TokenScores
 from learner.rank.accumulate import accumulate
-from learner.rank.losses import policy_loss
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from tests.builders import TRACES, make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout

@@ -12,7 +12,7 @@ from data.relevance import Relevance
 from data.types import Side
 from reward.bank import CandidateBank
 from reward.rank_arithmetic import RankInput
-from reward.round import Ranking
+from reward.ranking import Ranking
 from tests.builders import make_pair, make_trajectory
 
 pytestmark = pytest.mark.usefixtures("local_ray")

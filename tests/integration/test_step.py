@@ -16,7 +16,7 @@ from configs.schema import RLConfig
 from data.errors import WeightSyncError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
 from learner.objectives import TokenScores
 from tests.builders import make_pair, write_picture

@@ -17,7 +17,7 @@ from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import (
     EmbedRequest,
     Evidence,

@@ -13,7 +13,7 @@ from learner.objectives import (
     loss_total,
     reward_kl,
 )
-from learner.rank.losses import kl_estimate
+from learner.rank.policy_loss import kl_estimate
 
 
 def test_the_kl_of_a_trace_is_the_sum_over_its_tokens():

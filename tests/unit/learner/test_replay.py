@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from configs.learner import GRPOConfig
 from data.errors import DataError
 from data.types import Box, Kind, Picture, TrainSample
-from learner.rank.losses import policy_loss
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from learner.replay import ReplayBuffer
 

@@ -13,8 +13,8 @@ from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.types import Item, Judgement, Kind, Side
 from reward.bank import CandidateBank
-from reward.judge import build_question
-from reward.round import Ranking
+from reward.judge_question import build_question
+from reward.ranking import Ranking
 from reward.score import format_reward, length_penalty, score_round
 from tests.builders import TRACES, make_pair, make_trajectory
 

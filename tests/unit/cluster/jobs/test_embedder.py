@@ -20,7 +20,7 @@ from configs.schema import EmbedderConfig
 from data.errors import NothingToTrainOn
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
 from tests.builders import TRACES, WITHOUT_AN_ITEM, make_pair, write_picture
 

@@ -14,7 +14,7 @@ from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.schema import RuleTracesConfig, problems
 from data.errors import DataError
 from data.model.folder import check_folder
-from data.sets.records import load_set
+from data.sets.load_sets import load_set
 from data.sets.row_files import read_rows
 
 ROWS = 30

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.jobs.rl import train_loop
-from cluster.outage import PAUSES_S
+from cluster.picture_retry import PAUSES_S
 from cluster.pictures import SharedPictures
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
@@ -20,7 +20,7 @@ from configs.schema import RLConfig
 from data.errors import NothingToTrainOn
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout

@@ -7,7 +7,7 @@ import pytest
 
 from configs.common import DataSetConfig
 from data.demo.world import FILES, write_world
-from data.sets.records import LoadedSet, load_set
+from data.sets.load_sets import LoadedSet, load_set
 from data.tcot import parse
 from data.types import Kind, Side
 

@@ -18,7 +18,7 @@ from data.model.folder import (
     warn_embedder_ignores,
     warn_older_input,
 )
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
 

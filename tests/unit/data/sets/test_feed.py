@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs.common import DataConfig
 from data.sets.feed import PairFeed, held_out_pairs, supervised_rows
-from data.sets.records import LoadedSet
+from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
 from tests.builders import make_pair
 

@@ -15,7 +15,7 @@ from data.sets.fingerprints import (
     pairs_fingerprint,
     rows_fingerprint,
 )
-from data.sets.records import load_set
+from data.sets.load_sets import load_set
 
 
 @pytest.fixture

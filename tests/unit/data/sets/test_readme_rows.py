@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.cues import CUE_KEYS, parse_evidence
-from data.sets.records import load_set
+from data.sets.load_sets import load_set
 from data.types import Kind
 from tests.builders import write_picture, write_set
 

@@ -11,7 +11,7 @@ from PIL import Image
 from configs.common import DataSetConfig, MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
-from data.sets.records import BadRow, LoadedSet, load_set
+from data.sets.load_sets import BadRow, LoadedSet, load_set
 from data.sets.rule_traces import (
     LARGEST_BOX,
     HeldOut,

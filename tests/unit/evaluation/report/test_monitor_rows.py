@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import DataError
-from data.monitors import MONITORS
+from data.monitor_table import MONITORS
 from evaluation.report.monitor_rows import monitor_rows
 
 RECORDS = [

@@ -15,11 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from cluster.jobs.report import main
-from cluster.run.loop import plain_console, progress_bar
+from cluster.run.stage_loop import plain_console, progress_bar
 from configs.common import RunConfig
 from configs.schema import ReportConfig
 from data.errors import DataError
-from data.monitors import MONITORS
+from data.monitor_table import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.report.gallery import choose_queries

@@ -14,7 +14,7 @@ from learner.advantages import shaped_rewards, step_advantages
 from learner.objectives import PolicyObjective, TokenScores
 from learner.rank.accumulate import Tally, Term, accumulate
 from learner.rank.logprobs import OutputLayer
-from learner.rank.losses import policy_loss
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 
 VOCABULARY, WIDTH, MAX_TOKENS, TEMPERATURE = 7, 3, 12, 0.8

@@ -20,8 +20,8 @@ from data.types import GroupKey, Side, TrainSample, TrajectoryKey
 from learner.objectives import PolicyObjective
 from learner.rank.batching import Row, TextTokens, collate, train_row
 from learner.rank.contrastive import Temperature, info_nce
-from learner.rank.losses import policy_loss
 from learner.rank.models import EmbeddingHead, TokenHead
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from learner.rank.sft import supervised_loss
 from tests.unit.learner.rank.objective import Scored, Trace, slow_trace

@@ -18,7 +18,7 @@ from data.types import TrainSample
 from learner.micro_batches import MiniBatch, cut_evenly
 from learner.objectives import PolicyObjective
 from learner.rank.accumulate import take_updates
-from learner.rank.losses import policy_loss
+from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens, start_logprobs
 from tests.unit.learner.rank.objective import VOCABULARY, WIDTH, TwoLayers
 

@@ -9,7 +9,7 @@ from data.relevance import Relevance
 from data.types import Evidence, Item, Kind, Picture, Side
 from reward.bank import CandidateBank
 from reward.hacking.counterfactuals import SAMPLE, Change, counterfactuals, score_probe
-from reward.round import Ranking
+from reward.ranking import Ranking
 from reward.score import score_round
 from tests.builders import TRACES, make_pair, make_scored, make_trajectory
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.monitors import MONITORS, monitor_of
+from data.monitor_table import MONITORS, monitor_of
 from data.relevance import Relevance
 from data.tcot import render
 from data.types import (

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from data.errors import DataError
-from data.monitors import MONITORS, Monitor, monitor_of
+from data.monitor_table import MONITORS, Monitor, monitor_of
 
 
 def test_a_monitor_rings_at_its_limit_and_beyond_on_its_own_side() -> None:

@@ -2,8 +2,9 @@
 
     admit() -> [collecting] -> put() -> [waiting] -> take()
 
-A step may be collected once it is admitted, and steps are admitted by version: that is what bounds
-staleness, and also the back-pressure, as nothing but admitted steps is ever held.
+A step is collected only after it is admitted. `Collector.take` admits steps up to the version in
+training + `max_staleness`, one more with `stale=drop`. This bounds staleness and the number of
+steps in memory.
 """
 
 import logging

@@ -10,7 +10,7 @@ from data.relevance import Relevance
 from data.types import Item, Side
 from reward.bank import Candidate, CandidateBank
 from reward.rank_arithmetic import rank_sides
-from reward.round import OTHER, Ranking
+from reward.ranking import OTHER, Ranking
 from tests.builders import make_pair, make_trajectory
 
 REWARD = RewardConfig(model="m", bank=BankConfig(recent=2, hard=3, capacity=6))

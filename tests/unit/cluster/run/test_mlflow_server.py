@@ -14,14 +14,14 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from cluster.run.pages import links_of
+from cluster.run.mlflow_server import links_of
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[4]
 # Stands in for a `make` that is killed before it could end what it has started.
 STARTER = (
     "import subprocess, sys; "
-    "subprocess.run([sys.executable, '-m', 'cluster.run.pages', *sys.argv[1:]])"
+    "subprocess.run([sys.executable, '-m', 'cluster.run.mlflow_server', *sys.argv[1:]])"
 )
 
 

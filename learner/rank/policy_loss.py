@@ -5,11 +5,13 @@ Shape suffixes: T = response tokens of a micro-batch, laid end to end, trace aft
 Three policies have given each token a probability:
 
     b    behaviour: the engine, at the version that sampled the token (stored with the trace)
-    old  the learner's own model at that version. For a trace of the version in training it is
-         this very pass without gradient in the step's first update; the others train on what the
-         model gave before it (`policy.start_logprobs`). For an older one it is what
-         `score_policy` stored when the trace came in (tis_cap > 0; the learner may have been a
-         version further by then, which the mismatch below then holds); else b stands in
+    old  the learner's own model at that version.
+         Where the version in training sampled the trace: in the step's first update `now` without
+         gradient; in later updates what the model gave before the first one
+         (`policy_tokens.start_logprobs`).
+         Where an older version did: with tis_cap > 0 what `score_policy` stored when the trace
+         came in. The learner may have been one version newer by then; that difference counts as
+         mismatch below. With tis_cap = 0 it is b.
     now  the model in training
 
 so that now / b = now / old (off-policy: versions) x old / b (mismatch: engine against learner).

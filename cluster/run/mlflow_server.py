@@ -1,6 +1,8 @@
-"""MLflow's pages of the runs here, on loopback; they end with who asked for them: `make mlflow`.
+"""MLflow's web pages of these runs, served on loopback: `make mlflow`.
 
-python -m cluster.run.pages runs 5000
+The server stops when the process that started it ends.
+
+python -m cluster.run.mlflow_server runs 5000
 """
 
 import json

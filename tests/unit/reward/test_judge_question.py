@@ -7,8 +7,8 @@ import pytest
 from configs.reward import JudgeConfig
 from data.errors import JudgeError
 from data.types import Item, Side
-from reward.judge import build_question, parse_choice, right_share
-from reward.round import RankedTrajectory
+from reward.judge_question import build_question, parse_choice, right_share
+from reward.ranking import RankedTrajectory
 from tests.builders import make_pair, make_trajectory
 
 PAIRS = {

@@ -1,6 +1,6 @@
-"""A scoring round: all traces of a step, each ranked among one declared set of candidates.
+"""A scoring round: the traces of one sampling, each ranked among one declared set of candidates.
 
-A query trace is ranked among the target traces of the step and those that the bank adds, a target
+A query trace is ranked among the target traces of the round and those that the bank adds, a target
 trace among the query traces. All traces of a side meet the same candidates, so ranks do not depend
 on the order in which embeddings arrive or on how many actors computed them.
 """

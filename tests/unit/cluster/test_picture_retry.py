@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.outage import FEW, PAUSES_S, read_patiently
+from cluster.picture_retry import FEW, PAUSES_S, read_patiently
 from data.errors import NothingToTrainOn
 
 URIS = [f"/data/{index}.png" for index in range(2 * FEW)]

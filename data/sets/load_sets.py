@@ -1,6 +1,6 @@
 """Data sets on disk to pairs: which rows are set aside, and when a set is refused.
 
-What a row of each format says: `data.sets.formats`.
+What a row of each format says: `data.sets.row_formats`.
 """
 
 import logging
@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
-from data.sets.formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.row_files import FileRow, read_rows
+from data.sets.row_formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.types import Kind, Pair
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from configs.learner import GRPOConfig
 from configs.presets import PRESETS
 from data.errors import DataError
-from learner.rank.losses import PolicyTokens, kl_estimate, policy_loss, token_weight
+from learner.rank.policy_loss import PolicyTokens, kl_estimate, policy_loss, token_weight
 from tests.unit.learner.rank.objective import MAX_TOKENS, Example
 
 SPLIT = [[slice(0, 2), slice(2, 3), slice(3, 3)], [slice(3, 3), slice(3, 5), slice(5, None)]]

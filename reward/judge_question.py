@@ -15,7 +15,7 @@ from configs.reward import JudgeConfig
 from data.errors import JudgeError
 from data.prompts import judge_template
 from data.types import JudgeQuestion, Pair, Side, Trajectory
-from reward.round import RankedTrajectory
+from reward.ranking import RankedTrajectory
 
 _NUMBER = re.compile(r"[\[(]?(\d{1,4})[\])]?\.?")
 

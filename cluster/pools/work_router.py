@@ -1,8 +1,9 @@
 """Which actor gets which work: chunks of like cost, least load, work of lost actors. No Ray here.
 
 A chunk goes `waiting -> sent -> done`; what an actor held when it was lost goes back to waiting.
-What is in flight with others when an actor dies is under suspicion, most likely wrongly; from its
-second death on it is sent alone, in halves, until the one that kills its actor is found.
+When an actor dies, each chunk that it held is a suspect, though most are innocent. A chunk that has
+seen two deaths is sent to an actor that holds nothing else, and is halved after each further death,
+until the request that kills actors is found.
 """
 
 from collections.abc import Collection, Sequence

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.pools.routing import (
+from cluster.pools.work_router import (
     CHUNKS_IN_FLIGHT,
     Chunk,
     Router,
