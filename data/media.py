@@ -84,7 +84,7 @@ class _Held:
         """
         if self._total <= self._most:
             return
-        largest = sorted(self._sizes, key=lambda uri: -self._sizes[uri])[:SHOWN_FILES]
+        largest = sorted(self._sizes, key=lambda uri: (-self._sizes[uri], uri))[:SHOWN_FILES]
         raise DataError(
             f"expected pictures of at most data.media.max_step_bytes={self._most} bytes for one "
             f"step or evaluation, found {len(self._sizes)} of {self._total} bytes when they are "
