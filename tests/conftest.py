@@ -33,7 +33,7 @@ class ByFolder(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        folder = file.rpartition("/")[0]
+        folder = "/".join(file.split("/")[:2])
         return folder if folder in ("tests/e2e", "tests/integration") else file
 
 
