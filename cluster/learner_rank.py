@@ -15,7 +15,7 @@ from learner.objectives import LearnerPlan, TokenScores
 
 
 class LearnerRank:
-    """What `learner.rank.worker.LearnerWorker` does, method by method, and putting its weights.
+    """One rank as a Ray actor: calls `learner.rank.worker.LearnerWorker`, and puts its weights.
 
     The worker is no base class: the driver imports this file before its settings are checked, and
     torch, transformers and DeepSpeed take seconds.

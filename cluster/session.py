@@ -31,8 +31,8 @@ RAY_STARTS = 3
 PREDECESSOR_TIMEOUT_S = 60.0
 CLUSTER_LOOK_S = 0.5
 YOUNG_OBJECTS = 500_000
-"""New objects after which Python searches for cycles. A step makes some hundred thousand, and lets
-go of them itself."""
+"""New objects after which Python searches for cycles. A step makes some hundred thousand, and
+frees these objects itself."""
 log = logging.getLogger(__name__)
 
 
@@ -253,10 +253,10 @@ def _named_actors(namespace: str) -> list[str]:
 
 
 def spare_collections() -> None:
-    """Leave what exists now out of all later searches for cycles, and search more rarely.
+    """Exclude all objects that exist now from later searches for cycles, and search more rarely.
 
-    For a driver that is set up: the libraries' million objects stay to the end, and every full
-    search would visit them.
+    Call this once the driver is set up. The million objects of its libraries stay to the end, and
+    every full search would visit all of them.
     """
     gc.collect()
     gc.freeze()

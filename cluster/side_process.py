@@ -75,7 +75,7 @@ class SideProcess:
 
 
 class SideProcessActor:
-    """The actor that is the process; Ray's pages and `ps` show the name of its class."""
+    """The Ray actor whose process does the work; Ray's pages and `ps` show this class name."""
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function returns."""

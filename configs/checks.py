@@ -2,7 +2,7 @@
 
 
 def positive(node: object, *names: str) -> list[str]:
-    """Return a problem for each setting of those that is not more than 0."""
+    """Return a problem for each of these settings that is not more than 0."""
     return [
         f"{name}: expected more than 0, found {getattr(node, name)}"
         for name in names
@@ -11,7 +11,7 @@ def positive(node: object, *names: str) -> list[str]:
 
 
 def not_negative(node: object, *names: str) -> list[str]:
-    """Return a problem for each setting of those that is less than 0."""
+    """Return a problem for each of these settings that is less than 0."""
     return [
         f"{name}: expected at least 0, found {getattr(node, name)}"
         for name in names
@@ -20,7 +20,7 @@ def not_negative(node: object, *names: str) -> list[str]:
 
 
 def share(node: object, *names: str) -> list[str]:
-    """Return a problem for each setting of those that is outside [0, 1]."""
+    """Return a problem for each of these settings that is outside [0, 1]."""
     return [
         f"{name}: expected a share in [0, 1], found {getattr(node, name)}"
         for name in names

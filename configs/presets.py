@@ -1,7 +1,7 @@
 """Named sets of settings: what a publication chose.
 
-A preset sets every key of its objective, so nothing of the settings below it (the defaults or, for
-a preset on the command line, the YAML file) stays in effect.
+A preset sets every key of its objective. So no default of these keys stays in effect and, if the
+command line names the preset, no value of the YAML file.
 """
 
 from collections.abc import Mapping, Sequence

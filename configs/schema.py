@@ -1,6 +1,6 @@
 """The settings of every job: one frozen dataclass each, with a docstring under each field.
 
-The sections that they hold are in `configs/common.py`, `configs/reward.py` and
+The sections of these dataclasses are in `configs/common.py`, `configs/reward.py` and
 `configs/learner.py`. Defaults live in these files and nowhere else. Building an object checks
 nothing: `configs.load.load` asks `problems()`, and refuses wrong values and impossible combinations
 together with all other problems of the settings, at once.

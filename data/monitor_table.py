@@ -1,9 +1,9 @@
 """The monitors of the reward by name: limit, what an alarm means, what to do about it.
 
-`reward/hacking/monitors.py` measures them and rings, `evaluation/report/monitor_rows.py` shows
-them; a metric `hack/<name>` or `hack/<name>/<side>` belongs to the monitor <name>. Limits
-were chosen so that a recorded demo run raises no alarm, from its biased start to its saturated
-end. The healthy figures quoted are from that run.
+`reward/hacking/monitors.py` measures the monitors and raises alarms,
+`evaluation/report/monitor_rows.py` shows them. A metric `hack/<name>` or `hack/<name>/<side>`
+belongs to the monitor <name>. Limits were chosen so that a recorded demo run raises no alarm, from
+its biased start to its saturated end. The healthy figures quoted are from that run.
 """
 
 import math

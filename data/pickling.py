@@ -1,4 +1,4 @@
-"""Pickling in less time, for what travels between processes by the thousand."""
+"""Faster pickling of types that travel between processes by the thousand."""
 
 import pickle
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""About how many tokens a content or a picture costs a model that reads it."""
+"""Estimates how many tokens a content or a picture costs a model that reads it."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """Every type that crosses a folder: what flows from rows to rollout, reward, learner and back.
 
-Those of the weights are in `data/weights/types.py`.
+The types of the weights are in `data/weights/types.py`.
 
 Made by -> used by:
   Pair                data.sets         -> everyone

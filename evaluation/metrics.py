@@ -173,12 +173,12 @@ def held_out_metrics(
     *,
     relevance: Relevance,
 ) -> dict[str, float]:
-    """Return the light check in training: shares of queries whose nearest candidate is right.
+    """Return the metrics of held-out pairs in training: shares of queries with hit@1.
 
     Each query is ranked over the unique targets of its data set among ``pairs``. ``name`` is the
     mean over all queries, `<name>_over_sets` the mean of the data sets' means, as benchmarks
-    average, and `<name>_by_set/<data set>` each of these. Pairs with a vector that means nothing
-    are left out; where no pair is left, that is logged and there is no metric.
+    average, and `<name>_by_set/<data set>` the mean of one data set. Pairs with a vector that means
+    nothing are left out; if no pair is left, this is logged and there is no metric.
 
     Args:
         name: of the metric.

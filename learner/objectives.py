@@ -59,7 +59,7 @@ class TokenScores:
     """By the frozen initial Reasoner; None where the objective has none."""
 
     def kl(self, kind: str) -> float:
-        """Return the trace's KL estimate, summed over its tokens: what the reward loses.
+        """Return the trace's KL estimate, summed over its tokens: a KL in the reward subtracts it.
 
         Raises:
             DataError: there are no reference log-probabilities, or the kind is unknown.

@@ -1,7 +1,7 @@
 """The ranks of traces among their candidates: a round's arithmetic, arrays in and arrays out.
 
-`reward.ranking` knows what the rows and columns are. The arithmetic is apart from it, so that
-another process can do it: it grows with the square of a round.
+`reward.ranking` knows what the rows and columns are. The arithmetic has a file of its own, so that
+another process can do it: its cost grows with the square of a round.
 
 Shapes: N rows, M candidates (those of the round first, then the bank's), G groups of rows, D
 dimensions.
@@ -18,10 +18,10 @@ from reward.contrast import SIMILARITY_DECIMALS, rank_in_order
 
 TOP_RETRIEVED = 3
 PRODUCT_BLOCK = 1024
-"""Rows whose similarities are made at a time: products of few rows are slow."""
+"""Rows whose similarities are computed together: products of few rows are slow."""
 RANK_BLOCK = 256
-"""Of these the rows ranked at a time: their similarities stay in a core's cache. PRODUCT_BLOCK is a
-multiple of it."""
+"""Rows ranked together: their similarities stay in a core's cache. PRODUCT_BLOCK is a multiple of
+RANK_BLOCK."""
 SHARED_PRODUCT = 1 << 25
 """Similarities that are made at once, as both directions need them: 268 MB, for a moment twice."""
 
@@ -64,7 +64,7 @@ class RankResult:
 
 
 class Compute(Protocol):
-    """`rank_sides`, here or elsewhere."""
+    """Computes `rank_sides`, in this process or in another one."""
 
     def __call__(
         self, sides: Mapping[Side, RankInput], *, temperature: float

@@ -1,8 +1,8 @@
 """A scoring round: the traces of one sampling, each ranked among one declared set of candidates.
 
 A query trace is ranked among the target traces of the round and those that the bank adds, a target
-trace among the query traces. All traces of a side meet the same candidates, so ranks do not depend
-on the order in which embeddings arrive or on how many actors computed them.
+trace among the query traces. All traces of a side are ranked among the same candidates, so ranks do
+not depend on the order in which embeddings arrive or on how many actors computed them.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ class _Asked:
 
 
 class Ranking:
-    """A step's traces before its candidates: made ready once, ranked as often as is asked.
+    """A round's traces and their candidates: prepared once, ranked as often as a caller asks.
 
     ``vectors`` holds unit embeddings [D] by trajectory key (as text), ``pairs`` the step's pairs by
     group serial, ``plain`` the embeddings of items without a trace (None: neither a gain is asked
@@ -214,7 +214,7 @@ class Ranking:
         rows_ND: np.ndarray,
         changed: Mapping[str, np.ndarray],
     ) -> tuple[list[int], np.ndarray, list[DroppedTrajectory]]:
-        """Return the indices of traces whose embeddings can be used after the change, and these."""
+        """Return indices of traces with usable embeddings after the change, and the embeddings."""
         kept, dropped = [], []
         for row, index in enumerate(indices):
             vector = changed.get(own.keys[index])

@@ -145,8 +145,8 @@ def contrastive_batches(
 ) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
     """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
 
-    With each comes the feed's position after it. ``relevance`` says which targets are right for
-    which queries.
+    With each batch comes the feed's position after the batch. ``relevance`` says which targets are
+    right for which queries.
 
     Raises:
         NothingToTrainOn: draw after draw, too few pairs have readable pictures to give every rank
@@ -191,8 +191,8 @@ def make_row(
 ) -> ContrastPair:
     """Return a pair's row; each side's trace or evidence is dropped by chance (spec, section 1.2).
 
-    Hard negatives are shown as the target is. Left out are those that are right by ``relevance``,
-    lack a trace beside a target with one, or have a broken picture.
+    Hard negatives are shown in the form of the target. A hard negative is left out if it is right
+    by ``relevance``, if it lacks a trace though the target has one, or if a picture is broken.
     """
     most = config.data.media.max_frames
     query, target = (draw_evidence(rng, config) for _ in Side)

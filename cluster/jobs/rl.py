@@ -91,7 +91,7 @@ def check_models(config: RLConfig, sets: Sequence[LoadedSet]) -> None:
     """Refuse models that cannot do what the settings and the data sets ask of them.
 
     Raises:
-        DataError: one is not there or not complete, or a set shows pictures to a text model.
+        DataError: a model is missing or incomplete, or a set shows pictures to a text model.
         ConfigError: an Embedder cannot pool as `reward.pooling` says.
     """
     media, reward = config.data.media, config.reward

@@ -38,7 +38,7 @@ JOBS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
 }
-"""The settings of each job that has any."""
+"""The settings of each job that has settings."""
 MAX_WIDTH = 100
 
 
@@ -80,9 +80,9 @@ class JobParser(argparse.ArgumentParser):
 
 
 def print_help(module: str) -> None:
-    """Print the help of a job with settings, named as after `-m`, and end the process with 0.
+    """Print the help of the job that ``-m`` names, and end the process with 0.
 
-    It returns for any other module, which has a help of its own.
+    Return if the module has no settings here; such a module prints its own help.
     """
     cls = JOBS.get(module.rpartition(".")[2])
     if cls is not None:
@@ -110,7 +110,7 @@ def format_settings(cls: type, *, width: int) -> str:
 def settings_of(cls: type, prefix: str = "") -> Iterator[Setting]:
     """Yield all keys of a settings dataclass in order, each section before its keys.
 
-    A section that no docstring says anything about is not named.
+    A section without a docstring is left out.
     """
     types, meanings = get_type_hints(cls), _meanings(cls.__module__)
     for field in fields(cls):

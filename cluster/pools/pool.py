@@ -4,9 +4,9 @@
                     ^          |
                     +- its work, when it dies, hangs or is broken; another actor takes its place
 
-One thread per pool sends work and takes answers; every actor is started and stopped by a thread of
-its own, so that neither waits for the other. A pool strives for the size that `resize` names. Ray's
-autoscaler sees an actor that has no place yet as a pending placement group.
+One thread per pool sends work and takes answers. A thread of its own starts each actor, and another
+stops it, so that work never waits for a start or a stop. A pool strives for the size that `resize`
+names. Ray's autoscaler sees an actor that has no place yet as a pending placement group.
 """
 
 import logging

@@ -78,10 +78,10 @@ class RolloutPool(Pool):
         return actor.seconds_since_step.remote()
 
     def admit(self, name: str, actor: Any) -> None:
-        """Let an engine take calls that holds the weights which all others hold.
+        """Let an engine take calls once it holds the same weights as the others.
 
         Raises:
-            WeightSyncError: it holds something else.
+            WeightSyncError: the engine holds other weights.
         """
         with self._pulling:
             if self._version is not None:
@@ -137,8 +137,8 @@ class RolloutPool(Pool):
     def pull_weights(self, version: int) -> list[SyncReport]:
         """Let every engine load that version from the store and verify it.
 
-        An engine that dies of it is replaced; one that fails tries again at once, and is replaced
-        where it fails again though others do not.
+        An engine that dies during the pull is replaced. An engine whose pull fails tries again at
+        once; if the pull fails again, though other engines succeeded, the engine is replaced.
 
         Raises:
             WeightSyncError: all engines failed, the version is to blame.

@@ -173,7 +173,7 @@ class Router:
         return given_up
 
     def forget(self, submission: Any) -> None:
-        """Drop what waits for a submission that nobody waits for."""
+        """Drop the queued chunks of a submission whose caller no longer waits."""
         self.waiting = [chunk for chunk in self.waiting if chunk.submission is not submission]
 
     def _load(self, name: str) -> float:

@@ -57,12 +57,12 @@ def roles(config: RLConfig) -> list[Role]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actors:
-    """The open actors, by what speaks for them on the driver."""
+    """The open actors; each field is the driver's object that talks to them."""
 
     store: Any
     """Handle of the `WeightStore`."""
     address: StoreAddress
-    """Where engines find it."""
+    """Where engines find the store."""
     learner: LearnerGroup
     rollout: RolloutPool
     reward: RewardPool
@@ -76,9 +76,10 @@ class Actors:
 
 @contextmanager
 def open_actors(config: RLConfig, *, namespace: str) -> Iterator[Actors]:
-    """Open all actors in the run's namespace, to which the driver is connected; close them after.
+    """Open all actors in the run's namespace, and close them at the end of the ``with`` block.
 
-    The learner has built its policy and all engines have loaded their models when they are there.
+    The driver must be connected to the namespace. Before the block begins, the learner has built
+    its policy and all engines have loaded their models.
 
     Raises:
         ClusterError: an actor got no place, did not start or died.

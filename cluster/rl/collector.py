@@ -3,7 +3,7 @@
     pairs -> [feed thread] -> requests -> [sampling thread] -> traces -> [scoring thread] -> take()
              one round ahead              one admitted step     |        one round at a time
                                           at a time             +-> [embedding thread]
-                                                                    as they are done
+                                                                    each trace once it is finished
 
 Sampling for step n begins only when the engines hold version n - `max_staleness` or newer, so no
 token of step n comes from an older version. At most `max_staleness` + 1 steps are under way. With 0
@@ -188,7 +188,7 @@ class Collector:
         )
 
     def close(self) -> None:
-        """Stop all threads once what they are at is done; what hangs is not waited for long."""
+        """Stop every thread after its current work; wait `close_s` seconds for them at most."""
         self._buffer.close()
         closing = threading.Thread(target=self._join, name="closing", daemon=True)
         closing.start()

@@ -1,4 +1,4 @@
-"""hit@1 on held-out pairs, as the Reasoner is now: greedy traces, embedded and ranked."""
+"""hit@1 on held-out pairs with the current Reasoner: greedy traces, embedded and ranked."""
 
 import logging
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ SHOWN_FAILURES = 3
 def measure_held_out(pairs: Sequence[Pair], collector: Collector) -> dict[str, float]:
     """Return hit@1 of greedy traces on held-out pairs, candidates reasoned about as well.
 
-    Asks the collector's engines. See `held_out_metrics`: pairs that failed are left out, and the
-    metric where none is left.
+    The collector's engines sample and embed. Pairs that fail are left out; if no pair is left, the
+    metric is left out too (see `held_out_metrics`).
     """
     rollout, scorer = collector.rollout, collector.scorer
     ends = {(pair.item(side).key(), side): pair for pair in pairs for side in Side}

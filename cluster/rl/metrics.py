@@ -1,5 +1,5 @@
-"""Metrics of a step: what its traces were paid, how long, how many and how old they are; and what
-several rounds' metrics are as one.
+"""Metrics of a step: rewards, lengths, number and age of its traces; and how the metrics of several
+rounds become one set.
 """
 
 from collections import Counter
@@ -50,9 +50,9 @@ def spread_metrics(
     refilled: Sequence[int],
     replayed: Sequence[KeptGroup],
 ) -> dict[str, float]:
-    """Return how many groups were paid alike, and how many others made up for them.
+    """Return how many groups were paid alike, and how many groups took their place.
 
-    ``taught`` groups were not; ``refilled`` are those of each round after the first.
+    ``taught`` groups were not paid alike; ``refilled`` counts groups by round after the first.
     """
     groups = {one.trajectory.key.group for one in scored}
     return {
@@ -72,7 +72,7 @@ def staleness_metrics(
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
-    """Return how long the sampled traces are, and how fast they came; nothing where none are."""
+    """Return the length of the sampled traces and the sampling speed; empty without a trace."""
     tokens = [len(one.response_ids) for one in trajectories]
     if not tokens:
         return {}

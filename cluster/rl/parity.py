@@ -1,8 +1,8 @@
 """Whether the engines sample from the learner's weights: both give the same tokens the same
 log-probabilities.
 
-The learner reports the gap of a step's own traces where it trains the version that sampled them.
-Where steps overlap their traces are older, and a few new tokens are sampled and compared.
+If the learner trains the version that sampled a step's traces, it reports the gap of these traces.
+If steps overlap, their traces are older, so a few new tokens are sampled and compared.
 """
 
 import logging
@@ -34,10 +34,10 @@ def probe_gap(
 ) -> float | None:
     """Return the largest gap between engines' and learner's log-probabilities of new tokens.
 
-    None where there were none. Few tokens of few traces, ahead of the next step's that wait:
-    that every engine holds the learner's weights, their checksums have shown. Without staleness
-    a step's own traces show the gap for nothing. ``score`` returns what learner and reference give
-    to samples, by key.
+    Return None if no trace came back. A few short traces suffice, sampled before the waiting ones
+    of the next step: the checksums have already proved that every engine holds the learner's
+    weights. Without staleness a step's own traces show the gap at no cost. ``score`` returns the
+    log-probabilities that learner and reference give to samples, by key.
     """
     contents = {key.group: content for key, content in step.contents.items()}
     requests = [
@@ -66,7 +66,7 @@ def probe_gap(
 
 
 def worst_gap(*gaps: float | None) -> dict[str, float]:
-    """Return the largest of the gaps that were measured as a metric; nothing where none was."""
+    """Return the largest measured gap as a metric; empty if no gap was measured."""
     if known := [gap for gap in gaps if gap is not None]:
         return {PARITY: float(np.max(known))}  # NaN where one is
     return {}
@@ -75,11 +75,12 @@ def worst_gap(*gaps: float | None) -> dict[str, float]:
 def check_parity(metrics: Mapping[str, float], *, broken: bool, tolerance: float) -> None:
     """Refuse a step whose traces the engines did not sample from the learner's weights.
 
-    Apart from the step, so that what it did is on disk before the run stops. ``metrics`` are the
-    step's; ``broken``: it was skipped.
+    Call this after the step's results are on disk, as it may stop the run. ``metrics`` are the
+    step's; ``broken`` says that the step was skipped.
 
     Raises:
-        WeightSyncError: their log-probabilities of the same tokens differ too much.
+        WeightSyncError: engines and learner give the same tokens log-probabilities that differ too
+            much.
     """
     gap = metrics.get(PARITY, 0.0)
     # A broken step says nothing about the engines: the learner's own values are not finite.

@@ -22,7 +22,7 @@ class Ranker:
         """Return `reward.rank_arithmetic.rank_sides`.
 
         Raises:
-            ActorLost: the process died of it each time.
+            ActorLost: the process died each time that it ranked these sides.
             ClusterError: it did not end in time.
         """
         _, found = self._process.run(

@@ -87,7 +87,7 @@ def round_advantages(
 
 
 def drop_stale(sampled: SampledRound, *, oldest: int) -> SampledRound:
-    """Return a round without the traces that began under weights older than that version."""
+    """Return a round without the traces that began under weights older than version ``oldest``."""
     late = [one.trajectory for one in sampled.scored if one.trajectory.min_version < oldest]
     if not late:
         return sampled

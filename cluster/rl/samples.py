@@ -49,10 +49,10 @@ def train_sample(
     grpo: GRPOConfig,
     scores: TokenScores | None = None,
 ) -> TrainSample:
-    """Return a trace as the learner takes it that trains ``version``.
+    """Return a trace as a sample for the learner, which trains ``version``.
 
-    ``scores`` are what the learner's own model gave to the trace when it came in, where it was
-    asked.
+    ``scores`` are the log-probabilities that the learner's own model gave to the trace when the
+    trace came in; None if the learner was not asked.
     """
     old = trace.logprobs if scores is None else scores.own
     query = trace.key.group.side is Side.QUERY

@@ -5,8 +5,8 @@
       +--- version v+1 <- [object store] <- weights <- [learner group] <-----+
 
 What travels: trajectories and rewards by key; pictures once a step through the object store;
-weights as buckets through the object store, named by a version. The collector does
-the upper line up to the rewards. It may work on later steps while the lower line trains this one.
+weights as buckets through the object store, named by a version. The collector does the upper line
+up to the rewards. The collector may work on later steps while the lower line trains this step.
 A step is named by the policy version that it trains, so step and version are one number.
 """
 
@@ -171,7 +171,7 @@ class Pipeline:
         """Bring the learner's weights to every engine as the current version; see `WeightSync`.
 
         Raises:
-            WeightSyncError: an engine holds something else than what was sent.
+            WeightSyncError: an engine holds other weights than the learner sent.
         """
         return self._weights.sync(self.version)
 
@@ -215,7 +215,7 @@ class Pipeline:
         contents: Mapping[TrajectoryKey, Content],
         pictures: SharedPictures,
     ) -> Mapping[str, TokenScores]:
-        """Return what learner and reference give to the traces, by key as text."""
+        """Return log-probabilities that learner and reference give to traces, by key as text."""
         grpo, version = self.config.grpo, self.version
         traces = [one.trajectory for one in scored]
         samples = [
@@ -227,6 +227,6 @@ class Pipeline:
     def _score(
         self, samples: Sequence[TrainSample], pictures: SharedPictures
     ) -> Mapping[str, TokenScores]:
-        """Return what learner and reference give to samples; waits while the learner trains."""
+        """Return what learner and reference give to samples; wait until the learner is free."""
         with self._learning:
             return self.learner.score_policy(samples, pictures)

@@ -113,8 +113,8 @@ class RunFolder:
     def __init__(self, config: Any, *, job: str) -> None:
         """Open or create the folder ``config.run.dir``, and clear away what a killed job has left.
 
-        A finished run that is given more steps is opened again; it stays finished on disk until
-        `keep_until`, as the job may yet be refused.
+        A finished run that gets more steps is opened again. On disk the run stays finished until
+        `keep_until`, as the job may still be refused.
 
         Raises:
             ConfigError: another job runs in the folder, it holds a run with other settings (the

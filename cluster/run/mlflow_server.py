@@ -26,9 +26,9 @@ SETTINGS = {
 RUNS_TAB = "#/experiments/{}/runs?workflowType=machine_learning"
 """MLflow opens on its pages for agents otherwise, which show no curve."""
 SERVER_POLL_S = 0.5
-"""Between two looks at the server and at who asked for it."""
+"""Seconds between two checks of the server and of the process that started it."""
 SERVER_TIMEOUT_S = 5.0
-"""The longest wait for its answer, and for its end after a signal."""
+"""Longest wait for the server's answer, and for its end after a signal."""
 
 
 def main(argv: list[str]) -> int:

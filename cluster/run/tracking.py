@@ -1,8 +1,8 @@
 """MLflow, written by the driver only: parameters, metrics per step, files.
 
 `metrics.jsonl` of the run folder is the truth, MLflow a copy of it that may lag behind: a thread of
-its own reads the file and writes what MLflow lacks. So no server stops, delays or fails a job, and
-what was logged while one was away is written when it is back. For a job that ended before that:
+its own reads the file and writes what MLflow lacks. So no server stops, delays or fails a job. What
+a job logs while the server is away is written when the server is back. After the job's end, use:
 
     python -m cluster.run.tracking runs/my-rl
 
@@ -360,7 +360,7 @@ def metric_name(key: str) -> str:
 
 
 def tracking_store_name() -> str:
-    """Return how messages call the tracking store."""
+    """Return the name of the tracking store for messages."""
     uri = os.environ.get(URI)
     return f"MLflow at {masked(uri)}" if uri else "MLflow's mlflow.db beside the run folders"
 

@@ -1,8 +1,8 @@
-"""Puts versions of one model's weights into the object store; rank 0 of a learner has one.
+"""Puts versions of one model's weights into the object store; runs in rank 0 of a learner group.
 
-What is frozen is put once. Buckets are put as their tensors come, and the store hears of each at
-once. With `weights.delta` it keeps a host copy of the tensors put last, and compares each new
-tensor with it.
+Frozen tensors are put once. A bucket is put as soon as its tensors have come, and the weight store
+is told at once. With `weights.delta` the publisher keeps a host copy of the tensors that it put
+last, and compares each new tensor with its copy.
 """
 
 import time

@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class PublishingLearner(Protocol):
-    """What has the weights; `cluster.learner_group.LearnerGroup` is one."""
+    """Puts weights into the object store; `cluster.learner_group.LearnerGroup` is one."""
 
     def announce(self, version: int, store: Any, *, again: bool = False) -> None:
-        """Let engines wait for a version; ``again``: in place of all that the store holds."""
+        """Let engines wait for a version; ``again``: it replaces all that the store holds."""
 
     def publish(self, version: int, store: Any) -> Published:
         """Put an announced version into the object store."""
@@ -32,7 +32,7 @@ class PublishingLearner(Protocol):
 
 
 class PullingEngines(Protocol):
-    """What loads the weights; `cluster.pools.rollout.RolloutPool` is one."""
+    """Engines that load the weights; `cluster.pools.rollout.RolloutPool` is one."""
 
     def pull_weights(self, version: int) -> list[SyncReport]:
         """Let every engine load that version from the store and verify it."""
@@ -59,7 +59,7 @@ class WeightSync:
         Return `sync_metrics`, with `sync/checksum_ok`.
 
         Raises:
-            WeightSyncError: an engine holds something else than what was sent.
+            WeightSyncError: an engine holds other weights than the learner sent.
         """
         try:
             published, reports = self._publish_and_pull(version)
@@ -75,12 +75,12 @@ class WeightSync:
     ) -> tuple[Published, list[SyncReport]]:
         """Let the engines pull a version while the learner puts it.
 
-        Nothing is announced before the learner is free to put it: engines that pull are frozen,
-        and would be for as long as it scores traces.
+        A version is announced only when the learner is free to put it: engines that pull are
+        frozen, and would stay frozen while the learner scores traces.
 
         Raises:
             LearnerLost: the learner failed, whatever became of the engines.
-            WeightSyncError: it could not be published, or an engine holds something else.
+            WeightSyncError: the version was not published, or an engine holds other weights.
         """
         announced: Future[None] = Future()
 

@@ -1,4 +1,4 @@
-"""The picture files that rows name: looked at once each, inside their root, copies known.
+"""The picture files that rows name: each is inside its root and looked at once; copies are known.
 
 Several paths to one file, and files of equal bytes, count as one picture. Its identity is the path
 that the data set named first.

@@ -1,6 +1,6 @@
 """Data sets on disk to pairs: which rows are set aside, and when a set is refused.
 
-What a row of each format says: `data.sets.row_formats`.
+`data.sets.row_formats` reads a row of each format.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Rows of a JSON array or JSON-lines file. Any other kind of file is refused as what it is."""
+"""Rows of a JSON array or JSON-lines file. Any other file is refused by the name of its kind."""
 
 import json
 from pathlib import Path

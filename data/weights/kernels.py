@@ -1,7 +1,7 @@
 """Loops of `data.weights.checksum` and `data.weights.delta`, compiled by numba at the first call.
 
-Import it where it is used: it takes a while, and vLLM's CPU workers do not start in a
-process that has loaded numba before. None of it allocates much or holds the interpreter's lock.
+Import this file where it is used: the import takes a while, and vLLM's CPU workers do not start in
+a process that has loaded numba. No loop allocates much or holds the interpreter's lock.
 """
 
 from typing import Any

@@ -32,9 +32,9 @@ class Bucket:
     """Some tensors of a version, and where their parcels lie."""
 
     checksums: Mapping[str, int]
-    """By name, of the whole tensors as they are in this version; of those with an adapter see
-    `data.weights.parcels.adapted_checksum`. Where parcels of other names lie there too, they are
-    older."""
+    """Checksum by tensor name, of the whole tensors of this version; for tensors with an adapter
+    see `data.weights.parcels.adapted_checksum`. A bucket may also hold parcels under other names:
+    these are of an older version."""
     parcels: tuple[Any, ...]
     """The reference of a list of `data.weights.parcels.Parcel`; inside a tuple, so that Ray does
     not resolve it."""

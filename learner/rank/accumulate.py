@@ -20,7 +20,7 @@ Term = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
 class Backward(Protocol):
-    """What takes the gradients; `learner.rank.engine.TrainEngine` is one."""
+    """Takes a loss and adds its gradients; `learner.rank.engine.TrainEngine` is one."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``; ``last`` marks the update's last one."""
@@ -30,7 +30,7 @@ Outcome = TypeVar("Outcome", covariant=True)
 
 
 class Optimiser(Backward, Protocol[Outcome]):
-    """What also applies the gradients; `learner.rank.engine.TrainEngine` is one."""
+    """A `Backward` that also applies the gradients; `learner.rank.engine.TrainEngine` is one."""
 
     def step(self, *, last: bool) -> Outcome:
         """Apply them and begin anew; ``last`` marks the last update of a step."""

@@ -71,9 +71,9 @@ def counterfactuals(
 ) -> list[Counterfactual]:
     """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
 
-    Drawn among traces with an outcome: what earns nothing loses nothing, and early in a run a
-    misleading crop is rightly worth less than none. The other trace is one of the same kind and
-    side whose item seeks another target by ``relevance``. ``pairs`` is by group serial;
+    Only traces with an outcome are drawn: a trace that earns nothing can lose nothing, and early in
+    a run a misleading crop is rightly worth less than no crop. The other trace has the same kind
+    and side, and its item has another right target by ``relevance``. ``pairs`` is by group serial;
     ``evidence`` is how the round itself was embedded.
     """
 

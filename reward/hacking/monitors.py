@@ -66,7 +66,7 @@ class WatchedRound:
     vectors: Mapping[str, np.ndarray]
     """Unit embeddings [D] of the scored traces by trajectory key."""
     relevance: Relevance
-    """What is right for what."""
+    """Which targets are right for which queries."""
     items: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Unit embeddings [D] of the same items without trace by group key."""
     probe: Probe | None = None

@@ -1,6 +1,6 @@
-"""One version of the weights on its way into a vLLM model: parcels in, comparison out.
+"""Loads one version of the weights into a vLLM model, and compares the model with what was sent.
 
-Knows nothing of Ray. See `rollout.weights.transfer` for what the comparison proves.
+This file knows nothing of Ray. See `rollout.weights.transfer` for what the comparison proves.
 """
 
 from collections.abc import Mapping

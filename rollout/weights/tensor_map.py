@@ -76,7 +76,7 @@ class MappedTensor:
 
     @property
     def _joined(self) -> tuple[Span, ...]:
-        """The spans, joined into one if this rank holds the whole tensor."""
+        """Return the spans, joined into one if this rank holds the whole tensor."""
         if not self.spans or not self.whole:
             return self.spans
         first = self.spans[0]
