@@ -80,7 +80,7 @@ class Decoder:
         return SharedPictures(pictures, sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig, frames: Set[str]) -> list[str]:
-        """Return those of the files, which together end the decoder, that do so alone."""
+        """Return the files that end the decoder by themselves, of files that together end it."""
         if len(names) == 1:
             return names
         found = []

@@ -98,8 +98,9 @@ class EmbedderConfig:
     mean over them and the whole vector, each measured as `eval/hit_at_1_dim_<size>`."""
     hard_negatives: int = 1
     """Of a row's own hard negatives, so many at most; 0 = none (published). One is shown with the
-    trace that another row of the training sets has for it. One without any stands only against
-    queries whose target is embedded without trace: else its lack of one would give it away."""
+    trace that another row of the training sets has for it. A negative without any trace is
+    used only if the target is embedded without trace; otherwise the missing trace would reveal the
+    negative."""
     trace_dropout: float = 0.3
     """Share of items embedded without their trace, so that no-trace input stays in distribution."""
     evidence_dropout: float = 0.1

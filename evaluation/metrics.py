@@ -91,7 +91,7 @@ def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str
     qrels = {
         query: {str(index): 1 for index in ranking.relevant} for query, ranking in rankings.items()
     }
-    # trec_eval breaks ties by name, in our disfavour or favour: distinct scores leave it none.
+    # trec_eval breaks ties by name. With distinct scores there are no ties: our order decides.
     run = {
         query: {str(index): -float(position) for position, index in enumerate(ranking.top)}
         for query, ranking in rankings.items()

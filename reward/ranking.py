@@ -57,7 +57,7 @@ class RankedRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
-    """The usable traces of one side, and as what the other side's traces meet them.
+    """The usable traces of one side, which are also candidates for the other side.
 
     Shapes: N traces, M candidates (the N first, then the bank's), G groups of traces, D dimensions.
     """

@@ -110,7 +110,7 @@ def format_settings(cls: type, *, width: int) -> str:
 def settings_of(cls: type, prefix: str = "") -> Iterator[Setting]:
     """Yield all keys of a settings dataclass in order, each section before its keys.
 
-    A section without a docstring is left out.
+    A section without a docstring gets no line of its own; its keys are listed.
     """
     types, meanings = get_type_hints(cls), _meanings(cls.__module__)
     for field in fields(cls):

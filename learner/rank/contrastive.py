@@ -33,8 +33,8 @@ MASKED_LOGIT = -1e9
 class Temperature(nn.Module):
     """The temperature of the similarities: a number, or a parameter that stays within bounds.
 
-    Learned is the logarithm (Radford et al., 2021, CLIP), squashed between those of TEMPERATURES
-    rather than cut off: at a bound the gradient would be gone.
+    The parameter is the logarithm (Radford et al., 2021, CLIP), squashed into the bounds of
+    TEMPERATURES. Clamping would leave no gradient at a bound.
     """
 
     def __init__(self, initial: float, *, learned: bool) -> None:
