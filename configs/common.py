@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.checks import not_negative, positive, share
+from configs.bounds import not_negative, positive, share
 
 MISSING = "???"
 """Default of a setting that the user must give."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.checks import not_negative, positive, share
+from configs.bounds import not_negative, positive, share
 
 TEMPERATURES = (0.01, 1.0)
 """Bounds of a learned temperature; the lower one is CLIP's (Radford et al., 2021)."""
@@ -31,7 +31,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Adapters that are trained instead of the weights; all that leaves the learner is merged."""
+    """Adapters that are trained instead of the weights; exports and engines hold them merged."""
 
     rank: int = 0
     """0 = off: the weights themselves are trained."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.checks import not_negative, positive, share
+from configs.bounds import not_negative, positive, share
 from configs.common import MISSING, EngineConfig, PoolConfig, gpu_problems
 
 Pooling = Literal["emb_token", "last", "cls", "mean"]

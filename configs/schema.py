@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.checks import not_negative, positive, share
+from configs.bounds import not_negative, positive, share
 from configs.common import (
     COMMON_CHECKS,
     MISSING,

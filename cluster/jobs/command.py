@@ -24,7 +24,7 @@ from data.errors import (
     StopRequested,
     WeightSyncError,
 )
-from data.model.folder import check_folder
+from data.model.model_folder import check_folder
 from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
 
 CODES: dict[type[BaseException], int] = {
@@ -84,7 +84,7 @@ def _run(
     # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
     logging.getLogger("DeepSpeed").addFilter(lambda one: NO_GPU not in str(one.msg))
     config = load(cls, arguments.config, arguments.overrides)
-    from cluster.run.folder import project_root
+    from cluster.run.run_folder import project_root
 
     os.chdir(project_root())
     if arguments.dry_run:
@@ -151,7 +151,7 @@ def _set_problems(config: Any) -> list[str]:
 
 def _model_problems(config: Any) -> list[str]:
     """Return which of the job's models are not there or not complete."""
-    from cluster.run.folder import MODEL_FOLDERS
+    from cluster.run.run_folder import MODEL_FOLDERS
 
     reward = getattr(config, "reward", None)
     parts = [config, reward, getattr(reward, "judge", None)]

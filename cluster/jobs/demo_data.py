@@ -6,7 +6,7 @@ Example: python -m cluster.jobs.demo_data configs/demo/data.yaml run.seed=1
 import sys
 
 from cluster.jobs.command import run_job
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.schema import DemoDataConfig
 from data.demo.world import demo_corpus, write_world
 

@@ -21,7 +21,7 @@ from cluster.picture_retry import read_patiently
 from cluster.pictures import SharedPictures, share_pictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.folder import RunFolder, settled
+from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
@@ -31,7 +31,7 @@ from data.errors import NothingToTrainOn
 from data.media import frames_only, load_pictures
 from data.model.chat import EMB_TOKEN, load_encoder
 from data.model.emb_token import with_emb_token
-from data.model.folder import warn_embedder_ignores
+from data.model.model_folder import warn_embedder_ignores
 from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs

@@ -15,14 +15,14 @@ from cluster.pictures import Decoder, SharedPictures
 from cluster.placement import Role
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
-from cluster.run.folder import RunFolder, settled
+from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EvaluateConfig
 from data.media import frames_only
 from data.model.chat import load_encoder
-from data.model.folder import check_reasoner, warn_embedder_ignores, warn_older_input
+from data.model.model_folder import check_reasoner, warn_embedder_ignores, warn_older_input
 from data.prompts import pictures_of
 from data.sets.load_sets import load_sets
 from data.types import (

@@ -13,24 +13,29 @@ import ray
 from rich.console import Console
 
 from cluster.jobs.command import run_job
-from cluster.pools.scaling import PoolScaler
+from cluster.pools.pool_scaler import PoolScaler
 from cluster.rl.actors import Actors, open_actors, roles
 from cluster.rl.held_out import measure_held_out
-from cluster.rl.parity import check_parity
+from cluster.rl.logprob_parity import check_parity
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.divergence import BrokenStreak
 from cluster.run.empty_steps import EmptyStreak
-from cluster.run.folder import BROKEN_FILE, RunFolder, settled
 from cluster.run.recovery import Restarts, keep_training
+from cluster.run.run_folder import BROKEN_FILE, RunFolder, settled
 from cluster.run.stage_loop import export_best, plain_console, progress_bar
 from cluster.run.stopping import StopRequest
 from cluster.run.tracking import Tracker
 from cluster.session import session, spare_collections
 from configs.schema import RLConfig
 from data.model.chat import load_encoder
-from data.model.folder import check_folder, check_reasoner, warn_embedder_ignores, warn_older_input
+from data.model.model_folder import (
+    check_folder,
+    check_reasoner,
+    warn_embedder_ignores,
+    warn_older_input,
+)
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.jobs.command import run_job
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.common import DataConfig, DataSetConfig
 from configs.schema import RuleTracesConfig
 from data.embed_inputs import SUFFIX
@@ -20,7 +20,7 @@ from data.prompts import load_templates
 from data.sets.load_sets import BadRow, LoadedSet, load_sets
 from data.sets.row_files import FileRow, read_rows
 from data.sets.row_formats import ANSWER_KNOWN
-from data.sets.rule_traces import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
+from data.sets.rule_teacher import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 
 COLUMNS = {Side.QUERY: "query_cot", Side.TARGET: "pos_cot"}

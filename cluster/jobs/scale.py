@@ -13,8 +13,8 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.pools.scaling import TARGETS, TARGETS_TIMEOUT_S
-from cluster.run.folder import project_root
+from cluster.pools.pool_scaler import TARGETS, TARGETS_TIMEOUT_S
+from cluster.run.run_folder import project_root
 from cluster.session import check_listening, join_ray
 from configs.errors import ConfigError
 from data.errors import ClusterError

@@ -17,7 +17,7 @@ from cluster.picture_retry import read_patiently
 from cluster.pictures import share_pictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
-from cluster.run.folder import RunFolder, settled
+from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
@@ -26,7 +26,7 @@ from configs.schema import WarmStartConfig
 from data.errors import DataError
 from data.media import frames_only, load_pictures
 from data.model.chat import TextEncoder, load_encoder
-from data.model.folder import check_reasoner
+from data.model.model_folder import check_reasoner
 from data.sets.feed import supervised_rows
 from data.sets.fingerprints import model_fingerprint, rows_fingerprint
 from data.sets.load_sets import load_sets

@@ -29,9 +29,9 @@ from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
 from cluster.placement import Role, driver_node
 from cluster.pools.judge import JudgePool
+from cluster.pools.pool_scaler import TARGETS, PoolScaler, PoolTargets
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
-from cluster.pools.scaling import TARGETS, PoolScaler, PoolTargets
 from cluster.rl.ranker import Ranker
 from cluster.weights.store import WeightStore
 from configs.schema import RLConfig

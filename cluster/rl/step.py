@@ -21,6 +21,7 @@ from cluster.pictures import Decoder, SharedPictures
 from cluster.pools.rollout import RolloutPool
 from cluster.rl.collector import BANK_FILE, Collector
 from cluster.rl.ledger import Ledger
+from cluster.rl.logprob_parity import PARITY, probe_gap, worst_gap
 from cluster.rl.metrics import (
     group_metrics,
     reward_metrics,
@@ -28,7 +29,6 @@ from cluster.rl.metrics import (
     spread_metrics,
     staleness_metrics,
 )
-from cluster.rl.parity import PARITY, probe_gap, worst_gap
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import drop_stale, round_advantages
 from cluster.rl.samples import make_room, remember, replayed_groups, train_sample, train_samples

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.errors import ConfigError
 from data.durable import sync, sync_tree
 from data.errors import CheckpointError, DamagedCheckpoint

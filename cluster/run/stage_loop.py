@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cluster.run.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.run.divergence import BrokenStreak
 from cluster.run.empty_steps import EmptyStreak
-from cluster.run.folder import BROKEN_FILE, RunFolder
 from cluster.run.recovery import Restartable, Restarts, keep_training
+from cluster.run.run_folder import BROKEN_FILE, RunFolder
 from cluster.run.stopping import StopRequest
 from configs.common import EvalConfig, StopConfig
 from data.types import StepReport

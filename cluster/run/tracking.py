@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote
 
-from cluster.run.folder import RUN_ID_FILE, SETTINGS_FILE, parse_record, settings_in
+from cluster.run.run_folder import RUN_ID_FILE, SETTINGS_FILE, parse_record, settings_in
 from cluster.run.stopping import Interrupted
 from configs.errors import ConfigError
 from configs.load import to_flat

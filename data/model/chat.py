@@ -17,7 +17,7 @@ from configs.reward import Pooling
 from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.media import fit
-from data.model.folder import load_processor, sees_pictures
+from data.model.model_folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
 from data.types import Content, Picture, Pictures
 

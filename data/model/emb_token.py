@@ -7,7 +7,7 @@ from typing import Any
 
 from data.errors import ConfigError, DataError
 from data.model.chat import EMB_TOKEN
-from data.model.folder import load_processor
+from data.model.model_folder import load_processor
 
 TEMPLATE = "chat_template.jinja"
 

@@ -1,6 +1,7 @@
-"""One gradient from many micro-batches: what every objective on response tokens shares.
+"""Adds up the gradients of many micro-batches, and takes a step's optimiser updates, one or more.
 
-And the optimiser updates of a step that takes several of them.
+All objectives on response tokens share it. It does not choose the mean: the caller's ``scale`` is
+ranks / `learner.objectives.loss_total`, for supervised steps ranks / tokens.
 """
 
 import math
@@ -20,7 +21,7 @@ Term = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
 class Backward(Protocol):
-    """Takes a loss and adds its gradients; `learner.rank.engine.TrainEngine` is one."""
+    """Takes a loss and adds its gradients; `learner.rank.deepspeed_engine.TrainEngine` is one."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``; ``last`` marks the update's last one."""
@@ -30,7 +31,7 @@ Outcome = TypeVar("Outcome", covariant=True)
 
 
 class Optimiser(Backward, Protocol[Outcome]):
-    """A `Backward` that also applies the gradients; `learner.rank.engine.TrainEngine` is one."""
+    """A `Backward` that also applies the gradients, as `TrainEngine` of `deepspeed_engine` does."""
 
     def step(self, *, last: bool) -> Outcome:
         """Apply them and begin anew; ``last`` marks the last update of a step."""

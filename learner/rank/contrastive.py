@@ -151,7 +151,7 @@ def batch_loss(
 
 
 class Embeds(Backward, Protocol):
-    """An `EmbeddingHead` that is trained; `learner.rank.engine.TrainEngine` holds one."""
+    """An `EmbeddingHead` that is trained; `learner.rank.deepspeed_engine.TrainEngine` holds one."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return unit vectors [B, D] and the temperature [1]."""

@@ -1,7 +1,8 @@
 """LoRA: adapters in chosen linear layers, and the weights that they make once merged.
 
-PEFT puts the adapters inside the model, whose own weights stay frozen. Engines and exported
-folders know nothing of them: they get merged weights under the names of the checkpoint.
+PEFT puts the adapters inside the model, whose own weights stay frozen. Exported
+folders hold merged weights. Engines get a weight once, then its A and B, and merge them themselves
+(`rollout.weights.loading`). Both use the names of the checkpoint.
 """
 
 import contextlib

@@ -12,7 +12,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from configs.learner import LearnerConfig
 from data.errors import ConfigError
-from data.model.folder import check_folder, load_pretrained, sees_pictures
+from data.model.model_folder import check_folder, load_pretrained, sees_pictures
 from learner.rank.batching import Batch, TextTokens, VisionTokens
 from learner.rank.logprobs import OutputLayer
 

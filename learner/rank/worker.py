@@ -17,12 +17,12 @@ from torch import Tensor
 
 from data.errors import ConfigError, DataError
 from data.model.chat import load_encoder
-from data.model.folder import check_folder
+from data.model.model_folder import check_folder
 from data.types import ContrastPair, EmbedRequest, Picture, Pictures, StepReport, TrainSample
 from data.weights.types import ParamSpec
 from learner.micro_batches import MiniBatch, plan_micro_batches
 from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
-from learner.rank import engine
+from learner.rank import deepspeed_engine
 from learner.rank.accumulate import Tally, Term, accumulate, take_updates
 from learner.rank.batching import (
     Batch,
@@ -65,12 +65,12 @@ class LearnerWorker:
 
     def open_rendezvous(self, address: str, timeout_s: float) -> int:
         """Open the rendezvous on rank 0 and return its port."""
-        self._rendezvous = engine.open_rendezvous(address, self.ranks, timeout_s)
+        self._rendezvous = deepspeed_engine.open_rendezvous(address, self.ranks, timeout_s)
         return self._rendezvous.port
 
     def join(self, address: str, port: int, timeout_s: float) -> None:
         """Enter the process group; blocks until all ranks have."""
-        engine.join_group(
+        deepspeed_engine.join_group(
             self._rendezvous,
             rank=self.rank,
             ranks=self.ranks,
@@ -83,7 +83,7 @@ class LearnerWorker:
         """Load the model and make it trainable for the plan's objective."""
         self._plan = plan
         torch.manual_seed(plan.seed)
-        self._device = engine.device()
+        self._device = deepspeed_engine.device()
         self._encoder = load_encoder(plan.model, plan.media)
         objective = plan.objective
         adapted = plan.learner.lora.rank > 0
@@ -94,7 +94,7 @@ class LearnerWorker:
                 if adapted
                 else load_reference(objective.reference, plan.learner).to(self._device)
             )
-        with engine.partitioned_loading(plan.learner):
+        with deepspeed_engine.partitioned_loading(plan.learner):
             net = load_model(plan.model, plan.learner)
         if adapted:
             add_adapters(net, plan.learner.lora)
@@ -107,7 +107,9 @@ class LearnerWorker:
             objective.check_width(net.config.get_text_config().hidden_size)
             heat = Temperature(objective.temperature, learned=objective.learn_temperature)
             head = EmbeddingHead(net, heat)
-        self._engine = engine.TrainEngine(head, plan.learner, steps=plan.steps, seed=plan.seed)
+        self._engine = deepspeed_engine.TrainEngine(
+            head, plan.learner, steps=plan.steps, seed=plan.seed
+        )
 
     def train_policy(self, mini_batches: Sequence[MiniBatch], pictures: Pictures) -> StepReport:
         """Take one policy step: an optimiser update for each mini-batch, in order.
@@ -372,8 +374,8 @@ class LearnerWorker:
 
 
 def _whole_step(
-    done: Sequence[tuple[Tally, engine.StepOutcome]], totals: Sequence[float]
-) -> tuple[Tally, engine.StepOutcome]:
+    done: Sequence[tuple[Tally, deepspeed_engine.StepOutcome]], totals: Sequence[float]
+) -> tuple[Tally, deepspeed_engine.StepOutcome]:
     """Return a step's updates as one; `loss` and gradient norm are means over them."""
     whole = Tally()
     for total, (tally, _) in zip(totals, done, strict=True):
@@ -382,7 +384,7 @@ def _whole_step(
         for name, value in tally.largest.items():
             whole.largest[name] = max(value, whole.largest.get(name, value))
     updates = [update for _, update in done]
-    return whole, engine.StepOutcome(
+    return whole, deepspeed_engine.StepOutcome(
         grad_norm=float(np.mean([update.grad_norm for update in updates])),
         lr=updates[-1].lr,
         skipped=any(update.skipped for update in updates),
@@ -392,7 +394,7 @@ def _whole_step(
 def _report(
     area: str,
     start: float,
-    outcome: engine.StepOutcome,
+    outcome: deepspeed_engine.StepOutcome,
     metrics: Mapping[str, float],
     *,
     broken: Sequence[str],

@@ -14,7 +14,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from configs.reward import MAX_SCORED, JudgeConfig
 from data.engine.arguments import engine_arguments
 from data.errors import ConfigError, EngineLost, JudgeError
-from data.model.folder import load_pretrained
+from data.model.model_folder import load_pretrained
 from data.types import Judgement, JudgeQuestion
 from reward.judge_question import parse_choice, right_share
 

@@ -12,8 +12,9 @@ hold only changes, the plain matrix is kept as well.
 
 What the comparison proves, per checkpoint tensor, from what the engine computes with:
 - plain parameters: the checksum of the engine's memory, sliced out of fused qkv and gate-up
-  matrices, equals the learner's. The bits are the learner's. Of whole tensors on the host it is
-  that of the words which the copying loop wrote, the memory itself is not read again.
+  matrices, equals the learner's. The bits are the learner's. For a whole
+  tensor on the host, the checksum is taken of the words while they are copied in; the memory is
+  not read again afterwards.
 - parameters on the host of which only changed elements arrived, since a version that was compared
   as above: the checksum is updated by the old and the new values of the changed elements, and
   must equal the learner's for the whole tensor. What did not change is not read again.

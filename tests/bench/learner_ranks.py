@@ -13,10 +13,10 @@ import torch
 from configs.load import load
 from configs.schema import RLConfig
 from data.demo.model import MERGE, PATCH, write_tiny_model
-from data.model.folder import load_processor
+from data.model.model_folder import load_processor
 from data.types import Kind, Picture, Pictures, TrainSample
 from learner.objectives import LearnerPlan, PolicyObjective
-from learner.rank.engine import open_rendezvous
+from learner.rank.deepspeed_engine import open_rendezvous
 from learner.rank.worker import LearnerWorker
 
 RANKS = 2

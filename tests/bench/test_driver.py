@@ -24,7 +24,7 @@ from cluster.pools.rollout import RolloutPool
 from cluster.rl.ranker import Ranker
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline, StepResult
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from cluster.session import spare_collections
 from cluster.weights.store import WeightStore
 from configs.common import DataConfig, PoolConfig, RolloutConfig, RunConfig, SamplingConfig

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.folder import project_root
+from cluster.run.run_folder import project_root
 
 
 @pytest.fixture(scope="session")

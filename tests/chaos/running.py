@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from cluster.run.folder import project_root
+from cluster.run.run_folder import project_root
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "configs/demo/rl.yaml"

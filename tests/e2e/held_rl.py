@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.jobs import rl
 from cluster.jobs.command import run_job
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.schema import RLConfig
 
 HELD_FILE = "held"

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.run.folder import RUN_ID_FILE
+from cluster.run.run_folder import RUN_ID_FILE
 from tests.chaos.running import family, metrics_of, named
 from tests.e2e.held_rl import HELD_FILE
 from tests.e2e.jobs import Job, job_command, job_env, run

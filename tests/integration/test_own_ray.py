@@ -5,7 +5,7 @@ import ipaddress
 import psutil
 import ray
 
-from learner.rank.engine import open_rendezvous
+from learner.rank.deepspeed_engine import open_rendezvous
 
 AGENTS_PORT = 52365
 """Which a cluster's head on this machine takes."""

@@ -13,7 +13,7 @@ import ray
 
 from cluster.placement import Role
 from cluster.pools.pool import Pool
-from cluster.pools.scaling import PoolScaler, PoolTargets
+from cluster.pools.pool_scaler import PoolScaler, PoolTargets
 from cluster.pools.submission import GivenUp
 from cluster.pools.work_router import CHUNKS_IN_FLIGHT, Unit
 from configs.common import PoolConfig

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from cluster.learner_group import LearnerGroup
 from cluster.pictures import Decoder
 from cluster.rl.held_out import measure_held_out
-from cluster.rl.parity import PARITY, check_parity
+from cluster.rl.logprob_parity import PARITY, check_parity
 from cluster.rl.ranker import Ranker
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline, StepResult

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cluster.rl.parity import check_parity
+from cluster.rl.logprob_parity import check_parity
 from data.errors import ClusterError, WeightSyncError
 from learner.objectives import TokenScores
 from tests.fakes import FakeLearner, FakeRollout

@@ -13,7 +13,7 @@ from cluster.jobs.rule_traces import main
 from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.schema import RuleTracesConfig, problems
 from data.errors import DataError
-from data.model.folder import check_folder
+from data.model.model_folder import check_folder
 from data.sets.load_sets import load_set
 from data.sets.row_files import read_rows
 

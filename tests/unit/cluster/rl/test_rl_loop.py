@@ -11,8 +11,8 @@ from cluster.pictures import SharedPictures
 from cluster.rl.scoring import Scorer
 from cluster.rl.step import Pipeline
 from cluster.run.empty_steps import MAX_EMPTY_STEPS
-from cluster.run.folder import RunFolder
 from cluster.run.recovery import Restarts
+from cluster.run.run_folder import RunFolder
 from configs.common import RunConfig
 from configs.learner import GRPOConfig
 from configs.reward import RewardConfig

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.run.checkpoints import KEPT, LEARNER_FOLDER, SCORE, Checkpoints
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.common import RunConfig
 from configs.errors import ConfigError
 from configs.schema import DemoDataConfig

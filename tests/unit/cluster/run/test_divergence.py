@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.run.divergence import BrokenStreak
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.common import RunConfig
 from configs.schema import WarmStartConfig
 from data.errors import DivergedError

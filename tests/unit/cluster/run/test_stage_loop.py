@@ -9,8 +9,8 @@ import pytest
 
 from cluster.run.checkpoints import LEARNER_FOLDER, Checkpoints
 from cluster.run.empty_steps import MAX_EMPTY_STEPS
-from cluster.run.folder import BROKEN_FILE, RunFolder
 from cluster.run.recovery import MAX_RESTARTS
+from cluster.run.run_folder import BROKEN_FILE, RunFolder
 from cluster.run.stage_loop import export_best, train_stage
 from configs.common import EvalConfig, RunConfig, StopConfig
 from configs.schema import DemoDataConfig

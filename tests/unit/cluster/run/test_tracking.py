@@ -20,7 +20,7 @@ import pytest
 
 import cluster.run.tracking as tracking
 from cluster.jobs.command import run_job
-from cluster.run.folder import RUN_ID_FILE, RunFolder
+from cluster.run.run_folder import RUN_ID_FILE, RunFolder
 from cluster.run.stopping import Interrupted
 from cluster.run.tracking import (
     MlflowRun,

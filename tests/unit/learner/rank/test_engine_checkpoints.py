@@ -12,7 +12,7 @@ from torch import nn
 
 from configs.learner import LearnerConfig
 from data.errors import CheckpointError, DamagedCheckpoint
-from learner.rank import engine
+from learner.rank import deepspeed_engine
 from tests.patience import PATIENCE_S
 
 WIDTH = 512
@@ -35,8 +35,8 @@ class Head(nn.Module):
 def group():
     """Enter a process group of this process alone."""
     before = dict(os.environ)
-    rendezvous = engine.open_rendezvous("127.0.0.1", 1, PATIENCE_S)
-    engine.join_group(
+    rendezvous = deepspeed_engine.open_rendezvous("127.0.0.1", 1, PATIENCE_S)
+    deepspeed_engine.join_group(
         rendezvous, rank=0, ranks=1, address="127.0.0.1", port=rendezvous.port, timeout_s=PATIENCE_S
     )
     yield
@@ -48,8 +48,10 @@ def group():
 @pytest.fixture(scope="module")
 def trained(group):
     """Return an engine that has taken a step, so that its optimiser has a state."""
-    made = engine.TrainEngine(Head(), LearnerConfig(zero_stage=2, bf16=False), steps=9, seed=0)
-    made.backward(made.forward(torch.ones(1, WIDTH, device=engine.device())), last=True)
+    made = deepspeed_engine.TrainEngine(
+        Head(), LearnerConfig(zero_stage=2, bf16=False), steps=9, seed=0
+    )
+    made.backward(made.forward(torch.ones(1, WIDTH, device=deepspeed_engine.device())), last=True)
     made.step()
     return made
 

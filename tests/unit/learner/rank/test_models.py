@@ -15,7 +15,7 @@ from transformers import (
 
 from configs.learner import LearnerConfig
 from data.errors import ConfigError, DataError
-from data.model.folder import check_folder, load_processor
+from data.model.model_folder import check_folder, load_processor
 from data.types import Kind, Picture
 from learner.rank.batching import Patches, Row, TextTokens, collate
 from learner.rank.contrastive import Temperature

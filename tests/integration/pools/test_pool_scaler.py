@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster.pictures import share_pictures
-from cluster.pools.scaling import PoolScaler, PoolTargets
+from cluster.pools.pool_scaler import PoolScaler, PoolTargets
 from data.errors import ClusterError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 from tests.patience import PATIENCE_S

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.pools.pool import PoolStats
-from cluster.pools.scaling import desired_size
+from cluster.pools.pool_scaler import desired_size
 from configs.common import PoolConfig
 
 POLICY = PoolConfig(min_actors=2, max_actors=8)

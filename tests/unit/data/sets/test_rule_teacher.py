@@ -12,7 +12,7 @@ from configs.common import DataSetConfig, MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.sets.load_sets import BadRow, LoadedSet, load_set
-from data.sets.rule_traces import (
+from data.sets.rule_teacher import (
     LARGEST_BOX,
     HeldOut,
     RuleTeacher,

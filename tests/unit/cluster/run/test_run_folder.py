@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.run.folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
+from cluster.run.run_folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
 from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.errors import ConfigError
 from configs.load import load
@@ -166,7 +166,7 @@ def test_metrics_are_appended_one_object_a_line(folder):
 
 HOLDER = """
 import os, sys
-from cluster.run.folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from configs.common import RunConfig
 from configs.schema import DemoDataConfig
 folder = RunFolder(DemoDataConfig(run=RunConfig(dir=sys.argv[1])), job="demo_data")

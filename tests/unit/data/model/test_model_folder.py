@@ -9,7 +9,7 @@ import transformers
 
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
-from data.model.folder import (
+from data.model.model_folder import (
     check_folder,
     check_reasoner,
     load_pretrained,

@@ -3,7 +3,7 @@
 import pytest
 
 from configs.learner import OptimizerConfig
-from learner.rank.engine import lr_at
+from learner.rank.deepspeed_engine import lr_at
 
 
 def test_warm_up_rises_to_the_rate():
