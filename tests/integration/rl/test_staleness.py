@@ -105,6 +105,27 @@ class RolloutBeside(FakeRollout):
         return super().generate(requests, pictures)
 
 
+class CountingRollout(FakeRollout):
+    """Counts the steps whose traces it has given."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps_sampled = 0
+        self._change = threading.Condition()
+
+    def generate(self, requests, pictures, *, urgent=False):
+        done = super().generate(requests, pictures)
+        if requests[0].max_tokens is None:  # no probe
+            with self._change:
+                self.steps_sampled += 1
+                self._change.notify_all()
+        return done
+
+    def wait_until_sampled(self, step):
+        with self._change:
+            assert self._change.wait_for(lambda: self.steps_sampled >= step, PATIENCE_S)
+
+
 def trained_keys(pipeline):
     return [[(s.key, s.advantage) for s in step] for step in pipeline.learner.trained]
 
@@ -150,12 +171,21 @@ def test_a_step_ahead_is_scored_beside_training_and_brings_the_log_probabilities
 def test_with_tis_the_learner_scores_traces_of_older_weights_when_they_come_in(
     make_pipeline, max_staleness
 ):
-    learner = FakeLearner()
-    own = learner.score_policy
+    learner, rollout = FakeLearner(), CountingRollout()
+    own, train = learner.score_policy, learner.train_policy
     learner.score_policy = lambda samples, pictures: {
         key: TokenScores(scores.own + 0.25, None) for key, scores in own(samples, pictures).items()
     }
-    pipeline = make_pipeline(max_staleness=max_staleness, learner=learner, tis_cap=2.0)
+
+    def train_beside_sampling(samples, pictures):
+        # Scoring waits for the learner, so sampling alone can be ahead: by older weights.
+        rollout.wait_until_sampled(len(learner.trained) + 1 + max_staleness)
+        return train(samples, pictures)
+
+    learner.train_policy = train_beside_sampling
+    pipeline = make_pipeline(
+        max_staleness=max_staleness, learner=learner, rollout=rollout, tis_cap=2.0
+    )
     stale = [pipeline.step().metrics["staleness/max"] for _ in range(3)]
     for lag, samples in zip(stale, learner.trained, strict=True):
         for one in samples:
@@ -163,7 +193,7 @@ def test_with_tis_the_learner_scores_traces_of_older_weights_when_they_come_in(
                 assert (one.old_logprobs == one.logprobs + 0.25).all()
             else:
                 assert one.old_logprobs is None
-    assert max(stale) == max_staleness
+    assert stale == [0, max_staleness, max_staleness]
 
 
 def test_engines_that_are_off_show_though_all_traces_are_stale(make_pipeline):
