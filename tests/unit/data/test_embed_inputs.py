@@ -1,6 +1,7 @@
 """What the Embedder reads: the order of item, thinking, evidence, rest and suffix."""
 
 import itertools
+import math
 import time
 import timeit
 
@@ -90,13 +91,18 @@ def test_a_trace_of_a_megabyte_is_text_at_once_for_the_engine_to_refuse(piece):
     shown, *texts = embed_content(IMAGE, trace, max_frames=8)
     assert (shown, "".join(texts)) == (SHOWN, f"what?{trace}{SUFFIX}")
 
-    def fastest(work):
-        turns = timeit.repeat(lambda: work(next(traces)), timer=time.thread_time, number=1)
-        return min(turns)
+    def cpu_s(work):
+        return timeit.timeit(lambda: work(next(traces)), timer=time.thread_time, number=1)
 
-    # Texts of one size for both: pages that a larger one is the first to touch cost it more.
-    split = fastest(lambda text: (hash(text), split_thinking(text)))
-    assert fastest(lambda text: embed_content(IMAGE, text, max_frames=8)) < 10 * split
+    # Texts of one size for both: pages that a larger one is the first to touch cost it more. Both
+    # move megabytes, which other work slows: the fastest turns count, of 5 or as many as it takes.
+    split = whole = math.inf
+    for turn in range(100):
+        if turn >= 5 and whole < 10 * split:
+            break
+        split = min(split, cpu_s(lambda text: (hash(text), split_thinking(text))))
+        whole = min(whole, cpu_s(lambda text: embed_content(IMAGE, text, max_frames=8)))
+    assert whole < 10 * split
 
 
 def test_a_repaired_trace_still_shows_its_evidence():
