@@ -48,9 +48,9 @@ class JudgePool(Pool):
         units = [Unit((question,), 1.0) for question in questions]
         for answer in self.submit(units, None):
             if isinstance(answer.value, GivenUp):
-                failed |= {one.key: answer.value.reason for one in answer.chunk.requests}
+                failed |= {question.key: answer.value.reason for question in answer.chunk.requests}
                 continue
-            some, reasons = answer.value
-            judged |= some
+            judgements, reasons = answer.value
+            judged |= judgements
             failed |= reasons
         return judged, failed

@@ -62,7 +62,7 @@ class Pool(ABC):
     """Equal actors, each in a placement group of its own, so that single ones can come and go.
 
     An actor that has work but has answered nothing for ``timeout_s`` counts as hung, unless its
-    pool asks for signs of life and it gives one that is younger.
+    pool asks for signs of life and it gives a sign that is younger.
 
     Args:
         max_items: requests that a call holds at most.
@@ -189,8 +189,8 @@ class Pool(ABC):
         """Wait until all actors can take calls.
 
         Raises:
-            ClusterError: one has found no place, died, or did not load in time.
-            EmbedRLError: one refused what it should load.
+            ClusterError: an actor has found no place, died, or did not load in time.
+            EmbedRLError: an actor refused what it should load.
         """
 
         def over() -> bool:
@@ -226,24 +226,24 @@ class Pool(ABC):
         """
         with self._change:
             counts, self.counts = self.counts, Counter()
-            found = {
+            metrics = {
                 name: float(counts[name])
                 for name in ("lost", "retried", "failed", "poisoned", "in_flight_max")
             }
-            found["actors"] = float(len(self._serving))
-        return {f"pool/{self.role.name}/{name}": value for name, value in found.items()}
+            metrics["actors"] = float(len(self._serving))
+        return {f"pool/{self.role.name}/{name}": value for name, value in metrics.items()}
 
     def lose(self, name: str, reason: str) -> None:
-        """Use that actor no more: others take its work, and a new one its place."""
+        """Use that actor no more: other actors take its work, and a new actor its place."""
         with self._change:
             actor = self._serving.pop(name, None) or self._draining.pop(name, None)
             if actor is None:
                 return
             self._measure()
             log.warning("%s: lost: %s; others take its work, a new one its place", name, reason)
-            held = sum(chunk.items for chunk in self._router.held_by(name))
+            retried = sum(chunk.items for chunk in self._router.held_by(name))
             self.counts["lost"] += 1
-            self.counts["retried"] += held
+            self.counts["retried"] += retried
             for chunk in self._router.lose(name):
                 self.counts["poisoned"] += chunk.items
                 self.counts["retried"] -= chunk.items
@@ -273,26 +273,26 @@ class Pool(ABC):
             self._heard.update(dict.fromkeys(self._heard, time.monotonic()))
 
     def close(self) -> None:
-        """Stop the actors and give their bundles back; a dead or stuck one hinders nothing."""
+        """Stop the actors and give their bundles back; a dead or stuck actor hinders nothing."""
         with self._change:
             self._closing.set()
             starters = list(self._starting.values())
             for name in list(self._starting):
                 del self._starting[name]
                 self._abandon(name)
-            left = self._serving | self._draining
+            actors = self._serving | self._draining
             self._serving, self._draining = {}, {}
             self._defect = ClusterError(f"{self.role.name}: the pool was closed")
             self._fail(self._defect)
             self._change.notify_all()
         self._events.put(None)
         self._dispatcher.join()
-        if left:
+        if actors:
             log.info(
                 "%s: waiting up to %g s for its engines", self.role.name, ENGINE_STOP_TIMEOUT_S
             )
         deadline = time.monotonic() + ENGINE_STOP_TIMEOUT_S
-        self._stop(left)
+        self._stop(actors)
         for starter in starters:
             starter.join(max(0.0, deadline - time.monotonic()))
 
@@ -462,10 +462,10 @@ class Pool(ABC):
         while (order := self._router.next(self._serving)) is not None:
             name, chunk = order
             self._measure()
-            held = self._router.held_by(name)
-            if len(held) == 1:
+            actor_chunks = self._router.held_by(name)
+            if len(actor_chunks) == 1:
                 self._heard[name] = time.monotonic()
-            items = sum(one.items for one in held)
+            items = sum(actor_chunk.items for actor_chunk in actor_chunks)
             self.counts["in_flight_max"] = max(self.counts["in_flight_max"], items)
             future = self.call(self._serving[name], chunk).future()
             future.add_done_callback(partial(self._hear, name, chunk))
@@ -488,7 +488,7 @@ class Pool(ABC):
             for name in (*self._serving, *self._draining)
             if self._router.held_by(name)
         }
-        for name in [one for one, when in due.items() if now >= when]:
+        for name in [name for name, when in due.items() if now >= when]:
             if name not in self._asked and (sign := self._ask(name)) is not None:
                 self._asked[name] = now + SIGN_TIMEOUT_S
                 sign.future().add_done_callback(partial(self._hear, name, None))
@@ -531,7 +531,7 @@ class Pool(ABC):
         self._submissions.clear()
 
     def _retire_drained(self) -> None:
-        for name in [one for one in self._draining if not self._router.held_by(one)]:
+        for name in [name for name in self._draining if not self._router.held_by(name)]:
             leaving = {name: self._draining.pop(name)}
             threading.Thread(target=self._stop, args=(leaving,), daemon=True).start()
 

@@ -81,7 +81,7 @@ class PoolScaler:
         self, pools: Mapping[str, Pool], policies: Mapping[str, PoolConfig], targets: Any
     ) -> None:
         self._pools = pools
-        self._policies = {name: one for name, one in policies.items() if one.max_actors}
+        self._policies = {name: policy for name, policy in policies.items() if policy.max_actors}
         self._targets = targets
 
     def step(self) -> dict[str, float]:

@@ -116,17 +116,17 @@ class RewardPool(Pool):
         again: dict[str, list[Unit]] = {}
         """What failed once, by the actor on which it did."""
         for answer in submission:
-            found, reasons = self._check_vectors(answer)
-            vectors |= found
+            good, reasons = self._check_vectors(answer)
+            vectors |= good
             if isinstance(answer.value, GivenUp):
                 failed |= reasons
             elif reasons:
-                units = [one for one in answer.chunk.units if one.requests[0].key in reasons]
+                units = [unit for unit in answer.chunk.units if unit.requests[0].key in reasons]
                 again.setdefault(answer.actor, []).extend(units)
         second = [self.submit(units, pictures, failed_on=name) for name, units in again.items()]
-        for answer in (one for submission in second for one in submission):
-            found, reasons = self._check_vectors(answer)
-            vectors |= found
+        for answer in (answer for submission in second for answer in submission):
+            good, reasons = self._check_vectors(answer)
+            vectors |= good
             failed |= reasons
         with self._change:
             self.counts["retried"] += sum(map(len, again.values()))

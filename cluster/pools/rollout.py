@@ -105,16 +105,16 @@ class RolloutPool(Pool):
         for request in requests:
             groups.setdefault(request.key.group, []).append(request)
         units = []
-        for some in groups.values():
-            if (reason := self._quarantined.get(some[0].content)) is not None:
-                yield [], [DroppedTrajectory(one.key, POISONED, reason) for one in some]
+        for siblings in groups.values():
+            if (reason := self._quarantined.get(siblings[0].content)) is not None:
+                yield [], [DroppedTrajectory(request.key, POISONED, reason) for request in siblings]
             else:
-                units.append(Unit(tuple(some), float(len(some))))
+                units.append(Unit(tuple(siblings), float(len(siblings))))
         submission = self.submit(units, pictures.ref, urgent=urgent)
         for answers in submission.arrivals(LINGER_S):
-            found = [one for answer in answers for one in self._traces(answer)]
-            done = [one for one in found if isinstance(one, Trajectory)]
-            yield done, [one for one in found if isinstance(one, DroppedTrajectory)]
+            traces = [trace for answer in answers for trace in self._traces(answer)]
+            done = [trace for trace in traces if isinstance(trace, Trajectory)]
+            yield done, [trace for trace in traces if isinstance(trace, DroppedTrajectory)]
 
     def generate(
         self,
@@ -130,8 +130,8 @@ class RolloutPool(Pool):
         for traces, lost in self.stream(requests, pictures, urgent=urgent):
             done += traces
             dropped += lost
-        done.sort(key=lambda one: place[one.key])
-        dropped.sort(key=lambda one: place[one.key])
+        done.sort(key=lambda trajectory: place[trajectory.key])
+        dropped.sort(key=lambda trajectory: place[trajectory.key])
         return done, dropped
 
     def pull_weights(self, version: int) -> list[SyncReport]:
@@ -147,12 +147,12 @@ class RolloutPool(Pool):
             self._version = version
             self.touch()  # frozen engines answer nothing meanwhile
             deadline = time.monotonic() + self.timeout_s
-            pulls = {one.pull_weights.remote(version): (n, 1) for n, one in self.actors.items()}
+            pulls = {actor.pull_weights.remote(version): (n, 1) for n, actor in self.actors.items()}
             reports: list[SyncReport] = []
             failed: dict[str, BaseException] = {}
             while pulls:
-                left = max(0.0, deadline - time.monotonic())
-                ready, _ = ray.wait(list(pulls), num_returns=1, timeout=left)
+                remaining_s = max(0.0, deadline - time.monotonic())
+                ready, _ = ray.wait(list(pulls), num_returns=1, timeout=remaining_s)
                 ref = ready[0] if ready else next(iter(pulls))
                 name, tries = pulls.pop(ref)
                 try:
@@ -181,7 +181,7 @@ class RolloutPool(Pool):
         if not isinstance(answer.value, GivenUp):
             return answer.value
         asked, reason = answer.chunk.requests, answer.value.reason
-        for content, group in {one.content: one.key.group for one in asked}.items():
+        for content, group in {request.content: request.key.group for request in asked}.items():
             log.warning("%s %s is quarantined: it %s", group.pair_id, group.side, reason)
             self._quarantined[content] = reason
-        return [DroppedTrajectory(one.key, POISONED, reason) for one in asked]
+        return [DroppedTrajectory(request.key, POISONED, reason) for request in asked]

@@ -11,7 +11,7 @@ from cluster.pools.work_router import Chunk
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """Stands in for an answer: the chunk killed several actors, the last of which held no other."""
+    """Stands in for an answer: the chunk killed several actors, the last of which held only it."""
 
     reason: str
 
@@ -48,8 +48,8 @@ class Submission:
         self._answers.put(answer)
 
     def __iter__(self) -> Iterator[Answer]:
-        for some in self.arrivals():
-            yield from some
+        for answers in self.arrivals():
+            yield from answers
 
     def arrivals(self, linger_s: float = 0.0) -> Iterator[list[Answer]]:
         """Yield what arrives within ``linger_s`` of an answer, together with that."""

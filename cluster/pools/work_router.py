@@ -73,29 +73,29 @@ def plan_chunks(
 ) -> list[Chunk]:
     """Return chunks of neighbours in cost, costly ones first: a share for each actor, or more.
 
-    Chunks hold at most ``max_items`` requests, or one unit; smaller ones than half of that come
+    Chunks hold at most ``max_items`` requests, or one unit; chunks of less than half of that come
     back sooner, but every call costs the driver. A single actor has nothing to balance.
     """
-    ordered = sorted(units, key=lambda one: -one.cost)
+    ordered = sorted(units, key=lambda unit: -unit.cost)
     halves = 2 * sum(len(unit.requests) for unit in units) // max_items
     parts = max(actors, min(halves, CHUNKS_IN_FLIGHT * actors)) if actors > 1 else 1
     share = sum(unit.cost for unit in ordered) / parts
     groups: list[list[Unit]] = []
-    some: list[Unit] = []
+    members: list[Unit] = []
     items, cost = 0, 0.0
     for unit in ordered:
-        if some and items + len(unit.requests) > max_items:
-            groups.append(some)
-            some, items, cost = [], 0, 0.0
-        some.append(unit)
+        if members and items + len(unit.requests) > max_items:
+            groups.append(members)
+            members, items, cost = [], 0, 0.0
+        members.append(unit)
         items += len(unit.requests)
         cost += unit.cost
         if items >= max_items or cost >= share:
-            groups.append(some)
-            some, items, cost = [], 0, 0.0
-    if some:
-        groups.append(some)
-    return [Chunk(tuple(one), submission, failed_on, urgent=urgent) for one in groups]
+            groups.append(members)
+            members, items, cost = [], 0, 0.0
+    if members:
+        groups.append(members)
+    return [Chunk(tuple(group), submission, failed_on, urgent=urgent) for group in groups]
 
 
 class Router:
@@ -109,17 +109,17 @@ class Router:
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Take work."""
         urgent = [chunk for chunk in chunks if chunk.urgent]
-        self.waiting = [*urgent, *self.waiting, *(one for one in chunks if not one.urgent)]
+        self.waiting = [*urgent, *self.waiting, *(chunk for chunk in chunks if not chunk.urgent)]
 
     def next(self, actors: Collection[str]) -> tuple[str, Chunk] | None:
         """Return an actor and the chunk to send to it now; None: wait for an answer first.
 
         Chunks go in their order, each to the actor with the least cost in flight. Requests that
-        failed go to another actor than before, unless only that one is left.
+        failed go to another actor than before, unless only that actor is left.
         """
         if not self.waiting:
             return None
-        shared = [name for name in actors if not any(one.alone for one in self.held_by(name))]
+        shared = [name for name in actors if not any(chunk.alone for chunk in self.held_by(name))]
         room = [name for name in shared if len(self.held_by(name)) < CHUNKS_IN_FLIGHT]
         for chunk in self.waiting:
             if not room and not chunk.urgent:
@@ -154,10 +154,10 @@ class Router:
 
     def lose(self, actor: str) -> list[Chunk]:
         """Let the others have what an actor held; return what is given up, having killed it."""
-        held = self._sent.pop(actor, [])
+        chunks = self._sent.pop(actor, [])
         back, given_up = [], []
-        for chunk in held:
-            single = len(held) == 1
+        for chunk in chunks:
+            single = len(chunks) == 1
             again = replace(chunk, deaths=chunk.deaths + 1, solo=chunk.solo + single)
             if not again.alone:
                 back.append(again)
