@@ -1,4 +1,4 @@
-"""The jobs. From a job's first line on, signals end it with the exit code of a stopped one."""
+"""The jobs. From a job's first line on, signals end it with the exit code of a stopped job."""
 
 import sys
 

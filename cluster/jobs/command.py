@@ -82,7 +82,7 @@ def _run(
     for noisy in ("alembic", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
-    logging.getLogger("DeepSpeed").addFilter(lambda one: NO_GPU not in str(one.msg))
+    logging.getLogger("DeepSpeed").addFilter(lambda record: NO_GPU not in str(record.msg))
     config = load(cls, arguments.config, arguments.overrides)
     from cluster.run.run_folder import project_root
 
@@ -112,9 +112,9 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
     print("# data sets")
-    found = [*_set_problems(config), *_model_problems(config)]
-    if found:
-        raise DataError("\n".join(found))
+    problems = [*_set_problems(config), *_model_problems(config)]
+    if problems:
+        raise DataError("\n".join(problems))
     return 0
 
 
@@ -126,14 +126,17 @@ def _set_problems(config: Any) -> list[str]:
     train = [] if isinstance(config, EvaluateConfig) else data.train
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
-    for one in [*train, *held_out]:
-        kind = "video" if one.format == "llavahound" else one.kind
-        line = f"{one.name}: {one.path} ({one.format}, {kind}, weight {one.weight:g})"
-        most = min(one.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
-        few = replace(one, limit=most)
+    for settings in [*train, *held_out]:
+        kind = "video" if settings.format == "llavahound" else settings.kind
+        line = (
+            f"{settings.name}: {settings.path} "
+            f"({settings.format}, {kind}, weight {settings.weight:g})"
+        )
+        most = min(settings.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
+        few = replace(settings, limit=most)
         try:
-            files = files_of(one)
-            some = load_set(few, max_frames=data.media.max_frames, files=files)
+            files = files_of(settings)
+            loaded = load_set(few, max_frames=data.media.max_frames, files=files)
         except DataError as error:
             print(f"{line}: cannot be read")
             problems.append(str(error))
@@ -141,11 +144,11 @@ def _set_problems(config: Any) -> list[str]:
         there, asked = files.found()
         pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
         print(
-            f"{line}: {some.rows} rows; of the first {some.read}: {len(some.pairs)} pairs, "
-            f"{len(some.bad_rows)} rows set aside, {pictures}"
+            f"{line}: {loaded.rows} rows; of the first {loaded.read}: {len(loaded.pairs)} pairs, "
+            f"{len(loaded.bad_rows)} rows set aside, {pictures}"
         )
-        log_bad_rows(some)
-        problems += set_problems(some, one, max_bad_rows=data.max_bad_rows)
+        log_bad_rows(loaded)
+        problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
     return problems
 
 

@@ -48,40 +48,40 @@ class Check:
 
 def check_python(version: tuple[int, int, int], *, in_venv: bool) -> Check:
     """Judge the interpreter."""
-    found = ".".join(map(str, version))
+    finding = ".".join(map(str, version))
     if version[:2] < MIN_PYTHON:
         remedy = "make clean, then make PYTHON=python3.11 or newer"
-        return Check(name="Python", status="fail", found=found, remedy=remedy)
+        return Check(name="Python", status="fail", found=finding, remedy=remedy)
     if not in_venv:
         remedy = "run through make, or with .venv/bin/python"
-        return Check(name="Python", status="warn", found=f"{found}, no venv", remedy=remedy)
-    return Check(name="Python", status="ok", found=found)
+        return Check(name="Python", status="warn", found=f"{finding}, no venv", remedy=remedy)
+    return Check(name="Python", status="ok", found=finding)
 
 
 def check_torch(version: str | None, outcome: str, *, threads: str | None, cores: int) -> Check:
     """Judge torch; ``outcome`` is what importing it gave, ``threads`` is OMP_NUM_THREADS."""
     if outcome != "ok":
         return Check(name="torch", status="fail", found=outcome, remedy=REINSTALL)
-    found = f"{version}, {threads or 'default'} threads of {cores} cores"
+    finding = f"{version}, {threads or 'default'} threads of {cores} cores"
     if threads is None:
         remedy = "export OMP_NUM_THREADS=1 (make does): actors outnumber cores"
-        return Check(name="torch", status="warn", found=found, remedy=remedy)
-    return Check(name="torch", status="ok", found=found)
+        return Check(name="torch", status="warn", found=finding, remedy=remedy)
+    return Check(name="torch", status="ok", found=finding)
 
 
 def check_cuda(gpus: tuple[str, ...], torch_cuda: str) -> Check:
     """Judge whether torch's build fits the machine; ``torch_cuda`` is empty for a CPU build."""
     if gpus and torch_cuda:
-        found = f"{len(gpus)} x {gpus[0]}, torch for CUDA {torch_cuda}"
-        return Check(name="CUDA", status="ok", found=found)
+        finding = f"{len(gpus)} x {gpus[0]}, torch for CUDA {torch_cuda}"
+        return Check(name="CUDA", status="ok", found=finding)
     if gpus:
-        found = f"{len(gpus)} x {gpus[0]}, but torch is a CPU build"
+        finding = f"{len(gpus)} x {gpus[0]}, but torch is a CPU build"
         remedy = "make clean; make doctor: set-up then picks the gpu extra"
-        return Check(name="CUDA", status="warn", found=found, remedy=remedy)
+        return Check(name="CUDA", status="warn", found=finding, remedy=remedy)
     if torch_cuda:
-        found = f"torch for CUDA {torch_cuda}, but no NVIDIA driver answers"
+        finding = f"torch for CUDA {torch_cuda}, but no NVIDIA driver answers"
         remedy = "mend the driver (nvidia-smi), or make clean; make doctor for the CPU extra"
-        return Check(name="CUDA", status="warn", found=found, remedy=remedy)
+        return Check(name="CUDA", status="warn", found=finding, remedy=remedy)
     return Check(name="CUDA", status="ok", found="no GPU; everything runs on the CPU")
 
 
@@ -90,8 +90,8 @@ def check_processor(flags: frozenset[str]) -> Check:
     if not flags:
         return Check(name="processor", status="ok", found="not reported")
     if "avx512f" in flags:
-        found = "AVX-512" + (" with bf16" if "avx512_bf16" in flags else "")
-        return Check(name="processor", status="ok", found=found)
+        finding = "AVX-512" + (" with bf16" if "avx512_bf16" in flags else "")
+        return Check(name="processor", status="ok", found=finding)
     if "avx2" in flags:
         return Check(name="processor", status="ok", found="AVX2; vLLM runs, slower than on AVX-512")
     remedy = "vLLM's CPU build needs AVX2 at least: use another machine, or a GPU"
@@ -102,8 +102,8 @@ def check_package(name: str, version: str | None, outcome: str) -> Check:
     """Judge a package by what importing it gave."""
     if outcome == "ok":
         return Check(name=name, status="ok", found=version or "unknown version")
-    found = "not installed" if outcome == "missing" else f"{version}: {outcome}"
-    return Check(name=name, status="fail", found=found, remedy=REINSTALL)
+    finding = "not installed" if outcome == "missing" else f"{version}: {outcome}"
+    return Check(name=name, status="fail", found=finding, remedy=REINSTALL)
 
 
 def check_torchvision(version: str | None, outcome: str, *, mended: bool) -> Check:
@@ -123,33 +123,33 @@ def check_shared_memory(free_bytes: int | None) -> Check:
     if free_bytes is None:
         remedy = "Ray falls back to files and slows down; mount a tmpfs at /dev/shm"
         return Check(name="shared memory", status="warn", found="no /dev/shm", remedy=remedy)
-    found = f"{free_bytes / GIB:.1f} GiB free"
+    finding = f"{free_bytes / GIB:.1f} GiB free"
     if free_bytes < SHM_WARN_BYTES:
         remedy = "weights travel here; in a container: docker run --shm-size=4g"
-        return Check(name="shared memory", status="warn", found=found, remedy=remedy)
-    return Check(name="shared memory", status="ok", found=found)
+        return Check(name="shared memory", status="warn", found=finding, remedy=remedy)
+    return Check(name="shared memory", status="ok", found=finding)
 
 
 def check_memory(available_bytes: int | None) -> Check:
     """Judge what memory is free for the processes; None where the system does not say."""
     if available_bytes is None:
         return Check(name="memory", status="ok", found="not reported")
-    found = f"{available_bytes / GIB:.1f} GiB available"
+    finding = f"{available_bytes / GIB:.1f} GiB available"
     if available_bytes < MEMORY_WARN_BYTES:
         remedy = "the demo takes up to 16 GiB; close other programs"
-        return Check(name="memory", status="warn", found=found, remedy=remedy)
-    return Check(name="memory", status="ok", found=found)
+        return Check(name="memory", status="warn", found=finding, remedy=remedy)
+    return Check(name="memory", status="ok", found=finding)
 
 
 def check_disk(free_bytes: int) -> Check:
     """Judge the disk that holds the checkout and `runs/`."""
-    found = f"{free_bytes / GIB:.1f} GiB free"
+    finding = f"{free_bytes / GIB:.1f} GiB free"
     remedy = "free space: checkpoints and trajectories go to runs/"
     if free_bytes < DISK_FAIL_BYTES:
-        return Check(name="disk", status="fail", found=found, remedy=remedy)
+        return Check(name="disk", status="fail", found=finding, remedy=remedy)
     if free_bytes < DISK_WARN_BYTES:
-        return Check(name="disk", status="warn", found=found, remedy=remedy)
-    return Check(name="disk", status="ok", found=found)
+        return Check(name="disk", status="warn", found=finding, remedy=remedy)
+    return Check(name="disk", status="ok", found=finding)
 
 
 PORTS = (
@@ -225,7 +225,7 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def try_imports(*names: str) -> dict[str, str]:
-    """Import ``names`` in a process of their own, so that one that breaks breaks only that."""
+    """Import ``names`` in a process of their own, so that a broken package breaks only that."""
     try:
         return probe_imports(sys.executable, names, with_hook=True)
     except (RuntimeError, subprocess.TimeoutExpired) as error:

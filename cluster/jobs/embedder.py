@@ -85,12 +85,12 @@ def main(config: EmbedderConfig) -> int:
             len(held_out),
             ANSWER_KNOWN,
         )
-    relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
+    relevance = Relevance(pair for loaded in (*train, *held_out_sets) for pair in loaded.pairs)
 
     def batches_from(state: FeedState | None) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
         feed = PairFeed(
             train,
-            {one.name: one.weight for one in data.train},
+            {settings.name: settings.weight for settings in data.train},
             batch=config.batch // config.sub_batches,
             seed=config.run.seed,
         )
@@ -173,7 +173,7 @@ def contrastive_batches(
 
 def negatives_traces(feed: PairFeed) -> dict[str, str]:
     """Return the written traces of the sets' hard negatives, by `Item.key`: other rows' targets."""
-    pairs = [pair for some in feed.sets.values() for pair in some]
+    pairs = [pair for set_pairs in feed.sets.values() for pair in set_pairs]
     wanted = {item.key() for pair in pairs for item in pair.hard_negatives}
     if not wanted:
         return {}
@@ -222,7 +222,9 @@ def with_known_right(rows: list[ContrastPair], right: np.ndarray) -> list[Contra
     """Return the rows with the targets that are right for their queries, boolean [B, B]."""
     keys = [row.target_key for row in rows]
     known = (dict.fromkeys(keys[j] for j in np.flatnonzero(columns)) for columns in right)
-    return [replace(row, right=tuple(some)) for row, some in zip(rows, known, strict=True)]
+    return [
+        replace(row, right=tuple(right_keys)) for row, right_keys in zip(rows, known, strict=True)
+    ]
 
 
 def draw_evidence(rng: np.random.Generator, config: EmbedderConfig) -> Evidence:
@@ -261,13 +263,13 @@ def held_out_hit_at_1(
     config: EmbedderConfig,
     relevance: Relevance,
 ) -> dict[str, float]:
-    """Return held-out hit@1 without any trace and with the written ones, by leading dimensions too.
+    """Return held-out hit@1 without traces and with the written traces, by leading dimensions too.
 
     Traces whose writer knew the answer are left out. See `held_out_metrics`.
     """
     if not pairs:  # there is nothing to embed
         return held_out_metrics("eval/hit_at_1", [], {}, {}, relevance=relevance)
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, evidence in (
         ("eval/hit_at_1_no_trace", Evidence.NONE),
         ("eval/hit_at_1", Evidence.FULL),
@@ -285,7 +287,7 @@ def held_out_hit_at_1(
             }
             rows = group.embed(list(contents.values()), pictures)
             vectors[side] = dict(zip(contents, rows, strict=True))
-        found |= held_out_metrics(
+        metrics |= held_out_metrics(
             name, pairs, vectors[Side.QUERY], vectors[Side.TARGET], relevance=relevance
         )
         for size in config.dimensions if evidence is Evidence.FULL else ():
@@ -293,10 +295,10 @@ def held_out_hit_at_1(
                 side: {key: row[:size] for key, row in rows.items()}
                 for side, rows in vectors.items()
             }
-            found |= held_out_metrics(
+            metrics |= held_out_metrics(
                 f"{name}_dim_{size}", pairs, cut[Side.QUERY], cut[Side.TARGET], relevance=relevance
             )
-    return found
+    return metrics
 
 
 def warn_of_leak(pairs: Sequence[Pair], found: Mapping[str, float]) -> None:

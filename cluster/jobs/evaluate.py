@@ -68,7 +68,7 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_older_input(config.reward.model)
     warn_embedder_ignores(config.reward.model, loaded)
-    pairs = [pair for one in loaded for pair in one.pairs]
+    pairs = [pair for loaded_set in loaded for pair in loaded_set.pairs]
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with connected, Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker:
@@ -144,9 +144,11 @@ def greedy_traces(
     ]
     trajectories, dropped = pool.generate(requests, pictures)
     pool.close()
-    for one in dropped[:5]:
-        console.print(f"failed: {one.key}: {one.reason} {one.detail}", highlight=False)
-    return {one.key.group.pair_id: one.text for one in trajectories}
+    for trajectory in dropped[:5]:
+        console.print(
+            f"failed: {trajectory.key}: {trajectory.reason} {trajectory.detail}", highlight=False
+        )
+    return {trajectory.key.group.pair_id: trajectory.text for trajectory in trajectories}
 
 
 def shown_by(pairs: list[Pair], max_frames: int) -> set[Picture]:

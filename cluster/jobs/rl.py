@@ -57,7 +57,7 @@ def main(config: RLConfig) -> int:
     check_models(config, [*train, *held_out_sets])
     check_inputs(config, folder, train, held_out_sets)
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
-    relevance = Relevance(pair for one in (*train, *held_out_sets) for pair in one.pairs)
+    relevance = Relevance(pair for loaded in (*train, *held_out_sets) for pair in loaded.pairs)
     namespace = str(folder.path.absolute())
     with (
         session(roles(config), namespace=namespace, nodes_timeout_s=config.run.nodes_timeout_s),
@@ -140,7 +140,7 @@ def new_pipeline(
         config,
         feed=PairFeed(
             train,
-            {one.name: one.weight for one in config.data.train},
+            {settings.name: settings.weight for settings in config.data.train},
             batch=config.pairs,
             seed=config.run.seed,
         ),

@@ -53,17 +53,17 @@ def main(config: RuleTracesConfig) -> int:
     roots = [settings.root for settings in config.data.train]
     kept = HeldOut(loaded, roots, share=config.heldout, seed=config.run.seed)
     sets = [
-        trace_set(settings, one, teacher, kept, config)
-        for settings, one in zip(config.data.train, loaded, strict=True)
+        trace_set(settings, loaded_set, teacher, kept, config)
+        for settings, loaded_set in zip(config.data.train, loaded, strict=True)
     ]
-    bad = [row for one in sets for row in one.bad]
+    bad = [row for traced_set in sets for row in traced_set.bad]
     folder.write_json("quarantine.json", [{"where": b.where, "reason": b.reason} for b in bad])
     refuse_bad_sets(sets, config.data)
     captioned: set[str] = set()
     captions: list[FileRow] = []
-    for one in sets:
-        captions += write_set(one, teacher, folder.path, captioned)
-        print(described(one))
+    for traced_set in sets:
+        captions += write_set(traced_set, teacher, folder.path, captioned)
+        print(described(traced_set))
     if config.vocabulary:
         # Here and not above: it loads torch and transformers, which other settings do not need.
         from data.demo.model import write_tiny_model
@@ -74,7 +74,10 @@ def main(config: RuleTracesConfig) -> int:
             seed=config.run.seed,
             vocabulary=config.vocabulary,
         )
-    folder.finish(rows=sum(len(one.train) + len(one.heldout) for one in sets), bad_rows=len(bad))
+    folder.finish(
+        rows=sum(len(traced_set.train) + len(traced_set.heldout) for traced_set in sets),
+        bad_rows=len(bad),
+    )
     return 0
 
 
@@ -95,11 +98,11 @@ def trace_set(
         on_target=config.on_target,
         seed=config.run.seed,
     )
-    for one in traced:
-        if isinstance(one, BadRow):
-            done.bad.append(one)
+    for row in traced:
+        if isinstance(row, BadRow):
+            done.bad.append(row)
             continue
-        (done.heldout if kept.holds(one.pair) else done.train).append(one)
+        (done.heldout if kept.holds(row.pair) else done.train).append(row)
     return done
 
 
@@ -110,17 +113,17 @@ def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
         DataError: more than ``data.max_bad_rows`` of a set's rows are bad, or none is left.
     """
     problems = []
-    for one in sets:
-        good = len(one.train) + len(one.heldout)
-        if not one.train or len(one.bad) > data.max_bad_rows * (good + len(one.bad)):
-            shown = "".join(f"\n    {bad.where}: {bad.reason}" for bad in one.bad[:5])
+    for traced in sets:
+        good = len(traced.train) + len(traced.heldout)
+        if not traced.train or len(traced.bad) > data.max_bad_rows * (good + len(traced.bad)):
+            shown = "".join(f"\n    {bad.where}: {bad.reason}" for bad in traced.bad[:5])
             advice = "mend their files, or leave the set out"
-            if one.train:
+            if traced.train:
                 advice = f"mend them or raise data.max_bad_rows={data.max_bad_rows}"
             problems.append(
-                f"data set '{one.settings.name}': {len(one.bad)} of {good + len(one.bad)} rows "
-                f"got no trace, {len(one.heldout)} are held out and {len(one.train)} are left for "
-                f"training; {advice}:{shown}"
+                f"data set '{traced.settings.name}': {len(traced.bad)} of "
+                f"{good + len(traced.bad)} rows got no trace, {len(traced.heldout)} are held out "
+                f"and {len(traced.train)} are left for training; {advice}:{shown}"
             )
     if problems:
         raise DataError("\n".join(problems))
@@ -153,13 +156,13 @@ def traced_rows(
     traced: Iterable[TracedPair], rows: list[FileRow], *, biased: bool
 ) -> list[FileRow]:
     """Return the rows with their ids and traces."""
-    found = []
-    for one in traced:
-        traces = one.biased if biased else one.by_rule
+    traced_file_rows = []
+    for pair in traced:
+        traces = pair.biased if biased else pair.by_rule
         columns = {COLUMNS[side]: text for side, text in traces.items()}
         columns |= {ANSWER_KNOWN: True}  # the rule takes its words from both sides
-        found.append(rows[one.pair.row] | {"id": one.pair.pair_id} | columns)
-    return found
+        traced_file_rows.append(rows[pair.pair.row] | {"id": pair.pair.pair_id} | columns)
+    return traced_file_rows
 
 
 def corpus(sets: list[TracedSet], captions: list[FileRow], templates: str) -> Iterator[str]:
@@ -167,7 +170,7 @@ def corpus(sets: list[TracedSet], captions: list[FileRow], templates: str) -> It
     yield from (SUFFIX, "user\n", "assistant\n")
     yield from (template.template for template in load_templates(templates).values())
     yield from (turn["value"] for row in captions for turn in row["conversations"])
-    for pair in (pair for one in sets for pair in one.train):
+    for pair in (pair for traced_set in sets for pair in traced_set.train):
         for side in Side:
             yield pair.pair.item(side).text
             yield pair.by_rule[side]

@@ -101,14 +101,14 @@ def load_rows(config: WarmStartConfig, split: str) -> list[SupervisedRow]:
     all_loaded = load_sets(sets, limits=config.data)
     check_reasoner(config.model, all_loaded)
     for settings, loaded in zip(sets, all_loaded, strict=True):
-        found = list(
+        set_rows = list(
             supervised_rows(loaded, data=config.data, caption=settings.format == "caption")
         )
         whole, part = divmod(settings.weight if split == "train" else 1.0, 1.0)
-        some = rng.permutation(len(found))[: round(part * len(found))]
-        rows += found * int(whole) + [found[int(i)] for i in some]
+        drawn_indices = rng.permutation(len(set_rows))[: round(part * len(set_rows))]
+        rows += set_rows * int(whole) + [set_rows[int(i)] for i in drawn_indices]
     if not rows and (split == "train" or config.evaluation.every):
-        names = ", ".join(one.name for one in sets) or "none"
+        names = ", ".join(settings.name for settings in sets) or "none"
         raise DataError(
             f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
             f"caption sets), found none in: {names}"
