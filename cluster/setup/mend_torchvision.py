@@ -113,8 +113,8 @@ def mend(python: str, site_packages: Path) -> str:
 
 def remove_unneeded(python: str) -> tuple[str, ...]:
     """Uninstall, beside a CPU torch, the CUDA packages it cannot use; return their names."""
-    found = probe_imports(python, UNNEEDED, with_hook=True)
-    if found.get("cuda"):
+    outcomes = probe_imports(python, UNNEEDED, with_hook=True)
+    if outcomes.get("cuda"):
         return ()
     # triton imports well enough without a GPU; it goes for its size, and because libraries that
     # find it try to use it.
@@ -123,7 +123,7 @@ def remove_unneeded(python: str) -> tuple[str, ...]:
         "torchcodec": ("ok", "missing"),
         "triton": ("missing",),
     }
-    names = tuple(name for name in UNNEEDED if found[name] not in keep[name])
+    names = tuple(name for name in UNNEEDED if outcomes[name] not in keep[name])
     if names:
         pip = [python, "-m", "pip", "uninstall", "-q", "-y", "--disable-pip-version-check"]
         subprocess.run([*pip, *names], check=True)
