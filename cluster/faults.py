@@ -109,7 +109,7 @@ def wait_for(
 
     Raises:
         ActorLost: an actor died; it is named.
-        ClusterError: some did not answer in time, or failed in a way that is not ours; named.
+        ClusterError: actors did not answer in time, or failed in a way that is not ours; named.
         EmbedRLError: what a call itself raised.
     """
     deadline = time.monotonic() + timeout_s
@@ -117,8 +117,8 @@ def wait_for(
     answers: dict[Any, Any] = {}
     failures: dict[str, RayError] = {}
     while waiting:
-        left = max(0.0, deadline - time.monotonic())
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+        remaining_s = max(0.0, deadline - time.monotonic())
+        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=remaining_s)
         if not ready:
             break
         name = waiting.pop(ready[0])

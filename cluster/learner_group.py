@@ -138,19 +138,19 @@ class LearnerGroup:
     def train_policy(self, samples: Sequence[TrainSample], pictures: SharedPictures) -> StepReport:
         """Take one policy step, on the mean over all samples.
 
-        Each of its updates (`grpo.updates_per_step`) trains on samples that follow each other; one
-        whose samples have no gradient is not taken. Where none is, nothing is changed, and that is
-        reported.
+        Each of its updates (`grpo.updates_per_step`) trains on samples that follow each other; an
+        update whose samples have no gradient is not taken. Where none is, nothing is changed, and
+        that is reported.
         """
         self._check_running("training the policy")
         learns_from = self._plan.objective.learns_from
         parts = [
             part
             for part in cut_evenly(samples, self._updates)
-            if any(learns_from(one.advantage) for one in part)
+            if any(learns_from(sample.advantage) for sample in part)
         ]
         shares = [
-            self._shares([one for one in part if learns_from(one.advantage)], pictures)
+            self._shares([sample for sample in part if learns_from(sample.advantage)], pictures)
             for part in parts
         ]
         if not parts:
@@ -182,8 +182,8 @@ class LearnerGroup:
             for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         scores: dict[str, TokenScores] = {}
-        for some in self._all(refs, "scoring traces"):
-            scores.update(some)
+        for rank_scores in self._all(refs, "scoring traces"):
+            scores.update(rank_scores)
         return scores
 
     def train_supervised(
@@ -223,14 +223,14 @@ class LearnerGroup:
 
     def embed(self, contents: Sequence[Content], pictures: SharedPictures) -> np.ndarray:
         """Return unit vectors of the contents by the model in training, float32 [N, D]."""
-        requests = [EmbedRequest(key=str(i), content=one) for i, one in enumerate(contents)]
+        requests = [EmbedRequest(key=str(i), content=content) for i, content in enumerate(contents)]
         refs = [
             rank.embed.remote(requests[index :: self.config.ranks], pictures.ref)
             for index, rank in enumerate(self._ranks)
         ]
         vectors: dict[str, np.ndarray] = {}
-        for some in self._all(refs, "embedding"):
-            vectors.update(some)
+        for rank_vectors in self._all(refs, "embedding"):
+            vectors.update(rank_vectors)
         return np.stack([vectors[request.key] for request in requests])
 
     def announce(self, version: int, store: Any, *, again: bool = False) -> None:
@@ -332,14 +332,14 @@ class LearnerGroup:
         plan = plan_micro_batches(
             [
                 RowCost(
-                    tokens=len(one.prompt_ids) + len(one.response_ids),
+                    tokens=len(sample.prompt_ids) + len(sample.response_ids),
                     pictures={
                         part: round(picture_cost(part, pictures.sizes, self._plan.media))
-                        for part in one.content
+                        for part in sample.content
                         if isinstance(part, Picture)
                     },
                 )
-                for one in samples
+                for sample in samples
             ],
             ranks=self.config.ranks,
             budget_tokens=self.config.micro_batch_tokens,
@@ -364,7 +364,7 @@ class LearnerGroup:
             )
 
     def _all(self, refs: Sequence[Any], what: str, timeout_s: float | None = None) -> list[Any]:
-        """Return what each rank answers; a failure of one stops the whole group."""
+        """Return what each rank answers; a failure of one rank stops the whole group."""
         self._check_running(what)
         names = [f"learner rank {index}" for index in range(len(refs))]
         limit = self.config.timeout_s if timeout_s is None else timeout_s

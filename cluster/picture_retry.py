@@ -29,9 +29,9 @@ def read_patiently(
         NothingToTrainOn: they failed at every try.
     """
     for pause in (*PAUSES_S, None):
-        found, failed = read(uris)
+        pictures, failed = read(uris)
         if len(failed) < FEW or 2 * len(failed) < len(uris):
-            return found, failed
+            return pictures, failed
         reasons = "; ".join(list(failed.values())[:SHOWN_REASONS])
         what = f"{len(failed)} of {len(uris)} pictures could not be read ({reasons})"
         if pause is not None:

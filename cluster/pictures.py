@@ -62,8 +62,8 @@ class Decoder:
             }
             if not deadly:
                 raise
-            left = [one for one in names if one not in deadly]
-            shared, failed = self._share(left, limits, frames)
+            harmless_names = [name for name in names if name not in deadly]
+            shared, failed = self._share(harmless_names, limits, frames)
             return shared, {**failed, **deadly}
 
     def close(self) -> None:
@@ -83,13 +83,13 @@ class Decoder:
         """Return the files that end the decoder by themselves, of files that together end it."""
         if len(names) == 1:
             return names
-        found = []
+        deadly = []
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             try:
                 self._share(half, limits, frames)
             except ActorLost:
-                found += self._deadly(half, limits, frames)
-        return found
+                deadly += self._deadly(half, limits, frames)
+        return deadly
 
 
 def _decode(

@@ -105,8 +105,8 @@ def place(
 
 
 def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
-    found = ray.available_resources()
-    free = {unit: found.get(unit, 0.0) for unit in bundle}
+    resources = ray.available_resources()
+    free = {unit: resources.get(unit, 0.0) for unit in bundle}
     return (
         f"waited {waited_s:.0f} s for {role.actors} x {bundle}; free now: {free}. Another job may "
         "hold them, or a bundle is larger than any single node."

@@ -103,7 +103,7 @@ def start_ray(**settings: Any) -> None:
     Raises:
         ClusterError: it came up in none of them.
     """
-    for left in reversed(range(RAY_STARTS)):
+    for starts_left in reversed(range(RAY_STARTS)):
         before = set(psutil.Process().children(recursive=True))
         try:
             with handlers_kept(), _reached_from_here_alone():
@@ -111,12 +111,12 @@ def start_ray(**settings: Any) -> None:
             return
         except BaseException as error:  # Ray has no type of its own for it
             # It forgets what it had started of the node.
-            for one in set(psutil.Process().children(recursive=True)) - before:
+            for process in set(psutil.Process().children(recursive=True)) - before:
                 with suppress(psutil.NoSuchProcess):
-                    one.kill()
+                    process.kill()
             if "timed out" not in str(error).lower():
                 raise
-            if not left:
+            if not starts_left:
                 raise ClusterError(
                     f"expected Ray to come up on this machine, found none after {RAY_STARTS} "
                     f"starts, the last: {error}; stop other work here, or start one by hand (ray "
@@ -236,20 +236,20 @@ def _wait_for_predecessor(namespace: str) -> None:
         ClusterError: they stay.
     """
     deadline = time.monotonic() + PREDECESSOR_TIMEOUT_S
-    if left := _named_actors(namespace):
-        log.info("waiting for the actors of the job before: %s", ", ".join(left[:5]))
-    while left := _named_actors(namespace):
+    if actors := _named_actors(namespace):
+        log.info("waiting for the actors of the job before: %s", ", ".join(actors[:5]))
+    while actors := _named_actors(namespace):
         if time.monotonic() >= deadline:
             raise ClusterError(
                 f"{namespace}: expected no job that runs in this folder, found its actors "
-                f"{left[:5]}; stop it (`ray job list`, `ray job stop`) or choose another run.dir"
+                f"{actors[:5]}; stop it (`ray job list`, `ray job stop`) or choose another run.dir"
             )
         time.sleep(CLUSTER_LOOK_S)
 
 
 def _named_actors(namespace: str) -> list[str]:
     named = ray.util.list_named_actors(all_namespaces=True)
-    return [one["name"] for one in named if one["namespace"] == namespace]
+    return [actor["name"] for actor in named if actor["namespace"] == namespace]
 
 
 def spare_collections() -> None:

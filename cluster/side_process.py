@@ -52,21 +52,21 @@ class SideProcess:
             EmbedRLError: what the function raised.
         """
         with self._turn:
-            for left in reversed(range(RETRIES + 1)):
+            for retries_left in reversed(range(RETRIES + 1)):
                 refs = self._actor.call.options(num_returns=returns).remote(function, *args)
-                found = refs if returns > 1 else [refs]
+                all_refs = refs if returns > 1 else [refs]
                 try:
-                    [value] = wait_for(found[-1:], [self._name], timeout_s=timeout_s, what=what)
+                    [value] = wait_for(all_refs[-1:], [self._name], timeout_s=timeout_s, what=what)
                 except ActorLost as error:
                     if self._closed:
                         raise
                     self._actor = _started()
-                    if not left:
+                    if not retries_left:
                         raise
                     log.warning("%s; it is done again", error)
                 else:
                     break
-        return found[:-1], value
+        return all_refs[:-1], value
 
     def close(self) -> None:
         """End the process; who waits for it is told."""
