@@ -47,7 +47,7 @@ class CandidateBank:
         older, recent = kept[:split], kept[split:]
         if not older or not self._config.hard:
             return recent
-        vectors = np.stack([one.vector for one in older]).astype(np.float64)
+        vectors = np.stack([candidate.vector for candidate in older]).astype(np.float64)
         closeness = (vectors @ golds.astype(np.float64).T).max(axis=1).round(9)
         order = sorted(range(len(older)), key=lambda index: (-closeness[index], older[index].key))
         return [*recent, *(older[index] for index in order[: self._config.hard])]
@@ -58,13 +58,13 @@ class CandidateBank:
             return
         kept = self._kept[side]
         fresh: dict[str, Candidate] = {}
-        for one in sorted(candidates, key=lambda one: one.key):
-            fresh.setdefault(one.content, one)
-        for content, one in fresh.items():
+        for candidate in sorted(candidates, key=lambda candidate: candidate.key):
+            fresh.setdefault(candidate.content, candidate)
+        for content, candidate in fresh.items():
             kept.pop(content, None)
             # Copies: a vector may be a view that holds all others of an actor's answer.
-            plain = None if one.plain is None else one.plain.copy()
-            kept[content] = replace(one, vector=one.vector.copy(), plain=plain)
+            plain = None if candidate.plain is None else candidate.plain.copy()
+            kept[content] = replace(candidate, vector=candidate.vector.copy(), plain=plain)
         excess = len(kept) - self._config.recent - self._config.capacity
         for content in list(kept)[: max(excess, 0)]:
             del kept[content]
@@ -77,10 +77,16 @@ class CandidateBank:
 
     def save(self, path: Path) -> None:
         """Write everything remembered to an .npz file."""
-        rows = [(side, one) for side, kept in self._kept.items() for one in kept.values()]
-        words = json.dumps([(str(side), one.key, one.content) for side, one in rows])
-        vectors = np.stack([one.vector for _, one in rows]) if rows else np.zeros((0, 0))
-        known = [index for index, (_, one) in enumerate(rows) if one.plain is not None]
+        rows = [
+            (side, candidate) for side, kept in self._kept.items() for candidate in kept.values()
+        ]
+        words = json.dumps(
+            [(str(side), candidate.key, candidate.content) for side, candidate in rows]
+        )
+        vectors = (
+            np.stack([candidate.vector for _, candidate in rows]) if rows else np.zeros((0, 0))
+        )
+        known = [index for index, (_, candidate) in enumerate(rows) if candidate.plain is not None]
         plain = np.stack([rows[index][1].plain for index in known]) if known else np.zeros((0, 0))
         words_bytes = np.frombuffer(words.encode(), dtype=np.uint8)
         np.savez(path, words=words_bytes, vectors=vectors, known=np.array(known, int), plain=plain)

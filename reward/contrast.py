@@ -169,7 +169,10 @@ def rank_embeddings(
             "expected embeddings [N, D] and [M, D] with keys [N] and [M], found "
             f"{rows_ND.shape}, {columns_MD.shape}, {row_keys.shape}, {column_keys.shape}"
         )
-    longest = [float(np.vecdot(one, one).max(initial=0.0)) ** 0.5 for one in (rows_ND, columns_MD)]
+    longest = [
+        float(np.vecdot(vectors, vectors).max(initial=0.0)) ** 0.5
+        for vectors in (rows_ND, columns_MD)
+    ]
     if not np.isfinite(longest).all():
         raise DataError(
             "embeddings must be finite; leave out the traces that could not be embedded"
@@ -245,8 +248,8 @@ class _RowBlock:
         for start, stop in _blocks(len(self.columns)):
             logits = self.logits[:, : stop - start]
             np.matmul(self.scaled, self.columns[start:stop].T, out=logits)
-            some = slice(*np.searchsorted(gold, (start, stop)))
-            logits[owner[some], gold[some] - start] = ABSENT
+            in_block = slice(*np.searchsorted(gold, (start, stop)))
+            logits[owner[in_block], gold[in_block] - start] = ABSENT
             self._compare(logits, start)
             weights = self.weights[:, : stop - start]
             if self.most > SAFE_LOGIT:
@@ -274,18 +277,18 @@ class _RowBlock:
         bar = self._bar(self.best)
         limit = (bar - self.close).astype(logits.dtype)[:, None]
         above = _flags(self.above, np.greater_equal, logits, limit)
-        found = _count(above)
-        counted = ~alive & (found > 0)
+        above_count = _count(above)
+        counted = ~alive & (above_count > 0)
         if counted.any():
             limit = (bar + self.close).astype(logits.dtype)[:, None]
             surely = _flags(self.surely, np.greater, logits, limit)
             sure = _count(surely)
             self.closer[counted] += sure[counted]
-            doubt = np.flatnonzero(counted & (sure != found))
+            doubt = np.flatnonzero(counted & (sure != above_count))
             i, j = _bit_positions(above[doubt] ^ surely[doubt])
             near = self._exact(doubt[i], j + start) >= bar[doubt[i]]
             self.closer += np.bincount(doubt[i[near]], minlength=len(bar))
-        fresh = np.flatnonzero(alive & (found > 0))
+        fresh = np.flatnonzero(alive & (above_count > 0))
         if fresh.size:
             i, j = _bit_positions(above[fresh])
             i = fresh[i]
@@ -324,12 +327,12 @@ class _RowBlock:
 
     def _exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
         """Return the logits of row i[n] and column j[n], from similarities in float64."""
-        found = np.empty(len(i))
+        similarity = np.empty(len(i))
         for start in range(0, len(i), EXACT_CHUNK):
-            some = slice(start, start + EXACT_CHUNK)
-            rows, columns = self.rows[i[some]], self.columns[j[some]]
-            found[some] = np.vecdot(rows.astype(np.float64), columns.astype(np.float64))
-        return found.round(SIMILARITY_DECIMALS) / self.temperature
+            chunk = slice(start, start + EXACT_CHUNK)
+            rows, columns = self.rows[i[chunk]], self.columns[j[chunk]]
+            similarity[chunk] = np.vecdot(rows.astype(np.float64), columns.astype(np.float64))
+        return similarity.round(SIMILARITY_DECIMALS) / self.temperature
 
 
 def _blocks(columns: int) -> Iterator[tuple[int, int]]:

@@ -86,7 +86,7 @@ def rank_sides(sides: Mapping[Side, RankInput], *, temperature: float) -> dict[S
 
 def _similarities(rows_ND: np.ndarray, columns_MD: np.ndarray) -> np.ndarray:
     """Return cosines of unit vectors, float64 [N, M], so that equal embeddings tie."""
-    rows, columns = (one.astype(np.float64, copy=False) for one in (rows_ND, columns_MD))
+    rows, columns = (vectors.astype(np.float64, copy=False) for vectors in (rows_ND, columns_MD))
     product = rows @ columns.T
     return product.round(SIMILARITY_DECIMALS, out=product)
 
@@ -108,10 +108,10 @@ def _shared(sides: Mapping[Side, RankInput]) -> np.ndarray | None:
 def _rank_rows(rows: RankInput, known: np.ndarray | None, temperature: float) -> RankResult:
     rows = replace(rows, candidates_MD=rows.candidates_MD.astype(np.float64, copy=False))
     parts = []
-    for some, similarity in _blocks(rows, known):
-        group = rows.group_N[some]
+    for block, similarity in _blocks(rows, known):
+        group = rows.group_N[block]
         positive, valid = rows.positive_GM[group], rows.valid_GM[group]
-        found = rank_in_order(similarity, positive, temperature=temperature, valid=valid)
+        ranks = rank_in_order(similarity, positive, temperature=temperature, valid=valid)
         gain = np.zeros(len(group))
         if rows.plain_GD is not None:
             # Siblings have one item: its margin is found once.
@@ -122,17 +122,17 @@ def _rank_rows(rows: RankInput, known: np.ndarray | None, temperature: float) ->
                 temperature=temperature,
                 valid=valid[first],
             )
-            gain = found.margin - bare.margin[back]
+            gain = ranks.margin - bare.margin[back]
         rivals = list(_rivals(similarity, valid & ~positive, rows))
-        parts.append((found.accuracy, found.margin, found.rank, gain, _nearest(similarity), rivals))
+        parts.append((ranks.accuracy, ranks.margin, ranks.rank, gain, _nearest(similarity), rivals))
     accuracy, margin, rank, gain, nearest, rivals = zip(*parts, strict=True)
     return RankResult(
         accuracy=np.concatenate(accuracy),
         margin=np.concatenate(margin),
         rank=np.concatenate(rank),
         gain=np.concatenate(gain),
-        nearest=[one for some in nearest for one in some],
-        rivals=[one for some in rivals for one in some],
+        nearest=[row for block in nearest for row in block],
+        rivals=[row for block in rivals for row in block],
     )
 
 
@@ -144,7 +144,7 @@ def _empty_result() -> RankResult:
 def _blocks(rows: RankInput, known: np.ndarray | None) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield row ranges and their similarities, RANK_BLOCK rows at a time.
 
-    ``known`` holds those of all of the side's traces with the round's own candidates.
+    ``known`` holds the similarities of all the side's traces with the round's own candidates.
     """
     met = 0 if known is None else rows.own
     for first in range(0, len(rows.vectors_ND), PRODUCT_BLOCK):
@@ -153,18 +153,18 @@ def _blocks(rows: RankInput, known: np.ndarray | None) -> Iterator[tuple[slice, 
         if known is not None:
             similarity = np.concatenate([known[rows.trace_indices[block]], similarity], axis=1)
         for begin in range(0, len(similarity), RANK_BLOCK):
-            some = slice(begin, begin + RANK_BLOCK)
-            yield slice(first + begin, first + begin + RANK_BLOCK), similarity[some]
+            part = slice(begin, begin + RANK_BLOCK)
+            yield slice(first + begin, first + begin + RANK_BLOCK), similarity[part]
 
 
 def _nearest(similarity_NM: np.ndarray) -> list[list[int]]:
-    left = similarity_NM.copy()
-    rows = np.arange(len(left))
-    found = []
-    for _ in range(min(TOP_RETRIEVED, left.shape[1])):
-        found.append(left.argmax(axis=1))
-        left[rows, found[-1]] = -np.inf
-    return np.stack(found, axis=1).tolist()
+    remaining = similarity_NM.copy()
+    rows = np.arange(len(remaining))
+    nearest = []
+    for _ in range(min(TOP_RETRIEVED, remaining.shape[1])):
+        nearest.append(remaining.argmax(axis=1))
+        remaining[rows, nearest[-1]] = -np.inf
+    return np.stack(nearest, axis=1).tolist()
 
 
 def _rivals(

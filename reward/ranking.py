@@ -153,7 +153,7 @@ class Ranking:
             ]
             met = set(self._sides[other].serials.tolist()) if other in self._sides else set()
             lonely = [own.traces[i] for i in indices if own.traces[i].key.group.serial not in met]
-            dropped += [DroppedTrajectory(one.key, "no_positive") for one in lonely]
+            dropped += [DroppedTrajectory(trace.key, "no_positive") for trace in lonely]
             indices = [i for i in indices if own.traces[i].key.group.serial in met]
             rows_ND = own.vectors_MD[indices]
             if changed:
@@ -164,10 +164,13 @@ class Ranking:
                     side, indices, rows_ND, closest, changed=bool(changed)
                 )
                 dropped += lost
-        found = compute(
-            {side: one.rows for side, one in asked.items()}, temperature=self._reward.temperature
+        results = compute(
+            {side: request.rows for side, request in asked.items()},
+            temperature=self._reward.temperature,
         )
-        ranked = [one for side in asked for one in self._ranked(side, asked[side], found[side])]
+        ranked = [
+            trace for side in asked for trace in self._ranked(side, asked[side], results[side])
+        ]
         return RankedRound(ranked=ranked, dropped=dropped, candidates=self._candidates)
 
     def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
@@ -179,31 +182,35 @@ class Ranking:
         return [
             Candidate(
                 key=name,
-                content=content(one.key.group.serial),
+                content=content(trace.key.group.serial),
                 vector=vectors[name],
-                plain=self._plain.get((one.key.group.serial, side)) if similar else None,
+                plain=self._plain.get((trace.key.group.serial, side)) if similar else None,
             )
-            for name, one in self._usable
-            if one.key.group.side is side
+            for name, trace in self._usable
+            if trace.key.group.side is side
         ]
 
     def _met(self, side: Side, bank: CandidateBank) -> _Side:
         own = self._candidates[side]
-        traces = [one for _, one in self._usable if one.key.group.side is side]
-        own_ND = np.stack([one.vector for one in own])
+        traces = [trace for _, trace in self._usable if trace.key.group.side is side]
+        own_ND = np.stack([candidate.vector for candidate in own])
         drawn = bank.draw(side, own_ND)
         met = [*own, *drawn]
-        keys = [one.key for one in met]
-        serials = np.array([one.key.group.serial for one in traces])
+        keys = [candidate.key for candidate in met]
+        serials = np.array([trace.key.group.serial for trace in traces])
         starts = np.flatnonzero(np.diff(serials, prepend=serials[0] - 1))
         return _Side(
             traces=traces,
             keys=keys,
-            vectors_MD=np.concatenate([own_ND, *(one.vector[None] for one in drawn)]),
+            vectors_MD=np.concatenate([own_ND, *(candidate.vector[None] for candidate in drawn)]),
             serials=serials[starts],
             starts=starts,
-            contents=[one.content for one in met],
-            plain={one.content: one.plain for one in met if one.plain is not None},
+            contents=[candidate.content for candidate in met],
+            plain={
+                candidate.content: candidate.plain
+                for candidate in met
+                if candidate.plain is not None
+            },
             declared=hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16],
         )
 
@@ -241,7 +248,9 @@ class Ranking:
         own, met = self._sides[side], self._sides[OTHER[side]]
         traces = [own.traces[index] for index in indices]
         # All rows of a group have the same positives and the same false negatives.
-        serials, group_N = np.unique([one.key.group.serial for one in traces], return_inverse=True)
+        serials, group_N = np.unique(
+            [trace.key.group.serial for trace in traces], return_inverse=True
+        )
         positive_GM, valid_GM = self._masks(serials.tolist(), OTHER[side])
         has_negative_G = (valid_GM & ~positive_GM).any(axis=1)
         kept_N = np.flatnonzero(has_negative_G[group_N])
@@ -333,7 +342,7 @@ class Ranking:
         if limit == 1 or not golds or not met.plain:
             return alike
         golds_GD, items_ID = (
-            np.stack(list(some.values())).astype(np.float64) for some in (golds, met.plain)
+            np.stack(list(vectors.values())).astype(np.float64) for vectors in (golds, met.plain)
         )
         close_GI = golds_GD @ items_ID.T > limit
         item_index = {content: index for index, content in enumerate(met.plain)}
@@ -352,17 +361,17 @@ def _usable(
     """Return the traces that can be ranked, by key, and those that cannot."""
     widths = Counter(vector.shape for vector in vectors.values())
     width = max(widths, key=lambda shape: (widths[shape], shape), default=())
-    named = sorted(((str(one.key), one) for one in trajectories), key=lambda entry: entry[0])
+    named = sorted(((str(trace.key), trace) for trace in trajectories), key=lambda entry: entry[0])
     usable, dropped = [], []
-    for name, one in named:
+    for name, trace in named:
         used = [vectors.get(name)]
         if plain is not None:
-            used.append(plain.get((one.key.group.serial, one.key.group.side)))
+            used.append(plain.get((trace.key.group.serial, trace.key.group.side)))
         problem = _fault(used, width)
         if problem:
-            dropped.append(DroppedTrajectory(one.key, "embedding_failed", problem))
+            dropped.append(DroppedTrajectory(trace.key, "embedding_failed", problem))
         else:
-            usable.append((name, one))
+            usable.append((name, trace))
     return usable, dropped
 
 
@@ -371,8 +380,8 @@ def _fault(used: Sequence[np.ndarray | None], width: tuple[int, ...]) -> str:
     if any(vector is None for vector in used):
         return "no embedding"
     if any(vector.shape != width for vector in used):
-        found = [vector.shape for vector in used]
-        return f"expected embeddings of the round's shape {width}, found {found}"
+        shapes = [vector.shape for vector in used]
+        return f"expected embeddings of the round's shape {width}, found {shapes}"
     # One NaN or infinity makes the product one; looking at each number takes several times as long.
     if not all(math.isfinite(vector @ vector) for vector in used):
         return "the embedding is not finite"

@@ -38,24 +38,24 @@ def score_round(
     """Return the rewards of one round; the formula stands at `RewardConfig`.
 
     ``judged`` holds the judge's answers by trajectory key (as text). Where the judge pays, a trace
-    without one is dropped as `judge_failed`: a 0 would punish it for the judge's mistake.
+    without an answer is dropped as `judge_failed`: a 0 would punish it for the judge's mistake.
     """
     scored, dropped = [], []
-    for one in ranked:
-        key = one.trajectory.key
+    for trace in ranked:
+        key = trace.trajectory.key
         judgement = judged.get(str(key))
         if reward.process_weight > 0 and judgement is None:
             dropped.append(DroppedTrajectory(key, "judge_failed"))
             continue
         item = pairs[key.group.serial].item(key.group.side)
-        form = format_reward(one.trajectory.text, item, max_frames=max_frames)
+        form = format_reward(trace.trajectory.text, item, max_frames=max_frames)
         scored.append(
             ScoredTrajectory(
-                trajectory=one.trajectory,
-                parts=_parts(one, form, judgement, reward),
-                retrieved=one.retrieved,
-                candidates_id=one.candidates_id,
-                candidates_size=one.candidates_size,
+                trajectory=trace.trajectory,
+                parts=_parts(trace, form, judgement, reward),
+                retrieved=trace.retrieved,
+                candidates_id=trace.candidates_id,
+                candidates_size=trace.candidates_size,
                 judgement=judgement,
             )
         )

@@ -4,7 +4,7 @@ Plans what to embed and scores it against the same round; embedding is the calle
 between scoring and training:
 
     planned = counterfactuals(scored, pairs, max_frames=..., evidence=...)
-    embedded, _ = pool.embed([one.request for one in planned], pictures)
+    embedded, _ = pool.embed([counterfactual.request for counterfactual in planned], pictures)
     probe = score_probe(planned, vectors, embedded, score=lambda vectors, keys: ...)
 
 The round's own pictures suffice: another item's trace points at places in this item's pictures.
@@ -77,35 +77,37 @@ def counterfactuals(
     ``evidence`` is how the round itself was embedded.
     """
 
-    def content(one: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
-        group = one.trajectory.key.group
+    def content(trace: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
+        group = trace.trajectory.key.group
         item = pairs[group.serial].item(group.side)
         return embed_content(item, text, max_frames=max_frames, evidence=evidence)
 
-    order = sorted(scored, key=lambda one: _draw(str(one.trajectory.key)))
+    order = sorted(scored, key=lambda trace: _draw(str(trace.trajectory.key)))
     others = _Others(order, pairs, relevance)
     planned: dict[Change, list[Counterfactual]] = {change: [] for change in Change}
-    for one in order:
-        short = [change for change, found in planned.items() if len(found) < SAMPLE]
+    for trace in order:
+        short = [change for change, drawn in planned.items() if len(drawn) < SAMPLE]
         if not short:
             break
-        if one.parts.outcome <= 0:
+        if trace.parts.outcome <= 0:
             continue
-        text = one.trajectory.text
+        text = trace.trajectory.text
         inputs = {}
         if Change.WITHOUT_EVIDENCE in short:
-            bare = content(one, text, evidence=Evidence.TEXT)
-            if bare != content(one, text, evidence=evidence):
+            bare = content(trace, text, evidence=Evidence.TEXT)
+            if bare != content(trace, text, evidence=evidence):
                 inputs[Change.WITHOUT_EVIDENCE] = bare
         if Change.OTHER_TRACE in short:
-            other = others.draw(one)
+            other = others.draw(trace)
             if other is not None:
-                inputs[Change.OTHER_TRACE] = content(one, other.trajectory.text, evidence=evidence)
-        for change, found in inputs.items():
-            key = one.trajectory.key
-            request = EmbedRequest(key=f"{key}#{change}", content=found)
+                inputs[Change.OTHER_TRACE] = content(
+                    trace, other.trajectory.text, evidence=evidence
+                )
+        for change, changed_content in inputs.items():
+            key = trace.trajectory.key
+            request = EmbedRequest(key=f"{key}#{change}", content=changed_content)
             planned[change].append(Counterfactual(key=key, change=change, request=request))
-    return [one for some in planned.values() for one in some]
+    return [counterfactual for drawn in planned.values() for counterfactual in drawn]
 
 
 def score_probe(
@@ -118,22 +120,22 @@ def score_probe(
     """Return what the sampled traces earned, and would have earned, in the same round.
 
     ``vectors`` are the round's unit embeddings [D] by trajectory key, ``embedded`` those of the
-    planned requests by request key; one that failed is left out. ``score`` scores, in the round
+    planned requests by request key, without those that failed. ``score`` scores, in the round
     with the vectors that it is given, the traces of the keys that it is given, all else unchanged
     (same candidates, no judge: the judge reads texts, which do not change here). It is called once
     as is, then once per change and side, so that all traces of a side change at once while what
     they are ranked against stays.
     """
-    as_is = _totals(score(vectors, {str(one.key) for one in planned}))
+    as_is = _totals(score(vectors, {str(counterfactual.key) for counterfactual in planned}))
     changed: dict[Change, dict[str, float]] = {change: {} for change in Change}
     for change in Change:
         for side in Side:
             sample = {
-                str(one.key): embedded[one.request.key]
-                for one in planned
-                if one.change is change
-                and one.key.group.side is side
-                and one.request.key in embedded
+                str(counterfactual.key): embedded[counterfactual.request.key]
+                for counterfactual in planned
+                if counterfactual.change is change
+                and counterfactual.key.group.side is side
+                and counterfactual.request.key in embedded
             }
             if sample:
                 totals = _totals(score({**vectors, **sample}, sample.keys()))
@@ -152,8 +154,8 @@ class _Others:
         self._groups: dict[GroupKey, list[int]] = {}
         """Indices of a group's traces in the order."""
         self._order = order
-        for index, one in enumerate(order):
-            self._groups.setdefault(one.trajectory.key.group, []).append(index)
+        for index, trace in enumerate(order):
+            self._groups.setdefault(trace.trajectory.key.group, []).append(index)
         pair_index = {serial: index for index, serial in enumerate(pairs)}
         self._pair_index = {group: pair_index[group.serial] for group in self._groups}
         self._twins = relevance.twins(list(pairs.values()))
@@ -161,12 +163,12 @@ class _Others:
         self._found: dict[GroupKey, list[int]] = {}
 
     def draw(self, one: ScoredTrajectory) -> ScoredTrajectory | None:
-        """Return the trace drawn for that one among those of other items, if there is any."""
+        """Return the trace of another item that is drawn for this trace, if there is any."""
         key = one.trajectory.key
         if key.group not in self._found:
             self._found[key.group] = self._of_others(key.group)
-        found = self._found[key.group]
-        return self._order[found[_draw(str(key)) % len(found)]] if found else None
+        indices = self._found[key.group]
+        return self._order[indices[_draw(str(key)) % len(indices)]] if indices else None
 
     def _of_others(self, group: GroupKey) -> list[int]:
         twins = self._twins[self._pair_index[group]]
@@ -185,4 +187,4 @@ def _draw(key: str) -> int:
 
 
 def _totals(scored: Iterable[ScoredTrajectory]) -> dict[str, float]:
-    return {str(one.trajectory.key): one.parts.total for one in scored}
+    return {str(trace.trajectory.key): trace.parts.total for trace in scored}

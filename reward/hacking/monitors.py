@@ -90,9 +90,9 @@ def watch_round(round: WatchedRound) -> tuple[dict[str, float], tuple[Alarm, ...
     alarms are for the log; the metrics are all that the report needs.
     """
     groups: dict[str, list[ScoredTrajectory]] = {}
-    for one in round.scored:
-        groups.setdefault(str(one.trajectory.key.group), []).append(one)
-    found: dict[str, Measure] = {}
+    for trace in round.scored:
+        groups.setdefault(str(trace.trajectory.key.group), []).append(trace)
+    measures: dict[str, Measure] = {}
     for side in Side:
         of_side = {
             name: members
@@ -100,14 +100,14 @@ def watch_round(round: WatchedRound) -> tuple[dict[str, float], tuple[Alarm, ...
             if members[0].trajectory.key.group.side is side
         }
         measured = {**copying(of_side, round.pairs), **collapse(of_side, round)}
-        found |= {f"{name}/{side}": measure for name, measure in measured.items()}
-    found |= length(groups) | saturation(groups) | agreement(groups, round.second)
+        measures |= {f"{name}/{side}": measure for name, measure in measured.items()}
+    measures |= length(groups) | saturation(groups) | agreement(groups, round.second)
     if round.probe is not None:
-        found |= worth(round.probe)
+        measures |= worth(round.probe)
 
-    metrics = {f"{METRIC_PREFIX}{name}": measure.value for name, measure in found.items()}
+    metrics = {f"{METRIC_PREFIX}{name}": measure.value for name, measure in measures.items()}
     alarms = []
-    for name, measure in found.items():
+    for name, measure in measures.items():
         monitor = monitor_of(name)
         if measure.count >= MIN_COUNT and monitor.rings(measure.value):
             alarms.append(
@@ -153,8 +153,8 @@ def copying(groups: Groups, pairs: Mapping[int, Pair]) -> dict[str, Measure]:
         other_text = pair.item(other_side).text
         secret = frozenset(run for run in texts[other_text] if said_by[run] == 1) - own
         own_found, other_found = [], []
-        for one in members:
-            text = one.trajectory.text
+        for trace in members:
+            text = trace.trajectory.text
             if own:
                 prose = words_of(prose_of(text, pair.item(group.side)))
                 own_found.append(_covered(prose, own) / max(1, len(prose)))
@@ -175,14 +175,16 @@ def length(groups: Groups) -> dict[str, Measure]:
     Among valid traces of groups whose lengths differ: a trace cut off or garbled is short or long,
     and paid nothing for being broken.
     """
-    found = []
+    correlations = []
     for members in groups.values():
-        valid = [one for one in members if one.parts.format == 1.0]
-        tokens = np.array([len(one.trajectory.response_ids) for one in valid])
-        rewards = np.array([one.parts.total for one in valid])
+        valid = [trace for trace in members if trace.parts.format == 1.0]
+        tokens = np.array([len(trace.trajectory.response_ids) for trace in valid])
+        rewards = np.array([trace.parts.total for trace in valid])
         if len(valid) and tokens.max() >= LENGTH_RATIO * tokens.min():
-            found.append(spearman(rewards, tokens))
-    return _mean("reward_by_length", [one for one in found if one is not None])
+            correlations.append(spearman(rewards, tokens))
+    return _mean(
+        "reward_by_length", [correlation for correlation in correlations if correlation is not None]
+    )
 
 
 def worth(probe: Probe) -> dict[str, Measure]:
@@ -191,54 +193,55 @@ def worth(probe: Probe) -> dict[str, Measure]:
     1 - (sum of the changed rewards) / (sum of the rewards as they are), over the same traces.
     """
     names = {Change.WITHOUT_EVIDENCE: "evidence_worth", Change.OTHER_TRACE: "trace_worth"}
-    found = {}
+    measures = {}
     for change, rewards in probe.changed.items():
         before = sum(probe.as_is[key] for key in rewards)
         if before > 0:
             lost = 1 - sum(rewards.values()) / before
-            found[names[change]] = Measure(float(lost), len(rewards))
-    return found
+            measures[names[change]] = Measure(float(lost), len(rewards))
+    return measures
 
 
 def collapse(groups: Groups, round: WatchedRound) -> dict[str, Measure]:
     """Return how far the embeddings of different items still lie apart; groups of one side.
 
-    One trace of each group, the first by key, against the same items without trace; where those
-    were not given, the effective rank stands against the number of targets that differ.
+    One trace of each group, the first by key, against the same items without trace; where the
+    items' embeddings were not given, the effective rank stands against the number of targets that
+    differ.
     """
     first = {
-        name: min(members, key=lambda one: one.trajectory.key.sibling)
+        name: min(members, key=lambda trace: trace.trajectory.key.sibling)
         for name, members in groups.items()
     }
     twins = round.relevance.twins(
-        [round.pairs[one.trajectory.key.group.serial] for one in first.values()]
+        [round.pairs[trace.trajectory.key.group.serial] for trace in first.values()]
     )
     different = ~twins
     if not different.any():
         return {}
-    traces = np.stack([round.vectors[str(one.trajectory.key)] for one in first.values()])
+    traces = np.stack([round.vectors[str(trace.trajectory.key)] for trace in first.values()])
     count = len(first)
     cosine = _mean_where(traces, different)
     rank = effective_rank(traces)
-    found = {"mean_cosine": Measure(cosine, count)}
+    measures = {"mean_cosine": Measure(cosine, count)}
     if all(name in round.items for name in first):
         items = np.stack([round.items[name] for name in first])
-        found["effective_rank"] = Measure(rank / effective_rank(items), count)
+        measures["effective_rank"] = Measure(rank / effective_rank(items), count)
         apart = 1 - _mean_where(items, different)
         if apart > 0:
-            found["distance"] = Measure((1 - cosine) / apart, count)
+            measures["distance"] = Measure((1 - cosine) / apart, count)
     else:
         repeated = int(np.tril(twins, -1).any(axis=1).sum())
         most = min(count - repeated, traces.shape[1])
-        found["effective_rank"] = Measure(rank / most, count)
-    return found
+        measures["effective_rank"] = Measure(rank / most, count)
+    return measures
 
 
 def saturation(groups: Groups) -> dict[str, Measure]:
     """Return the shares of groups that are all right, all wrong, and all right and paid alike."""
-    right = [all(one.parts.accuracy == 1.0 for one in members) for members in groups.values()]
-    wrong = [all(one.parts.accuracy == 0.0 for one in members) for members in groups.values()]
-    alike = [not _spreads([one.parts.total for one in members]) for members in groups.values()]
+    right = [all(trace.parts.accuracy == 1.0 for trace in members) for members in groups.values()]
+    wrong = [all(trace.parts.accuracy == 0.0 for trace in members) for members in groups.values()]
+    alike = [not _spreads([trace.parts.total for trace in members]) for members in groups.values()]
     saturated = [a and b for a, b in zip(right, alike, strict=True)]
     return {
         **_mean("all_right", right),
@@ -252,16 +255,18 @@ def agreement(groups: Groups, second: Mapping[str, float]) -> dict[str, Measure]
 
     Only groups whose own rewards spread: where all are paid alike there is nothing to agree on.
     """
-    found = []
+    correlations = []
     for members in groups.values():
         both = [
-            (one.parts.total, second[str(one.trajectory.key)])
-            for one in members
-            if str(one.trajectory.key) in second
+            (trace.parts.total, second[str(trace.trajectory.key)])
+            for trace in members
+            if str(trace.trajectory.key) in second
         ]
         if both and _spreads([reward for reward, _ in both]):
-            found.append(spearman(*map(np.array, zip(*both, strict=True))))
-    return _mean("agreement", [one for one in found if one is not None])
+            correlations.append(spearman(*map(np.array, zip(*both, strict=True))))
+    return _mean(
+        "agreement", [correlation for correlation in correlations if correlation is not None]
+    )
 
 
 def words_of(text: str) -> list[str]:
@@ -334,5 +339,5 @@ def _mean_where(vectors: np.ndarray, mask: np.ndarray) -> float:
 
 def _mean(name: str, values: Iterable[float]) -> dict[str, Measure]:
     """Return the mean under its name, nothing where there is no value."""
-    found = list(values)
-    return {name: Measure(float(np.mean(found)), len(found))} if found else {}
+    numbers = list(values)
+    return {name: Measure(float(np.mean(numbers)), len(numbers))} if numbers else {}
