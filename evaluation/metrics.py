@@ -98,8 +98,8 @@ def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str
     }
     names = {measure: name for name, measure in MEASURES.items()}
     values: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
-    for found in ir_measures.iter_calc(list(MEASURES.values()), qrels, run):
-        values[names[found.measure]][found.query_id] = float(found.value)
+    for metric in ir_measures.iter_calc(list(MEASURES.values()), qrels, run):
+        values[names[metric.measure]][metric.query_id] = float(metric.value)
     return values
 
 
@@ -152,13 +152,13 @@ def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Candidate
         items = {pair.target.key(): pair.target for pair in own}
         targets = list(items)
         relevant: dict[str, frozenset[int]] = {}
-        # Many queries of a set may have the same ones: they share the set.
+        # Many queries of a data set have the same right targets: they share one set of indices.
         shared: dict[frozenset[int], frozenset[int]] = {}
         names = list(dict.fromkeys(pair.query.key() for pair in own))
         for start in range(0, len(names), QUERY_BLOCK):
-            some = names[start : start + QUERY_BLOCK]
-            found = relevance.right(some, targets)
-            for name, row in zip(some, found, strict=True):
+            block = names[start : start + QUERY_BLOCK]
+            rows = relevance.right(block, targets)
+            for name, row in zip(block, rows, strict=True):
                 right = frozenset(np.flatnonzero(row).tolist())
                 relevant[name] = shared.setdefault(right, right)
         pools[source] = CandidatePool(items=tuple(items.values()), relevant=relevant)
@@ -226,7 +226,7 @@ def held_out_metrics(
         similarity = rows[pair.source] @ unit_rows([query_vectors[pair.query.key()]])[0]
         relevant = pools[pair.source].relevant[pair.query.key()]
         hits[pair.source].append(rank_candidates(similarity, relevant).rank == 1)
-    by_set = {source: sum(found) / len(found) for source, found in hits.items()}
+    by_set = {source: sum(set_hits) / len(set_hits) for source, set_hits in hits.items()}
     return {
         name: sum(map(sum, hits.values())) / len(pairs),
         f"{name}{OVER_SETS}": sum(by_set.values()) / len(by_set),

@@ -75,7 +75,7 @@ def load_evaluation(folder: Path) -> Evaluation:
 
 
 def _result(row: dict[str, Any]) -> VariantResult:
-    metrics = {name: Estimate(**found) for name, found in row["metrics"].items()}
+    metrics = {name: Estimate(**estimate) for name, estimate in row["metrics"].items()}
     return VariantResult(**{**row, "metrics": metrics})
 
 
@@ -88,8 +88,8 @@ def _query(row: dict[str, Any]) -> QueryResult:
             "shown": tuple(row["shown"]),
             "truth": _cues(row["truth"]),
             "retrieved": tuple(
-                Retrieved(item=_item(found["item"]), right=found["right"])
-                for found in row["retrieved"]
+                Retrieved(item=_item(candidate["item"]), right=candidate["right"])
+                for candidate in row["retrieved"]
             ),
         }
     )

@@ -137,16 +137,16 @@ class Evaluation:
     def by_set(self) -> dict[str, dict[str, VariantResult]]:
         """Return the results by data set and variant, both in the order of the run."""
         sets: dict[str, dict[str, VariantResult]] = {}
-        for found in self.results:
-            if found.source != OVERALL:
-                sets.setdefault(found.source, {})[found.variant] = found
+        for result in self.results:
+            if result.source != OVERALL:
+                sets.setdefault(result.source, {})[result.variant] = result
         return sets
 
     def over_sets(self) -> dict[str, dict[str, float]]:
         """Return by variant the mean of each metric over the data sets that have it, all alike."""
         means: dict[str, dict[str, float]] = {}
         for variant in self.overall():
-            ranked = [some[variant].metrics for some in self.by_set().values()]
+            ranked = [results[variant].metrics for results in self.by_set().values()]
             ranked = [metrics for metrics in ranked if metrics]
             means[variant] = {
                 name: float(np.mean([metrics[name].mean for metrics in ranked]))
@@ -157,9 +157,9 @@ class Evaluation:
     def of_kind(self, kind: str) -> dict[str, VariantResult]:
         """Return the result over the tasks of one kind in all data sets, by variant."""
         return {
-            found.variant: found
-            for found in self.results
-            if found.source == OVERALL and found.kind == kind
+            result.variant: result
+            for result in self.results
+            if result.source == OVERALL and result.kind == kind
         }
 
 
@@ -221,15 +221,17 @@ def evaluate(
     for variant in variants_of(reasoners):
         said = traces.get(variant.reasoner)
         vectors = _embed(ends, said, variant, embed=embed, settings=settings, cache=cache)
-        found = _rank(pairs, pools, right, variant, said, vectors, settings)
-        queries.extend(found)
+        query_results = _rank(pairs, pools, right, variant, said, vectors, settings)
+        queries.extend(query_results)
         for source in (OVERALL, *pools):
-            rows = [query for query in found if source in (OVERALL, query.source)]
+            rows = [query for query in query_results if source in (OVERALL, query.source)]
             kept = [pair for pair in pairs if source in (OVERALL, pair.source)]
             failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
             results.append(_sum_up(variant.name, source, rows, failed, settings))
         for kind in dict.fromkeys(task_kind(pair.query, pair.target) for pair in pairs):
-            rows = [query for query in found if task_kind(query.query, query.target) is kind]
+            rows = [
+                query for query in query_results if task_kind(query.query, query.target) is kind
+            ]
             kept = [pair for pair in pairs if task_kind(pair.query, pair.target) is kind]
             failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
             result = _sum_up(variant.name, OVERALL, rows, failed, settings)
@@ -316,7 +318,7 @@ def _embed(
     ]
     answers = embed(missing) if missing else {}
     cache.update((request.key, answers.get(request.key)) for request in missing)
-    found: dict[_End, np.ndarray] = {}
+    vectors: dict[_End, np.ndarray] = {}
     for end, key in keys.items():
         vector = cache[key]
         if vector is None:
@@ -324,8 +326,8 @@ def _embed(
         elif not means_something(vector):
             failed[end] = "embedding not finite or zero"
         else:
-            found[end] = vector
-    return _Vectors(found, failed)
+            vectors[end] = vector
+    return _Vectors(vectors, failed)
 
 
 def _rank(
@@ -406,8 +408,8 @@ def _right_of(
     if not pair.candidates:
         return pools[pair.source].relevant[pair.query.key()]
     keys = [item.key() for item in _own_candidates(pair)]
-    [found] = relevance.right([pair.query.key()], keys)
-    return frozenset(np.flatnonzero(found).tolist())
+    [right] = relevance.right([pair.query.key()], keys)
+    return frozenset(np.flatnonzero(right).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,11 +424,11 @@ class _Matrix:
     @classmethod
     def of(cls, items: Sequence[Item], vectors: _Vectors) -> "_Matrix":
         kept = [index for index, item in enumerate(items) if _candidate(item) in vectors.found]
-        found = [vectors.found[_candidate(items[index])] for index in kept]
+        kept_vectors = [vectors.found[_candidate(items[index])] for index in kept]
         return cls(
             items=tuple(items[index] for index in kept),
             row_of={index: row for row, index in enumerate(kept)},
-            rows=unit_rows(found) if found else np.empty((0, 0)),
+            rows=unit_rows(kept_vectors) if kept_vectors else np.empty((0, 0)),
         )
 
 

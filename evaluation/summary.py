@@ -64,8 +64,8 @@ def load_metrics(path: Path) -> list[dict[str, float]]:
 def load_stage(folder: Path) -> Stage:
     """Return what a job wrote about itself when it ended."""
     path = folder / STAGE_FILE
-    found = _parse(_read(path), str(path), "job", "seconds")
-    return Stage(name=folder.name, job=str(found["job"]), seconds=float(found["seconds"]))
+    stage = _parse(_read(path), str(path), "job", "seconds")
+    return Stage(name=folder.name, job=str(stage["job"]), seconds=float(stage["seconds"]))
 
 
 def build_summary(runs: Runs) -> dict[str, Any]:
@@ -103,12 +103,12 @@ def _read(path: Path) -> str:
 
 def _parse(text: str, where: str, *fields: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        record = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: expected a JSON object, found {text[:60]!r} ({error})"
         ) from error
-    missing = [name for name in fields if not isinstance(found, dict) or name not in found]
+    missing = [name for name in fields if not isinstance(record, dict) or name not in record]
     if missing:
         raise DataError(f"{where}: expected a JSON object with {', '.join(fields)}; no {missing}")
-    return found
+    return record

@@ -35,9 +35,9 @@ def ablation(evaluation: Evaluation) -> list[AblationRow]:
     """Return the lines of the ablation by kind, then Reasoner; without those not ranked at all."""
     rows = []
     for kind in KINDS:
-        found = evaluation.of_kind(kind)
+        results = evaluation.of_kind(kind)
         for name, title in REASONERS.items():
-            text, evidence = found.get(name + TEXT_SUFFIX), found.get(name)
+            text, evidence = results.get(name + TEXT_SUFFIX), results.get(name)
             if text is None or evidence is None or not (text.metrics and evidence.metrics):
                 continue
             rows.append(

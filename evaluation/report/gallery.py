@@ -65,13 +65,13 @@ def choose_queries(
     They are drawn at random within each data set and dealt in turn from all of them, whatever
     came of them.
     """
-    found: dict[tuple[str, str, str], dict[str, QueryResult]] = {}
+    by_query: dict[tuple[str, str, str], dict[str, QueryResult]] = {}
     for query in queries:
         if query.variant in REASONERS:
             key = (query.source, query.pair_id, query.query.key())
-            found.setdefault(key, {})[query.variant] = query
+            by_query.setdefault(key, {})[query.variant] = query
     decks: dict[str, list[tuple[QueryResult, ...]]] = {}
-    for (source, _, _), results in found.items():
+    for (source, _, _), results in by_query.items():
         if results.keys() == REASONERS.keys():
             decks.setdefault(source, []).append(tuple(results[name] for name in REASONERS))
     rng = Random(seed)
@@ -104,7 +104,9 @@ def _trace_view(query: QueryResult) -> TraceView:
         ),
         keywords=trace.cues.keywords if trace else (),
         query=query,
-        thumbs=tuple(_thumb(found.item, right=found.right) for found in query.retrieved),
+        thumbs=tuple(
+            _thumb(candidate.item, right=candidate.right) for candidate in query.retrieved
+        ),
     )
 
 

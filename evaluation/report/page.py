@@ -111,7 +111,7 @@ def build_report(
 
 def headline(overall: Mapping[str, VariantResult]) -> list[HeadlineRow]:
     """Return the lines of the table, the best hit@1 marked."""
-    means = [found.metrics["hit_at_1"].mean for found in overall.values() if found.metrics]
+    means = [result.metrics["hit_at_1"].mean for result in overall.values() if result.metrics]
     rows = []
     for name, result in overall.items():
         metrics = tuple(result.metrics.get(metric) for metric in MEASURES)
@@ -138,9 +138,9 @@ def headline_metrics(evaluation: Evaluation) -> dict[str, float]:
     the data sets' means.
     """
     over_queries = {
-        f"{name}/{metric}": found.mean
+        f"{name}/{metric}": estimate.mean
         for name, result in evaluation.overall().items()
-        for metric, found in result.metrics.items()
+        for metric, estimate in result.metrics.items()
     }
     return over_queries | {
         f"{name}/{metric}{OVER_SETS}": mean
@@ -189,7 +189,7 @@ def _headline_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Tabl
             row.title,
             _number(first.mean if first else None),
             _interval(first),
-            *(_number(found.mean if found else None) for found in others),
+            *(_number(estimate.mean if estimate else None) for estimate in others),
             *(_number(values[index]) for values in shares.values()),
             str(row.result.queries),
             style="bold" if row.best else "",
@@ -217,9 +217,11 @@ def _set_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
         table.add_column(name, justify="right")
 
     def add(title: str, results: Mapping[str, VariantResult]) -> None:
-        found = [results[row.result.variant] for row in rows]
-        hits = [one.metrics["hit_at_1"].mean if one.metrics else None for one in found]
-        number = str(min(one.queries for one in found))
+        row_results = [results[row.result.variant] for row in rows]
+        hits = [
+            result.metrics["hit_at_1"].mean if result.metrics else None for result in row_results
+        ]
+        number = str(min(result.queries for result in row_results))
         table.add_row(Text(title), _number(_chance(results)), *map(_number, hits), number)
 
     for source, results in sets.items():
@@ -227,7 +229,7 @@ def _set_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
     if len(sets) > 1:
         table.add_section()
         add("all queries", evaluation.overall())
-        known = [one for one in map(_chance, sets.values()) if one is not None]
+        known = [chance for chance in map(_chance, sets.values()) if chance is not None]
         over_sets = evaluation.over_sets()
         table.add_row(
             "mean over sets",
@@ -239,7 +241,7 @@ def _set_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
 
 def _chance(results: Mapping[str, VariantResult]) -> float | None:
     """Return hit@1 of candidates in any order, by the first variant that ranked a query."""
-    return next((one.chance for one in results.values() if one.chance is not None), None)
+    return next((result.chance for result in results.values() if result.chance is not None), None)
 
 
 def _ablation_table(rows: Sequence[AblationRow]) -> Table:

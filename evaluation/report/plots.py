@@ -94,11 +94,13 @@ def plot_tasks(tasks: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
         figure, axes = plt.subplots(figsize=(11.4, 0.9 + 0.62 * len(names)), layout="constrained")
         for row, name in enumerate(names):
             axes.axhspan(row - 0.46, row + 0.46, color="#f8f9fa", zorder=0, linewidth=0)
-            for index, (variant, found) in enumerate(tasks[name].items()):
+            for index, (variant, estimate) in enumerate(tasks[name].items()):
                 height = row + (index - (len(titles) - 1) / 2) * 0.16
                 colour = COLOURS.get(variant, GREY)
-                axes.plot((found.low, found.high), (height, height), color=colour, linewidth=1.6)
-                axes.plot(found.mean, height, "o", color=colour, markersize=5.5)
+                axes.plot(
+                    (estimate.low, estimate.high), (height, height), color=colour, linewidth=1.6
+                )
+                axes.plot(estimate.mean, height, "o", color=colour, markersize=5.5)
         _score_axis(axes, names)
         _key(axes, {titles[name]: _dot(COLOURS.get(name, GREY)) for name in titles})
         return _uri(figure)
