@@ -166,12 +166,12 @@ class EvalConfig:
 
 
 def _media_problems(node: MediaConfig) -> list[str]:
-    found = positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
+    problems = positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
     for name in ("image", "page", "frame", "crop"):
         least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
         if not 0 < least <= most:
-            found.append(f"{name}_min_pixels: expected 0 < {least} <= {name}_max_pixels={most}")
-    return found
+            problems.append(f"{name}_min_pixels: expected 0 < {least} <= {name}_max_pixels={most}")
+    return problems
 
 
 def gpu_problems(pool: PoolConfig, engine: EngineConfig) -> list[str]:
@@ -190,7 +190,7 @@ COMMON_CHECKS = {
         *share(n, "max_bad_rows"),
         *(
             ["train: every weight is 0, so no set can be drawn"]
-            if n.train and not any(one.weight > 0 for one in n.train)
+            if n.train and not any(data_set.weight > 0 for data_set in n.train)
             else []
         ),
     ],

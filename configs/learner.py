@@ -164,39 +164,39 @@ class WeightsConfig:
 
 
 def _lora_problems(node: LoRAConfig) -> list[str]:
-    found = [*not_negative(node, "rank"), *positive(node, "alpha")]
+    problems = [*not_negative(node, "rank"), *positive(node, "alpha")]
     if not 0 <= node.dropout < 1:
-        found.append(f"dropout: expected a share in [0, 1), found {node.dropout}")
+        problems.append(f"dropout: expected a share in [0, 1), found {node.dropout}")
     if node.rank and not (node.modules or node.vision_modules):
-        found.append("modules: adapters need layers; name some, or set rank=0")
+        problems.append("modules: adapters need layers; name some, or set rank=0")
     if node.vision_modules and not node.rank:
-        found.append("rank: 0 adds no adapters; raise it or set vision_modules=[]")
-    return found
+        problems.append("rank: 0 adds no adapters; raise it or set vision_modules=[]")
+    return problems
 
 
 def _learner_problems(node: LearnerConfig) -> list[str]:
-    found = [
+    problems = [
         *positive(node, "ranks", "micro_batch_tokens", "timeout_s"),
         *not_negative(node, "cpus", "gpus"),
     ]
     if node.bf16 and node.zero_stage == 0:
-        found.append(
+        problems.append(
             "zero_stage: 0 loses small updates in bf16; set it to 1 or more, or bf16=false"
         )
     if node.offload == "optimizer" and node.zero_stage == 0:
-        found.append("offload: 'optimizer' needs zero_stage of at least 1, found 0")
+        problems.append("offload: 'optimizer' needs zero_stage of at least 1, found 0")
     if node.offload == "parameters" and node.zero_stage != 3:
-        found.append(f"offload: 'parameters' needs zero_stage=3, found {node.zero_stage}")
+        problems.append(f"offload: 'parameters' needs zero_stage=3, found {node.zero_stage}")
     if node.freeze_vision and node.lora.vision_modules:
-        found.append(
+        problems.append(
             "lora.vision_modules: adapters would change the tower that freeze_vision=true keeps; "
             "empty it or set freeze_vision=false"
         )
-    return found
+    return problems
 
 
 def _grpo_problems(node: GRPOConfig) -> list[str]:
-    found = [
+    problems = [
         *positive(
             node,
             *("std_floor", "overlong_share", "clip_low", "clip_high", "replay_age"),
@@ -210,16 +210,20 @@ def _grpo_problems(node: GRPOConfig) -> list[str]:
         ),
     ]
     if node.kl == "k1" and node.kl_in == "loss":
-        found.append("kl: k1 in the loss pulls nowhere on average; use k2 or k3, or kl_in=reward")
+        problems.append(
+            "kl: k1 in the loss pulls nowhere on average; use k2 or k3, or kl_in=reward"
+        )
     if not node.query_weight + node.target_weight > 0:
-        found.append("query_weight: with target_weight=0 it must be more than 0, found 0")
+        problems.append("query_weight: with target_weight=0 it must be more than 0, found 0")
     if node.dual_clip != 0 and not node.dual_clip > 1:
-        found.append(f"dual_clip: expected 0 (off) or more than 1, found {node.dual_clip}")
+        problems.append(f"dual_clip: expected 0 (off) or more than 1, found {node.dual_clip}")
     if node.tis_cap != 0 and not node.tis_cap >= 1:
-        found.append(f"tis_cap: expected 0 (off) or at least 1, found {node.tis_cap}")
+        problems.append(f"tis_cap: expected 0 (off) or at least 1, found {node.tis_cap}")
     if node.sequence_band != 0 and not node.sequence_band > 1:
-        found.append(f"sequence_band: expected 0 (off) or more than 1, found {node.sequence_band}")
-    return found
+        problems.append(
+            f"sequence_band: expected 0 (off) or more than 1, found {node.sequence_band}"
+        )
+    return problems
 
 
 LEARNER_CHECKS = {

@@ -35,7 +35,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"{file}: config file not found")
-    found: list[str] = []
+    messages: list[str] = []
     try:
         parts = {str(file): _plain(OmegaConf.load(file))}
     except _REFUSALS as error:
@@ -44,7 +44,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         try:
             parts[f"override '{text}'"] = _plain(_override(text))
         except _REFUSALS as error:
-            found.append(f"override '{text}': {error}")
+            messages.append(f"override '{text}': {error}")
     merged = OmegaConf.structured(cls)
     defaults = OmegaConf.to_container(merged, resolve=False)
     parts = {origin: _emptied(tree, defaults) for origin, tree in parts.items()}
@@ -59,21 +59,23 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
             try:
                 merged = OmegaConf.merge(merged, _nest(key, value))
             except _REFUSALS:
-                found += [f"{origin}: {text}" for text in _refused(merged, key, value)]
+                messages += [f"{origin}: {text}" for text in _refused(merged, key, value)]
     config: Any = None
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
-        found += [f"{file}: {key}: no value; set it in the file or as {key}=..." for key in missing]
+        messages += [
+            f"{file}: {key}: no value; set it in the file or as {key}=..." for key in missing
+        ]
         # Something stands in for what is missing, so that the other problems show too.
         filled = _fill(OmegaConf.to_container(merged, resolve=False))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), filled))
         source = f"{file} with the overrides" if overrides else str(file)
-        found += [f"{source}: {text}" for text in problems(config)]
+        messages += [f"{source}: {text}" for text in problems(config)]
     except _REFUSALS as error:
-        found.append(f"{file}: {error}")
-    if found:
-        listed = "\n  ".join(found)
-        raise ConfigError(f"{len(found)} problem(s) in the settings:\n  {listed}")
+        messages.append(f"{file}: {error}")
+    if messages:
+        listed = "\n  ".join(messages)
+        raise ConfigError(f"{len(messages)} problem(s) in the settings:\n  {listed}")
     for line in _said_of_presets(config, parts):
         log.info(line)
     object.__setattr__(config, _AS_WRITTEN, _interpolations(filled))
@@ -124,7 +126,7 @@ def _interpolations(node: Any, path: _Path = ()) -> dict[_Path, str]:
         return {path: node} if "${" in node else {}
     inside = node.items() if isinstance(node, dict) else ()
     inside = enumerate(node) if isinstance(node, list) else inside
-    return {k: v for key, one in inside for k, v in _interpolations(one, (*path, key)).items()}
+    return {k: v for key, child in inside for k, v in _interpolations(child, (*path, key)).items()}
 
 
 def _at(tree: Any, path: _Path) -> Any:
@@ -169,13 +171,13 @@ def _emptied(tree: Any, defaults: Any) -> Any:
     """Return settings in which a key without a value is an empty list, text or section."""
     if not isinstance(tree, dict) or not isinstance(defaults, dict):
         return tree
-    found = {}
+    settings = {}
     for key, value in tree.items():
         default = defaults.get(key, MISSING)
         if value is None and isinstance(default, list | str | dict) and default != MISSING:
             value = type(default)()
-        found[key] = _emptied(value, default)
-    return found
+        settings[key] = _emptied(value, default)
+    return settings
 
 
 def _leaves(path: tuple[str, ...], node: Any) -> list[tuple[tuple[str, ...], Any]]:
@@ -199,15 +201,17 @@ def _refused(merged: Any, path: tuple[str, ...], value: Any) -> list[str]:
     parts: list[Any] = []
     for entry in value if isinstance(value, list) else []:
         parts += (
-            [[{key: one}] for key, one in entry.items()] if isinstance(entry, dict) else [[entry]]
+            [[{key: setting}] for key, setting in entry.items()]
+            if isinstance(entry, dict)
+            else [[entry]]
         )
-    found: list[str] = []
+    messages: list[str] = []
     for part in parts or [value]:
         try:
             OmegaConf.merge(merged, _nest(path, part))
         except _REFUSALS as error:
-            found.append(f"{name}: {str(error).splitlines()[0]}")
-    return found
+            messages.append(f"{name}: {str(error).splitlines()[0]}")
+    return messages
 
 
 def _fill(node: Any) -> Any:

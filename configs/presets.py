@@ -178,26 +178,26 @@ def with_presets(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return trees of settings, later ones winning, with the presets that they name.
 
     ``parts`` are by origin: the file's tree, then the command line's. A file's preset lies under
-    the file, one of the command line over the file and under all of the command line. The last
+    the file, a preset of the command line over the file and under all of the command line. The last
     name that the command line gives counts, and takes the place of the file's. An unknown name adds
     nothing: the key itself is refused where it stands.
     """
-    (origin, file), *given = parts.items()
+    (origin, file), *overrides = parts.items()
     under: dict[str, Any] = {}
     over: dict[str, Any] = {}
     for section in PRESETS:
-        asked = _last_name(section, [tree for _, tree in given])
+        asked = _last_name(section, [tree for _, tree in overrides])
         if asked is None:
             under |= _layer(section, _last_name(section, [file]))
         else:
             over |= _layer(section, asked)
-    return {**under, origin: file, **over, **dict(given)}
+    return {**under, origin: file, **over, **dict(overrides)}
 
 
 def _last_name(section: str, trees: Sequence[Mapping[str, Any]]) -> Any:
     """Return what the trees give last for a section's preset; None where none gives anything."""
     keys = [tree[section] for tree in trees if isinstance(tree.get(section), dict)]
-    return next((one["preset"] for one in reversed(keys) if "preset" in one), None)
+    return next((settings["preset"] for settings in reversed(keys) if "preset" in settings), None)
 
 
 def _layer(section: str, name: Any) -> dict[str, Any]:

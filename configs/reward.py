@@ -108,7 +108,7 @@ class RewardConfig:
 
 
 def _reward_problems(node: RewardConfig) -> list[str]:
-    found = [
+    problems = [
         *positive(node, "temperature"),
         *not_negative(
             node,
@@ -118,19 +118,19 @@ def _reward_problems(node: RewardConfig) -> list[str]:
         *share(node, "false_negative_similarity"),
     ]
     if node.instruction and node.pooling == "emb_token":
-        found.append(
+        problems.append(
             "instruction: an Embedder with pooling=emb_token reads none; empty it or set pooling"
         )
     if node.process_weight > 0 and not node.judge.model:
-        found.append(
+        problems.append(
             f"judge.model: process_weight={node.process_weight:g} needs a judge; name its model "
             "folder or set process_weight=0"
         )
     if node.judge.model and not node.process_weight > 0:
-        found.append("process_weight: a judge that pays nothing; raise it or set judge.model=''")
+        problems.append("process_weight: a judge that pays nothing; raise it or set judge.model=''")
     if node.length_weight > 0 and not node.length_budget > 0:
-        found.append("length_budget: length_weight needs it > 0")
-    return found
+        problems.append("length_budget: length_weight needs it > 0")
+    return problems
 
 
 REWARD_CHECKS = {

@@ -185,11 +185,11 @@ def name_in_metric(name: str) -> str:
 
 def problems(config: object) -> list[str]:
     """Return what is impossible in a job's settings, each with the key to change."""
-    found: list[str] = []
+    messages: list[str] = []
 
     def need(ok: bool, message: str) -> None:
         if not ok:
-            found.append(message)
+            messages.append(message)
 
     def walk(prefix: str, node: object) -> None:
         for name in getattr(node, "__dataclass_fields__", {}):
@@ -202,7 +202,7 @@ def problems(config: object) -> list[str]:
                 walk(path, value)
         check = _CHECKS.get(type(node))
         if check is not None:
-            found.extend(f"{prefix}.{text}" if prefix else text for text in check(node))
+            messages.extend(f"{prefix}.{text}" if prefix else text for text in check(node))
 
     walk("", config)
     if isinstance(config, RuleTracesConfig | EmbedderConfig | WarmStartConfig | RLConfig):
@@ -211,17 +211,19 @@ def problems(config: object) -> list[str]:
         need(bool(config.data.eval), "data.eval: expected at least one data set, found none")
     if isinstance(config, EmbedderConfig | RLConfig | EvaluateConfig):
         need(
-            not any(one.format == "caption" for one in (*config.data.train, *config.data.eval)),
+            not any(
+                data_set.format == "caption" for data_set in (*config.data.train, *config.data.eval)
+            ),
             "data: captions have no target; only the job warm_start can use format 'caption'",
         )
     if isinstance(config, EmbedderConfig | RLConfig):
         named: dict[str, str] = {}
-        for index, one in enumerate(config.data.eval):
-            metric = name_in_metric(one.name)
-            first = named.setdefault(metric, one.name)
+        for index, data_set in enumerate(config.data.eval):
+            metric = name_in_metric(data_set.name)
+            first = named.setdefault(metric, data_set.name)
             need(
-                one.name == first,
-                f"data.eval[{index}].name: '{one.name}' and '{first}' would share the metric "
+                data_set.name == first,
+                f"data.eval[{index}].name: '{data_set.name}' and '{first}' would share the metric "
                 f"eval/hit_at_1_by_set/{metric}; rename one of the two sets",
             )
     evaluation = getattr(config, "evaluation", None)
@@ -276,7 +278,7 @@ def problems(config: object) -> list[str]:
             config.batch % config.sub_batches == 0,
             f"batch: {config.batch} does not divide into sub_batches={config.sub_batches}",
         )
-    return found
+    return messages
 
 
 _CHECKS = {
@@ -296,15 +298,15 @@ _CHECKS = {
         ),
         *(
             f"data.train[{index}].format: only mmeb and llavahound rows can hold traces on both "
-            f"sides, found {one.format}"
-            for index, one in enumerate(n.data.train)
-            if one.format not in ("mmeb", "llavahound")
+            f"sides, found {data_set.format}"
+            for index, data_set in enumerate(n.data.train)
+            if data_set.format not in ("mmeb", "llavahound")
         ),
         *(
             f"data.train[{index}].name: names a file, so expected letters, digits, '.', '_' and "
-            f"'-', found '{one.name}'"
-            for index, one in enumerate(n.data.train)
-            if not re.fullmatch(r"[\w.-]+", one.name)
+            f"'-', found '{data_set.name}'"
+            for index, data_set in enumerate(n.data.train)
+            if not re.fullmatch(r"[\w.-]+", data_set.name)
         ),
     ],
     WarmStartConfig: lambda n: positive(n, "steps", "batch", "checkpoint_every"),
