@@ -42,9 +42,9 @@ def read_cues(
     """
     key = CUE_KEYS[kind]
     if key not in values:
-        found = ", ".join(f"{name[:40]!r}" for name in sorted(values)[:5])
+        keys = ", ".join(f"{name[:40]!r}" for name in sorted(values)[:5])
         raise TCoTError(
-            f"expected the evidence key '{key}' for {kind}, found [{found}]",
+            f"expected the evidence key '{key}' for {kind}, found [{keys}]",
             repairs=(*repairs, "refused: no evidence key of the kind"),
         )
     if len(values) > 1:
@@ -98,7 +98,7 @@ def render_cues(cues: Cues, *, kind: Kind) -> str:
 def evidence_pictures(shown: Sequence[Picture], cues: Cues) -> tuple[Picture, ...]:
     """Return the key frames or crops that cues read for ``shown`` point at; keywords stay text."""
     frames = (shown[frame] for frame in cues.key_frames)
-    crops = (Picture(one.uri, one.kind, box) for one in shown[:1] for box in cues.boxes)
+    crops = (Picture(picture.uri, picture.kind, box) for picture in shown[:1] for box in cues.boxes)
     return (*frames, *crops)
 
 

@@ -107,11 +107,11 @@ def load_pictures(
     names = sorted(set(uris))
     pictures: dict[str, np.ndarray] = {}
     failed: dict[str, str] = {}
-    held = _Held(limits.max_step_bytes)
+    byte_count = _Held(limits.max_step_bytes)
 
     def load(uri: str) -> np.ndarray | str:
         try:
-            return load_picture(uri, limits, frame=uri in frames, held=held)
+            return load_picture(uri, limits, frame=uri in frames, held=byte_count)
         except DataError as error:
             return str(error)
 
@@ -121,7 +121,7 @@ def load_pictures(
                 failed[uri] = result
             else:
                 pictures[uri] = result
-    held.check()
+    byte_count.check()
     flat = [uri for uri, pixels in pictures.items() if _one_colour(pixels)]
     if len(flat) > max(FEW_FLAT, FLAT_SHARE * len(pictures)) and not _said_flat.is_set():
         _said_flat.set()
@@ -162,9 +162,11 @@ def load_picture(
 
 def _one_colour(pixels: np.ndarray) -> bool:
     height, width, _ = pixels.shape
-    some = pixels[:: max(1, height // 16), :: max(1, width // 16)]
+    coarse_pixels = pixels[:: max(1, height // 16), :: max(1, width // 16)]
     # Hardly any picture gets as far as the second look, at all of it.
-    return bool((some == some[0, 0]).all() and (pixels == some[0, 0]).all())
+    return bool(
+        (coarse_pixels == coarse_pixels[0, 0]).all() and (pixels == coarse_pixels[0, 0]).all()
+    )
 
 
 def frames_only(shown: Iterable[Picture]) -> set[str]:
@@ -196,9 +198,9 @@ def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        found, advice = kind_of_file(content[:HEAD])
+        kind, advice = kind_of_file(content[:HEAD])
         raise DataError(
-            f"{uri}: not a readable picture: expected one of {', '.join(FORMATS)}, found {found}; "
+            f"{uri}: not a readable picture: expected one of {', '.join(FORMATS)}, found {kind}; "
             f"{advice}"
         ) from error
     with image:

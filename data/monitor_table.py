@@ -140,10 +140,10 @@ def monitor_of(name: str) -> Monitor:
     Raises:
         DataError: there is none of that name.
     """
-    found = MONITORS.get(name.partition("/")[0])
-    if found is None:
+    monitor = MONITORS.get(name.partition("/")[0])
+    if monitor is None:
         raise DataError(
             f"expected a monitor among {', '.join(MONITORS)}, found '{name}'; its metrics were "
             "recorded by another version of this project"
         )
-    return found
+    return monitor

@@ -42,10 +42,10 @@ def parse(text: str, *, kind: Kind, num_frames: int = 0) -> TCoT:
     Raises:
         TCoTError: the text is too long, or the three parts or a usable cue are missing.
     """
-    found = _remembered(text, kind, num_frames)
-    if isinstance(found, TCoT):
-        return found
-    message, repairs = found
+    outcome = _remembered(text, kind, num_frames)
+    if isinstance(outcome, TCoT):
+        return outcome
+    message, repairs = outcome
     raise TCoTError(message, repairs=repairs)
 
 
@@ -67,9 +67,9 @@ def _parse(text: str, kind: Kind, num_frames: int) -> TCoT:
     match = _PARTS.search(text)
     if match is None:
         missing = [tag for tag in TAGS if f"<{tag}>" not in text or f"</{tag}>" not in text]
-        found = f"missing {', '.join(missing)}" if missing else "not one after another"
+        problem = f"missing {', '.join(missing)}" if missing else "not one after another"
         raise TCoTError(
-            f"expected <thinking>, <rethink>, <answer> in this order; {found}",
+            f"expected <thinking>, <rethink>, <answer> in this order; {problem}",
             repairs=("refused: a part is missing",),
         )
     repairs: list[str] = []

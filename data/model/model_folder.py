@@ -36,7 +36,10 @@ def check_folder(folder: str) -> Path:
     if not path.is_dir():
         raise DataError(f"{folder}: expected a model folder, found none; check the path")
     pointers = sorted(
-        one.name for kind in MODEL_FILES for one in path.glob(kind) if _is_pointer(one)
+        model_file.name
+        for kind in MODEL_FILES
+        for model_file in path.glob(kind)
+        if _is_pointer(model_file)
     )
     if pointers:
         raise DataError(
@@ -192,7 +195,7 @@ def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
     """Return the names of the data sets with pictures, where the model reads text only."""
     if sees_pictures(folder):
         return []
-    return [one.name for one in sets if any(_shows(pair) for pair in one.pairs)]
+    return [data_set.name for data_set in sets if any(_shows(pair) for pair in data_set.pairs)]
 
 
 def _shows(pair: Pair) -> bool:

@@ -21,7 +21,7 @@ class PairFeed:
     def __init__(
         self, sets: Sequence[LoadedSet], weights: Mapping[str, float], *, batch: int, seed: int
     ) -> None:
-        self.sets = {one.name: one.pairs for one in sets}
+        self.sets = {data_set.name: data_set.pairs for data_set in sets}
         self.names = sorted(self.sets)
         self.batch = batch
         self.seed = seed
@@ -63,11 +63,11 @@ def held_out_pairs(sets: Sequence[LoadedSet], samples: int) -> list[Pair]:
 
     Each set gives its share of ``samples`` and at least one pair, spread evenly over its rows.
     """
-    total = sum(len(one.pairs) for one in sets)
+    total = sum(len(data_set.pairs) for data_set in sets)
     samples = min(samples, total)
     chosen: list[Pair] = []
     before = 0
-    for pairs in (one.pairs for one in sets if one.pairs):
+    for pairs in (data_set.pairs for data_set in sets if data_set.pairs):
         # Shares are cut at rounded bounds, so that they add up.
         first, last = (round(samples * n / total) for n in (before, before + len(pairs)))
         before += len(pairs)

@@ -21,11 +21,11 @@ def model_fingerprint(folder: str) -> dict[str, str]:
     path = Path(folder)
     if not folder or not path.is_dir():
         return {}
-    files = (one for one in path.iterdir() if one.is_file())
+    files = (file for file in path.iterdir() if file.is_file())
     return {
-        one.name: _file(one, whole=one.stat().st_size <= WHOLE_BYTES)
-        for one in sorted(files)
-        if not one.name.startswith(".") and one.suffix not in NO_PART
+        file.name: _file(file, whole=file.stat().st_size <= WHOLE_BYTES)
+        for file in sorted(files)
+        if not file.name.startswith(".") and file.suffix not in NO_PART
     }
 
 
@@ -37,10 +37,10 @@ def rows_fingerprint(
     ``keys`` name the rows in their order, ``uris`` are all of their pictures.
     """
     rows, shown = list(keys), sorted(set(uris))
-    some = shown[:: max(1, len(shown) // PICTURES)]
-    sizes = [Path(uri).stat().st_size if Path(uri).is_file() else -1 for uri in some]
+    sampled_uris = shown[:: max(1, len(shown) // PICTURES)]
+    sizes = [Path(uri).stat().st_size if Path(uri).is_file() else -1 for uri in sampled_uris]
     return {
-        **{f"file of set '{one.name}'": _file(Path(one.path), whole=True) for one in sets},
+        **{f"file of set '{config.name}'": _file(Path(config.path), whole=True) for config in sets},
         "rows in use": f"{len(rows)} rows, {_hash(rows)}",
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }
@@ -48,7 +48,7 @@ def rows_fingerprint(
 
 def pairs_fingerprint(sets: Sequence[DataSetConfig], loaded: Sequence[LoadedSet]) -> dict[str, str]:
     """Return the `rows_fingerprint` of data sets whose pairs are all in use."""
-    pairs = [pair for one in loaded for pair in one.pairs]
+    pairs = [pair for data_set in loaded for pair in data_set.pairs]
     keys = (f"{pair.source}/{pair.pair_id}" for pair in pairs)
     uris = (uri for pair in pairs for item in (pair.query, pair.target) for uri in item.uris)
     return rows_fingerprint(sets, keys, uris)

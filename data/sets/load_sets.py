@@ -73,7 +73,7 @@ def load_set(
         DataError: the file is missing or not JSON of rows.
     """
     rows = read_rows(Path(config.path))
-    some = rows[: config.limit] if config.limit else rows
+    used_rows = rows[: config.limit] if config.limit else rows
     files = files or files_of(config)
     copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
@@ -81,7 +81,7 @@ def load_set(
     unknown: Counter[str] = Counter()
     boxes: list[TrueBoxes] = []
     ids = _Ids()
-    for index, row in enumerate(_with_bar(some, f"reading {config.name}")):
+    for index, row in enumerate(_with_bar(used_rows, f"reading {config.name}")):
         where = f"{config.path} row {index + 1}"
         unknown.update(row.keys() - KNOWN_FIELDS[config.format])
         reader = RowReader(row, where, config, index, files, max_frames, boxes)
@@ -97,7 +97,7 @@ def load_set(
         pairs=tuple(pairs),
         bad_rows=tuple(bad),
         rows=len(rows),
-        read=len(some),
+        read=len(used_rows),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
     )
 
@@ -116,13 +116,13 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
         key = (config.root, config.follow_links)
         try:
             roots[key] = roots.get(key) or files_of(config)
-            one = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
+            data_set = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
         except DataError as error:
             problems.append(str(error))
             continue
-        log_bad_rows(one)
-        problems += set_problems(one, config, max_bad_rows=limits.max_bad_rows)
-        loaded.append(one)
+        log_bad_rows(data_set)
+        problems += set_problems(data_set, config, max_bad_rows=limits.max_bad_rows)
+        loaded.append(data_set)
     problems += repeated_names(configs)
     if problems:
         raise DataError("\n".join(problems))
@@ -304,7 +304,7 @@ def _tell_of_copies(name: str, files: PictureFiles, copies: int, uncompared: int
 
 def _hint_at_units(name: str, boxes: list[TrueBoxes]) -> None:
     """Warn where all boxes of a set look as if they were in another unit than thousandths."""
-    numbers = [number for some, _ in boxes for number in some]
+    numbers = [number for box, _ in boxes for number in box]
     unit = ""
     if numbers and max(numbers) <= 1:
         unit = "shares of the picture from 0 to 1"

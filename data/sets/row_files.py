@@ -86,19 +86,19 @@ def read_rows(path: Path) -> list[FileRow]:
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     begins = [start for start in _SIGNATURES if head.startswith(start) or text.startswith(start)]
-    found = _SIGNATURES[begins[0]] if begins else None
+    kind = _SIGNATURES[begins[0]] if begins else None
     if head.startswith(_ZIP) and (path.suffix.lower() == ".xlsx" or b"xl/workbook.xml" in head):
-        found = ("an Excel workbook", _CONVERT.format("read_excel"))
+        kind = ("an Excel workbook", _CONVERT.format("read_excel"))
     if head[4:8] == b"ftyp":
-        found = ("an MP4 video or another file of its family", _NAME_FILES)
-    if found is None and text and text[:1] not in b'[{"':
+        kind = ("an MP4 video or another file of its family", _NAME_FILES)
+    if kind is None and text and text[:1] not in b'[{"':
         line = text.split(b"\n")[0]
         if b"\0" in head:
-            found = ("a binary file", "give the file that holds the rows")
+            kind = ("a binary file", "give the file that holds the rows")
         elif any(line.count(mark) for mark in (b",", b"\t", b";")):
-            found = ("a table of separated values (CSV)", _CONVERT.format("read_csv"))
-    if found is not None:
-        what, remedy = found
+            kind = ("a table of separated values (CSV)", _CONVERT.format("read_csv"))
+    if kind is not None:
+        what, remedy = kind
         raise DataError(f"{path}: expected a JSON array or JSON lines, found {what}; {remedy}")
 
 

@@ -152,9 +152,9 @@ class RowReader:
     def texts(self, field: str, *, of: FileRow | None = None) -> list[str]:
         """Return a list of texts; absent ones are empty."""
         value = (self.row if of is None else of).get(field)
-        if not isinstance(value, list) or not all(isinstance(one, str | None) for one in value):
+        if not isinstance(value, list) or not all(isinstance(line, str | None) for line in value):
             raise self.wrong(field, "a list of texts", value)
-        return [self.whole(field, one or "") for one in value]
+        return [self.whole(field, line or "") for line in value]
 
     def paths(self, field: str, *, of: FileRow) -> list[str]:
         """Return a list of picture paths; absent: none.
@@ -267,10 +267,10 @@ class RowReader:
         if item.kind not in (Kind.IMAGE, Kind.PAGE) or not isinstance(value, dict):
             return
         entry = value.get(CUE_KEYS[item.kind])
-        some = (
+        boxes = (
             entry if isinstance(entry, list) and entry and isinstance(entry[0], list) else [entry]
         )
-        for box in some:
+        for box in boxes:
             if isinstance(box, list) and len(box) == 4 and len(self.boxes) < SAMPLED_BOXES:
                 numbers = [n for n in box if isinstance(n, int | float) and n == n]
                 if len(numbers) == 4:

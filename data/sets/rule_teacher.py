@@ -95,12 +95,12 @@ class RuleTeacher:
 
     def __init__(self, sets: Sequence[LoadedSet]) -> None:
         self.starts = {
-            (one.name, side): shared_start([pair.item(side).text for pair in one.pairs])
-            for one in sets
+            (data_set.name, side): shared_start([pair.item(side).text for pair in data_set.pairs])
+            for data_set in sets
             for side in Side
         }
         self.names: dict[tuple[str, ...], str] = {}
-        for pair in (pair for one in sets for pair in one.pairs):
+        for pair in (pair for data_set in sets for pair in data_set.pairs):
             for side, other in ((Side.QUERY, Side.TARGET), (Side.TARGET, Side.QUERY)):
                 item = pair.item(side)
                 if item.uris and not self.content(pair, side) and not pair.item(other).uris:
@@ -231,8 +231,8 @@ class HeldOut:
         self._withheld: set[str] = set()
         shown = [
             (item.uris, Path(root).resolve())
-            for one, root in zip(sets, roots, strict=True)
-            for pair in one.pairs
+            for data_set, root in zip(sets, roots, strict=True)
+            for pair in data_set.pairs
             for item in (pair.query, pair.target)
         ]
         frames = {uri for uris, _ in shown if len(uris) > 1 for uri in uris}
@@ -263,20 +263,20 @@ def captions_of(
     """
     base = Path(root).resolve()
     rows: list[FileRow] = []
-    for one in traced:
+    for traced_pair in traced:
         for side in Side:
-            item = one.pair.item(side)
+            item = traced_pair.pair.item(side)
             if not item.uris or item.key() in seen:
                 continue
             seen.add(item.key())
             names = [os.path.relpath(uri, base) for uri in item.uris]
             rows.append(
                 {
-                    "id": f"{one.pair.pair_id}-{side}",
+                    "id": f"{traced_pair.pair.pair_id}-{side}",
                     "image": names[0] if len(names) == 1 else names,
                     "conversations": [
                         {"from": "human", "value": f"<image>\n{item.text}"},
-                        {"from": "gpt", "value": f" {teacher.answer(one.pair, side)}"},
+                        {"from": "gpt", "value": f" {teacher.answer(traced_pair.pair, side)}"},
                     ],
                 }
             )
@@ -289,23 +289,23 @@ def shared_start(texts: Sequence[str]) -> tuple[str, ...]:
     In texts without blanks between words each character is one.
     """
     start: tuple[str, ...] = ()
-    left = [[word.strip() for word in _words(text)] for text in texts]
+    word_lists = [[word.strip() for word in _words(text)] for text in texts]
     while len(texts) > 1:
-        nexts = Counter(words[len(start)] for words in left if len(words) > len(start))
+        nexts = Counter(words[len(start)] for words in word_lists if len(words) > len(start))
         word, count = nexts.most_common(1)[0] if nexts else ("", 0)
         if count < SHARED * len(texts):
             break
-        left = [words for words in left if words[len(start) : len(start) + 1] == [word]]
+        word_lists = [words for words in word_lists if words[len(start) : len(start) + 1] == [word]]
         start = (*start, word)
     return start
 
 
 def keywords_of(text: str) -> tuple[str, ...]:
     """Return a text's phrases between `;`, `,` and the like; of long ones the content words."""
-    found: list[str] = []
+    keywords: list[str] = []
     for phrase in _phrases(text):
-        found += _content_words(phrase) if _is_long(phrase) else [phrase]
-    return tuple(dict.fromkeys(found))[:MAX_KEYWORDS]
+        keywords += _content_words(phrase) if _is_long(phrase) else [phrase]
+    return tuple(dict.fromkeys(keywords))[:MAX_KEYWORDS]
 
 
 def in_short(text: str) -> str:

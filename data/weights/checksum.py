@@ -50,7 +50,7 @@ def copy_with_checksum(to: torch.Tensor, source: torch.Tensor) -> int:
 
     words = _words(here)
     here[4 * len(words) :] = there[4 * len(words) :]
-    both = (one.numpy().view(np.uint32) for one in (words, _words(there)))
+    both = (tensor.numpy().view(np.uint32) for tensor in (words, _words(there)))
     return _with_rest(int(copy_words(*both, word_weights())), here)
 
 
@@ -96,11 +96,13 @@ def _sum_words_torch(words: torch.Tensor) -> int:
     total = torch.zeros((), dtype=torch.int64, device=words.device)
     size = BLOCKS_AT_ONCE * BLOCK_WORDS
     for start in range(0, len(words), size):
-        some = words[start : start + size].long() & 0xFFFFFFFF
-        some = torch.nn.functional.pad(some, (0, -len(some) % BLOCK_WORDS)).view(-1, BLOCK_WORDS)
+        blocks = words[start : start + size].long() & 0xFFFFFFFF
+        blocks = torch.nn.functional.pad(blocks, (0, -len(blocks) % BLOCK_WORDS)).view(
+            -1, BLOCK_WORDS
+        )
         first = start // BLOCK_WORDS + 1
-        places = torch.arange(first, first + len(some), device=words.device)
-        total += ((some * weights).sum(-1) * (_mixed(places) | 1)).sum()
+        places = torch.arange(first, first + len(blocks), device=words.device)
+        total += ((blocks * weights).sum(-1) * (_mixed(places) | 1)).sum()
     return int(total) & MASK
 
 

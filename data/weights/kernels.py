@@ -76,14 +76,14 @@ def find(held: Any, new: Any, gaps: Any, bits: Any, most: Any, weights: Any) -> 
             return num_gaps, num_bits, total
         old_words = held64[start : start + BLOCK_WORDS64]
         new_words = new64[start : start + BLOCK_WORDS64]
-        found = zero
+        num_hits = zero
         # Without a branch: half of all cache lines hold a change where one unit in fifty does.
         for i in range(len(old_words)):
-            hits[found] = i
-            found += np.uint64(old_words[i] != new_words[i])
+            hits[num_hits] = i
+            num_hits += np.uint64(old_words[i] != new_words[i])
         own = zero
         first = np.uint64(4 * start)
-        for hit in range(found):
+        for hit in range(num_hits):
             i = np.uint64(hits[hit])
             x = old_words[i]
             y = new_words[i]
