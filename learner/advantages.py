@@ -41,10 +41,10 @@ def step_advantages(
         informative = groups_with_spread(paid, min_spread=config.min_spread)
         groups = {group: keys for group, keys in groups.items() if group in informative}
     values = [np.array([rewards[key] for key in keys]) for keys in groups.values()]
-    found = group_advantages(values, kind=config.advantage, std_floor=config.std_floor)
+    advantage_arrays = group_advantages(values, kind=config.advantage, std_floor=config.std_floor)
     advantages: dict[TrajectoryKey, float] = {}
-    for keys, some, own in zip(groups.values(), values, found, strict=True):
-        if not has_spread(some, min_spread=config.min_spread):
+    for keys, group_rewards, own in zip(groups.values(), values, advantage_arrays, strict=True):
+        if not has_spread(group_rewards, min_spread=config.min_spread):
             own = np.zeros(len(keys))
         advantages.update(zip(keys, own.tolist(), strict=True))
     return advantages

@@ -78,14 +78,14 @@ class ReplayBuffer:
     def state(self) -> list[dict[str, Any]]:
         """Return all that is kept as JSON values, to be stored with a checkpoint."""
         return [
-            {"version": group.version, "samples": [_to_json(one) for one in group.samples]}
+            {"version": group.version, "samples": [_to_json(sample) for sample in group.samples]}
             for group in self._kept
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Go on from what `state` returned."""
         self._kept = [
-            KeptGroup(group["version"], tuple(_from_json(one) for one in group["samples"]))
+            KeptGroup(group["version"], tuple(_from_json(sample) for sample in group["samples"]))
             for group in state
         ]
 

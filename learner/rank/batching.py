@@ -244,11 +244,11 @@ def _blank(tokens: VisionTokens) -> Vision:
 def _check_pictures(row: Row, patches: Mapping[Picture, Patches], tokens: VisionTokens) -> None:
     """Refuse a row whose picture tokens and vision features would not match one to one."""
     expected = sum(_merged(patches[p], tokens) for p in row.pictures)
-    found = int((row.ids == tokens.image).sum())
-    if found != expected:
+    count = int((row.ids == tokens.image).sum())
+    if count != expected:
         raise DataError(
             f"{row.key}: expected {expected} picture tokens for its {len(row.pictures)} pictures, "
-            f"found {found} in prompt and response; the prompt was expanded with other pixel "
+            f"found {count} in prompt and response; the prompt was expanded with other pixel "
             "limits, or picture tokens were not banned in sampling"
         )
 

@@ -126,7 +126,7 @@ def batch_loss(
     right_BB = mark_right(torch.cat(target_parts), torch.cat(knower_parts), torch.cat(known_parts))
     leaves = [torch.cat(part).requires_grad_() for part in parts]
     heat = temperature.detach().requires_grad_()
-    found = [
+    results = [
         info_nce(
             *(leading(leaf, size) for leaf in leaves),
             right_BB=right_BB,
@@ -135,15 +135,15 @@ def batch_loss(
         )
         for size in (*dimensions, local_ND.shape[1])
     ]
-    loss = torch.stack([one for one, _ in found]).mean()
+    loss = torch.stack([size_loss for size_loss, _ in results]).mean()
     loss.backward()
     own = []
     for leaf, part in zip(leaves, parts, strict=True):
-        offset = sum(len(some) for some in part[:rank])
+        offset = sum(len(rank_vectors) for rank_vectors in part[:rank])
         own.append(leaf.grad[offset : offset + len(part[rank])])
     return BatchLoss(
         loss=float(loss.detach()),
-        accuracy=float(found[-1][1]),
+        accuracy=float(results[-1][1]),
         temperature=float(heat.detach()),
         vectors_ND=torch.cat(own),
         temperature_gradient=heat.grad,
@@ -185,15 +185,15 @@ def accumulate_contrast(
     local_ND = made[0][0].new_empty(total, made[0][0].shape[1])
     for indices, (vectors, _) in zip(row_indices, made, strict=True):
         local_ND[list(indices)] = vectors.detach()
-    found = batch_loss(local_ND, rows, made[0][1], dimensions=objective.dimensions)
+    contrast = batch_loss(local_ND, rows, made[0][1], dimensions=objective.dimensions)
     ranks = dist.get_world_size()
     for turn, indices in enumerate(row_indices):
         vectors, temperature = made[turn] if single else embed(turn)
         # The engine averages over ranks: vectors are each rank's own, the temperature is shared.
-        loss = ranks * (vectors * found.vectors_ND[list(indices)]).sum()
-        loss = loss + (temperature * found.temperature_gradient).sum() / len(batches)
+        loss = ranks * (vectors * contrast.vectors_ND[list(indices)]).sum()
+        loss = loss + (temperature * contrast.temperature_gradient).sum() / len(batches)
         engine.backward(loss, last=turn == len(batches) - 1)
-    return found
+    return contrast
 
 
 def mark_right(targets_B: Tensor, rows_R: Tensor, known_R: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ class TrainEngine:
             # torch says no more of a file that it cannot write than where in it it was.
             if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
                 raise
-            there = next(one for one in (partial, *partial.parents) if one.exists())
+            there = next(parent for parent in (partial, *partial.parents) if parent.exists())
             free = shutil.disk_usage(there).free
             raise CheckpointError(
                 f"{partial}: rank {dist.get_rank()} could not write it ({error}); "
@@ -336,16 +336,18 @@ class TrainEngine:
         """
         path = folder / SHAPE_FILE
         try:
-            found, expected = json.loads(path.read_text(encoding="utf-8")), self._shape()
+            stored_shape, expected = json.loads(path.read_text(encoding="utf-8")), self._shape()
         except (OSError, ValueError) as error:
             raise DamagedCheckpoint(
                 f"{folder}: expected a complete checkpoint with {SHAPE_FILE}: {error}"
             ) from error
         # Each rank reads a share of the files: DeepSpeed takes their content as it comes.
-        for one in sorted(folder.rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
-            _check_content(one)
-        changed = {k for k, v in expected.items() if found.get(k) != v}
-        other = [f"{k}={found.get(k)} (now {expected[k]})" for k in sorted(changed - {"ranks"})]
+        for file in sorted(folder.rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
+            _check_content(file)
+        changed = {k for k, v in expected.items() if stored_shape.get(k) != v}
+        other = [
+            f"{k}={stored_shape.get(k)} (now {expected[k]})" for k in sorted(changed - {"ranks"})
+        ]
         if other:
             raise CheckpointError(
                 f"{folder}: written with {', '.join(other)}; resume with the same settings"

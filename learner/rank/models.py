@@ -126,10 +126,10 @@ def check_logits(net: nn.Module) -> None:
         ConfigError: it does; the setting in its config.json is named.
     """
     text = net.config.get_text_config()
-    found = [name for name in LOGIT_CHANGES if getattr(text, name, None) not in (None, 1, 1.0)]
-    if found:
+    keys = [name for name in LOGIT_CHANGES if getattr(text, name, None) not in (None, 1, 1.0)]
+    if keys:
         raise ConfigError(
-            f"{type(net).__name__}: its config.json sets {', '.join(found)}, so its logits are not "
+            f"{type(net).__name__}: its config.json sets {', '.join(keys)}, so its logits are not "
             "those of its output layer, and the learner would train another model than vLLM "
             "samples from; use a model without it"
         )

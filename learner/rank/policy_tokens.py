@@ -37,7 +37,7 @@ def policy_tokens(
         return by_token([np.full(n, value) for n, value in zip(lengths, values, strict=True)])
 
     parts = now_T.detach().split(lengths)
-    first = [(start or {}).get(one.key, own) for one, own in zip(samples, parts, strict=True)]
+    first = [(start or {}).get(trace.key, own) for trace, own in zip(samples, parts, strict=True)]
     old = [_old(sample, own) for sample, own in zip(samples, first, strict=True)]
     return PolicyTokens(
         now_T=now_T,
@@ -62,11 +62,11 @@ def start_logprobs(
     That is for the mini-batches after the first, whose own pass gives the same. ``own`` returns it
     for a micro-batch, laid end to end, without gradient.
     """
-    found: dict[str, Tensor] = {}
+    logprobs: dict[str, Tensor] = {}
     for samples in (micro for mini in mini_batches[1:] for micro in mini.micro_batches):
         parts = own(samples).split([len(sample.response_ids) for sample in samples])
-        found.update((one.key, part) for one, part in zip(samples, parts, strict=True))
-    return found
+        logprobs.update((trace.key, part) for trace, part in zip(samples, parts, strict=True))
+    return logprobs
 
 
 def _behaviour(sample: TrainSample) -> np.ndarray:

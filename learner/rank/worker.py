@@ -153,8 +153,10 @@ class LearnerWorker:
         scales = [self.ranks / total for total in totals]
         done = take_updates(self._engine, mini_batches, term, scales=scales)
         step, outcome = _whole_step(done, totals)
-        brought = (one for mini in mini_batches for micro in mini.micro_batches for one in micro)
-        step.sums["tokens"] = sum(len(one.response_ids) for one in brought)
+        brought = (
+            trace for mini in mini_batches for micro in mini.micro_batches for trace in micro
+        )
+        step.sums["tokens"] = sum(len(trace.response_ids) for trace in brought)
         sums, largest = self._sum(step.sums), self._max(step.largest)
         tokens = sums.pop("tokens")
         means = {"policy/loss": sums.pop("loss")}
@@ -179,7 +181,7 @@ class LearnerWorker:
         the version that sampled is still the one in training.
         """
         patches = self._patches(micro_batches, pictures)
-        found: dict[str, TokenScores] = {}
+        scores: dict[str, TokenScores] = {}
         for samples in micro_batches:
             batch = self._collate([train_row(sample) for sample in samples], patches)
             lengths = [len(sample.response_ids) for sample in samples]
@@ -189,8 +191,8 @@ class LearnerWorker:
                 parts = self._reference_logprobs(batch).split(lengths)
                 reference = [part.cpu().numpy() for part in parts]
             for sample, mine, initial in zip(samples, own, reference, strict=True):
-                found[sample.key] = TokenScores(mine, initial)
-        return found
+                scores[sample.key] = TokenScores(mine, initial)
+        return scores
 
     def train_supervised(
         self,
@@ -256,13 +258,13 @@ class LearnerWorker:
         ]
         requests = [EmbedRequest(key=str(i), content=c) for i, c in enumerate(contents)]
         indices, batches = self._embed_batches(requests, pictures)
-        found = accumulate_contrast(self._engine, batches, indices, rows, objective=objective)
+        contrast = accumulate_contrast(self._engine, batches, indices, rows, objective=objective)
         outcome = self._engine.step()
         tokens = float(sum(int(batch.inputs["attention_mask"].sum()) for batch in batches))
         metrics = {
-            "contrast/loss": found.loss,
-            "contrast/accuracy": found.accuracy,
-            "contrast/temperature": found.temperature,
+            "contrast/loss": contrast.loss,
+            "contrast/accuracy": contrast.accuracy,
+            "contrast/temperature": contrast.temperature,
             "train/tokens": self._sum({"n": tokens})["n"],
         }
         keys = [row.target_key for row in rows]
