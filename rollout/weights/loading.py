@@ -78,7 +78,7 @@ class Loading:
         self._dtype = getattr(torch, dtype)
         self._tensor_map = map_tensors(model, layout, dtype)
         self._specs = {spec.name: spec for spec in layout}
-        self._held = {name: replace(one) for name, one in before.held.items()}
+        self._held = {name: replace(tensor_state) for name, tensor_state in before.held.items()}
         self._plain = before.plain
         self._patching = patching
         self._damaged: set[str] = set()
@@ -181,8 +181,8 @@ class Loading:
 
     def state(self, version: int) -> ModelState:
         """Return what the model holds, once `compare` has found nothing."""
-        for one in self._held.values():
-            one.compared = True
+        for tensor_state in self._held.values():
+            tensor_state.compared = True
         return ModelState(version, self._held, self._plain)
 
     def _holds(self, name: str, sent: int) -> bool:
