@@ -176,11 +176,11 @@ class Collector:
         while wait(sampled.rounds, timeout=REMIND_S).not_done:
             log.warning("step %d: still waiting for its traces to be scored", step)
         done = [future.result() for future in sampled.rounds]
-        rounds = [found for found, _ in done]
+        rounds = [scored for scored, _ in done]
         waited = time.perf_counter() - began
         return CollectedStep(
             traces=join_rounds(rounds),
-            refilled=[count_spread(one, self.config) for one in rounds[1:]],
+            refilled=[count_spread(scored, self.config) for scored in rounds[1:]],
             state=sampled.state,
             bank=done[-1][1],
             seconds=sampled.clock.phases,
@@ -228,8 +228,8 @@ class Collector:
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
-        for one in (self._feeding, self._embedding, self._scoring):
-            one.shutdown(cancel_futures=True)
+        for executor in (self._feeding, self._embedding, self._scoring):
+            executor.shutdown(cancel_futures=True)
 
     def _collect(self, first: int) -> None:
         """Run the sampling thread."""
@@ -245,10 +245,10 @@ class Collector:
         """Sample a step's rounds, each handed on to be scored; refills wait for the scores."""
         clock = PhaseClock()
         asked: list[int] = []
-        found: list[int] = []
+        spread: list[int] = []
         rounds = []
         refill = self.config.grpo.refill
-        while count := pairs_wanted(asked, found, pairs=self.config.pairs, refill=refill):
+        while count := pairs_wanted(asked, spread, pairs=self.config.pairs, refill=refill):
             drawn = self._draw(count, clock)
             traces = self._sample(drawn, clock)
             rounds.append(self._scoring.submit(self._score, traces, step, clock))
@@ -256,7 +256,7 @@ class Collector:
                 break
             scored, _ = rounds[-1].result()
             asked.append(len(scored.pairs))
-            found.append(count_spread(scored, self.config))
+            spread.append(count_spread(scored, self.config))
         return _Sampled(rounds, drawn.state, clock)
 
     def _draw(self, count: int, clock: PhaseClock) -> _Drawn:
@@ -291,7 +291,7 @@ class Collector:
                 )
                 embedded.append(begin)
         place = {request.key: index for index, request in enumerate(drawn.requests)}
-        trajectories.sort(key=lambda one: place[one.key])
+        trajectories.sort(key=lambda trace: place[trace.key])
         return _Traces(drawn, trajectories, dropped, embedded)
 
     def _score(
@@ -330,14 +330,16 @@ class Collector:
 
         With `tis_cap`, those that were sampled by older weights than the step trains: no later
         pass can tell the engine's rounding from what the learner has learnt since. A trace that
-        may be replayed will be one of them.
+        may be replayed will be such a trace.
         """
         grpo = self.config.grpo
         if grpo.kl != "none" and grpo.kl_in == "reward":
             return list(scored)
         if not grpo.tis_cap:
             return []
-        return [one for one in scored if grpo.replay_groups or one.trajectory.min_version < step]
+        return [
+            trace for trace in scored if grpo.replay_groups or trace.trajectory.min_version < step
+        ]
 
     def _next_pairs(self, count: int) -> dict[int, Pair]:
         """Return the next pairs by the serial numbers that identify their groups."""
@@ -351,7 +353,7 @@ class Collector:
         for serial, pair in pairs.items():
             for side in Side:
                 content = self.content(pair, side)
-                group = GroupKey(serial, pair.pair_id, side)  # one for all: it travels once
+                group = GroupKey(serial, pair.pair_id, side)  # the same object: it travels once
                 for sibling in range(self.config.siblings):
                     key = TrajectoryKey(group, sibling)
                     seed = zlib.crc32(f"{self.config.run.seed}/{key}".encode())

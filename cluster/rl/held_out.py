@@ -36,18 +36,20 @@ def measure_held_out(pairs: Sequence[Pair], collector: Collector) -> dict[str, f
     for reason in failed.values():
         log.warning("held-out picture left out: %s", reason)
     trajectories, lost = rollout.generate(requests, pictures)
-    texts = {one.key: one.text for one in trajectories}
+    texts = {trace.key: trace.text for trace in trajectories}
     inputs = [
         scorer.request(key, ends[end], texts[key]) for end, key in keys.items() if key in texts
     ]
     vectors, unembedded = scorer.embedder.embed(inputs, pictures)
-    found: dict[Side, dict[str, np.ndarray]] = {side: {} for side in Side}
+    embeddings: dict[Side, dict[str, np.ndarray]] = {side: {} for side in Side}
     for (content, side), key in keys.items():
         if str(key) in vectors:
-            found[side][content] = vectors[str(key)]
-    kept = [pair for pair in pairs if all(pair.item(side).key() in found[side] for side in Side)]
+            embeddings[side][content] = vectors[str(key)]
+    kept = [
+        pair for pair in pairs if all(pair.item(side).key() in embeddings[side] for side in Side)
+    ]
     if len(kept) < len(pairs):
-        reasons = [f"{one.key}: {one.reason}: {one.detail}" for one in lost]
+        reasons = [f"{trace.key}: {trace.reason}: {trace.detail}" for trace in lost]
         reasons += [f"{key}: not embedded: {reason}" for key, reason in unembedded.items()]
         log.warning(
             "held-out: %d of %d pairs left out (%d traces, %d embeddings failed): %s",
@@ -60,7 +62,7 @@ def measure_held_out(pairs: Sequence[Pair], collector: Collector) -> dict[str, f
     return held_out_metrics(
         "eval/hit_at_1",
         kept,
-        found[Side.QUERY],
-        found[Side.TARGET],
+        embeddings[Side.QUERY],
+        embeddings[Side.TARGET],
         relevance=scorer.relevance,
     )

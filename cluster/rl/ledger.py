@@ -64,7 +64,7 @@ class Ledger:
     ) -> Counter[str]:
         """Enter a step's traces, and return how many were dropped, by reason.
 
-        ``taught`` are those of groups with spread; ``broken``: their step was skipped.
+        ``taught`` are the traces of groups with spread; ``broken``: their step was skipped.
 
         Raises:
             ClusterError: a trace has no end, or two.
@@ -76,8 +76,8 @@ class Ledger:
             for group in [GroupKey(serial, pair.pair_id, side)]
             for sibling in range(self.siblings)
         )
-        ended = Counter(one.trajectory.key for one in step.scored)
-        ended.update(one.key for one in step.dropped)
+        ended = Counter(trace.trajectory.key for trace in step.scored)
+        ended.update(trace.key for trace in step.dropped)
         if issued != ended:
             lost, odd = sorted(map(str, issued - ended)), sorted(map(str, ended - issued))
             raise ClusterError(
@@ -85,7 +85,7 @@ class Ledger:
                 f"{len(lost)} without an end {lost[:3]} and {len(odd)} with another {odd[:3]}; "
                 "this is a defect of the program, please report it"
             )
-        dropped = Counter(one.reason for one in step.dropped)
+        dropped = Counter(trace.reason for trace in step.dropped)
         dropped[NO_SPREAD] += len(step.scored) - len(taught)
         dropped[BROKEN if broken else "trained"] += len(taught)
         self.trained += dropped.pop("trained", 0)
@@ -97,7 +97,7 @@ class Ledger:
         """Compare with how many traces were issued up to the last step that was closed.
 
         Raises:
-            ClusterError: some were lost or counted twice.
+            ClusterError: traces were lost or counted twice.
         """
         ended = self.trained + self.dropped.total()
         if issued != ended:

@@ -50,8 +50,8 @@ def probe_gap(
         for group, content in contents.items()
     ][:PROBES]
     traces, dropped = rollout.generate(requests, step.pictures, urgent=True)
-    for one in dropped:
-        log.warning("parity of version %d: %s: %s", version, one.key, one.detail)
+    for trace in dropped:
+        log.warning("parity of version %d: %s: %s", version, trace.key, trace.detail)
     samples = [
         train_sample(
             trace, contents[trace.key.group], advantage=0.0, version=version, grpo=config.grpo
@@ -61,14 +61,14 @@ def probe_gap(
     if not samples:
         return None
     scores = score(samples, step.pictures)
-    gaps = [np.abs(scores[one.key].own - one.logprobs).max() for one in samples]
+    gaps = [np.abs(scores[sample.key].own - sample.logprobs).max() for sample in samples]
     return float(np.max(gaps))
 
 
 def worst_gap(*gaps: float | None) -> dict[str, float]:
     """Return the largest measured gap as a metric; empty if no gap was measured."""
     if known := [gap for gap in gaps if gap is not None]:
-        return {PARITY: float(np.max(known))}  # NaN where one is
+        return {PARITY: float(np.max(known))}  # NaN where a gap is NaN
     return {}
 
 

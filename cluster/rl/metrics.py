@@ -19,26 +19,26 @@ def reward_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     if not scored:
         return {}
     metrics = {
-        "reward/total": _mean(scored, lambda one: one.parts.total),
-        "reward/format": _mean(scored, lambda one: one.parts.format),
-        "reward/outcome": _mean(scored, lambda one: one.parts.outcome),
-        "reward/process": _mean(scored, lambda one: one.parts.process),
-        "reward/gain": _mean(scored, lambda one: one.parts.gain),
-        "reward/length": _mean(scored, lambda one: one.parts.length),
-        "rank/accuracy": _mean(scored, lambda one: one.parts.accuracy),
-        "rank/margin": _mean(scored, lambda one: one.parts.margin),
-        "rank/gold_mean": _mean(scored, lambda one: float(one.parts.rank)),
+        "reward/total": _mean(scored, lambda trace: trace.parts.total),
+        "reward/format": _mean(scored, lambda trace: trace.parts.format),
+        "reward/outcome": _mean(scored, lambda trace: trace.parts.outcome),
+        "reward/process": _mean(scored, lambda trace: trace.parts.process),
+        "reward/gain": _mean(scored, lambda trace: trace.parts.gain),
+        "reward/length": _mean(scored, lambda trace: trace.parts.length),
+        "rank/accuracy": _mean(scored, lambda trace: trace.parts.accuracy),
+        "rank/margin": _mean(scored, lambda trace: trace.parts.margin),
+        "rank/gold_mean": _mean(scored, lambda trace: float(trace.parts.rank)),
     }
     for side in Side:
-        some = [one for one in scored if one.trajectory.key.group.side is side]
-        if some:
-            metrics[f"reward/{side}"] = _mean(some, lambda one: one.parts.total)
+        traces = [trace for trace in scored if trace.trajectory.key.group.side is side]
+        if traces:
+            metrics[f"reward/{side}"] = _mean(traces, lambda trace: trace.parts.total)
     return metrics
 
 
 def group_metrics(scored: Sequence[ScoredTrajectory]) -> dict[str, float]:
     """Return how many groups were scored, and of how many only one trace was left."""
-    sizes = Counter(one.trajectory.key.group for one in scored)
+    sizes = Counter(trace.trajectory.key.group for trace in scored)
     single = sum(size == 1 for size in sizes.values())
     return {"group/count": float(len(sizes)), "group/single": float(single)}
 
@@ -54,7 +54,7 @@ def spread_metrics(
 
     ``taught`` groups were not paid alike; ``refilled`` counts groups by round after the first.
     """
-    groups = {one.trajectory.key.group for one in scored}
+    groups = {trace.trajectory.key.group for trace in scored}
     return {
         "group/no_spread": float(len(groups) - taught),
         "group/refill_rounds": float(len(refilled)),
@@ -66,20 +66,20 @@ def spread_metrics(
 def staleness_metrics(
     version: int, trajectories: Sequence[Trajectory], replayed: Sequence[KeptGroup]
 ) -> dict[str, float]:
-    """Return how many versions the oldest sample lags behind the one that it trains."""
-    versions = [one.min_version for one in trajectories] + [group.version for group in replayed]
+    """Return how many versions the oldest sample lags behind the version that it trains."""
+    versions = [trace.min_version for trace in trajectories] + [group.version for group in replayed]
     return {"staleness/max": float(version - min(versions, default=version))}
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
     """Return the length of the sampled traces and the sampling speed; empty without a trace."""
-    tokens = [len(one.response_ids) for one in trajectories]
+    tokens = [len(trace.response_ids) for trace in trajectories]
     if not tokens:
         return {}
     return {
         "rollout/tokens_per_s": sum(tokens) / seconds,
         "rollout/tokens_mean": float(np.mean(tokens)),
-        "rollout/cut_share": float(np.mean([one.finish == "length" for one in trajectories])),
+        "rollout/cut_share": float(np.mean([trace.finish == "length" for trace in trajectories])),
     }
 
 
@@ -90,19 +90,19 @@ def join_metrics(rounds: Sequence[tuple[Mapping[str, float], int]]) -> dict[str,
     """
     joined: dict[str, float] = {}
     for name in dict.fromkeys(name for metrics, _ in rounds for name in metrics):
-        found = [(metrics[name], weight) for metrics, weight in rounds if name in metrics]
-        values = [value for value, _ in found]
-        total = sum(weight for _, weight in found)
+        weighted = [(metrics[name], weight) for metrics, weight in rounds if name in metrics]
+        values = [value for value, _ in weighted]
+        total = sum(weight for _, weight in weighted)
         if name.startswith("alarm/") or name.endswith("_max"):
             joined[name] = max(values)
         elif name.startswith(COUNTS):
             joined[name] = sum(values)
         elif total:
-            joined[name] = sum(value * weight for value, weight in found) / total
+            joined[name] = sum(value * weight for value, weight in weighted) / total
         else:
             joined[name] = sum(values) / len(values)
     return joined
 
 
 def _mean(scored: Sequence[ScoredTrajectory], read: Callable[[ScoredTrajectory], float]) -> float:
-    return float(np.mean([read(one) for one in scored]))
+    return float(np.mean([read(trace) for trace in scored]))

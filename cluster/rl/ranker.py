@@ -25,10 +25,10 @@ class Ranker:
             ActorLost: the process died each time that it ranked these sides.
             ClusterError: it did not end in time.
         """
-        _, found = self._process.run(
+        _, results = self._process.run(
             _rank_sides, sides, temperature, what="ranking a round", timeout_s=RANKING_TIMEOUT_S
         )
-        return found
+        return results
 
     def close(self) -> None:
         """End the process."""

@@ -78,7 +78,7 @@ def round_advantages(
     paid = _paid(sampled)
     rewards, metrics = shaped_rewards(
         paid,
-        {one.trajectory.key: len(one.trajectory.response_ids) for one in sampled.scored},
+        {trace.trajectory.key: len(trace.trajectory.response_ids) for trace in sampled.scored},
         sampled.tokens,
         grpo=config.grpo,
         max_tokens=config.rollout.sampling.max_tokens,
@@ -88,13 +88,13 @@ def round_advantages(
 
 def drop_stale(sampled: SampledRound, *, oldest: int) -> SampledRound:
     """Return a round without the traces that began under weights older than version ``oldest``."""
-    late = [one.trajectory for one in sampled.scored if one.trajectory.min_version < oldest]
+    late = [trace.trajectory for trace in sampled.scored if trace.trajectory.min_version < oldest]
     if not late:
         return sampled
     bound = f"expected weights of version {oldest} or newer, found"
     dropped = [DroppedTrajectory(t.key, "stale", f"{bound} {t.min_version}") for t in late]
     keys = {trace.key for trace in late}
-    scored = [one for one in sampled.scored if one.trajectory.key not in keys]
+    scored = [trace for trace in sampled.scored if trace.trajectory.key not in keys]
     return replace(sampled, scored=scored, dropped=[*sampled.dropped, *dropped])
 
 
@@ -103,18 +103,20 @@ def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:
     first, *more = rounds
     if not more:
         return first
-    pictures = {uri: pixels for one in rounds for uri, pixels in ray.get(one.pictures.ref).items()}
+    pictures = {
+        uri: pixels for sampled in rounds for uri, pixels in ray.get(sampled.pictures.ref).items()
+    }
     return SampledRound(
-        pairs={serial: pair for one in rounds for serial, pair in one.pairs.items()},
-        contents={key: content for one in rounds for key, content in one.contents.items()},
+        pairs={serial: pair for sampled in rounds for serial, pair in sampled.pairs.items()},
+        contents={key: content for sampled in rounds for key, content in sampled.contents.items()},
         pictures=share_pictures(pictures),
-        trajectories=[trace for one in rounds for trace in one.trajectories],
-        scored=[scored for one in rounds for scored in one.scored],
-        dropped=[dropped for one in rounds for dropped in one.dropped],
-        tokens={key: scores for one in rounds for key, scores in one.tokens.items()},
-        metrics=join_metrics([(one.metrics, len(one.scored)) for one in rounds]),
+        trajectories=[trace for sampled in rounds for trace in sampled.trajectories],
+        scored=[scored for sampled in rounds for scored in sampled.scored],
+        dropped=[dropped for sampled in rounds for dropped in sampled.dropped],
+        tokens={key: scores for sampled in rounds for key, scores in sampled.tokens.items()},
+        metrics=join_metrics([(sampled.metrics, len(sampled.scored)) for sampled in rounds]),
     )
 
 
 def _paid(sampled: SampledRound) -> dict[TrajectoryKey, float]:
-    return {one.trajectory.key: one.parts.total for one in sampled.scored}
+    return {trace.trajectory.key: trace.parts.total for trace in sampled.scored}

@@ -35,7 +35,7 @@ def train_samples(
             grpo=grpo,
             scores=step.tokens.get(str(trace.key)),
         )
-        for trace in (one.trajectory for one in step.scored)
+        for trace in (scored.trajectory for scored in step.scored)
         if trace.key in advantages
     ]
 
@@ -99,7 +99,7 @@ def make_room(
 ) -> dict[TrajectoryKey, float]:
     """Return the advantages without the first ``count`` groups that are not among ``taught``.
 
-    Each replayed group takes the place of one that teaches nothing.
+    Each replayed group takes the place of a group that teaches nothing.
     """
     replaced = [key.group for key in advantages if key.group not in taught]
     replaced = list(dict.fromkeys(replaced))[:count]
@@ -108,12 +108,12 @@ def make_room(
 
 def remember(replay: ReplayBuffer, step: SampledRound, samples: Iterable[TrainSample]) -> None:
     """Keep the step's own groups for later steps."""
-    traces = {str(one.trajectory.key): one.trajectory for one in step.scored}
+    traces = {str(trace.trajectory.key): trace.trajectory for trace in step.scored}
     groups: dict[GroupKey, list[TrainSample]] = {}
     for sample in samples:
         if sample.key in step.tokens:
             sample = replace(sample, old_logprobs=step.tokens[sample.key].own)
         groups.setdefault(traces[sample.key].key.group, []).append(sample)
-    for some in groups.values():
-        oldest = min(traces[sample.key].min_version for sample in some)
-        replay.add(some, version=oldest)
+    for group in groups.values():
+        oldest = min(traces[sample.key].min_version for sample in group)
+        replay.add(group, version=oldest)

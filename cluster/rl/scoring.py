@@ -93,7 +93,10 @@ class Scorer:
     ) -> Embedding:
         """Begin to embed some of a step's traces; `score` waits for them."""
         return self.embedder.begin(
-            [self.request(one.key, pairs[one.key.group.serial], one.text) for one in trajectories],
+            [
+                self.request(trace.key, pairs[trace.key.group.serial], trace.text)
+                for trace in trajectories
+            ],
             pictures,
             more=True,
         )
@@ -112,8 +115,8 @@ class Scorer:
         """
         metrics = _repairs(trajectories, pairs, self.max_frames)
         vectors: dict[str, np.ndarray] = {}
-        for some, failed in (embedding() for embedding in embedded):
-            vectors |= some
+        for batch, failed in (embedding() for embedding in embedded):
+            vectors |= batch
             _warn("not embedded", failed)
         plain = None
         if self.config.gain_weight > 0 or self.config.false_negative_similarity < 1:
@@ -130,16 +133,16 @@ class Scorer:
         )
         # Nobody but the judge reads other pairs' traces.
         closest = self.config.judge.negatives if self.judge else 0
-        found = ranking.rank(closest=closest, compute=self._compute)
-        ranked = found.ranked
+        ranks = ranking.rank(closest=closest, compute=self._compute)
+        ranked = ranks.ranked
         judged: dict[str, Judgement] = {}
         if self.judge is not None:
             questions = self._questions(ranked, trajectories, pairs)
             judged, failed = self.judge.judge(list(questions.values()))
             failed |= {
-                str(one.trajectory.key): "no other pair's trace to show beside its own"
-                for one in ranked
-                if str(one.trajectory.key) not in questions
+                str(trace.trajectory.key): "no other pair's trace to show beside its own"
+                for trace in ranked
+                if str(trace.trajectory.key) not in questions
             }
             _warn("not judged", failed)
             metrics["judge/failed"] = float(len(failed))
@@ -147,14 +150,14 @@ class Scorer:
             ranked, judged, pairs, reward=self.config, max_frames=self.max_frames
         )
         metrics |= self._watch(scored, ranking, vectors, pairs, pictures, plain)
-        for side, own in found.candidates.items():
+        for side, own in ranks.candidates.items():
             self.bank.add(side, own)
         if ranked:
-            metrics["candidates/size"] = _mean([one.candidates_size for one in ranked])
-            metrics["mask/false_negatives"] = _mean([one.false_negatives for one in ranked])
+            metrics["candidates/size"] = _mean([trace.candidates_size for trace in ranked])
+            metrics["mask/false_negatives"] = _mean([trace.false_negatives for trace in ranked])
         if judged:
-            metrics["judge/right"] = _mean([one.share for one in judged.values()])
-        return Scores(scored=scored, dropped=found.dropped + lost, metrics=metrics)
+            metrics["judge/right"] = _mean([judgement.share for judgement in judged.values()])
+        return Scores(scored=scored, dropped=ranks.dropped + lost, metrics=metrics)
 
     def request(self, key: TrajectoryKey, pair: Pair, trace: str) -> EmbedRequest:
         """Return what the frozen Embedder reads of a trace of one side of a pair."""
@@ -177,8 +180,8 @@ class Scorer:
             for serial, pair in pairs.items()
             for side in Side
         }
-        found = {content: self.cache.get(content) for content in contents.values()}
-        missing = [content for content, vector in found.items() if vector is None]
+        embeddings = {content: self.cache.get(content) for content in contents.values()}
+        missing = [content for content, vector in embeddings.items() if vector is None]
         requests = [
             EmbedRequest(key=f"plain/{index}", content=content)
             for index, content in enumerate(missing)
@@ -187,12 +190,12 @@ class Scorer:
         _warn("not embedded", failed)
         for request in requests:
             if request.key in vectors:
-                found[request.content] = vectors[request.key]
+                embeddings[request.content] = vectors[request.key]
                 self.cache.put(request.content, vectors[request.key])
-        plain = {end: found[content] for end, content in contents.items()}
+        plain = {end: embeddings[content] for end, content in contents.items()}
         return (
             {end: vector for end, vector in plain.items() if vector is not None},
-            len(found) - len(missing),
+            len(embeddings) - len(missing),
         )
 
     def _watch(
@@ -209,7 +212,7 @@ class Scorer:
         A sample is scored again with its evidence removed and with another item's trace; the
         judge, who reads only texts, is left out of that.
         """
-        traces = [one.trajectory for one in scored]
+        traces = [trace.trajectory for trace in scored]
         unjudged = replace(self.config, process_weight=0.0)
         if len(traces) < ranking.size:
             ranking = Ranking(
@@ -227,10 +230,10 @@ class Scorer:
         ) -> list[ScoredTrajectory]:
             # Only the traces asked for may have changed, and only on one side: what they are
             # ranked among, the other side, is as it was.
-            some = {key: changed[key] for key in only if key in changed}
-            found = ranking.rank(some, only=only, closest=0)
+            new_vectors = {key: changed[key] for key in only if key in changed}
+            ranks = ranking.rank(new_vectors, only=only, closest=0)
             return score_round(
-                found.ranked, {}, pairs, reward=unjudged, max_frames=self.max_frames
+                ranks.ranked, {}, pairs, reward=unjudged, max_frames=self.max_frames
             )[0]
 
         planned = counterfactuals(
@@ -240,12 +243,15 @@ class Scorer:
             evidence=Evidence(self.config.evidence),
             relevance=ranking.relevance,
         )
-        embedded, failed = self.embedder.embed([one.request for one in planned], pictures)
+        embedded, failed = self.embedder.embed(
+            [counterfactual.request for counterfactual in planned], pictures
+        )
         _warn("not embedded", failed)
         second: dict[str, float] = {}
         if self.second is not None:
             requests = [
-                self.request(one.key, pairs[one.key.group.serial], one.text) for one in traces
+                self.request(trace.key, pairs[trace.key.group.serial], trace.text)
+                for trace in traces
             ]
             other, failed = self.second.embed(requests, pictures)
             _warn("not embedded by the second Embedder", failed)
@@ -259,9 +265,9 @@ class Scorer:
                 plain=plain,
                 relevance=self.relevance,
             )
-            found = ranking.rank(closest=0, compute=self._compute)
-            paid, _ = score_round(found.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
-            second = {str(one.trajectory.key): one.parts.total for one in paid}
+            ranks = ranking.rank(closest=0, compute=self._compute)
+            paid, _ = score_round(ranks.ranked, {}, pairs, reward=alone, max_frames=self.max_frames)
+            second = {str(trace.trajectory.key): trace.parts.total for trace in paid}
         metrics, alarms = watch_round(
             WatchedRound(
                 scored=scored,
@@ -284,8 +290,8 @@ class Scorer:
         pairs: Mapping[int, Pair],
     ) -> dict[str, JudgeQuestion]:
         """Return what the judge is asked, by trace key, where there is something to choose."""
-        traces = {str(one.key): one for one in trajectories}
-        asked = (build_question(one, traces, pairs, self.config.judge) for one in ranked)
+        traces = {str(trace.key): trace for trace in trajectories}
+        asked = (build_question(trace, traces, pairs, self.config.judge) for trace in ranked)
         return {question.key: question for question in asked if question is not None}
 
 
@@ -294,10 +300,10 @@ def _repairs(
 ) -> dict[str, float]:
     """Return `repair/<name>`: what the parser mended, dropped or refused in the step's traces."""
     counts: Counter[str] = Counter()
-    for one in trajectories:
-        item = pairs[one.key.group.serial].item(one.key.group.side)
+    for trace in trajectories:
+        item = pairs[trace.key.group.serial].item(trace.key.group.side)
         shown = len(pictures_of(item, max_frames))
-        counts.update(faults(one.text, kind=item.kind, num_frames=shown))
+        counts.update(faults(trace.text, kind=item.kind, num_frames=shown))
     # Trackers take no colon in a name.
     return {f"repair/{name.replace(':', '')}": float(count) for name, count in counts.items()}
 
@@ -306,7 +312,9 @@ def _by_group(
     traces: Sequence[Trajectory], plain: Mapping[tuple[int, Side], np.ndarray]
 ) -> dict[str, np.ndarray]:
     groups = {
-        one.key.group for one in traces if (one.key.group.serial, one.key.group.side) in plain
+        trace.key.group
+        for trace in traces
+        if (trace.key.group.serial, trace.key.group.side) in plain
     }
     return {str(group): plain[group.serial, group.side] for group in groups}
 

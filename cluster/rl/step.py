@@ -140,7 +140,7 @@ class Pipeline:
             **step.metrics,
             **reward_metrics(step.scored),
             **rollout_metrics(step.trajectories, collected.seconds["rollout"]),
-            **staleness_metrics(version, [one.trajectory for one in step.scored], replayed),
+            **staleness_metrics(version, [trace.trajectory for trace in step.scored], replayed),
             **group_metrics(step.scored),
             **ended,
             **spread_metrics(
@@ -164,7 +164,7 @@ class Pipeline:
             metrics={**metrics, **times},
             rows=rows,
             broken=trained.broken,
-            examples={one.reason: one.detail for one in step.dropped if one.detail},
+            examples={trace.reason: trace.detail for trace in step.dropped if trace.detail},
         )
 
     def sync(self) -> dict[str, float]:
@@ -217,7 +217,7 @@ class Pipeline:
     ) -> Mapping[str, TokenScores]:
         """Return log-probabilities that learner and reference give to traces, by key as text."""
         grpo, version = self.config.grpo, self.version
-        traces = [one.trajectory for one in scored]
+        traces = [trace.trajectory for trace in scored]
         samples = [
             train_sample(trace, contents[trace.key], advantage=0.0, version=version, grpo=grpo)
             for trace in traces
