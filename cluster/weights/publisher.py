@@ -61,14 +61,14 @@ class Publisher:
         layout: Sequence[ParamSpec],
         weights: Iterable[UnmergedWeight],
     ) -> Published:
-        """Put an announced version: a delta where the settings and the store allow one.
+        """Put an announced version: a delta where the settings and the store allow a delta.
 
         ``weights`` come in any order, at the first time all of them, then those that are trained;
         they are always iterated to the end, because other ranks may take part in it.
         """
         specs = [
-            replace(one, patched=self._config.delta and one.trained and not one.adapted)
-            for one in layout
+            replace(spec, patched=self._config.delta and spec.trained and not spec.adapted)
+            for spec in layout
         ]
         publication = _Publication(self, version, store, {spec.name: spec for spec in specs})
         publication.open(tuple(specs))
@@ -166,19 +166,19 @@ class _Publication:
     def _changed(self, spec: ParamSpec, tensor: Tensor) -> tuple[Parcel, int] | None:
         """Return a tensor's parcel and checksum; None where nothing of it changed."""
         name = spec.name
-        held = self._of._held.get(name)
+        old = self._of._held.get(name)
         new = as_units(tensor)
-        if self._base is not None and held is not None and new is not None:
+        if self._base is not None and old is not None and new is not None:
             before = self._of._manifest[name]
-            if (found := find_changes(as_units(held), new)) is not None:
-                changes, difference = found
+            if (comparison := find_changes(as_units(old), new)) is not None:
+                changes, difference = comparison
                 if not len(changes.bits):
                     return None
                 return Delta(name, before, changes), (before + difference) & MASK
         if spec.patched and new is not None:
-            if held is None:
-                held = self._of._held[name] = torch.empty_like(tensor)
-            held.copy_(tensor)
+            if old is None:
+                old = self._of._held[name] = torch.empty_like(tensor)
+            old.copy_(tensor)
         return whole(name, tensor), tensor_checksum(tensor)
 
     def _adapter(self, weight: UnmergedWeight) -> tuple[Adapter, int]:

@@ -6,7 +6,7 @@ wait for each next bucket. The store itself holds only references; the bytes go 
 node to each node with engines, once, and from there into each engine. Frozen weights stay where
 they lay: they are put once, and engines fetch only what they do not hold.
 
-A version is a snapshot, or holds what changed since the one before it, its base.
+A version is a snapshot, or holds what changed since the version before it, its base.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ class Version:
         """Return how far it came, for messages."""
         if self.layout is None:
             return "the learner has not begun to put it"
-        found = {name for bucket in self.buckets for name in bucket.checksums}
+        names = {name for bucket in self.buckets for name in bucket.checksums}
         return (
-            f"{len(self.buckets)} buckets with {len(found)} of {len(self.layout)} tensors are there"
+            f"{len(self.buckets)} buckets with {len(names)} of {len(self.layout)} tensors are there"
         )
 
 
@@ -58,20 +58,20 @@ class WeightStore:
         Raises:
             WeightSyncError: the version does not increase.
         """
-        newest = max((v for v, one in self._versions.items() if not one.failed), default=None)
+        newest = max((v for v, entry in self._versions.items() if not entry.failed), default=None)
         if newest is not None and (version < newest or (version == newest and not again)):
             raise WeightSyncError(
                 f"expected a version above {newest}, found {version}: versions only increase"
             )
         async with self._changed:
-            for old in [v for v, one in self._versions.items() if again or one.failed]:
+            for old in [v for v, entry in self._versions.items() if again or entry.failed]:
                 del self._versions[old]
             self._versions[version] = Version()
             self._changed.notify_all()
 
     async def bases(self) -> list[int]:
         """Return the versions whose changes could be put: complete ones, back to a snapshot."""
-        return [version for version, one in self._versions.items() if one.manifest is not None]
+        return [version for version, entry in self._versions.items() if entry.manifest is not None]
 
     async def open(
         self, version: int, layout: tuple[ParamSpec, ...], *, base: int | None = None
@@ -125,7 +125,7 @@ class WeightStore:
 
     async def latest(self) -> int | None:
         """Return the newest version that is there or on its way, None before the first."""
-        good = [version for version, one in self._versions.items() if not one.failed]
+        good = [version for version, entry in self._versions.items() if not entry.failed]
         return max(good, default=None)
 
     async def path(
@@ -139,7 +139,7 @@ class WeightStore:
         Raises:
             WeightSyncError: the version is not there, has failed, or was not opened in time.
         """
-        await self._wait(version, lambda one: one.layout is not None, wait_s, "its tensors")
+        await self._wait(version, lambda entry: entry.layout is not None, wait_s, "its tensors")
         if version == held:
             return self._held(version).layout, (), False
         steps = [version]
@@ -167,7 +167,7 @@ class WeightStore:
         Raises:
             WeightSyncError: the version is not there, has failed, or was not completed in time.
         """
-        await self._wait(version, lambda one: one.manifest is not None, wait_s, "its checksums")
+        await self._wait(version, lambda entry: entry.manifest is not None, wait_s, "its checksums")
         return dict(self._held(version).manifest)
 
     async def _wait(
@@ -176,12 +176,12 @@ class WeightStore:
         """Return when a version has what is waited for."""
 
         def ended() -> bool:
-            one = self._held(version)
-            if one.failed:
+            entry = self._held(version)
+            if entry.failed:
                 raise WeightSyncError(
-                    f"version {version} was not published to its end: {one.failed}"
+                    f"version {version} was not published to its end: {entry.failed}"
                 )
-            return there(one)
+            return there(entry)
 
         if ended():
             return
@@ -208,8 +208,8 @@ class WeightStore:
         return self._versions[version]
 
     def _free_older(self) -> None:
-        """Forget what lies before the newest snapshots, failed ones not counted."""
-        good = [v for v, one in self._versions.items() if one.base is None and not one.failed]
+        """Forget what lies before the newest snapshots, failed snapshots not counted."""
+        good = [v for v, entry in self._versions.items() if entry.base is None and not entry.failed]
         oldest = sorted(good)[-KEPT_SNAPSHOTS:][0]
-        for version in [one for one in self._versions if one < oldest]:
+        for version in [v for v in self._versions if v < oldest]:
             del self._versions[version]
