@@ -120,14 +120,14 @@ class Checkpoints:
         ``steps`` are those that are asked for now.
         """
         self._clear()
-        found = self.newest()
-        self.folder.keep_until(found.step if found else -1)
-        if found:
-            self.folder.started = min(self.folder.started, time.time() - found.seconds)
-            log.info("resumed after step %d from %s", found.step, found.path)
-            if found.step > steps:
-                log.warning("%s: beyond steps=%d: no step is left to take", found.path, steps)
-        return found
+        newest = self.newest()
+        self.folder.keep_until(newest.step if newest else -1)
+        if newest:
+            self.folder.started = min(self.folder.started, time.time() - newest.seconds)
+            log.info("resumed after step %d from %s", newest.step, newest.path)
+            if newest.step > steps:
+                log.warning("%s: beyond steps=%d: no step is left to take", newest.path, steps)
+        return newest
 
     @contextmanager
     def reading(self, found: Checkpoint) -> Iterator[None]:
@@ -155,22 +155,22 @@ class Checkpoints:
             ConfigError: they are others, which are listed, or the checkpoint is of such a release.
         """
         self.folder.inputs = inputs
-        found = self.newest()
-        if found is None:
+        newest = self.newest()
+        if newest is None:
             return
-        if not found.inputs and arithmetic:
+        if not newest.inputs and arithmetic:
             raise ConfigError(
                 f"{self.folder.path}: begun by an older release, with another arithmetic "
                 f"({arithmetic}): finish it with that release, or choose another run.dir to begin "
                 "anew"
             )
-        if not found.inputs:
+        if not newest.inputs:
             log.warning(
                 "%s: from a release that did not note data and models: see that they are the same",
-                found.path,
+                newest.path,
             )
             return
-        changes = changed_inputs(found.inputs, inputs)
+        changes = changed_inputs(newest.inputs, inputs)
         if changes:
             listed = "\n  ".join(changes)
             raise ConfigError(
@@ -192,7 +192,7 @@ class Checkpoints:
     def _ranked(self) -> list[Path]:
         """Return the checkpoints that were measured, the best last."""
         scored = [(_score(path), path) for path in self._folders()]
-        return [path for _, path in sorted(one for one in scored if one[0] is not None)]
+        return [path for _, path in sorted(entry for entry in scored if entry[0] is not None)]
 
     def _last_readable(self, ordered: Callable[[], list[Path]]) -> Checkpoint | None:
         """Return the last of these checkpoints after setting aside those behind it, all damaged."""
@@ -209,7 +209,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is no other.
         """
-        others = [one for one in self._folders() if one != path]
+        others = [folder for folder in self._folders() if folder != path]
         if not others:
             raise CheckpointError(
                 f"{error}; there is no other checkpoint. Put back a copy, or delete this "
@@ -265,19 +265,19 @@ def _read(path: Path) -> Checkpoint:
     """
     try:
         facts = dict(json.loads((path / STATE_FILE).read_text()))
-        if newer := facts.keys() - {one.name for one in fields(Checkpoint)}:
+        if newer := facts.keys() - {fact.name for fact in fields(Checkpoint)}:
             raise CheckpointError(
                 f"{path}: written by a newer release ({STATE_FILE} holds {', '.join(newer)}): go "
                 "on with that release"
             )
-        found = Checkpoint(path=path, **facts)
+        checkpoint = Checkpoint(path=path, **facts)
         there = _sizes(path)
     except PermissionError as error:
         raise CheckpointError(f"{path}: {error}; give this user access to it") from error
     except (OSError, ValueError, TypeError) as error:
         raise DamagedCheckpoint(f"{path}: damaged: {STATE_FILE}: {error}") from error
-    for name, size in found.files.items():
+    for name, size in checkpoint.files.items():
         if there.get(name) != size:
             has = f"{there[name]}" if name in there else "no such file"
             raise DamagedCheckpoint(f"{path}: damaged: {name}: expected {size} bytes, found {has}")
-    return found
+    return checkpoint

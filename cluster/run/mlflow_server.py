@@ -69,11 +69,13 @@ def links_of(address: str) -> list[str]:
         headers={"Content-Type": "application/json"},
     )
     try:
-        found = json.load(urlopen(ask, timeout=SERVER_TIMEOUT_S))["experiments"]
+        experiments = json.load(urlopen(ask, timeout=SERVER_TIMEOUT_S))["experiments"]
     except (OSError, ValueError, KeyError):
         return []  # it does not answer yet, or another program does
-    ours = [one for one in found if one["name"] != "Default"] or found
-    return [f"{one['name']}: {address}{RUNS_TAB.format(one['experiment_id'])}" for one in ours]
+    ours = [entry for entry in experiments if entry["name"] != "Default"] or experiments
+    return [
+        f"{entry['name']}: {address}{RUNS_TAB.format(entry['experiment_id'])}" for entry in ours
+    ]
 
 
 def end(server: subprocess.Popen[bytes]) -> None:

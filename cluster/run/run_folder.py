@@ -98,12 +98,12 @@ def settled(config: T) -> T:
     Engines and ranks read them again later, when they are replaced.
     """
     changes: dict[str, Any] = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
+    for setting in fields(config):
+        value = getattr(config, setting.name)
         if is_dataclass(value):
-            changes[one.name] = settled(value)
-        elif one.name in MODEL_FOLDERS and value:
-            changes[one.name] = str(Path(value).resolve())
+            changes[setting.name] = settled(value)
+        elif setting.name in MODEL_FOLDERS and value:
+            changes[setting.name] = str(Path(value).resolve())
     return replace(config, **changes)
 
 
@@ -260,10 +260,10 @@ def _writing(path: Path) -> Iterator[None]:
 def parse_record(line: bytes) -> dict[str, Any] | None:
     """Return a line of metrics.jsonl with its step, None where it is broken."""
     try:
-        found = json.loads(line) if line.endswith(b"\n") else None
+        record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def settings_in(folder: Path) -> Any:
@@ -273,10 +273,10 @@ def settings_in(folder: Path) -> Any:
 
     path = folder / SETTINGS_FILE
     try:
-        found = OmegaConf.create(path.read_text(errors="replace") if path.is_file() else "")
+        settings = OmegaConf.create(path.read_text(errors="replace") if path.is_file() else "")
     except (YAMLError, ValueError):
-        found = None
-    return found if OmegaConf.is_dict(found) else OmegaConf.create({})
+        settings = None
+    return settings if OmegaConf.is_dict(settings) else OmegaConf.create({})
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -309,35 +309,35 @@ def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
         return {}
     old, new = _leaves(to_flat(settings)), _leaves(to_flat(config))
     old = {key: value for key, value in _leaves(_defaults(config)).items() if key in new} | old
-    given = values_given(config)
+    interpolated = values_given(config)
     salt, digests = _digests_in(path)
-    found = {}
+    changes = {}
     for key in sorted(set(old) | set(new)):
-        value = given.get(key, new.get(key))
+        value = interpolated.get(key, new.get(key))
         if key in digests:
             same = key in new and digests[key] == _digest(salt, value)
         else:
             same = old.get(key) == value
         if not same and key.rpartition(".")[2] not in PLACEMENT:
             # What was given as `${...}` may be a password: it is not shown.
-            secret = key in given or key in digests
-            found[key] = ("another value" if secret else old.get(key), new.get(key))
-    return found
+            secret = key in interpolated or key in digests
+            changes[key] = ("another value" if secret else old.get(key), new.get(key))
+    return changes
 
 
 def _defaults(part: Any) -> Any:
-    """Return the defaults of all settings that there are and have one, as mappings and lists."""
+    """Return the defaults of all settings that have a default, as mappings and lists."""
     if isinstance(part, list):
-        return [_defaults(one) for one in part]
+        return [_defaults(entry) for entry in part]
     if not is_dataclass(part):
         return part
     bare, tree = type(part)(), {}
-    for one in fields(part):
-        value, default = getattr(part, one.name), getattr(bare, one.name)
+    for setting in fields(part):
+        value, default = getattr(part, setting.name), getattr(bare, setting.name)
         if is_dataclass(value) or (isinstance(value, list) and any(map(is_dataclass, value))):
-            tree[one.name] = _defaults(value)
+            tree[setting.name] = _defaults(value)
         elif default != MISSING:
-            tree[one.name] = default
+            tree[setting.name] = default
     return tree
 
 
@@ -366,8 +366,8 @@ def _digests_in(path: Path) -> tuple[str, dict[str, str]]:
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         if line.startswith(VALUES_LINE):
             try:
-                found = json.loads(line.removeprefix(VALUES_LINE))
-                return str(found["salt"]), dict(found["digests"])
+                comment = json.loads(line.removeprefix(VALUES_LINE))
+                return str(comment["salt"]), dict(comment["digests"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{path} line {number}: expected salt and digests, which tell whether a value "

@@ -189,8 +189,8 @@ def train_stage(
                     )
                     console.print(f"{name} step {step}: {shown}", highlight=False, soft_wrap=True)
         if reached(measured):
-            found = f"{stop.metric} {measured[stop.metric]:.4g} >= {stop.at_least:g}"
-            console.print(f"{name}: done at step {step}: {found}", highlight=False, soft_wrap=True)
+            reason = f"{stop.metric} {measured[stop.metric]:.4g} >= {stop.at_least:g}"
+            console.print(f"{name}: done at step {step}: {reason}", highlight=False, soft_wrap=True)
         learner.export(folder.path / "export")
         return {**measured, "steps": float(step)}
 

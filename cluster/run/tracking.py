@@ -214,17 +214,17 @@ class MlflowRun:
         if self.job:
             self.client.update_run(run_id, status="RUNNING")
             self._end_killed(experiment_id, run_id)
-        given, known = to_flat(settings), run.data.params
-        params = [Param(k, str(v)[:PARAM_BYTES]) for k, v in given.items() if k not in known]
+        values, known = to_flat(settings), run.data.params
+        params = [Param(k, str(v)[:PARAM_BYTES]) for k, v in values.items() if k not in known]
         self.client.log_batch(run_id, params=params)
         self._newest = {metric.key: metric.step for metric in run.data.to_proto().metrics}
         self._metrics = None
         self.run_id = run_id
 
     def _experiment(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found:
-            return found.experiment_id
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment:
+            return experiment.experiment_id
         home = runs_folder(self.given) / "mlflow-artifacts"
         where = None if os.environ.get(URI) else home.absolute().as_uri()
         return self.client.create_experiment(name, artifact_location=where)
@@ -288,8 +288,8 @@ class MlflowRun:
         path = self.folder / METRICS_FILE
         if not path.is_file():
             return
-        held = self._metrics and os.fstat(self._metrics.fileno())
-        if not held or not os.path.samestat(held, path.stat()):
+        opened = self._metrics and os.fstat(self._metrics.fileno())
+        if not opened or not os.path.samestat(opened, path.stat()):
             # The first time, or a resumed loop has put a shorter file in its place.
             self._metrics = path.open("rb")
         undated = os.fstat(self._metrics.fileno()).st_mtime
@@ -354,7 +354,7 @@ def folder_tag(folder: Path) -> str:
 
 
 def metric_name(key: str) -> str:
-    """Return a metric's name as MLflow takes it; names of data sets are in some."""
+    """Return a metric's name as MLflow takes it; a name may contain that of a data set."""
     parts = ("_" if part in ("", ".", "..") else part for part in key.split("/"))
     return re.sub(r"[^\w./ -]", "_", "/".join(parts))[:METRIC_NAME_CHARS]
 
@@ -367,7 +367,7 @@ def tracking_store_name() -> str:
 
 def reason_of(error: Exception) -> str:
     """Return an error in one line of a log, without passwords: what the system said, if it did."""
-    said = [one for one in chain_of(error) if isinstance(one, OSError)]
+    said = [cause for cause in chain_of(error) if isinstance(cause, OSError)]
     lines = str(said[-1] if said else error).strip().splitlines() or [type(error).__name__]
     return masked(lines[0])[:400]
 
@@ -414,10 +414,10 @@ def refuses(error: BaseException, *, answered: bool) -> bool:
         refusals |= {"ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE"}
         wrong += (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
     return any(
-        isinstance(one, wrong)
-        or (isinstance(one, MlflowException) and one.error_code in refusals)
-        or (isinstance(one, socket.gaierror) and one.errno == socket.EAI_NONAME)
-        for one in chain_of(error)
+        isinstance(cause, wrong)
+        or (isinstance(cause, MlflowException) and cause.error_code in refusals)
+        or (isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME)
+        for cause in chain_of(error)
     )
 
 

@@ -66,10 +66,11 @@ def trajectory_rows(
 ) -> list[dict[str, Any]]:
     """Return one row per trace that was asked for; keys as in SCHEMA.
 
-    ``advantages`` are of the traces in the step's loss, ``taught`` those of groups with spread. The
-    column `dropped` is null where the trace was trained; a ``broken`` step trained none.
+    ``advantages`` are of the traces in the step's loss; ``taught`` are the traces of groups with
+    spread. The column `dropped` is null where the trace was trained; a ``broken`` step trained no
+    trace.
     """
-    sampled = {one.key: one for one in trajectories}
+    sampled = {trace.key: trace for trace in trajectories}
     version = templates_version(templates)
 
     def start(key: TrajectoryKey) -> dict[str, Any]:
@@ -98,16 +99,19 @@ def trajectory_rows(
     rows = [
         {
             **start(key),
-            **_paid(one),
+            **_paid(trace),
             "advantage": advantages.get(key),
             "dropped": NO_SPREAD if key not in taught else BROKEN if broken else None,
         }
-        for one in scored
-        for key in [one.trajectory.key]
+        for trace in scored
+        for key in [trace.trajectory.key]
     ]
     rows += [
-        {**start(one.key), "dropped": f"{one.reason}: {one.detail}" if one.detail else one.reason}
-        for one in dropped
+        {
+            **start(trace.key),
+            "dropped": f"{trace.reason}: {trace.detail}" if trace.detail else trace.reason,
+        }
+        for trace in dropped
     ]
     return rows
 
