@@ -62,8 +62,11 @@ def ask(run: Path, counts: dict[str, int]) -> None:
     try:
         check_listening(address)
         join_ray(address, namespace=namespace, logging_level=logging.ERROR)
-        targets = ray.get_actor(TARGETS)
-        ray.get(targets.ask.remote(counts), timeout=TARGETS_TIMEOUT_S)
+        try:
+            targets = ray.get_actor(TARGETS)
+            ray.get(targets.ask.remote(counts), timeout=TARGETS_TIMEOUT_S)
+        finally:
+            ray.shutdown()
     except ConfigError:  # is a ValueError too, and says already what is wrong
         raise
     except (ConnectionError, ValueError) as error:
@@ -76,8 +79,6 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         raise error.cause from error
     except RayError as error:
         raise ClusterError(f"{namespace}: the job did not answer: {error}") from error
-    finally:
-        ray.shutdown()
 
 
 def _count(text: str) -> tuple[str, int]:

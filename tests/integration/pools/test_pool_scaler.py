@@ -9,6 +9,7 @@ import psutil
 import pytest
 import ray
 
+from cluster.jobs import scale
 from cluster.pictures import share_pictures
 from cluster.pools.pool_scaler import PoolScaler, PoolTargets
 from data.errors import ClusterError
@@ -126,3 +127,9 @@ def test_unknown_pools_and_pools_without_actors_are_refused(local_ray):
         with pytest.raises(ClusterError, match="for rollout, reward, found"):
             ray.get(targets.ask.remote(counts))
     assert ray.get(targets.take.remote()) == {}
+
+
+def test_sizes_that_are_refused_leave_the_ray_of_this_process(local_ray, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    assert scale.main([str(tmp_path), "rollout=2"]) == 2
+    assert ray.is_initialized()
