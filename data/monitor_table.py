@@ -2,8 +2,9 @@
 
 `reward/hacking/monitors.py` measures the monitors and raises alarms,
 `evaluation/report/monitor_rows.py` shows them. A metric `hack/<name>` or `hack/<name>/<side>`
-belongs to the monitor <name>. Limits were chosen so that a recorded demo run raises no alarm, from
-its biased start to its saturated end. The healthy figures quoted are from that run.
+belongs to the monitor <name>. Limits were chosen so that a recorded demo run raised no alarm, from
+its biased start to its saturated end. The healthy figures quoted are from that run. In this release
+`make demo` raises one early alarm, of `evidence_worth` at step 8.
 """
 
 import math
