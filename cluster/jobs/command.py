@@ -103,7 +103,7 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     """Print resolved settings, the resource plan and the data sets, whose first rows are read.
 
     Raises:
-        DataError: the job could not start with these data sets and models.
+        DataError: the job could not start with this run folder, these data sets and models.
     """
     print("# settings\n" + to_yaml(config))
     print("# resources")
@@ -111,11 +111,24 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
         print(role)
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
+    print("# run folder")
+    problems = _folder_problems(config)
     print("# data sets")
-    problems = [*_set_problems(config), *_model_problems(config)]
+    problems += [*_set_problems(config), *_model_problems(config)]
     if problems:
         raise DataError("\n".join(problems))
     return 0
+
+
+def _folder_problems(config: Any) -> list[str]:
+    """Print what the run folder holds; return why the job could not start in it."""
+    from cluster.run.run_folder import state_of
+
+    try:
+        print(state_of(config))
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _set_problems(config: Any) -> list[str]:
@@ -158,11 +171,16 @@ def _model_problems(config: Any) -> list[str]:
 
     reward = getattr(config, "reward", None)
     parts = [config, reward, getattr(reward, "judge", None)]
-    folders = [getattr(part, name, "") for part in parts for name in MODEL_FOLDERS]
+    sections = ["", "reward.", "reward.judge."]
+    keys: dict[str, list[str]] = {}
+    for part, section in zip(parts, sections, strict=True):
+        for name in MODEL_FOLDERS:
+            if folder := getattr(part, name, ""):
+                keys.setdefault(folder, []).append(section + name)
     problems = []
-    for folder in dict.fromkeys(filter(None, folders)):
+    for folder, named in keys.items():
         try:
             check_folder(folder)
         except DataError as error:
-            problems.append(str(error))
+            problems.append(f"{' and '.join(named)}: {error}")
     return problems

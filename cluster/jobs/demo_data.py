@@ -15,7 +15,7 @@ def main(config: DemoDataConfig) -> int:
     """Write `world/` and `model/` into the run folder."""
     folder = RunFolder(config, job="demo_data")
     if folder.finished:
-        print(f"{folder.path}: already finished; delete the folder to run it again")
+        print(folder.finished_line)
         return 0
     rows = write_world(
         folder.path / "world",

@@ -60,7 +60,7 @@ def main(config: EmbedderConfig) -> int:
     """Train, stop on held-out hit@1, export; go on from the last checkpoint."""
     folder = RunFolder(config, job="embedder")
     if folder.finished:
-        print(f"{folder.path}: already finished; delete the folder to run it again")
+        print(folder.finished_line)
         return 0
     config = settled(config)
     data = config.data
@@ -189,7 +189,7 @@ def make_row(
     pictures: Pictures,
     relevance: Relevance,
 ) -> ContrastPair:
-    """Return a pair's row; each side's trace or evidence is dropped by chance (spec, section 1.2).
+    """Return a pair's row; each side's trace or evidence is dropped by chance.
 
     Hard negatives are shown in the form of the target. A hard negative is left out if it is right
     by ``relevance``, if it lacks a trace though the target has one, or if a picture is broken.

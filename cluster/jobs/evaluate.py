@@ -57,7 +57,7 @@ def main(config: EvaluateConfig) -> int:
     """Reason, embed, rank; write the results and print the table."""
     folder = RunFolder(config, job="evaluate")
     if folder.finished:
-        print(f"{folder.path}: already finished; delete the folder to run it again")
+        print(folder.finished_line)
         return 0
     config = settled(config)
     console = plain_console()

@@ -49,7 +49,7 @@ def main(config: RLConfig) -> int:
     """Run all steps and export; go on from the last checkpoint, also after losing the learner."""
     folder = RunFolder(config, job="rl")
     if folder.finished:
-        print(f"{folder.path}: already finished; delete the folder to run it again")
+        print(folder.finished_line)
         return 0
     config = settled(config)
     train = load_sets(config.data.train, limits=config.data)
@@ -220,9 +220,9 @@ def train_loop(
                 folder.settle_metrics()
                 checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
             restarts.completed(step)
+            bar.advance(task)
             if stop:
                 request.obey(step, config.steps)
-            bar.advance(task)
     return max(done, config.steps)
 
 

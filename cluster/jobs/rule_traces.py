@@ -46,7 +46,7 @@ def main(config: RuleTracesConfig) -> int:
     """
     folder = RunFolder(config, job="rule_traces")
     if folder.finished:
-        print(f"{folder.path}: already finished; delete the folder to run it again")
+        print(folder.finished_line)
         return 0
     loaded = load_sets(config.data.train, limits=config.data)
     teacher = RuleTeacher(loaded)

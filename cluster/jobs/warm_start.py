@@ -46,7 +46,7 @@ def main(config: WarmStartConfig) -> int:
     """Train, stop on what the stage must reach, export; go on from the last checkpoint."""
     folder = RunFolder(config, job="warm_start")
     if folder.finished:
-        print(f"{folder.path}: already finished; delete the folder to run it again")
+        print(folder.finished_line)
         return 0
     config = settled(config)
     rows = {split: load_rows(config, split) for split in ("train", "eval")}

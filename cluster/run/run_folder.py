@@ -129,23 +129,10 @@ class RunFolder:
         self._reopened = False
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = None if self.finished else _locked(self.path / LOCK_FILE)
-        resolved = self.path / SETTINGS_FILE
-        tracked = self.path / RUN_ID_FILE
-        changes = _changes(resolved, config) if resolved.is_file() else {}
-        kept = {key: change for key, change in changes.items() if key not in OPEN}
-        # A job that was refused before it did anything has left no more than these.
-        own = (resolved, tracked, self.path / LOCK_FILE)
-        begun = any(path not in own for path in self.path.iterdir())
-        if kept and begun:
-            lines = [f"{key}: there {old!r}, now {new!r}" for key, (old, new) in kept.items()]
-            more = len(lines) - SHOWN_KEYS
-            shown = [*lines[:SHOWN_KEYS], *([f"and {more} more"] if more > 0 else [])]
-            raise ConfigError(
-                f"{self.path}: holds a run with other settings ({'; '.join(shown)}); choose "
-                "another run.dir, or delete the folder to start over"
-            )
-        if kept:
-            tracked.unlink(missing_ok=True)  # MLflow lets no run change its settings
+        changes, begun = _allowed_changes(self.path, config)
+        if not begun and not OPEN.issuperset(changes):
+            # MLflow lets no run change its settings.
+            (self.path / RUN_ID_FILE).unlink(missing_ok=True)
         if self.finished and STEPS in changes and _rises(*changes[STEPS]):
             self._lock = _locked(self.path / LOCK_FILE)
             self._reopened = True
@@ -155,7 +142,8 @@ class RunFolder:
                 log.info("%s: there %r, from here on %r", key, *changes[key])
             self._clear_leftovers()
             if not self._reopened:
-                write_atomically(resolved, self._settings)
+                write_atomically(self.path / SETTINGS_FILE, self._settings)
+        self._steps = hasattr(config, STEPS)
         self.metrics_path = self.path / METRICS_FILE
 
     def _clear_leftovers(self) -> None:
@@ -172,6 +160,12 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether the job ran to its end before, and has nothing to add."""
         return (self.path / STAGE_FILE).is_file() and not self._reopened
+
+    @property
+    def finished_line(self) -> str:
+        """What a job says that finds its run finished."""
+        more = "give it more `steps` to go on, or " if self._steps else ""
+        return f"{self.path}: already finished; {more}delete the folder to run it again"
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics, with the time in seconds since 1970.
@@ -291,6 +285,47 @@ def write_atomically(path: Path, text: str) -> None:
         sync(part)
         part.replace(path)
         sync(path.parent)
+
+
+def state_of(config: Any) -> str:
+    """Return in words what ``config.run.dir`` holds for a job with these settings; write nothing.
+
+    Raises:
+        ConfigError: it holds a run with other settings (the keys are listed).
+    """
+    path = Path(config.run.dir).resolve()
+    changes, begun = _allowed_changes(path, config) if path.is_dir() else ({}, False)
+    if not begun:
+        return f"{path}: a new run"
+    said = [f"{key}: there {old!r}, from now on {new!r}" for key, (old, new) in changes.items()]
+    if not (path / STAGE_FILE).is_file():
+        return "; ".join([f"{path}: an unfinished run, which goes on", *said])
+    if STEPS in changes and _rises(*changes[STEPS]):
+        return "; ".join([f"{path}: a finished run, which goes on", *said])
+    return f"{path}: a finished run, which the job leaves as it is"
+
+
+def _allowed_changes(folder: Path, config: Any) -> tuple[dict[str, Any], bool]:
+    """Return how the settings differ from those of a folder, and whether a run began there.
+
+    Raises:
+        ConfigError: a run began there with settings that must not change (the keys are listed).
+    """
+    resolved = folder / SETTINGS_FILE
+    changes = _changes(resolved, config) if resolved.is_file() else {}
+    # A job that was refused before it did anything has left no more than these.
+    own = (resolved, folder / RUN_ID_FILE, folder / LOCK_FILE)
+    begun = any(path not in own for path in folder.iterdir())
+    kept = {key: change for key, change in changes.items() if key not in OPEN}
+    if kept and begun:
+        lines = [f"{key}: there {old!r}, now {new!r}" for key, (old, new) in kept.items()]
+        more = len(lines) - SHOWN_KEYS
+        shown = [*lines[:SHOWN_KEYS], *([f"and {more} more"] if more > 0 else [])]
+        raise ConfigError(
+            f"{folder}: holds a run with other settings ({'; '.join(shown)}); choose "
+            "another run.dir, or delete the folder to start over"
+        )
+    return changes, begun
 
 
 def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:

@@ -34,7 +34,10 @@ def check_folder(folder: str) -> Path:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise DataError(f"{folder}: expected a model folder, found none; check the path")
+        remedy = "check the path, or download the model to it"
+        if path.name == "export":  # what a training job writes at its end
+            remedy = f"run the job first whose run.dir is {path.parent}"
+        raise DataError(f"{folder}: expected a model folder, found none; {remedy}")
     pointers = sorted(
         model_file.name
         for kind in MODEL_FILES

@@ -202,7 +202,21 @@ def test_a_dry_run_names_all_that_is_missing(path, capsys, tmp_path):
     assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert "birds.json: file not found" in error
-    assert "models/m: expected a model folder" in error
+    assert "model: models/m: expected a model folder" in error
+
+
+def test_a_dry_run_names_the_job_that_makes_a_missing_model(path, birds, capsys):
+    settings = [path, "--dry-run", "model=runs/first/export"]
+    assert run_job(WarmStartConfig, never, argv=settings) == 2
+    assert "run the job first whose run.dir is runs/first\n" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_the_run_folder_of_another_run(path, birds, capsys, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/resolved.yaml").write_text("batch: 77\n")
+    (tmp_path / "run/metrics.jsonl").touch()
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run", "run.dir=run"]) == 2
+    assert "holds a run with other settings (batch: there 77, now" in capsys.readouterr().err
 
 
 def test_a_dry_run_looks_only_at_sets_that_the_job_reads(path, birds, capsys, tmp_path):

@@ -12,7 +12,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.run.run_folder import RUN_ID_FILE, RunFolder, project_root, settled, write_atomically
+from cluster.run.run_folder import (
+    RUN_ID_FILE,
+    RunFolder,
+    project_root,
+    settled,
+    state_of,
+    write_atomically,
+)
 from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.errors import ConfigError
 from configs.load import load
@@ -249,6 +256,32 @@ def test_a_finished_run_goes_on_only_with_more_steps(tmp_path):
     RunFolder(config, job="warm_start").finish()
     assert RunFolder(replace(config, steps=9), job="warm_start").finished
     assert not RunFolder(replace(config, steps=11), job="warm_start").finished
+
+
+def test_a_finished_run_says_how_it_may_go_on(tmp_path, folder):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path / "stage")), model="m", steps=10)
+    assert "give it more `steps`" in RunFolder(config, job="warm_start").finished_line
+    assert "steps" not in folder.finished_line  # this job takes none
+
+
+def test_what_a_run_folder_holds_is_said_and_nothing_is_written(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path / "run")), model="m", steps=10)
+    more = replace(config, steps=11)
+    assert state_of(config).endswith("run: a new run")
+    assert not (tmp_path / "run").exists()
+    folder = RunFolder(config, job="warm_start")
+    assert state_of(config).endswith("run: a new run")
+    folder.log_metrics(1, {"a": 0.5})
+    assert state_of(config).endswith("run: an unfinished run, which goes on")
+    with pytest.raises(ConfigError, match="model: there 'm', now 'n'"):
+        state_of(replace(config, model="n"))
+    folder.finish()
+    before = (tmp_path / "run/resolved.yaml").read_bytes()
+    assert state_of(config).endswith("run: a finished run, which the job leaves as it is")
+    assert state_of(more).endswith(
+        "run: a finished run, which goes on; steps: there 10, from now on 11"
+    )
+    assert (tmp_path / "run/resolved.yaml").read_bytes() == before
 
 
 def test_a_finished_run_with_more_steps_stays_finished_until_it_goes_on(tmp_path):
