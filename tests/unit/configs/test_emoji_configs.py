@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import ConfigError
 from configs.load import load
 from configs.schema import (
     EmbedderConfig,
@@ -50,10 +51,12 @@ def test_stage_reads_only_what_earlier_stages_write(stage):
         assert model.removeprefix(RUNS).split("/")[0] in earlier
 
 
-def test_set_may_lie_anywhere(monkeypatch):
-    monkeypatch.setenv("EMOJI", "/data/pictograms")
+def test_set_lies_where_the_variable_says(monkeypatch):
     for stage in ("traces", "embedder", "evaluate"):
         config = load(STAGES[stage], FOLDER / f"{stage}.yaml")
         roots = {one.root for one in [*config.data.train, *config.data.eval]}
         assert roots == {"/data/pictograms"}
     assert config.data.eval[0].path == "/data/pictograms/eval/emoji_i2t.jsonl"
+    monkeypatch.delenv("EMOJI")
+    with pytest.raises(ConfigError, match="'EMOJI' not found"):
+        load(RuleTracesConfig, FOLDER / "traces.yaml")
