@@ -46,7 +46,7 @@ _PLAIN_OBJECTIVE: dict[str, Any] = {
 """What a published objective sets where its publication says nothing else."""
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Both need judge.model. They differ from the original where it guesses: a judge without a
-    # usable answer drops the trace (spec, section 1.3). What the Embedder reads (evidence,
+    # usable answer drops the trace. What the Embedder reads (evidence,
     # pooling) is no part of the formula.
     "reward": {
         # Sup. B.2, Eq. 3 and 4: 0.05 F + 0.2 Acc m + 0.8 R; Acc asks for all n traces in the top
@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "grpo": {
-        # The published code of Embed-RL (spec, hyper-parameters): 64 prompts a step, mini-batches
+        # The published code of Embed-RL: 64 prompts a step, mini-batches
         # of 32. Its policy loss is verl's, with dual clip.
         "embed_rl": {
             **_PLAIN_OBJECTIVE,

@@ -48,7 +48,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What a trace earns (spec, section 1.3). With F, Acc, m: format, rank accuracy, margin,
+    """What a trace earns (Embed-RL, equations 3, 4). With F, Acc, m: format, rank accuracy, margin,
 
     total = format_weight * F + outcome_weight * accuracy_weight * Acc * m
             + process_weight * R + gain_weight * gain + length_weight * length

@@ -88,7 +88,7 @@ class EmbedderConfig:
     batch: int = 64
     """Pairs per step over all ranks; each is a negative for all others."""
     sub_batches: int = 2
-    """Draws a batch is made of, each from a single data set (spec, section 1.2)."""
+    """Draws a batch is made of, each from a single data set, as published."""
     temperature: float = 0.02
     """Temperature of the contrastive loss."""
     learn_temperature: bool = False

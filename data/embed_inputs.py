@@ -1,6 +1,6 @@
 """Item + trace to what the Embedder reads; the only builder, used by training, reward, evaluation.
 
-Published Embedders were trained on this order (spec, sections 2.3 and 3):
+Published Embedders were trained on this order (Embed-RL, supplement B.3):
 
 1. the item: its pictures, then its text; of a video its text, then its frames
 2. the trace up to the end of its thinking part

@@ -42,7 +42,7 @@ def item_content(
     seeks_video: bool = False,
     answer: str = "",
 ) -> Content:
-    """Return the user turn that asks for a trace of one item (spec, section 2.2).
+    """Return the user turn that asks for a trace of one item (Embed-RL, appendix F).
 
     ``answer`` is what the right target says, for a teacher who may know it; empty: unknown.
 
@@ -67,7 +67,7 @@ def item_content(
 
 
 def filter_content(task: str, query_trace: str, target_trace: str) -> Content:
-    """Return the user turn that asks whether a pair is wrong (spec, section 1.1, step 3).
+    """Return the user turn that asks whether a pair is wrong (Embed-RL's relevance filter).
 
     The answer is one word: Yes = clearly unrelated or contradictory, No = keep the pair.
     """

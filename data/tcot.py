@@ -37,7 +37,8 @@ def parse(text: str, *, kind: Kind, num_frames: int = 0) -> TCoT:
 
     Whatever can be mended is mended and named in ``repairs``; a trace without repairs is strictly
     valid: each tag once, in order, nothing outside, every part non-empty, one JSON cue of the
-    kind's key with everything in range (spec, sections 2.1 and 2.3). Time is linear in the text.
+    kind's key with everything in range (the prompts in `templates/` ask for it). Time is linear
+    in the text.
 
     Raises:
         TCoTError: the text is too long, or the three parts or a usable cue are missing.

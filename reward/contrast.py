@@ -45,7 +45,7 @@ def contrastive_rank(
     temperature: float,
     valid: np.ndarray | None = None,
 ) -> ContrastiveRank:
-    """Rank each row's positives among its candidates (spec, section 1.3, outcome reward).
+    """Rank each row's positives among its candidates (outcome reward; Embed-RL, equation 3).
 
     ``similarity`` is [N, M] of cosines, ``positive`` a boolean [N, M]; where ``valid`` (boolean
     [N, M]) is false the candidate does not exist for that row. Ties are broken against the trace:

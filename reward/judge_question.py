@@ -1,4 +1,4 @@
-"""The judge's question and answer (spec, section 1.3, process reward): pure, no model here.
+"""The judge's question and answer (process reward; Embed-RL, equation 4): pure, no model here.
 
 The judge reads one trace and numbered traces of the other side, and names the one that belongs to
 it. A trace that says what its own pair is about makes that easy.

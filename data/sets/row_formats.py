@@ -1,9 +1,9 @@
 """Rows of training and evaluation files to pairs; every refusal names file, row and field.
 
-Formats (spec, section 5): `mmeb` (MMEB-train JSON), `llavahound` (LLaVA-Hound JSON for video),
-`mmeb_eval` (MMEB-V2 image rows, JSON lines, gold at index 0) and `caption` (LLaVA-style JSON,
-supervised only). All may have an `id`, and an `error`, with which a row is refused. All but the
-last may have `label` (targets of a set with the same one are equal), `query_cot`, `pos_cot`,
+Formats, a row of each in `data/README.md`: `mmeb` (MMEB-train JSON), `llavahound` (LLaVA-Hound JSON
+for video), `mmeb_eval` (MMEB-V2 image rows, JSON lines, gold at index 0) and `caption` (LLaVA-style
+JSON, supervised only). All may have an `id`, and an `error`, with which a row is refused. All but
+the last may have `label` (targets of a set with the same one are equal), `query_cot`, `pos_cot`,
 `cot_knows_answer`, `qry_evidence` and `pos_evidence`.
 
 Texts are normalised here and nowhere else: an item's text is what models read, and its identity.

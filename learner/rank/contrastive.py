@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE over the whole batch of all ranks (spec, section 1.2).
+"""Symmetric InfoNCE over the whole batch of all ranks.
 
 Shape suffixes: B = pairs of all ranks, K = explicit hard negatives, R = targets known to be right
 for a row's query, D = dimensions, N = vectors of this rank: queries, targets and hard negatives, in

@@ -221,7 +221,7 @@ def logprobs(params: list[float], inputs: list[list[float]], ids: list[int]) -> 
 
 
 def paid(traces: list[Trace], reward: str) -> dict[TrajectoryKey, float]:
-    """Return the rewards of one round: Embed-RL, equations 3 and 4, or its code (spec, 1.3)."""
+    """Return the rewards of one round: Embed-RL, equations 3 and 4, or its published code."""
     found = {}
     for one in traces:
         others = [other for other in traces if other.key.group.side is not one.key.group.side]

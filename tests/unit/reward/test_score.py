@@ -67,7 +67,7 @@ def by_key(scored):
 
 
 def expected(serial, side, sibling):
-    """Return (accuracy, margin) by the spec, section 1.3, from angles alone."""
+    """Return (accuracy, margin) by Embed-RL, equation 3, from angles alone."""
     own = DEGREES[serial, side][sibling]
     other = Side.TARGET if side is Side.QUERY else Side.QUERY
 
