@@ -178,9 +178,9 @@ def train_stage(
                         metrics=metrics,
                     )
                 restarts.completed(step)
+                bar.advance(task)
                 if asked:
                     request.obey(step, steps)
-                bar.advance(task)
                 if step % LINE_EVERY == 0 or step == 1 or measured.keys() & metrics.keys():
                     shown = " ".join(
                         f"{name} {value:.4g}"

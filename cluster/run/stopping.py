@@ -128,7 +128,7 @@ class StopRequest:
         self.made = True
         _say(
             f"{_name(number)}: the job stops when the step under way has ended and its checkpoint "
-            "is written; a second signal ends it at once, without"
+            "is written; a second signal ends it at once, without a checkpoint"
         )
 
 
