@@ -75,6 +75,12 @@ class DataSetConfig:
     """Batches are drawn from this set with probability proportional to weight x size."""
     limit: int = 0
     """Use only the first rows; 0 = all."""
+    sample: int = 0
+    """Use only so many rows, evenly spread over the file (paper, Sup. C.3): of n rows, from 0, the
+    rows i x n / sample, rounded down. 0 = all. A file with fewer rows is used whole."""
+    hardest_by: str = ""
+    """Column of numbers, small for hard rows, such as the share of right answers: `sample` then
+    takes the rows with the smallest numbers, of rows with equal numbers the earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,25 @@ def gpu_problems(pool: PoolConfig, engine: EngineConfig) -> list[str]:
 COMMON_CHECKS = {
     RunConfig: lambda n: not_negative(n, "seed", "nodes_timeout_s"),
     MediaConfig: _media_problems,
-    DataSetConfig: lambda n: not_negative(n, "weight", "limit"),
+    DataSetConfig: lambda n: [
+        *not_negative(n, "weight", "limit", "sample"),
+        *(
+            [
+                f"sample: set '{n.name}' has limit={n.limit}, which takes the first rows; set one "
+                "of the two to 0"
+            ]
+            if n.sample and n.limit
+            else []
+        ),
+        *(
+            [
+                f"hardest_by: set '{n.name}' has sample=0, so no rows are chosen by column "
+                f"'{n.hardest_by}'; set sample to the number of rows, or remove hardest_by"
+            ]
+            if n.hardest_by and not n.sample
+            else []
+        ),
+    ],
     DataConfig: lambda n: [
         *share(n, "max_bad_rows"),
         *(

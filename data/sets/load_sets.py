@@ -21,6 +21,7 @@ from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, read_rows
 from data.sets.row_formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
+from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,11 @@ class LoadedSet:
     pairs: tuple[Pair, ...]
     bad_rows: tuple[BadRow, ...]
     rows: int = 0
-    """Rows of the file, beyond the set's limit as well."""
+    """Rows of the file, those that the set does not use as well."""
     read: int = 0
     """Rows that were read of them."""
+    unranked: tuple[BadRow, ...] = ()
+    """Rows of the file that were set aside before, as the set's `hardest_by` cannot rank them."""
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     """Rows by the field in them that the format does not know."""
 
@@ -70,10 +73,11 @@ def load_set(
     set's root, where another set knows them already.
 
     Raises:
-        DataError: the file is missing or not JSON of rows.
+        DataError: the file is missing or not JSON of rows, or `hardest_by` can rank no row.
     """
     rows = read_rows(Path(config.path))
-    used_rows = rows[: config.limit] if config.limit else rows
+    in_use, unranked = rows_in_use(rows, config)
+    used_rows = [rows[index] for index in in_use]
     files = files or files_of(config)
     copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
@@ -81,9 +85,10 @@ def load_set(
     unknown: Counter[str] = Counter()
     boxes: list[TrueBoxes] = []
     ids = _Ids()
-    for index, row in enumerate(_with_bar(used_rows, f"reading {config.name}")):
+    with_bar = _with_bar(used_rows, f"reading {config.name}")
+    for index, row in zip(in_use, with_bar, strict=True):
         where = f"{config.path} row {index + 1}"
-        unknown.update(row.keys() - KNOWN_FIELDS[config.format])
+        unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
         reader = RowReader(row, where, config, index, files, max_frames, boxes)
         try:
             pairs += ids.unique(reader.pairs(), where)
@@ -98,6 +103,7 @@ def load_set(
         bad_rows=tuple(bad),
         rows=len(rows),
         read=len(used_rows),
+        unranked=tuple(BadRow(where, reason) for where, reason in unranked.items()),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
     )
 
@@ -149,16 +155,17 @@ def repeated_names(configs: list[DataSetConfig]) -> list[str]:
 
 def log_bad_rows(one: LoadedSet) -> None:
     """Log why rows were set aside, and how many."""
-    for bad in one.bad_rows[:LISTED]:
-        log.warning("row set aside: %s", bad.reason)
-    if one.bad_rows:
-        log.warning(
-            "data set '%s': %d of %d rows set aside%s",
-            one.name,
-            len(one.bad_rows),
-            one.read,
-            f", the first {LISTED} listed" if len(one.bad_rows) > LISTED else "",
-        )
+    for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
+        for bad in bad_rows[:LISTED]:
+            log.warning("row set aside: %s", bad.reason)
+        if bad_rows:
+            log.warning(
+                "data set '%s': %d of %d rows set aside%s",
+                one.name,
+                len(bad_rows),
+                rows,
+                f", the first {LISTED} listed" if len(bad_rows) > LISTED else "",
+            )
 
 
 def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) -> list[str]:
@@ -166,16 +173,17 @@ def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) 
     if not one.read:
         return [f"data set '{one.name}': {config.path} holds no row"]
     problems = []
-    if not one.pairs or len(one.bad_rows) > max_bad_rows * one.read:
-        shown = "\n    ".join(bad.reason for bad in one.bad_rows[:5])
+    for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
+        if not bad_rows or (one.pairs and len(bad_rows) <= max_bad_rows * rows):
+            continue
+        shown = "\n    ".join(bad.reason for bad in bad_rows[:5])
         limit = (
             f"more than data.max_bad_rows={max_bad_rows}; mend the file or raise the limit"
             if one.pairs
             else "so none is left; mend the file"
         )
         problems.append(
-            f"data set '{one.name}': {len(one.bad_rows)} of {one.read} rows are bad, {limit}:"
-            f"\n    {shown}"
+            f"data set '{one.name}': {len(bad_rows)} of {rows} rows are bad, {limit}:\n    {shown}"
         )
     if one.unknown_fields:
         known = KNOWN_FIELDS[config.format]

@@ -235,6 +235,16 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("data.train=[{name: a, path: p, root: r, weight: 0}]", "data.train: every weight is 0"),
         ("data.train=[{name: a, path: p, root: r, weight: -1}]", "data.train[0].weight"),
         ("data.train=[{name: a, path: p, root: r, limit: -1}]", "data.train[0].limit"),
+        ("data.train=[{name: a, path: p, root: r, sample: -1}]", "data.train[0].sample: expected"),
+        (
+            "data.train=[{name: a, path: p, root: r, sample: 5, limit: 9}]",
+            "data.train[0].sample: set 'a' has limit=9, which takes the first rows; set one of",
+        ),
+        (
+            "data.train=[{name: a, path: p, root: r, sample: 0, hardest_by: rate}]",
+            "data.train[0].hardest_by: set 'a' has sample=0, so no rows are chosen by column 'rate'"
+            "; set sample to the number of rows",
+        ),
         ("data.train=[{name: a, path: p, root: r, format: caption}]", "captions have no target"),
         ("rollout.pool.actors=0", "rollout.pool.actors: expected more than 0"),
         ("rollout.pool.cpus=-1", "rollout.pool.cpus: expected at least 0"),

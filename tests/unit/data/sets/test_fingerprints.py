@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from data.sets.fingerprints import (
     rows_fingerprint,
 )
 from data.sets.load_sets import load_set
+from tests.builders import write_set
 
 
 @pytest.fixture
@@ -83,6 +85,19 @@ def test_rows_that_are_gone_moved_or_other_ones_are_seen(rows, now):
 def test_a_row_that_is_set_aside_now_is_seen_though_its_file_is_the_same(tmp_path):
     before = {"data.train": rows_fingerprint([], ["a", "b"], [])}
     assert changed_inputs(before, {"data.train": rows_fingerprint([], ["a"], [])})
+
+
+def test_another_sample_of_the_same_file_is_seen(tmp_path):
+    config = write_set(tmp_path, [{"qry": "q", "pos_text": "t", "rate": -i} for i in range(9)])
+    changed = [replace(config, sample=3), replace(config, sample=3, hardest_by="rate")]
+    there, *others = (
+        {"data.train": pairs_fingerprint([settings], [load_set(settings)])}
+        for settings in (config, *changed)
+    )
+    for other in others:
+        [used] = changed_inputs(there, other)
+        assert "rows in use: there 9 rows, " in used
+    assert changed_inputs(*others)
 
 
 def test_a_picture_that_is_another_now_is_seen(tmp_path):

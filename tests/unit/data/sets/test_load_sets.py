@@ -111,6 +111,128 @@ def test_only_the_first_rows_are_used_where_a_limit_is_set(read):
 
 
 @pytest.mark.parametrize(
+    ("rows", "sample", "expected"),
+    [
+        (10, 5, [0, 2, 4, 6, 8]),
+        (7, 3, [0, 2, 4]),
+        (5, 4, [0, 1, 2, 3]),
+        (5, 1, [0]),
+        (3, 3, [0, 1, 2]),
+        (3, 8, [0, 1, 2]),
+    ],
+)
+def test_a_sample_is_spread_evenly_over_the_file(read, rows, sample, expected):
+    loaded = read(*[MMEB] * rows, sample=sample)
+    assert [pair.row for pair in loaded.pairs] == expected
+    assert [pair.pair_id for pair in loaded.pairs] == [f"set-{row}" for row in expected]
+    assert (loaded.rows, loaded.read) == (rows, len(expected))
+
+
+def test_bad_rows_of_a_sample_are_set_aside_by_their_place_and_others_are_never_read(read):
+    good, bad = MMEB, {**MMEB, "error": "x"}
+    loaded = read(good, bad, bad, good, good, bad, sample=3)
+    assert [pair.row for pair in loaded.pairs] == [0, 4]
+    assert "rows.json row 3, field 'error'" in reason_of(loaded)
+
+
+def test_the_first_rows_of_a_sample_are_those_that_a_dry_run_reads(read):
+    assert [pair.row for pair in read(*[MMEB] * 10, sample=5, limit=2).pairs] == [0, 2]
+
+
+def rated(*numbers):
+    return [{**MMEB, "rate": number} for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([0.5, 0.1, 0.9, 0.3], [1, 3]),
+        ([3, 2, 1, 0], [2, 3]),
+        ([0.5, 0.5, 0.5, 0.5], [0, 1]),
+        ([1, 0.5, 1.0, 2], [0, 1]),
+        ([-1e308, 10**400, -(10**400), 0], [0, 2]),
+        ([7], [0]),
+    ],
+)
+def test_the_hardest_rows_have_the_smallest_numbers_and_of_equal_ones_come_first(
+    read, numbers, expected
+):
+    loaded = read(*rated(*numbers), sample=2, hardest_by="rate")
+    assert [pair.row for pair in loaded.pairs] == expected
+    assert (loaded.rows, loaded.read, loaded.unranked) == (len(numbers), len(expected), ())
+
+
+def test_the_column_of_the_hardest_rows_is_no_unknown_field(read):
+    rows = [row | {"rat": 1} for row in rated(1, 2)]
+    assert read(*rows, sample=2, hardest_by="rate").unknown_fields == {"rat": 2}
+    assert read(*rows).unknown_fields == {"rate": 2, "rat": 2}
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (None, "None"),
+        ("0.1", "'0.1'"),
+        (True, "True"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        ([0.1], "[0.1]"),
+    ],
+)
+def test_a_row_that_cannot_be_ranked_is_set_aside_with_its_reason(read, number, words):
+    loaded = read(*rated(0.2, number, 0.1), sample=1, hardest_by="rate")
+    assert [pair.row for pair in loaded.pairs] == [2]
+    (row,) = loaded.unranked
+    assert row.where.endswith("rows.json row 2")
+    assert f"{row.where}, field 'rate': expected a finite number" in row.reason
+    assert f"found {words}; add it" in row.reason
+    assert loaded.bad_rows == ()
+
+
+def test_rows_that_cannot_be_ranked_are_a_share_of_the_file_and_not_of_the_sample(tmp_path, caplog):
+    rows = [{**GOOD, "rate": number} for number in (*range(17), None, None, "x")]
+    config = write_set(tmp_path, rows, sample=2, hardest_by="rate")
+    (loaded,) = load_sets([config], limits=DataConfig(max_bad_rows=0.15))
+    assert len(loaded.pairs) == 2
+    assert "rows.json row 18, field 'rate'" in caplog.text
+    assert "data set 'set': 3 of 20 rows set aside" in caplog.text
+    with pytest.raises(
+        DataError, match="data set 'set': 3 of 20 rows are bad, more than"
+    ) as caught:
+        load_sets([config], limits=DataConfig(max_bad_rows=0.14))
+    assert "field 'rate'" in str(caught.value)
+
+
+def test_bad_rows_are_a_share_of_the_sample_and_not_of_the_file(tmp_path):
+    config = write_set(tmp_path, [BAD, GOOD, *[GOOD] * 18], sample=4)
+    with pytest.raises(DataError, match="data set 'set': 1 of 4 rows are bad"):
+        load_sets([config], limits=DataConfig(max_bad_rows=0.2))
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        ("rats", "expected numbers in column 'rats' of {}, found none in any row (near 'rate')"),
+        ("qry", "expected numbers in column 'qry' of {}, found none in any row; name a column"),
+    ],
+)
+def test_a_column_without_any_number_is_refused_with_set_key_and_remedy(tmp_path, column, words):
+    config = write_set(
+        tmp_path, [{**GOOD, "rate": 1}, {**GOOD, "rate": 2}], sample=1, hardest_by=column
+    )
+    with pytest.raises(DataError) as caught:
+        load_sets([config], limits=DataConfig(max_bad_rows=1.0))
+    assert f"data set 'set', hardest_by: {words.format(config.path)}" in str(caught.value)
+    assert "name a column of numbers, or remove hardest_by" in str(caught.value)
+
+
+def test_a_sample_of_a_file_without_rows_is_refused_as_without_a_sample(tmp_path):
+    for settings in ({"sample": 3}, {"sample": 3, "hardest_by": "rate"}):
+        with pytest.raises(DataError, match="holds no row"):
+            load_sets([write_set(tmp_path, [], **settings)], limits=DataConfig())
+
+
+@pytest.mark.parametrize(
     ("change", "field", "words"),
     [
         ({"qry_image_path": "lost.png"}, "qry_image_path", "not found"),

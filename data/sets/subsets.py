@@ -1,0 +1,60 @@
+"""Which rows of its file a data set uses: the first, evenly spread ones, or the hardest."""
+
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from configs.common import DataSetConfig
+from data.errors import DataError
+from data.sets.row_files import FileRow
+
+
+def rows_in_use(
+    rows: Sequence[FileRow], config: DataSetConfig
+) -> tuple[Sequence[int], Mapping[str, str]]:
+    """Return the indices of the rows that a set uses, ascending, from 0.
+
+    The mapping has the rows that the set's `hardest_by` cannot rank: place in the file to reason.
+    They are not in use.
+
+    Raises:
+        DataError: no row can be ranked.
+    """
+    in_use: Sequence[int] = range(len(rows))
+    unranked: Mapping[str, str] = {}
+    if config.hardest_by and rows:
+        in_use, unranked = _hardest(rows, config)
+    elif config.sample:
+        count = min(config.sample, len(rows))
+        in_use = [number * len(rows) // count for number in range(count)]
+    return in_use[: config.limit] if config.limit else in_use, unranked
+
+
+def _hardest(
+    rows: Sequence[FileRow], config: DataSetConfig
+) -> tuple[Sequence[int], Mapping[str, str]]:
+    column = config.hardest_by
+    numbers: dict[int, float] = {}
+    unranked: dict[str, str] = {}
+    for index, row in enumerate(rows):
+        value = row.get(column)
+        # Not math.isfinite: it fails for whole numbers that no float can hold.
+        if type(value) in (int, float) and -math.inf < value < math.inf:
+            numbers[index] = value
+        else:
+            where = f"{config.path} row {index + 1}"
+            unranked[where] = (
+                f"{where}, field '{column}': expected a finite number, as the set's hardest_by "
+                f"names this column, found {reprlib.repr(value)}; add it or remove the row"
+            )
+    if not numbers:
+        near = get_close_matches(column, sorted(rows[0].keys() - {column}), n=1)
+        raise DataError(
+            f"data set '{config.name}', hardest_by: expected numbers in column '{column}' of "
+            f"{config.path}, found none in any row"
+            + (f" (near {near[0]!a})" if near else "")
+            + "; name a column of numbers, or remove hardest_by for evenly spread rows"
+        )
+    hardest = sorted(numbers, key=numbers.__getitem__)  # equal numbers stay in the file's order
+    return sorted(hardest[: config.sample]), unranked
