@@ -1,9 +1,9 @@
 """The address of a picture (`uri`): a file, and where in the file the picture lies.
 
-    /data/a.png                             the file is the picture
-    /data/report.pdf#page=3                 a page, counted from 1 as PDF viewers do
-    /data/clip.mp4#frame=12                 a frame of a video, counted from 0 as they are shown
-    /data/part.parquet#row=7&column=image   the bytes in a cell, rows counted from 0
+/data/a.png                             the file is the picture
+/data/report.pdf#page=3                 a page, counted from 1 as PDF viewers do
+/data/clip.mp4#frame=12                 a frame of a video, counted from 0 as they are shown
+/data/part.parquet#row=7&column=image   the bytes in a cell, rows counted from 0
 """
 
 import re
