@@ -9,7 +9,9 @@
 import re
 from dataclasses import dataclass
 
-_PLACE = re.compile(r"#(?:page=(\d+)|frame=(\d+)|row=(\d+)&column=([^#&]+))\Z")
+_PLACE = re.compile(
+    r"#(?:page=([0-9]{1,12})|frame=([0-9]{1,12})|row=([0-9]{1,12})&column=([^#&]+))\Z"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
