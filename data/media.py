@@ -20,6 +20,8 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from configs.common import MediaConfig
+from data.addresses import parse_address
+from data.cells import read_cell
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file
@@ -187,14 +189,7 @@ def _most_needed(limits: MediaConfig) -> int:
 
 
 def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray:
-    path = Path(uri)
-    size = path.stat().st_size
-    if size > limits.max_file_bytes:
-        raise DataError(
-            f"{uri}: {size} bytes, more than data.media.max_file_bytes={limits.max_file_bytes}; "
-            "make it smaller or raise that"
-        )
-    content = path.read_bytes()
+    content = _content(uri, limits.max_file_bytes)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
@@ -219,6 +214,20 @@ def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray
         image.load()
         pixels = _in_rgb(image)
         return np.asarray(_upright(pixels if factor == 1 else pixels.reduce(factor), image))
+
+
+def _content(uri: str, max_bytes: int) -> bytes:
+    """Return the bytes of a picture's file, or of the cell that its address names."""
+    if parse_address(uri).row is not None:
+        return read_cell(uri, max_bytes=max_bytes)
+    path = Path(uri)
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise DataError(
+            f"{uri}: {size} bytes, more than data.media.max_file_bytes={max_bytes}; "
+            "make it smaller or raise that"
+        )
+    return path.read_bytes()
 
 
 def _surplus(image: Image.Image, enough: int) -> int:
