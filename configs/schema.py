@@ -297,10 +297,10 @@ _CHECKS = {
             else [f"vocabulary: expected 0 or at least {MIN_VOCABULARY}, found {n.vocabulary}"]
         ),
         *(
-            f"data.train[{index}].format: only mmeb and llavahound rows can hold traces on both "
-            f"sides, found {data_set.format}"
+            f"data.train[{index}].format: only mmeb, llavahound and colpali rows can hold traces "
+            f"on both sides, found {data_set.format}"
             for index, data_set in enumerate(n.data.train)
-            if data_set.format not in ("mmeb", "llavahound")
+            if data_set.format not in ("mmeb", "llavahound", "colpali")
         ),
         *(
             f"data.train[{index}].name: names a file, so expected letters, digits, '.', '_' and "

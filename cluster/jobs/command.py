@@ -140,7 +140,7 @@ def _set_problems(config: Any) -> list[str]:
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
     for settings in [*train, *held_out]:
-        kind = "video" if settings.format == "llavahound" else settings.kind
+        kind = {"llavahound": "video", "colpali": "page"}.get(settings.format, settings.kind)
         line = (
             f"{settings.name}: {settings.path} "
             f"({settings.format}, {kind}, weight {settings.weight:g})"

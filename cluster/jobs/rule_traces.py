@@ -6,7 +6,7 @@ Example: python -m cluster.jobs.rule_traces configs/emoji/traces.yaml
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from data.errors import DataError
 from data.prompts import load_templates
 from data.sets.load_sets import BadRow, LoadedSet, load_sets
 from data.sets.row_files import FileRow, read_rows
-from data.sets.row_formats import ANSWER_KNOWN
+from data.sets.row_formats import ANSWER_KNOWN, JSON_FIELDS
 from data.sets.rule_teacher import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 
@@ -133,8 +133,9 @@ def write_set(
     one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set[str]
 ) -> list[FileRow]:
     """Write one set's files and return its training captions."""
-    name, root = one.settings.name, one.settings.root
-    rows = read_rows(Path(one.settings.path))
+    settings = one.settings
+    name, root = settings.name, settings.root
+    rows = read_rows(Path(settings.path), json_fields=JSON_FIELDS[settings.format])
     captions = captions_of(one.train, teacher, root=root, seen=captioned)
     files = {
         f"train/filtered_{name}.json": traced_rows(one.train, rows, biased=False),
@@ -147,13 +148,14 @@ def write_set(
         if content:
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(content, indent=0, ensure_ascii=False)
+            # Cells of tables may be dates, and what else JSON does not know.
+            text = json.dumps(content, indent=0, ensure_ascii=False, default=str)
             file.write_text(text + "\n", encoding="utf-8")
     return captions
 
 
 def traced_rows(
-    traced: Iterable[TracedPair], rows: list[FileRow], *, biased: bool
+    traced: Iterable[TracedPair], rows: Sequence[FileRow], *, biased: bool
 ) -> list[FileRow]:
     """Return the rows with their ids and traces."""
     traced_file_rows = []

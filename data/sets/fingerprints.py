@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from configs.common import DataSetConfig
+from data.addresses import file_of
 from data.sets.load_sets import LoadedSet
+from data.sets.row_files import row_files
 
 WHOLE_BYTES = 16 << 20
 PARTS, PART_BYTES = 64, 4096
@@ -38,9 +40,10 @@ def rows_fingerprint(
     """
     rows, shown = list(keys), sorted(set(uris))
     sampled_uris = shown[:: max(1, len(shown) // PICTURES)]
-    sizes = [Path(uri).stat().st_size if Path(uri).is_file() else -1 for uri in sampled_uris]
+    files = [Path(file_of(uri)) for uri in sampled_uris]
+    sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     return {
-        **{f"file of set '{config.name}'": _file(Path(config.path), whole=True) for config in sets},
+        **{f"file of set '{config.name}'": _row_files(Path(config.path)) for config in sets},
         "rows in use": f"{len(rows)} rows, {_hash(rows)}",
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }
@@ -78,6 +81,12 @@ def _file(path: Path, *, whole: bool) -> str:
                 file.seek(part * (size - PART_BYTES) // (PARTS - 1))
                 digest.update(file.read(PART_BYTES))
     return f"{size} bytes, {digest.hexdigest()[:16]}"
+
+
+def _row_files(path: Path) -> str:
+    files = row_files(path)
+    parts = [_file(file, whole=True) for file in files]
+    return parts[0] if files == [path] else f"{len(files)} files, {_hash(parts)}"
 
 
 def _hash(words: Iterable[str]) -> str:

@@ -6,7 +6,7 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import FileRow, read_rows
-from data.sets.row_formats import KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
+from data.sets.row_files import FileRow, TableRows, read_rows, row_place, rows_at
+from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
 
@@ -73,12 +73,14 @@ def load_set(
     set's root, where another set knows them already.
 
     Raises:
-        DataError: the file is missing or not JSON of rows, or `hardest_by` can rank no row.
+        DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
     """
-    rows = read_rows(Path(config.path))
+    rows = read_rows(Path(config.path), json_fields=JSON_FIELDS[config.format])
     in_use, unranked = rows_in_use(rows, config)
-    used_rows = [rows[index] for index in in_use]
+    used_rows = rows_at(rows, in_use)
     files = files or files_of(config)
+    if isinstance(rows, TableRows):
+        files.tables.update(rows.files)
     copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
     bad: list[BadRow] = []
@@ -87,7 +89,7 @@ def load_set(
     ids = _Ids()
     with_bar = _with_bar(used_rows, f"reading {config.name}")
     for index, row in zip(in_use, with_bar, strict=True):
-        where = f"{config.path} row {index + 1}"
+        where = row_place(rows, config.path, index)
         unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
         reader = RowReader(row, where, config, index, files, max_frames, boxes)
         try:
@@ -209,7 +211,7 @@ def _nearest(name: str, known: frozenset[str]) -> str:
     return f" (near '{near[0]}')" if near else ""
 
 
-def _with_bar(rows: list[FileRow], what: str) -> Iterator[FileRow]:
+def _with_bar(rows: Sequence[FileRow], what: str) -> Iterator[FileRow]:
     """Yield the rows; a progress bar shows once they take longer than `BAR_AFTER_S`."""
     began, bar = time.monotonic(), None
     with ExitStack() as stack:

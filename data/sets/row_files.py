@@ -1,23 +1,50 @@
-"""Rows of a JSON array or JSON-lines file. Any other file is refused by the name of its kind."""
+"""Rows of JSON, CSV, parquet and Arrow files. Any other file is refused by the name of its kind."""
 
+import gzip
+import io
 import json
+import re
+import zlib
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
+from data.cells import SHOWN, TABLES, bytes_in, count_rows, hides_bytes, holds_bytes, open_table
 from data.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 FileRow = dict[str, Any]
+
+BATCH = 256
+"""Rows of a table that are made at once where one after the other is asked for."""
+MAX_UNPACKED = 2 << 30
+"""Bytes in a gzip archive; some archives are made to fill a memory."""
+CSV_BLOCK = 64 << 20
+"""Bytes; a row of a CSV file must fit."""
+UNREAD = b"not read"
+"""Stands in a row for what is no text: bytes in lists, or a cell that cannot be decoded."""
+INDEX_COLUMNS = ("", "__index_level_0__")
+"""How pandas calls the row numbers that it writes beside the columns."""
 
 _HEAD_BYTES = 4096
 _CONVERT = "convert it: pandas.{}(path).to_json('rows.jsonl', orient='records', lines=True)"
 _UNPACK = "unpack it and give the JSON file that is inside"
 _NAME = "`path` is for the rows alone: name {} in the rows, and their folder in `root`"
 _NAME_FILES = _NAME.format("such files")
+_SEPARATORS = (b",", b"\t", b";")
+_FLAGS = {"true": True, "false": False}
+_SHARD = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)\.parquet")
+_GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
 _SIGNATURES = {
-    b"PAR1": ("a parquet file", _CONVERT.format("read_parquet")),
-    b"ARROW1": ("an Arrow file", _CONVERT.format("read_feather")),
-    b"\x1f\x8b": ("a gzip archive", _UNPACK),
+    b"PAR1": ("a parquet file in an archive", "unpack it and give the parquet file"),
+    b"ARROW1": ("an Arrow file in an archive", "unpack it and give the Arrow file"),
+    _GZIP: ("a gzip archive", _UNPACK),
     _ZIP: ("a zip archive", _UNPACK),
     b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
     b"BZh": ("a bzip2 archive", _UNPACK),
@@ -36,25 +63,112 @@ _SIGNATURES = {
 """What a file is by how it begins, and what to do."""
 
 
-def read_rows(path: Path) -> list[FileRow]:
-    """Return the rows of a JSON array or JSON-lines file.
+class PictureCell(str):
+    """The address of a cell that holds bytes, where a row of another file has a path."""
+
+
+class TableRows(Sequence[FileRow]):
+    """Rows of tables, made when they are asked for. A null is an absent field.
+
+    The bytes in cells are not read: the row has the cell's address (`data/addresses.py`).
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        counts: Sequence[int],
+        table: Callable[[Path], "pa.Table"],
+        json_fields: Set[str],
+    ) -> None:
+        self.files = tuple(str(file.resolve()) for file in files)
+        self._named, self._table, self._json_fields = files, table, json_fields
+        self._ends = list(accumulate(counts))
+        self._indices: Sequence[int] = range(sum(counts))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> FileRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> "TableRows": ...
+    def __getitem__(self, index: int | slice) -> "FileRow | TableRows":
+        if isinstance(index, slice):
+            return self.at(range(len(self))[index])
+        file, row = self._find(self._indices[index])
+        return self._rows(file, row, 1)[0]
+
+    def __iter__(self) -> Iterator[FileRow]:
+        at, batch = None, []
+        for index in self._indices:
+            file, row = self._find(index)
+            first = row - row % BATCH
+            if (file, first) != at:
+                at, batch = (file, first), self._rows(file, first, BATCH)
+            yield batch[row - first]
+
+    def at(self, indices: Sequence[int]) -> "TableRows":
+        """Return the rows at these indices, unread."""
+        part = object.__new__(TableRows)
+        part.__dict__ = self.__dict__ | {"_indices": [self._indices[index] for index in indices]}
+        return part
+
+    def place(self, index: int) -> str:
+        """Return file and row for messages, rows counted from 1."""
+        file, row = self._find(self._indices[index])
+        return f"{self._named[file]} row {row + 1}"
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Return the number of the file and of the row in it, both from 0."""
+        file = bisect_right(self._ends, index)
+        return file, index - (self._ends[file - 1] if file else 0)
+
+    def _rows(self, file: int, first: int, count: int) -> list[FileRow]:
+        table = self._table(Path(self.files[file])).slice(first, count)
+        rows: list[FileRow] = [{} for _ in range(table.num_rows)]
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if name in INDEX_COLUMNS:
+                continue
+            if holds_bytes(column.type):
+                at = f"{self.files[file]}#row={{}}&column={name}"
+                values = [_picture(cell, at.format(first + n)) for n, cell in enumerate(column)]
+            elif hides_bytes(column.type):
+                values = [UNREAD] * len(column)
+            else:
+                values = _values(column)
+            for row, value in zip(rows, values, strict=True):
+                if value is not None:
+                    row[name] = _parsed(value) if name in self._json_fields else value
+        return rows
+
+
+def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[FileRow]:
+    """Return the rows of a JSON, CSV, parquet or Arrow file, or of a folder of parquet files.
+
+    ``json_fields``: fields in which a table's text that begins with `[` or `{` is read as JSON.
 
     Raises:
         DataError: missing file, another kind of file, malformed JSON (with line and column), or
             rows that are no objects.
     """
     try:
+        if path.is_dir():
+            return _table_rows(row_files(path), json_fields)
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
-        _refuse_other_kinds(path, head)
-        text = path.read_text(encoding="utf-8-sig")
+        if head.startswith(TABLES):
+            return _table_rows([path], json_fields)
+        packed = path.suffix.lower() == ".gz" and head.startswith(_GZIP)
+        content = _unpacked(path) if packed else None
+        if content is not None:
+            head = content[:_HEAD_BYTES]
+        separator = _refuse_other_kinds(path, head)
+        if separator:
+            return _csv_rows(path, content, separator, json_fields)
+        content = path.read_bytes() if content is None else content
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: file not found; check the data set's `path`") from error
-    except IsADirectoryError as error:
-        raise DataError(
-            f"{path}: expected a file of rows, found a folder; give a JSON file in the data set's "
-            "`path`"
-        ) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: expected a JSON array or JSON lines in UTF-8, found other bytes ({error}); "
@@ -83,7 +197,152 @@ def read_rows(path: Path) -> list[FileRow]:
     return rows
 
 
-def _refuse_other_kinds(path: Path, head: bytes) -> None:
+def rows_at(rows: Sequence[FileRow], indices: Sequence[int]) -> Sequence[FileRow]:
+    """Return the rows at these indices, from 0; those of tables stay unread."""
+    return rows.at(indices) if isinstance(rows, TableRows) else [rows[index] for index in indices]
+
+
+def row_place(rows: Sequence[FileRow], path: Path | str, index: int) -> str:
+    """Return file and row for messages, rows counted from 1."""
+    return rows.place(index) if isinstance(rows, TableRows) else f"{path} row {index + 1}"
+
+
+def row_files(path: Path) -> list[Path]:
+    """Return the files of a set: itself, or the parquet files in a folder, in natural order.
+
+    Raises:
+        DataError: a folder without parquet files, with those of several sets, or with a gap.
+    """
+    if not path.is_dir():
+        return [path]
+    files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
+    if not files:
+        raise DataError(
+            f"{path}: expected a file of rows, found a folder; give a JSON file in the data set's "
+            "`path`, another file of rows, or a folder with parquet files in it"
+        )
+    numbered = [match for file in files if (match := _SHARD.fullmatch(file.name))]
+    series = sorted({(match["name"], match["total"]) for match in numbered})
+    if len(series) > 1:
+        names = ", ".join(f"{name}...-of-{total}.parquet" for name, total in series)
+        raise DataError(
+            f"{path}: expected the parquet files of one set, found {names}; give each a folder of "
+            "its own"
+        )
+    if series:
+        name, total = series[0]
+        digits, numbers = len(numbered[0]["number"]), {int(match["number"]) for match in numbered}
+        begin = 0 if int(total) not in numbers else 1
+        missing = sorted(set(range(begin, begin + int(total))) - numbers)
+        if missing:
+            raise DataError(
+                f"{path}: expected {int(total)} parquet files, found {len(numbered)}: "
+                f"{name}{missing[0]:0{digits}}-of-{total}.parquet is missing; download it"
+            )
+    return sorted(files, key=lambda file: _natural(file.name))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names with numbers as numbers."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
+    return TableRows(files, [count_rows(file) for file in files], open_table, json_fields)
+
+
+def _csv_rows(
+    path: Path, content: bytes | None, separator: str, json_fields: Set[str]
+) -> TableRows:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        table = csv.read_csv(
+            path if content is None else io.BytesIO(content),
+            # With threads, no message says which row is broken.
+            read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(
+                default_column_type=pa.string(), strings_can_be_null=True, null_values=[""]
+            ),
+        )
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(
+            f"{path}: malformed CSV ({str(error)[:SHOWN]}); mend the file; it needs a line of "
+            "names first, and UTF-8"
+        ) from error
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: two columns are called '{twice[0][:80]}'; rename one")
+    return TableRows([path], [table.num_rows], lambda _: table, json_fields)
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: not a whole gzip archive ({error}); download or write it again"
+        ) from error
+    if len(content) > MAX_UNPACKED:
+        raise DataError(f"{path}: more than {MAX_UNPACKED} bytes when unpacked; unpack it yourself")
+    return content
+
+
+def _picture(cell: "pa.Scalar", address: str) -> str | bytes | None:
+    """Return the address of a cell with bytes, the path in one without, None for an empty one."""
+    if bytes_in(cell) is not None:
+        return PictureCell(address)
+    if not cell.is_valid or "path" not in getattr(cell, "keys", tuple)():
+        return None
+    return _value(cell["path"]) or None
+
+
+def _values(column: "pa.ChunkedArray") -> list[Any]:
+    """Return the cells of a column; `UNREAD` for those that cannot be decoded."""
+    try:
+        values = column.to_pylist()
+    except ValueError:  # broken UTF-8, a date beyond what Python knows
+        values = [_value(cell) for cell in column]
+    return [_without_nulls(value) for value in values]
+
+
+def _value(cell: "pa.Scalar") -> Any:
+    try:
+        return cell.as_py()
+    except ValueError:
+        return UNREAD
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the fields that are null, in its own parts too."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _parsed(value: Any) -> Any:
+    """Return a text that is a JSON list, object, true or false as that; all else as it is."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in _FLAGS:
+        return _FLAGS[value.lower()]
+    if value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value  # whoever reads the field says what it expected
+
+
+def _refuse_other_kinds(path: Path, head: bytes) -> str:
+    """Return the separator of a CSV file, empty text for JSON.
+
+    Raises:
+        DataError: the file is of a kind that holds no rows.
+    """
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     begins = [start for start in _SIGNATURES if head.startswith(start) or text.startswith(start)]
     kind = _SIGNATURES[begins[0]] if begins else None
@@ -95,11 +354,19 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
         line = text.split(b"\n")[0]
         if b"\0" in head:
             kind = ("a binary file", "give the file that holds the rows")
-        elif any(line.count(mark) for mark in (b",", b"\t", b";")):
-            kind = ("a table of separated values (CSV)", _CONVERT.format("read_csv"))
+        elif any(line.count(mark) for mark in _SEPARATORS):
+            return _separator(line)
     if kind is not None:
         what, remedy = kind
         raise DataError(f"{path}: expected a JSON array or JSON lines, found {what}; {remedy}")
+    # A line of quoted names begins like JSON.
+    named = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    is_csv = named.suffix.lower() in (".csv", ".tsv")
+    return _separator(text.split(b"\n")[0]) if is_csv else ""
+
+
+def _separator(line: bytes) -> str:
+    return max(_SEPARATORS, key=line.count).decode()
 
 
 def _json_lines(path: Path, text: str) -> list[Any]:

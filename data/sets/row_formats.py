@@ -1,10 +1,10 @@
 """Rows of training and evaluation files to pairs; every refusal names file, row and field.
 
-Formats, a row of each in `data/README.md`: `mmeb` (MMEB-train JSON), `llavahound` (LLaVA-Hound JSON
-for video), `mmeb_eval` (MMEB-V2 image rows, JSON lines, gold at index 0) and `caption` (LLaVA-style
-JSON, supervised only). All may have an `id`, and an `error`, with which a row is refused. All but
-the last may have `label` (targets of a set with the same one are equal), `query_cot`, `pos_cot`,
-`cot_knows_answer`, `qry_evidence` and `pos_evidence`.
+Formats, a row of each in `data/README.md`: `mmeb` (MMEB-train), `llavahound` (LLaVA-Hound, for
+video), `mmeb_eval` (MMEB-V2 image rows, gold at index 0), `colpali` (the training sets of ViDoRe
+and VisRAG) and `caption` (LLaVA-style, supervised only). All may have an `id`, and an `error`, with
+which a row is refused. All but the last may have `label` (targets of a set with the same one are
+equal), `query_cot`, `pos_cot`, `cot_knows_answer`, `qry_evidence` and `pos_evidence`.
 
 Texts are normalised here and nowhere else: an item's text is what models read, and its identity.
 """
@@ -22,7 +22,7 @@ from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, TCoTError
 from data.media import sample_frames
 from data.sets.files import PictureFiles
-from data.sets.row_files import FileRow
+from data.sets.row_files import FileRow, PictureCell
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
 
@@ -40,6 +40,7 @@ _FIELDS = {
     "mmeb": ("'qry' or 'qry_image_path'", "'pos_text' or 'pos_image_path'"),
     "llavahound": ("'qry'", "'pos'"),
     "mmeb_eval": ("'qry_text' or 'qry_img_path'", "'tgt_text' or 'tgt_img_path'"),
+    "colpali": ("'query'", "'image'"),
 }
 """Where each format's query and target stand."""
 ANSWER_KNOWN = "cot_knows_answer"
@@ -56,8 +57,20 @@ KNOWN_FIELDS = {
     "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"},
     "mmeb_eval": _PAIR_FIELDS
     | {"qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path"},
+    "colpali": _PAIR_FIELDS
+    | {"query", "image", "image_filename", "answer", "source", "options", "page"}
+    | {"model", "prompt", "answer_type"},
     "caption": frozenset(("id", "image", "conversations", "error")),
 }
+_NO_TEXT = frozenset(("qry_evidence", "pos_evidence", ANSWER_KNOWN))
+JSON_FIELDS = {
+    "mmeb": _NO_TEXT,
+    "llavahound": _NO_TEXT | {"qry", "pos"},
+    "mmeb_eval": _NO_TEXT | {"tgt_text", "tgt_img_path"},
+    "colpali": _NO_TEXT,
+    "caption": frozenset(("image", "conversations")),
+}
+"""Fields of each format that are no text: in a table their cells may hold JSON."""
 _PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<video>|<image>")
 
 TrueBoxes = tuple[list[float], str]
@@ -90,9 +103,14 @@ class RowReader:
         value = (self.row if of is None else of).get(field)
         if value is None:
             return ""
-        if not isinstance(value, str):
+        if not isinstance(value, str) or isinstance(value, PictureCell):
             raise self.wrong(field, "text", value)
         return self.whole(field, value)
+
+    def picture(self, field: str) -> str:
+        """Return the path of a picture, or the address of its cell; empty: none."""
+        value = self.row.get(field)
+        return value if isinstance(value, PictureCell) else self.text(field)
 
     def whole(self, field: str, value: str) -> str:
         """Return a text that UTF-8 can write; JSON can spell half an emoji, `"\\ud83d"`."""
@@ -145,9 +163,8 @@ class RowReader:
             )
 
     def wrong(self, field: str, expected: str, value: Any) -> DataError:
-        return DataError(
-            f"{self.where}, field '{field}': expected {expected}, found {type(value).__name__}"
-        )
+        kind = "bytes" if isinstance(value, PictureCell) else type(value).__name__
+        return DataError(f"{self.where}, field '{field}': expected {expected}, found {kind}")
 
     def texts(self, field: str, *, of: FileRow | None = None) -> list[str]:
         """Return a list of texts; absent ones are empty."""
@@ -211,12 +228,13 @@ class RowReader:
             raise DataError(f"{self.where}, field '{field}': expected a path, found empty text")
         return self.files.path(name, where=f"{self.where}, field '{field}'")
 
-    def picture_item(self, text: str, name: str, field: str) -> Item:
-        """Return a text item, or a picture item where a path is given."""
+    def picture_item(self, text: str, name: str, field: str, kind: Kind | None = None) -> Item:
+        """Return a text item, or a picture item where a path is given; its kind is the set's."""
         text = clean(text)
         if not name:
             return Item(text=text)
-        return Item(text=text, kind=Kind(self.config.kind), uris=(self.path(name, field),))
+        kind = kind or Kind(self.config.kind)
+        return Item(text=text, kind=kind, uris=(self.path(name, field),))
 
     def pair(self, query: Item, target: Item, **more: Any) -> Pair:
         for side, item, fields in zip(
@@ -289,12 +307,14 @@ def clean(text: str) -> str:
 
 
 def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
-    query = reader.picture_item(reader.text("qry"), reader.text("qry_image_path"), "qry_image_path")
+    query = reader.picture_item(
+        reader.text("qry"), reader.picture("qry_image_path"), "qry_image_path"
+    )
     target = reader.picture_item(
-        reader.text("pos_text"), reader.text("pos_image_path"), "pos_image_path"
+        reader.text("pos_text"), reader.picture("pos_image_path"), "pos_image_path"
     )
     negative = reader.picture_item(
-        reader.text("neg_text"), reader.text("neg_image_path"), "neg_image_path"
+        reader.text("neg_text"), reader.picture("neg_image_path"), "neg_image_path"
     )
     negatives = (negative,) if negative.text or negative.uris else ()
     return (reader.pair(query, target, hard_negatives=negatives),)
@@ -322,7 +342,7 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
 
 def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
     query_text = " ".join(p for p in (reader.text("qry_inst"), reader.text("qry_text")) if p)
-    query = reader.picture_item(query_text, reader.text("qry_img_path"), "qry_img_path")
+    query = reader.picture_item(query_text, reader.picture("qry_img_path"), "qry_img_path")
     texts, paths = reader.texts("tgt_text"), reader.texts("tgt_img_path")
     if len(texts) != len(paths):
         raise DataError(
@@ -344,6 +364,15 @@ def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
                 f"{reader.where}, field 'tgt_text[{index}]': empty: no text and no picture"
             )
     return (reader.pair(query, candidates[0], candidates=candidates),)
+
+
+def _read_colpali(reader: RowReader) -> tuple[Pair, ...]:
+    """Return the query and its page; pages with the same file name and source are equal."""
+    query = Item(text=clean(reader.text("query")))
+    page = reader.picture_item("", reader.picture("image"), "image", Kind.PAGE)
+    pair = reader.pair(query, page)
+    file, source = reader.text("image_filename"), reader.text("source")
+    return (replace(pair, label=pair.label or (file and clean(f"{source}/{file}"))),)
 
 
 def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
@@ -375,5 +404,6 @@ _READERS: dict[str, Callable[[RowReader], tuple[Pair, ...]]] = {
     "mmeb": _read_mmeb,
     "llavahound": _read_llavahound,
     "mmeb_eval": _read_mmeb_eval,
+    "colpali": _read_colpali,
     "caption": _read_caption,
 }

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from configs.common import DataSetConfig
 from data.errors import DataError
-from data.sets.row_files import FileRow
+from data.sets.row_files import FileRow, row_place
 
 
 def rows_in_use(
@@ -43,7 +43,7 @@ def _hardest(
         if type(value) in (int, float) and -math.inf < value < math.inf:
             numbers[index] = value
         else:
-            where = f"{config.path} row {index + 1}"
+            where = row_place(rows, config.path, index)
             unranked[where] = (
                 f"{where}, field '{column}': expected a finite number, as the set's hardest_by "
                 f"names this column, found {reprlib.repr(value)}; add it or remove the row"

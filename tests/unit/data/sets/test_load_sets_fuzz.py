@@ -100,6 +100,17 @@ GOOD_ROWS = {
         "tgt_img_path": ["", "v/1.jpg"],
         **TRACED,
     },
+    "colpali": {
+        "query": "what is shown?",
+        "image": "a.png",
+        "image_filename": "a.jpg",
+        "source": "pdf",
+        **TRACED,
+        "query_cot": TRACES[Kind.TEXT],
+        "pos_cot": TRACES[Kind.PAGE],
+        "qry_evidence": None,
+        "pos_evidence": {"bbox_2d": [0, 0, 500, 500]},
+    },
     "caption": {"id": "row", "image": "a.png", "conversations": TALK},
 }
 

@@ -56,9 +56,6 @@ ROW = '{"qry": "q", "pos_text": "t"}'
 @pytest.mark.parametrize(
     ("content", "what", "remedy"),
     [
-        (b"PAR1\x15\x04\x15", "a parquet file", "read_parquet"),
-        (b"qry,pos_text\nq,t\n", "a table of separated values", "read_csv"),
-        (b"qry\tpos_text\nq\tt\n", "a table of separated values", "read_csv"),
         (b"\x00\x00\x00 ftypisom\x00", "an MP4 video", "their folder in `root`"),
         (b"%PDF-1.7\n", "a PDF", "saved as pictures"),
         (b"\x89PNG\r\n\x1a\n", "a PNG picture", "their folder in `root`"),
