@@ -34,7 +34,7 @@ _STARTS = (
     (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
-    (b"PAR1", "a parquet file", "write its pictures as files and name those"),
+    (b"PAR1", "a parquet file", "name its cells: <file>#row=0&column=<name>"),
     (b"\x89HDF", "an HDF5 file", "write its pictures as files and name those"),
     (b"\x93NUMPY", "a NumPy array", "write it as a PNG file"),
     (b"\x89PNG", "a damaged PNG", _COPY),
