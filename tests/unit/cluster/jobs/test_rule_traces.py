@@ -2,9 +2,13 @@
 
 import json
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer
@@ -91,6 +95,25 @@ def test_rows_keep_their_columns_and_ids(config):
         added = {"query_cot", "pos_cot", "cot_knows_answer"}
         assert row.keys() - originals[row["id"]].keys() == added
         assert row["cot_knows_answer"] is True
+
+
+def test_pictures_in_cells_get_traces_and_stay_in_their_cells(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names = config.data.train[0]
+    root, rows = Path(names.root), read_rows(Path(names.path))
+    for row in rows:
+        row["qry_image_path"] = (root / row["qry_image_path"]).read_bytes()
+        row["day"] = date(2026, 1, 2)
+    table = root / "names.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    settings = again(names, table, extra_fields="ignore")
+    assert main(replace(config, data=replace(config.data, train=[settings]))) == 0
+    run = Path(config.run.dir) / "train"
+    for file, form in (("filtered_names.json", "mmeb"), ("sight_names.json", "caption")):
+        loaded = load_set(again(settings, run / file, format=form))
+        assert not loaded.bad_rows
+        assert all(p.query.uris[0].startswith(f"{table}#row=") for p in loaded.pairs)
+    assert read_rows(run / "filtered_names.json")[0]["day"] == "2026-01-02"
 
 
 def test_traces_go_to_the_row_that_became_the_pair(config):
