@@ -110,7 +110,10 @@ class TableRows(Sequence[FileRow]):
     def at(self, indices: Sequence[int]) -> "TableRows":
         """Return the rows at these indices, unread."""
         part = object.__new__(TableRows)
-        part.__dict__ = self.__dict__ | {"_indices": [self._indices[index] for index in indices]}
+        # A million indices of a whole set are no list.
+        whole = self._indices == range(len(self))
+        chosen = indices if whole else [self._indices[index] for index in indices]
+        part.__dict__ = self.__dict__ | {"_indices": chosen}
         return part
 
     def place(self, index: int) -> str:

@@ -302,6 +302,29 @@ def test_rows_are_made_when_they_are_asked_for(tmp_path):
         tracemalloc.stop()
 
 
+def test_a_part_of_a_table_is_named_by_the_rows_of_its_files(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for number in range(2):
+        texts = [f"{number}.{row}" for row in range(5)]
+        ranks = [3.0, None, 1.0, 2.0, 0.5]
+        table = pa.table({"qry": texts, "pos_text": ["", *texts[1:]], "rank": ranks})
+        pq.write_table(table, folder / f"{number}.parquet")
+
+    def place(row):
+        return [f"{folder}/{number}.parquet row {row}" for number in range(2)]
+
+    settings = DataSetConfig(name="s", path=str(folder), root=str(tmp_path), sample=4)
+    spread = load_set(replace(settings, extra_fields="ignore"))
+    assert [pair.query.text for pair in spread.pairs] == ["0.2", "1.2"]
+    assert [bad.where for bad in spread.bad_rows] == place(1)
+    hardest = load_set(replace(settings, hardest_by="rank"))
+    assert [pair.query.text for pair in hardest.pairs] == ["0.2", "0.4", "1.2", "1.4"]
+    assert [bad.where for bad in hardest.unranked] == [
+        f"{folder}/{n}.parquet row 2" for n in (0, 1)
+    ]
+
+
 def test_only_the_files_whose_rows_are_used_are_unpacked(tmp_path):
     write_shards(tmp_path, ["part-0.parquet", "part-1.parquet"])
     broken = (tmp_path / "part-1.parquet").read_bytes()
