@@ -6,11 +6,12 @@
 /data/part.parquet#row=7&column=image   the bytes in a cell, rows counted from 0
 """
 
+import os
 import re
 from dataclasses import dataclass
 
 _PLACE = re.compile(
-    r"#(?:page=([0-9]{1,12})|frame=([0-9]{1,12})|row=([0-9]{1,12})&column=([^#&]+))\Z"
+    r"#(?:page=([0-9]{1,18})|frame=([0-9]{1,18})|row=([0-9]{1,18})&column=([^#&]+))\Z"
 )
 
 
@@ -27,9 +28,9 @@ class Address:
 
 
 def parse_address(uri: str) -> Address:
-    """Return the file of a uri and the place in it."""
+    """Return the file of a uri and the place in it; a file whose name is all of the uri wins."""
     place = _PLACE.search(uri)
-    if place is None:
+    if place is None or os.path.lexists(uri):
         return Address(path=uri)
     page, frame, row, column = place.groups()
     return Address(

@@ -4,16 +4,17 @@ HEAD = 512
 """First bytes that are enough to tell."""
 _CONVERT = "convert it to PNG or JPEG"
 _UNPACK = "unpack it"
-_FRAMES = "extract its frames as PNG or JPEG files and list those"
+_FRAMES = "name it in a field `video`, or one frame of it, as in 'a.mp4#frame=0'"
+_CONVERT_VIDEO = "convert it to MP4, or extract its frames as PNG or JPEG files and list those"
 _COPY = "copy or download it again"
 _STARTS = (
     (b"version https://git-lfs", "a git-lfs pointer", "run `git lfs pull` where it came from"),
-    (b"%PDF", "a PDF", "render its pages as PNG files and name those"),
+    (b"%PDF", "a PDF", "name a page of it, as in 'a.pdf#page=1'"),
     (b"\x00\x05\x16\x07", "what macOS keeps beside a file", "the picture has no '._' in its name"),
     (b"\x1a\x45\xdf\xa3", "a video (WebM or Matroska)", _FRAMES),
-    (b"\x00\x00\x01\xba", "a video (MPEG)", _FRAMES),
-    (b"\x00\x00\x01\xb3", "a video (MPEG)", _FRAMES),
-    (b"FLV\x01", "a video (FLV)", _FRAMES),
+    (b"\x00\x00\x01\xba", "a video (MPEG)", _CONVERT_VIDEO),
+    (b"\x00\x00\x01\xb3", "a video (MPEG)", _CONVERT_VIDEO),
+    (b"FLV\x01", "a video (FLV)", _CONVERT_VIDEO),
     (b"8BPS", "a Photoshop file", _CONVERT),
     (b"%!PS", "a PostScript file", "render it as a PNG file"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript file (EPS)", "render it as a PNG file"),
@@ -65,6 +66,11 @@ def kind_of_file(head: bytes) -> tuple[str, str]:
     if head[4:8] == b"ftyp":
         return _container(head[8:32])
     return _text(head)
+
+
+def is_video(head: bytes) -> bool:
+    """Return whether a file begins as a video does; ``head`` as for `kind_of_file`."""
+    return kind_of_file(head)[0].startswith("a video")
 
 
 def _container(brands: bytes) -> tuple[str, str]:

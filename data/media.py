@@ -1,7 +1,8 @@
 """Pictures from disk to model: checked before decoding, decoded once, cropped and sized exactly.
 
-A decoded picture is what a viewer shows on a white page: turned as its EXIF data say, white where
-it is transparent, 8 bit a channel; of an animation the first picture.
+A picture is a file, a frame of a video file or a page of a PDF (`data.addresses`). Decoded it is
+what a viewer shows on a white page: turned as its EXIF data say, white where it is transparent, 8
+bit a channel; of an animation the first picture.
 
 Sizes are chosen here, in multiples of the model's factor and within the config's limits, so that
 every engine sees the same pixels; the models' own processors must not resize again.
@@ -11,7 +12,7 @@ import io
 import logging
 import math
 import threading
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -20,12 +21,14 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from configs.common import MediaConfig
-from data.addresses import parse_address
+from data import pdf_pages
+from data.addresses import Address, parse_address
 from data.cells import read_cell
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file
 from data.types import Box, Kind, Picture, Pictures
+from data.video_files import decode_frames
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -33,6 +36,13 @@ DECODE_THREADS = 4
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Files in another format are refused. Pillow has dozens more decoders that data sets do not need,
 code that reads untrusted bytes; some start programs (EPS)."""
+SUFFIXES = frozenset(
+    (
+        *(".apng", ".avif", ".avifs", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm"),
+        *(".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+    )
+)
+"""Endings of names of such files, by which a folder's pictures are told from its other files."""
 MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
 MAX_ASPECT = 100
@@ -106,23 +116,20 @@ def load_pictures(
     Raises:
         DataError: together they hold more than ``limits.max_step_bytes``.
     """
-    names = sorted(set(uris))
     pictures: dict[str, np.ndarray] = {}
     failed: dict[str, str] = {}
     byte_count = _Held(limits.max_step_bytes)
 
-    def load(uri: str) -> np.ndarray | str:
-        try:
-            return load_picture(uri, limits, frame=uri in frames, held=byte_count)
-        except DataError as error:
-            return str(error)
+    def load(uris: list[str]) -> dict[str, np.ndarray | DataError]:
+        return _load_together(uris, limits, frames, byte_count)
 
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for uri, result in zip(names, pool.map(load, names), strict=True):
-            if isinstance(result, str):
-                failed[uri] = result
-            else:
-                pictures[uri] = result
+        for results in pool.map(load, _together(sorted(set(uris)))):
+            for uri, result in results.items():
+                if isinstance(result, DataError):
+                    failed[uri] = str(result)
+                else:
+                    pictures[uri] = result
     byte_count.check()
     flat = [uri for uri, pixels in pictures.items() if _one_colour(pixels)]
     if len(flat) > max(FEW_FLAT, FLAT_SHARE * len(pictures)) and not _said_flat.is_set():
@@ -137,10 +144,8 @@ def load_pictures(
     return pictures, failed
 
 
-def load_picture(
-    uri: str, limits: MediaConfig, *, frame: bool = False, held: _Held | None = None
-) -> np.ndarray:
-    """Return one file's pixels, uint8 [H, W, 3].
+def load_picture(uri: str, limits: MediaConfig, *, frame: bool = False) -> np.ndarray:
+    """Return one picture's pixels, uint8 [H, W, 3].
 
     Its sides are shrunk by a whole factor where no view can need all its pixels. A ``frame`` is
     shown whole, within the limits of frames; of others the smallest crop gets all that it may have.
@@ -148,18 +153,54 @@ def load_picture(
     Raises:
         DataError: the file is missing, too large, or not a picture; the message names it.
     """
-    enough = limits.frame_max_pixels if frame else _most_needed(limits)
+    frames = {uri} if frame else set()
+    result = _load_together([uri], limits, frames, _Held(limits.max_step_bytes))[uri]
+    if isinstance(result, DataError):
+        raise result
+    return result
+
+
+def _together(uris: Iterable[str]) -> list[list[str]]:
+    """Return the pictures that are decoded at once: frames of one video file, else each alone."""
+    groups: dict[tuple[str, bool], list[str]] = {}
+    for uri in uris:
+        address = parse_address(uri)
+        is_frame = address.frame is not None
+        groups.setdefault((address.path if is_frame else uri, is_frame), []).append(uri)
+    return list(groups.values())
+
+
+def _load_together(
+    uris: list[str], limits: MediaConfig, frames: Set[str], held: _Held
+) -> dict[str, np.ndarray | DataError]:
+    """Return pixels or the reason why there are none, by uri, of a group of `_together`."""
+    results: dict[str, np.ndarray | DataError] = {}
+    reason: Exception | None = None
     try:
-        return _load(uri, limits, enough, held or _Held(limits.max_step_bytes))
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{uri}: picture not found") from error
+        for uri, pixels in _decode(uris, limits, frames, held):
+            results[uri] = pixels
     except Exception as error:
         # Decoders raise on broken files whatever they like, MemoryError too.
-        raise DataError(
-            f"{uri}: not a readable picture ({type(error).__name__}: {error}); replace or remove it"
-        ) from error
+        reason = error
+    for uri in uris:
+        if uri not in results:
+            results[uri] = _reason(uri, reason)
+    return results
+
+
+def _reason(uri: str, error: Exception | None) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{uri}: picture not found")
+    if error is None:
+        return DataError(
+            f"{uri}: the frame cannot be decoded; the video is damaged there or has fewer frames: "
+            "copy or download it again, or remove it"
+        )
+    return DataError(
+        f"{uri}: not a readable picture ({type(error).__name__}: {error}); replace or remove it"
+    )
 
 
 def _one_colour(pixels: np.ndarray) -> bool:
@@ -188,8 +229,59 @@ def _most_needed(limits: MediaConfig) -> int:
     return max(crop, limits.image_max_pixels, limits.page_max_pixels, limits.frame_max_pixels)
 
 
-def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray:
-    content = _content(uri, limits.max_file_bytes)
+def _decode(
+    uris: list[str], limits: MediaConfig, frames: Set[str], held: _Held
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (uri, pixels) of a group of `_together`; frames that cannot be decoded are left out."""
+    addresses = {uri: parse_address(uri) for uri in uris}
+    enough = {
+        uri: limits.frame_max_pixels if uri in frames else _most_needed(limits) for uri in uris
+    }
+    first, address = uris[0], addresses[uris[0]]
+    numbers = [place.frame for place in addresses.values() if place.frame is not None]
+    if not numbers:
+        yield first, _load(first, address, limits, enough[first], held)
+        return
+    path = _small_enough(first, address, limits)
+    for number, image in decode_frames(path, numbers, max_pixels=limits.max_decode_pixels):
+        for uri in uris:
+            if addresses[uri].frame == number:
+                factor = _surplus(image, enough[uri])
+                held.add(uri, 3 * -(-image.width // factor) * -(-image.height // factor))
+                yield uri, np.asarray(image if factor == 1 else image.reduce(factor))
+
+
+def _small_enough(uri: str, address: Address, limits: MediaConfig) -> str:
+    """Return the path of a file that may be read.
+
+    Raises:
+        DataError: it is too large.
+    """
+    size = Path(address.path).stat().st_size
+    if size > limits.max_file_bytes:
+        raise DataError(f"{uri}: {too_large(size, limits.max_file_bytes)}")
+    return address.path
+
+
+def too_large(size: int, most: int) -> str:
+    """Return why a file of ``size`` bytes is refused."""
+    return (
+        f"{size} bytes, more than data.media.max_file_bytes={most}; make it smaller or raise that"
+    )
+
+
+def _load(uri: str, address: Address, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray:
+    if address.page is not None:
+        pixels = pdf_pages.draw_page(
+            _small_enough(uri, address, limits),
+            address.page,
+            whole=max(limits.image_max_pixels, limits.page_max_pixels),
+            finest=enough,
+            most=limits.max_decode_pixels,
+        )
+        held.add(uri, pixels.nbytes)
+        return pixels
+    content = _bytes_of(uri, address, limits)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
@@ -216,18 +308,11 @@ def _load(uri: str, limits: MediaConfig, enough: int, held: _Held) -> np.ndarray
         return np.asarray(_upright(pixels if factor == 1 else pixels.reduce(factor), image))
 
 
-def _content(uri: str, max_bytes: int) -> bytes:
-    """Return the bytes of a picture's file, or of the cell that its address names."""
-    if parse_address(uri).row is not None:
-        return read_cell(uri, max_bytes=max_bytes)
-    path = Path(uri)
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise DataError(
-            f"{uri}: {size} bytes, more than data.media.max_file_bytes={max_bytes}; "
-            "make it smaller or raise that"
-        )
-    return path.read_bytes()
+def _bytes_of(uri: str, address: Address, limits: MediaConfig) -> bytes:
+    """Return the bytes of a picture file, or of the cell that holds the picture."""
+    if address.row is not None:
+        return read_cell(uri, max_bytes=limits.max_file_bytes)
+    return Path(_small_enough(uri, address, limits)).read_bytes()
 
 
 def _surplus(image: Image.Image, enough: int) -> int:

@@ -112,7 +112,8 @@ class Item:
     text: str
     kind: Kind = Kind.TEXT
     uris: tuple[str, ...] = ()
-    """Absolute paths: none for text, one for image or page, the frames in order for video."""
+    """Addresses (`data.addresses`): none for text, one for image or page, the frames in order for
+    video; of a video file only those that are shown."""
 
     def key(self) -> str:
         """Return the identity of the content: equal items are the same candidate."""

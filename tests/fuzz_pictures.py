@@ -1,4 +1,4 @@
-"""Mutated files of every accepted picture format: only our own errors come out of the loader.
+"""Mutated files of every accepted picture format, videos and PDFs: only our own errors come out.
 
 Run for longer than the unit tests do: python -m tests.fuzz_pictures MINUTES [SEED]
 """
@@ -20,11 +20,14 @@ from PIL import ExifTags, Image
 from configs.common import MediaConfig
 from data.errors import DataError
 from data.media import load_picture
+from tests.media_files import write_pdf, write_video
 
 LIMITS = MediaConfig(max_decode_pixels=1 << 20, frame_min_pixels=1, frame_max_pixels=300)
 VALUES = (0, 1, 2, 3, 4, 6, 8, 16, 32, 127, 128, 254, 255)
 """Bytes that sizes, counts and kinds of fields are made of."""
 PNG_START = 8
+PLACES = {".mp4": "#frame=3", ".mkv": "#frame=3", ".avi": "#frame=3", ".pdf": "#page=2"}
+"""What is read of a file that is no picture, by the ending of its name."""
 
 
 def seeds() -> dict[str, bytes]:
@@ -86,6 +89,19 @@ def seeds() -> dict[str, bytes]:
     return found
 
 
+def place_seeds() -> dict[str, bytes]:
+    """Return small whole video files and a PDF, of each of which `PLACES` names a picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            write_video(Path(folder) / "h264.mp4", 5, gop=2),
+            write_video(Path(folder) / "mpeg4.mp4", 5, codec="mpeg4", gop=2),
+            write_video(Path(folder) / "vp8.mkv", 5, codec="libvpx", gop=2),
+            write_video(Path(folder) / "mpeg4.avi", 5, codec="mpeg4", gop=2),
+            write_pdf(Path(folder) / "page.pdf", 2, size=(20, 10)),
+        ]
+        return {file.name: file.read_bytes() for file in files}
+
+
 def mutations(files: Mapping[str, bytes], rng: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     """Yield damaged files without end, each with the name of the whole one."""
     names = sorted(files)
@@ -134,16 +150,19 @@ def _mend_checksums(content: bytearray) -> None:
         place = end + 4
 
 
-def fault(path: Path, content: bytes, *, frame: bool) -> str | None:
+def fault(path: Path, content: bytes, *, frame: bool, place: str = "") -> str | None:
     """Return what is wrong with the loader's answer to a file, None where nothing is.
+
+    ``place`` is that of the picture in the file.
 
     A picture comes as pixels within the limits, or as an error of ours that names the file.
     """
     path.write_bytes(content)
     try:
-        pixels = load_picture(str(path), LIMITS, frame=frame)
+        pixels = load_picture(f"{path}{place}", LIMITS, frame=frame)
     except DataError as error:
-        return None if str(error).startswith(f"{path}: ") else f"does not name the file: {error}"
+        names_it = str(error).startswith((f"{path}: ", f"{path}{place}: "))
+        return None if names_it else f"does not name the file: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -156,7 +175,7 @@ def fault(path: Path, content: bytes, *, frame: bool) -> str | None:
 def main(minutes: float, seed: int) -> int:
     """Try files for that long; print how many, and each that fails, which is kept."""
     warnings.simplefilter("ignore")
-    files, rng = seeds(), np.random.default_rng(seed)
+    files, rng = seeds() | place_seeds(), np.random.default_rng(seed)
     folder = Path(tempfile.mkdtemp(prefix="fuzz_pictures-"))
     print(f"seed {seed}; files in {folder}; if the process dies, `last` is the file", flush=True)
     os.dup2(os.open(folder / "log", os.O_CREAT | os.O_WRONLY), 2)  # what C libraries print
@@ -168,7 +187,8 @@ def main(minutes: float, seed: int) -> int:
         begun = time.monotonic()
         if begun >= end:
             break
-        found = fault(last, content, frame=rng.random() < 0.5)
+        place = PLACES.get(Path(name).suffix, "")
+        found = fault(last, content, frame=rng.random() < 0.5, place=place)
         slowest = max(slowest, time.monotonic() - begun)
         counts[name] += 1
         if found:

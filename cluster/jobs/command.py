@@ -148,7 +148,7 @@ def _set_problems(config: Any) -> list[str]:
         most = min(settings.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
         few = replace(settings, limit=most)
         try:
-            files = files_of(settings)
+            files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
             loaded = load_set(few, max_frames=data.media.max_frames, files=files)
         except DataError as error:
             print(f"{line}: cannot be read")

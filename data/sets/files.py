@@ -1,16 +1,25 @@
 """The pictures that rows name: each is inside its root and looked at once; copies are known.
 
-Several paths to one file, and files of equal bytes, count as one picture. Its identity is the path
-that the data set named first. A picture may also lie in a cell of a table (`data/addresses.py`).
+Several paths to one file, and files of equal bytes, count as one file. Its identity is the path
+that the data set named first. Behind the path a name may have a place in the file
+(`data.addresses`): a page of a PDF, a frame of a video file, a cell of a table. Cells of equal
+bytes count as one picture.
 """
 
 import hashlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+from configs.common import MediaConfig
 from data.addresses import Address, parse_address
 from data.cells import cell_size, read_cell
 from data.errors import DataError
+from data.media import SUFFIXES, too_large
+from data.pdf_pages import SUFFIX as PDF_SUFFIX
+from data.pdf_pages import page_count, page_number
+from data.video_files import frame_count
 
 COMPARED_BYTES = 256 << 20
 """Files of one size are compared until so much was read; the later ones count as different."""
@@ -19,7 +28,15 @@ COMPARED_BYTES = 256 << 20
 class PictureFiles:
     """Picture files under one root by the names that rows give them."""
 
-    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        follow_links: bool = False,
+        max_file_bytes: int = MediaConfig.max_file_bytes,
+    ) -> None:
+        """Larger PDFs and video files than ``max_file_bytes`` are not opened."""
+        self.max_file_bytes = max_file_bytes
         self.base = root.resolve()
         self.follow_links = follow_links
         self.tables: set[str] = set()
@@ -38,12 +55,18 @@ class PictureFiles:
         self._first_of_size: dict[int, tuple[Path | str, str] | None] = {}
         """Real file or cell, and path, until it is read; None from then on."""
         self._by_bytes: dict[bytes, str] = {}
+        self._counts: dict[tuple[str, Callable[[str], int]], int | str] = {}
+        """Pages of a PDF or frames of a video file, or why they cannot be counted."""
 
     def path(self, name: str, *, where: str) -> str:
         """Return the absolute path of ``name`` under the root; equal pictures get one path.
 
+        A place in the file stays behind the path. A PDF that is named without a page gets the
+        number of its only page.
+
         Raises:
-            DataError: the path leaves the root, or no such file or cell exists.
+            DataError: the path leaves the root, no such file exists, or the file has no such page,
+                frame or cell.
         """
         if name not in self._known:
             self._known[name] = self._look_at(name)
@@ -56,55 +79,142 @@ class PictureFiles:
         """Return how many names were found and how many were asked for."""
         return sum(not reason for _, reason in self._known.values()), len(self._known)
 
-    def _look_at(self, name: str) -> tuple[str, str]:
-        address = parse_address(name)
+    def frame_count(self, path: str, *, where: str) -> int:
+        """Return how many frames a video file has, by its absolute path.
+
+        Raises:
+            DataError: it cannot be read as a video, or is too large.
+        """
         try:
+            return self._count(path, frame_count)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+
+    def folder(self, name: str, *, where: str) -> list[str] | None:
+        """Return the names of a folder's picture files, 2 before 10; None: ``name`` is no folder.
+
+        Raises:
+            DataError: the folder is outside the root, or holds no picture.
+        """
+        if not os.path.isdir(self.base / name):
+            return None
+        try:
+            self._inside(name)
+            files = [file for file in os.listdir(self.base / name) if not file.startswith(".")]
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        except OSError as error:
+            raise DataError(f"{where}: folder '{name[:200]}' cannot be read ({error})") from error
+        pictures = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise DataError(
+                f"{where}: expected a folder of frames, found no picture in '{name[:200]}'; name "
+                "the folder that holds the frames themselves, as JPEG or PNG files"
+            )
+        try:
+            "".join(pictures).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: expected names of files in UTF-8 in '{name[:200]}', found others "
+                f"({error}); rename them"
+            ) from error
+        return [f"{name.rstrip('/')}/{file}" for file in sorted(pictures, key=natural_order)]
+
+    def _look_at(self, name: str) -> tuple[str, str]:
+        try:
+            whole = str(self.base / name)
+            address = parse_address(whole)
             if address.row is not None:
-                return self._first_cell(address), ""
-            real, size, path = self._inside(name)
+                return self._cell(address), ""
+            place = whole[len(address.path) :]
+            path = self._file(name.removesuffix(place))
+            if not place and name.lower().endswith(PDF_SUFFIX):
+                return self._page(path, None), ""
+            return self._placed(path, address, place), ""
         except DataError as error:
             return "", str(error)
-        if real not in self._first:
-            self._first[real] = self._first_of_equals(real, size, path)
-        return self._first[real], ""
+        except (OSError, ValueError) as error:
+            return "", f"'{name[:200]}' is not a usable path ({error})"
 
-    def _first_cell(self, address: Address) -> str:
-        table = address.path if address.path in self.tables else self._inside(address.path)[2]
+    def _placed(self, path: str, address: Address, place: str) -> str:
+        """Return a path with the place in its file, which exists."""
+        if address.page is not None:
+            return self._page(path, address.page)
+        if address.frame is None:
+            return path + place
+        frames = self._count(path, frame_count)
+        if address.frame >= frames:
+            raise DataError(
+                f"{path}: expected a frame from 0 to {frames - 1}, found '{place}'; name another "
+                "frame"
+            )
+        return f"{path}#frame={address.frame}"
+
+    def _page(self, path: str, page: int | None) -> str:
+        return f"{path}#page={page_number(path, page, pages=self._count(path, page_count))}"
+
+    def _count(self, path: str, count: Callable[[str], int]) -> int:
+        """Return the pages or frames of a file, which is opened once, also if it is broken."""
+        if (path, count) not in self._counts:
+            try:
+                size = os.stat(path).st_size
+                if size > self.max_file_bytes:
+                    raise DataError(f"{path}: {too_large(size, self.max_file_bytes)}")
+                self._counts[path, count] = count(path)
+            except (DataError, OSError) as error:
+                self._counts[path, count] = str(error)
+        counted = self._counts[path, count]
+        if isinstance(counted, str):
+            raise DataError(counted)
+        return counted
+
+    def _cell(self, address: Address) -> str:
+        """Return the address of the first cell with these bytes."""
+        path = address.path
+        table = path if path in self.tables else self._inside(path)[1]
         cell = f"{table}#row={address.row}&column={address.column}"
         if cell not in self._first:
             self._first[cell] = self._first_of_equals(cell, cell_size(cell), cell)
         return self._first[cell]
 
-    def _inside(self, name: str) -> tuple[Path, int, str]:
-        """Return the real file of a name, its bytes, and its path under the root.
+    def _file(self, name: str) -> str:
+        """Return the path of the first file with these bytes, by a name without a place."""
+        real, path = self._inside(name)
+        size = real.stat().st_size if real.is_file() else None
+        if size is None:
+            raise DataError(
+                f"file '{name[:200]}' not found under {self.base}; check the set's root"
+            )
+        if real not in self._first:
+            self._first[real] = self._first_of_equals(real, size, path)
+        return self._first[real]
+
+    def _inside(self, name: str) -> tuple[Path, str]:
+        """Return the real path of a name, and its path under the root.
 
         Raises:
-            DataError: it leaves the root, or is no file.
+            DataError: it leaves the root.
         """
         shown = f"'{name[:200]}'"
         try:
             real = (self.base / name).resolve()
-            size = real.stat().st_size if real.is_file() else None
         except (OSError, RuntimeError, ValueError) as error:
             # Too long, a link to itself, a NUL.
             raise DataError(f"{shown} is not a usable path ({error})") from error
-        path = str(real)
-        if not real.is_relative_to(self.base):
-            link = self._link(name)
-            if link is None:
-                raise DataError(
-                    f"expected a path inside {self.base}, found {shown} which leaves it; move the "
-                    "file under the root or set the data set's root higher"
-                )
-            if not self.follow_links:
-                raise DataError(
-                    f"{shown} is a link to {real}, outside {self.base}; copy the file (from a "
-                    "hub, download with local_dir), or set the data set's follow_links: true"
-                )
-            path = link
-        if size is None:
-            raise DataError(f"file {shown} not found under {self.base}; check the set's root")
-        return real, size, path
+        if real.is_relative_to(self.base):
+            return real, str(real)
+        link = self._link(name)
+        if link is None:
+            raise DataError(
+                f"expected a path inside {self.base}, found {shown} which leaves it; move the "
+                "file under the root or set the data set's root higher"
+            )
+        if not self.follow_links:
+            raise DataError(
+                f"{shown} is a link to {real}, outside {self.base}; copy the file (from a "
+                "hub, download with local_dir), or set the data set's follow_links: true"
+            )
+        return real, link
 
     def _link(self, name: str) -> str | None:
         """Return the path of a link that lies inside the root; None where the name leads out."""
@@ -142,3 +252,9 @@ class PictureFiles:
             return hashlib.sha256(read_cell(real, max_bytes=size)).digest()
         with real.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return what orders names with numbers in them by the numbers: 2 before 10."""
+    parts = re.split("([0-9]+)", name)
+    return [(int(part), part) if index % 2 else (0, part) for index, part in enumerate(parts)]

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from configs.common import DataConfig, DataSetConfig, MediaConfig
+from data.addresses import file_of
 from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, TableRows, read_rows, row_place, rows_at
@@ -123,7 +124,9 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     for config in configs:
         key = (config.root, config.follow_links)
         try:
-            roots[key] = roots.get(key) or files_of(config)
+            roots[key] = roots.get(key) or files_of(
+                config, max_file_bytes=limits.media.max_file_bytes
+            )
             data_set = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
         except DataError as error:
             problems.append(str(error))
@@ -137,8 +140,10 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     return loaded
 
 
-def files_of(config: DataSetConfig) -> PictureFiles:
-    """Return the picture files under a set's root.
+def files_of(
+    config: DataSetConfig, *, max_file_bytes: int = MediaConfig.max_file_bytes
+) -> PictureFiles:
+    """Return the picture files under a set's root; larger PDFs and videos are not opened.
 
     Raises:
         DataError: there is no such folder.
@@ -146,7 +151,7 @@ def files_of(config: DataSetConfig) -> PictureFiles:
     root = Path(config.root)
     if not root.is_dir():
         raise DataError(f"data set '{config.name}': root folder {root} not found; set its `root`")
-    return PictureFiles(root, follow_links=config.follow_links)
+    return PictureFiles(root, follow_links=config.follow_links, max_file_bytes=max_file_bytes)
 
 
 def repeated_names(configs: list[DataSetConfig]) -> list[str]:
@@ -334,6 +339,8 @@ def _within_pictures(boxes: list[TrueBoxes]) -> bool:
     """Return whether many boxes all lie within the sizes of their small pictures."""
     seen = 0
     for numbers, uri in boxes:
+        if file_of(uri) != uri:
+            continue  # a page has no size in pixels
         try:
             # Headers of the formats that data sets are made of: nothing is decoded.
             with Image.open(uri, formats=("PNG", "JPEG", "WEBP")) as image:

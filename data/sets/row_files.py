@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from data.cells import SHOWN, TABLES, bytes_in, count_rows, hides_bytes, holds_bytes, open_table
 from data.errors import DataError
+from data.sets.files import natural_order
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +50,7 @@ _SIGNATURES = {
     b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
     b"BZh": ("a bzip2 archive", _UNPACK),
     b"\xfd7zXZ": ("an xz archive", _UNPACK),
-    b"%PDF": ("a PDF", _NAME.format("its pages, saved as pictures,")),
+    b"%PDF": ("a PDF", _NAME.format("its pages, as in 'a.pdf#page=1',")),
     b"\x89PNG": ("a PNG picture", _NAME_FILES),
     b"\xff\xd8\xff": ("a JPEG picture", _NAME_FILES),
     b"GIF8": ("a GIF picture", _NAME_FILES),
@@ -242,12 +243,7 @@ def row_files(path: Path) -> list[Path]:
                 f"{path}: expected {int(total)} parquet files, found {len(numbered)}: "
                 f"{name}{missing[0]:0{digits}}-of-{total}.parquet is missing; download it"
             )
-    return sorted(files, key=lambda file: _natural(file.name))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return what sorts names with numbers as numbers."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+    return sorted(files, key=lambda file: natural_order(file.name))
 
 
 def _table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:

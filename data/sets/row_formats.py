@@ -15,9 +15,11 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from configs.common import DataSetConfig
+from data.addresses import parse_address
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, TCoTError
 from data.media import sample_frames
@@ -25,13 +27,15 @@ from data.sets.files import PictureFiles
 from data.sets.row_files import FileRow, PictureCell
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
+from data.video_files import SUFFIXES as VIDEO_SUFFIXES
 
 BLANK_VIDEO = ["images/blank.jpg"]
 UNITS = {
     Kind.TEXT: "text_keywords is a list of words",
     Kind.IMAGE: "a box is [x1, y1, x2, y2] in thousandths of the picture's width and height",
     Kind.PAGE: "a box is [x1, y1, x2, y2] in thousandths of the page's width and height",
-    Kind.VIDEO: "key_frames is a list of frames, counted from 1 among all that the row names",
+    Kind.VIDEO: "key_frames is a list of frames, counted from 1 among all that the row names, or "
+    "among all of its video file",
 }
 """What `qry_evidence` and `pos_evidence` hold."""
 SAMPLED_BOXES = 256
@@ -176,10 +180,22 @@ class RowReader:
     def paths(self, field: str, *, of: FileRow) -> list[str]:
         """Return a list of picture paths; absent: none.
 
-        A list of none is refused: it says that there is a video, and one without frames.
+        A list of none is refused: it says that there is a video, and one without frames. A text is
+        the path of a video file or of a folder of frames.
         """
-        if of.get(field) in (None, ""):
+        value = of.get(field)
+        if value in (None, ""):
             return []
+        if isinstance(value, str):
+            name = self.whole(field, value)
+            where = f"{self.where}, field '{field}'"
+            if not _is_video_file(name) and self.files.folder(name, where=where) is None:
+                raise DataError(
+                    f"{where}: expected a video file ({', '.join(sorted(VIDEO_SUFFIXES))}), a "
+                    f"folder of frames or a list of texts, found str '{name[:200]}', which is none "
+                    "of these; check the path and the set's root"
+                )
+            return [name]
         paths = self.texts(field, of=of)
         if not paths:
             raise DataError(
@@ -236,6 +252,27 @@ class RowReader:
         kind = kind or Kind(self.config.kind)
         return Item(text=text, kind=kind, uris=(self.path(name, field),))
 
+    def frames(self, names: list[str], field: str) -> tuple[str, ...]:
+        """Return the frames that names stand for: pictures, a folder of them, or a video file.
+
+        Of a video file these are the frames that are shown, at most ``max_frames``.
+        """
+        where = f"{self.where}, field '{field}'"
+        if len(names) == 1 and names[0]:
+            folder = self.files.folder(names[0], where=where)
+            if folder is None and _is_video_file(names[0]):
+                path = self.path(names[0], field)
+                numbers = tuple(range(self.files.frame_count(path, where=where)))
+                return tuple(f"{path}#frame={n}" for n in sample_frames(numbers, self.max_frames))
+            names = folder or names
+        elif videos := [name for name in names if _is_video_file(name)]:
+            raise DataError(
+                f"{where}: expected pictures or one video file, found {len(names)} paths with "
+                f"'{videos[0][:200]}' among them; name the video alone, or frames of it as in "
+                "'a.mp4#frame=0'"
+            )
+        return tuple(self.path(name, field) for name in names)
+
     def pair(self, query: Item, target: Item, **more: Any) -> Pair:
         for side, item, fields in zip(
             Side, (query, target), _FIELDS[self.config.format], strict=True
@@ -266,19 +303,35 @@ class RowReader:
             return Cues()
         self._collect_boxes(value, item)
         try:
-            cues = parse_evidence(value, kind=item.kind, num_frames=len(item.uris))
+            frames, shown = self._numbers(item, field)
+            cues = parse_evidence(value, kind=item.kind, num_frames=frames)
         except DataError as error:
             raise DataError(
                 f"{self.where}, field '{field}': {error}; {UNITS[item.kind]}"
             ) from error
         if not cues.key_frames:
             return cues
-        shown = sample_frames(tuple(range(len(item.uris))), self.max_frames)
         nearest = {
             min(range(len(shown)), key=lambda place: abs(shown[place] - frame))
             for frame in cues.key_frames
         }
         return replace(cues, key_frames=tuple(sorted(nearest)))
+
+    def _numbers(self, item: Item, field: str) -> tuple[int, tuple[int, ...]]:
+        """Return how many frames key frames may name, and the numbers of those shown, from 0.
+
+        Frames of one video file have the file's numbers; other frames are numbered as the row
+        names them.
+        """
+        addresses = [parse_address(uri) for uri in item.uris]
+        numbers = tuple(a.frame for a in addresses if a.frame is not None)
+        paths = {address.path for address in addresses}
+        if len(paths) == 1 and len(numbers) == len(addresses):
+            where = f"{self.where}, field '{field}'"
+            frames = self.files.frame_count(paths.pop(), where=where)
+        else:
+            frames, numbers = len(item.uris), tuple(range(len(item.uris)))
+        return frames, sample_frames(numbers, self.max_frames)
 
     def _collect_boxes(self, value: Any, item: Item) -> None:
         """Remember boxes of four numbers, whatever their unit is."""
@@ -293,6 +346,10 @@ class RowReader:
                 numbers = [n for n in box if isinstance(n, int | float) and n == n]
                 if len(numbers) == 4:
                     self.boxes.append((numbers, item.uris[0]))
+
+
+def _is_video_file(name: str) -> bool:
+    return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 @lru_cache(1 << 14)
@@ -333,7 +390,7 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
         human, gpt = reader.one_round(side, part)
         frames = reader.paths("video", of=part)
         if frames and frames != BLANK_VIDEO:
-            uris = tuple(reader.path(frame, f"{side}.video") for frame in frames)
+            uris = reader.frames(frames, f"{side}.video")
             items[side] = Item(text=clean(human), kind=Kind.VIDEO, uris=uris)
         else:
             items[side] = Item(text=clean(gpt) or clean(human))
@@ -383,8 +440,11 @@ def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
             f"{reader.where}, field 'conversations': expected a gpt turn in each round, found none"
         )
     image = reader.row.get("image")
-    names = [image] if image and isinstance(image, str) else reader.paths("image", of=reader.row)
-    uris = tuple(reader.path(reader.whole("image", name), "image") for name in names)
+    if image and isinstance(image, str):
+        names = [reader.whole("image", image)]
+    else:
+        names = reader.paths("image", of=reader.row)
+    uris = reader.frames(names, "image")
     kind = Kind.TEXT if not uris else Kind.VIDEO if len(uris) > 1 else Kind(reader.config.kind)
     pair_id = reader.pair_id()
     return tuple(

@@ -1,12 +1,13 @@
-"""A short run of the mutated pictures; `tests/fuzz_pictures.py` says how to run it for longer."""
+"""A short run of the mutated files; `tests/fuzz_pictures.py` says how to run it for longer."""
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data.media import FORMATS, load_picture
-from tests.fuzz_pictures import LIMITS, fault, mutations, seeds
+from tests.fuzz_pictures import LIMITS, PLACES, fault, mutations, place_seeds, seeds
 
 FILES = 600
 
@@ -26,3 +27,13 @@ def test_mutated_files_give_pixels_or_an_error_of_ours_that_names_them(tmp_path)
     rng = np.random.default_rng(0)
     for index, (name, content) in enumerate(islice(mutations(seeds(), rng), FILES)):
         assert fault(tmp_path / f"{index}-{name}", content, frame=index % 2 == 1) is None
+
+
+def test_mutated_videos_and_pdfs_give_pixels_or_an_error_of_ours_that_names_them(tmp_path):
+    files, rng = place_seeds(), np.random.default_rng(0)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        assert load_picture(f"{tmp_path / name}{PLACES[Path(name).suffix]}", LIMITS).size
+    for index, (name, content) in enumerate(islice(mutations(files, rng), FILES)):
+        path, place = tmp_path / f"{index}-{name}", PLACES[Path(name).suffix]
+        assert fault(path, content, frame=index % 2 == 1, place=place) is None

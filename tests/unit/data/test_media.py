@@ -21,6 +21,7 @@ from data.media import (
     DECODE_THREADS,
     FORMATS,
     MIN_CROP_PIXELS,
+    SUFFIXES,
     crop_pixels,
     fit,
     frames_only,
@@ -277,6 +278,11 @@ def test_no_decoder_is_open_that_no_data_set_needs(tmp_path):
     assert refused >= {"EPS", "PDF", "ICNS", "DDS", "TGA", "PCX"}
 
 
+def test_a_folders_pictures_are_told_by_the_endings_of_all_accepted_formats():
+    endings = {ending for ending, form in Image.registered_extensions().items() if form in FORMATS}
+    assert endings == SUFFIXES
+
+
 @pytest.mark.parametrize(
     ("content", "found"),
     [
@@ -286,16 +292,19 @@ def test_no_decoder_is_open_that_no_data_set_needs(tmp_path):
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
             "found a git-lfs pointer; run `git lfs pull`",
         ),
-        (b"%PDF-1.7\n%\xe2", "found a PDF; render its pages as PNG"),
+        (b"%PDF-1.7\n%\xe2", "found a PDF; name a page of it"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "found an SVG drawing; render it as a PNG"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- x -->\n<svg>', "found an SVG drawing"),
         (b"<!DOCTYPE html>\n<title>404", "found an HTML page; the download failed"),
         (b" \n<html><body>404 Not Found", "found an HTML page"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "found a HEIC photo; convert it"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(40), "found a damaged AVIF"),
-        (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2", "found a video (MP4 or MOV); extract its frames"),
+        (
+            b"\0\0\0\x20ftypisom\0\0\2\0isomiso2",
+            "found a video (MP4 or MOV); name it in a field `video`",
+        ),
         (b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", "found a video (MP4 or MOV)"),
-        (b"RIFF\x24\0\0\0AVI LIST", "found a video (AVI); extract its frames"),
+        (b"RIFF\x24\0\0\0AVI LIST", "found a video (AVI); name it in a field `video`"),
         (b"\x1a\x45\xdf\xa3\x01", "found a video (WebM or Matroska)"),
         (b"\0\x05\x16\x07\0\x02\0\0Mac OS X", "found what macOS keeps beside a file"),
         (b"PK\x03\x04\x14", "found a ZIP archive; unpack it"),

@@ -237,7 +237,7 @@ def test_a_dry_run_leaves_no_folder_behind(path, birds, tmp_path):
 
 def test_settings_are_checked_without_what_takes_seconds_to_load():
     jobs = [path.stem for path in (ROOT / "cluster/jobs").glob("[a-z]*.py")]
-    slow = ["torch", "transformers", "deepspeed", "peft", "vllm", "mlflow"]
+    slow = ["torch", "transformers", "deepspeed", "peft", "vllm", "mlflow", "av", "pypdfium2"]
     code = f"""
 import importlib, sys
 for job in {jobs}:

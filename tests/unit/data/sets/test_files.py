@@ -1,14 +1,18 @@
 """Picture files by the names that rows give them: inside the root, looked at once, copies known."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import data.sets.files
+from configs.common import MediaConfig
 from data.errors import DataError
+from data.media import load_picture
 from data.sets.files import PictureFiles
 from tests.builders import write_picture
+from tests.media_files import write_pdf, write_video
 
 
 @pytest.fixture
@@ -121,3 +125,114 @@ def test_no_more_than_a_budget_of_bytes_is_read_to_find_copies(root, monkeypatch
     found = [files.path(str(index), where="x") for index in range(4)]
     assert found == [str(root / name) for name in ("0", "0", "2", "3")]
     assert (files.compared, files.uncompared) == (200, 2)
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.pdf#page=1", "./a.PDF", "link.pdf#page=01"])
+def test_the_only_page_of_a_pdf_has_one_address(root, name):
+    path = write_pdf(root / "a.pdf")
+    shutil.copy(path, root / "a.PDF")
+    (root / "link.pdf").symlink_to(path)
+    files = PictureFiles(root)
+    assert files.path("a.pdf", where="here") == f"{path}#page=1"
+    assert files.path(name, where="here") == f"{path}#page=1"
+
+
+def test_a_pdf_whose_real_name_has_no_ending_is_a_pdf_by_the_name_of_its_link(root):
+    write_pdf(root / "blobs/f00d")
+    (root / "a.pdf").symlink_to("blobs/f00d")
+    assert PictureFiles(root).path("a.pdf", where="here") == f"{root}/blobs/f00d#page=1"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.pdf", r"one of its 3 pages, found none; .*'#page=1' to '#page=3'"),
+        ("a.pdf#page=0", "a page from 1 to 3, found '#page=0'"),
+        ("a.pdf#page=4", "a page from 1 to 3, found '#page=4'"),
+        ("a.png#page=1", r"a\.png: not a readable PDF: expected a PDF, found a damaged PNG"),
+        ("b.pdf#page=1", r"file 'b\.pdf' not found"),
+        ("../c.pdf#page=1", "leaves it"),
+        ("a.mp4#frame=5", "a frame from 0 to 4, found '#frame=5'"),
+        ("a.png#frame=0", r"a\.png: not a readable video"),
+        ("a.pdf#frame=0", r"a\.pdf: not a readable video"),
+        ("a\0.pdf#page=1", "not a usable path"),
+    ],
+)
+def test_a_place_that_a_file_does_not_have_is_refused(root, name, words):
+    write_pdf(root / "a.pdf", 3)
+    write_pdf(root.parent / "c.pdf", 3)
+    write_video(root / "a.mp4", 5)
+    write_picture(root / "a.png")
+    files = PictureFiles(root)
+    files.path("a.pdf#page=1", where="here")
+    with pytest.raises(DataError, match=f"^here: .*{words}"):
+        files.path(name, where="here")
+
+
+def test_a_broken_video_is_opened_once(root):
+    (root / "a.mp4").write_bytes(b"broken")
+    files = PictureFiles(root)
+    for _ in range(2):  # the second time it would be found to be whole
+        with pytest.raises(DataError, match=r"here: .*a\.mp4: not a readable video"):
+            files.frame_count(f"{root}/a.mp4", where="here")
+        write_video(root / "a.mp4", 3)
+
+
+def test_a_place_stays_behind_the_path_of_the_first_of_equal_files(root):
+    write_pdf(root / "a.pdf", 3)
+    shutil.copy(root / "a.pdf", root / "b.pdf")
+    write_video(root / "a.mp4", 5)
+    files = PictureFiles(root)
+    assert files.path("a.pdf#page=2", where="here") == f"{root}/a.pdf#page=2"
+    assert files.path("b.pdf#page=2", where="here") == f"{root}/a.pdf#page=2"
+    assert files.path("b.pdf#page=3", where="here") == f"{root}/a.pdf#page=3"
+    assert files.path("a.mp4#frame=04", where="here") == f"{root}/a.mp4#frame=4"
+
+
+def test_a_file_whose_name_looks_like_an_address_is_that_file(root):
+    for name in ("a.png#page=2", "b#1.png", "c#frame=0"):
+        path = write_picture(root / "picture.png", width=30 + len(name)).rename(root / name)
+        uri = PictureFiles(root).path(name, where="here")
+        assert uri == str(path)
+        assert load_picture(uri, MediaConfig()).shape[1] == 30 + len(name)
+
+
+def test_pdfs_and_videos_above_the_limit_are_not_opened(root):
+    files = PictureFiles(root, max_file_bytes=10)
+    (root / "a.pdf").write_bytes(b"x" * 11)
+    (root / "a.mp4").write_bytes(b"y" * 11)
+    for name in ("a.pdf", "a.mp4#frame=0"):
+        with pytest.raises(DataError, match=r"here: .*11 bytes, more than data\.media\.max_file"):
+            files.path(name, where="here")
+
+
+def test_the_pictures_of_a_folder_are_in_natural_order(root):
+    names = ["frame_1.png", "frame_2.JPG", "frame_10.png", "frame_10b.png", "frame_11.png"]
+    for name in reversed(names):
+        write_picture(root / "v/a.mp4" / name)
+    for name in (".hidden.png", "._frame_1.png", "list.txt"):
+        (root / "v/a.mp4" / name).touch()
+    (root / "v/a.mp4/more").mkdir()
+    files = PictureFiles(root)
+    assert files.folder("v/a.mp4/", where="here") == [f"v/a.mp4/{name}" for name in names]
+    assert files.folder("v/a.mp4/list.txt", where="here") is None
+    assert files.folder("v/b", where="here") is None
+    with pytest.raises(DataError, match=r"here: .*no picture in 'v'; name the folder that holds"):
+        files.folder("v", where="here")
+
+
+def test_a_folder_stays_inside_the_root(linked):
+    write_picture(linked.parent / "out/a.png")
+    with pytest.raises(DataError, match=r"here: .*leaves it"):
+        PictureFiles(linked).folder("../out", where="here")
+    with pytest.raises(DataError, match=r"here: .*follow_links: true"):
+        PictureFiles(linked).folder("more", where="here")
+    files = PictureFiles(linked, follow_links=True)
+    assert files.folder("more", where="here") == ["more/a.png"]
+
+
+def test_a_folder_whose_names_are_no_text_is_refused(root):
+    write_picture(root / "a/b.png")
+    os.rename(root / "a/b.png", os.fsencode(root / "a") + b"/\xff.png")
+    with pytest.raises(DataError, match=r"here: expected names of files in UTF-8 in 'a'"):
+        PictureFiles(root).folder("a", where="here")

@@ -106,3 +106,11 @@ def test_a_picture_that_is_another_now_is_seen(tmp_path):
     before = rows_fingerprint([], [], [str(path)])
     path.write_bytes(b"22")
     assert rows_fingerprint([], [], [str(path)]) != before
+
+
+def test_a_page_of_a_pdf_that_is_another_now_is_seen(tmp_path):
+    path = tmp_path / "a.pdf"
+    path.write_bytes(b"1")
+    before = rows_fingerprint([], [], [f"{path}#page=2"])
+    path.write_bytes(b"22")
+    assert rows_fingerprint([], [], [f"{path}#page=2"]) != before

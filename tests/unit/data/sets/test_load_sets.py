@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import data.sets.files
 import data.sets.load_sets
-from configs.common import DataConfig
+from configs.common import DataConfig, MediaConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
 from data.prompts import pictures_of
@@ -17,6 +17,7 @@ from data.sets.load_sets import load_set, load_sets
 from data.sets.row_formats import clean
 from data.types import Box, Cues, Item, Kind
 from tests.builders import TRACES, write_picture, write_set
+from tests.media_files import write_pdf, write_video
 
 
 @pytest.fixture
@@ -497,6 +498,92 @@ def test_true_frames_are_mapped_to_the_frames_that_are_shown(read, root):
     assert pair.query_evidence == Cues(key_frames=(0, 4, 27, 63))
 
 
+@pytest.mark.parametrize("video", ["v/a.mp4", ["v/a.mp4"]])
+def test_a_video_file_is_its_frames_that_are_shown(read, root, video):
+    path = write_video(root / "v/a.mp4", 30)
+    row = hound((turns("what?", ""), video), (turns("", "a"), None))
+    row["qry_evidence"] = {"key_frames": [1, 14, 30]}
+    (pair,) = read(row, format="llavahound", max_frames=4).pairs
+    assert pair.query.kind is Kind.VIDEO
+    assert pair.query.uris == tuple(f"{path}#frame={number}" for number in (0, 10, 19, 29))
+    assert pair.query_evidence == Cues(key_frames=(0, 1, 3))
+    (pair,) = read(row, format="llavahound", max_frames=64).pairs
+    assert len(pair.query.uris) == 30
+    assert pair.query_evidence == Cues(key_frames=(0, 13, 29))
+    row["qry_evidence"] = {"key_frames": [31]}
+    why = reason(read(row, format="llavahound", max_frames=4))
+    assert "'qry_evidence'" in why
+    assert "frame dropped: out of range" in why
+
+
+def test_frames_that_are_named_one_by_one_keep_the_numbers_of_their_file(read, root):
+    path = write_video(root / "v/a.mp4", 30)
+    names = [f"v/a.mp4#frame={number}" for number in (2, 12, 22)]
+    row = hound((turns("what?", ""), names), (turns("", "a"), None))
+    row["qry_evidence"] = {"key_frames": [12]}
+    (pair,) = read(row, format="llavahound").pairs
+    assert pair.query.uris == tuple(f"{path}#frame={number}" for number in (2, 12, 22))
+    assert pair.query_evidence == Cues(key_frames=(1,))
+
+
+def test_a_folder_of_frames_is_a_video(read, root):
+    names = [f"w/{number}.png" for number in (1, 2, 10)]
+    for width, name in enumerate(names, start=50):
+        write_picture(root / name, width)
+    uris = tuple(str(root / name) for name in names)
+    for video in ("w", ["w"], "w/"):
+        row = hound((turns("what?", ""), video), (turns("", "a"), None))
+        row["qry_evidence"] = {"key_frames": [3]}
+        (pair,) = read(row, format="llavahound").pairs
+        assert pair.query.uris == uris
+        assert pair.query_evidence == Cues(key_frames=(2,))
+
+
+def test_a_caption_may_be_of_a_video_file_or_a_page(read, root):
+    write_video(root / "v/a.mp4", 3)
+    write_pdf(root / "a.pdf", 2)
+    row = {"image": "v/a.mp4", "conversations": turns("what?", "a jump")}
+    (pair,) = read(row, format="caption").pairs
+    assert pair.query.kind is Kind.VIDEO
+    assert len(pair.query.uris) == 3
+    (pair,) = read({**row, "image": "a.pdf#page=2"}, format="caption", kind="page").pairs
+    assert pair.query == Item(text="what?", kind=Kind.PAGE, uris=(f"{root}/a.pdf#page=2",))
+
+
+def test_a_page_of_a_pdf_stands_where_a_picture_may(read, root):
+    write_pdf(root / "a.pdf", 12)
+    row = {"qry": "what?", "pos_text": "", "pos_image_path": "a.pdf#page=3"}
+    (pair,) = read(row, kind="page").pairs
+    assert pair.target == Item(text="", kind=Kind.PAGE, uris=(f"{root}/a.pdf#page=3",))
+    why = reason(read({**row, "pos_image_path": "a.pdf"}))
+    assert "'pos_image_path'" in why
+    assert "one of its 12 pages" in why
+
+
+def test_files_that_are_too_large_are_not_opened(tmp_path, read, root):
+    write_video(root / "v/a.mp4", 3)
+    row = hound((turns("what?", ""), "v/a.mp4"), (turns("", "a"), None))
+    config = write_set(tmp_path, [row], format="llavahound")
+    limits = DataConfig(media=MediaConfig(max_file_bytes=100))
+    with pytest.raises(DataError, match=r"'qry\.video'.*more than data\.media\.max_file_bytes=100"):
+        load_sets([config], limits=limits)
+
+
+def test_true_boxes_of_pages_tell_nothing_about_pixels(read, root, caplog):
+    write_pdf(root / "a.pdf", 20)
+    rows = [
+        {
+            "qry": f"what is on page {page}?",
+            "pos_text": "",
+            "pos_image_path": f"a.pdf#page={page}",
+            "pos_evidence": {"bbox_2d": [1, 2, 30, 40]},
+        }
+        for page in range(1, 21)
+    ]
+    assert len(read(*rows, kind="page").pairs) == 20
+    assert "look like" not in caplog.text
+
+
 def test_a_trace_of_a_video_points_at_frames_that_are_shown(read):
     row = hound((turns("what?", ""), VIDEO), (turns("", "a"), None))
     row["query_cot"] = TRACES[Kind.VIDEO]
@@ -524,6 +611,15 @@ def test_a_trace_of_a_video_points_at_frames_that_are_shown(read):
             "list of texts, found str",
         ),
         ({"conversations": turns("a", ""), "video": [5]}, "video", "expected a list of texts"),
+        ({"conversations": turns("a", ""), "video": 5}, "video", "expected a list of texts"),
+        ({"conversations": turns("a", ""), "video": "x.mp4"}, "qry.video", "'x.mp4' not found"),
+        ({"conversations": turns("a", ""), "video": "root"}, "video", "str 'root', which is none"),
+        ({"conversations": turns("a", ""), "video": ".."}, "video", "leaves it"),
+        (
+            {"conversations": turns("a", ""), "video": ["v/1.jpg", "x.mp4"]},
+            "qry.video",
+            "one video file, found 2 paths with 'x.mp4' among them",
+        ),
         ({"conversations": turns("a", ""), "video": ["v/9.jpg"]}, "qry.video", "not found"),
         ({"conversations": turns("a", ""), "video": ["v/1.jpg", None]}, "qry.video", "empty text"),
         ({"conversations": turns("a", ""), "video": ["../../x"]}, "qry.video", "leaves it"),

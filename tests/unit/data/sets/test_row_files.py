@@ -57,7 +57,7 @@ ROW = '{"qry": "q", "pos_text": "t"}'
     ("content", "what", "remedy"),
     [
         (b"\x00\x00\x00 ftypisom\x00", "an MP4 video", "their folder in `root`"),
-        (b"%PDF-1.7\n", "a PDF", "saved as pictures"),
+        (b"%PDF-1.7\n", "a PDF", "its pages, as in 'a.pdf#page=1'"),
         (b"\x89PNG\r\n\x1a\n", "a PNG picture", "their folder in `root`"),
         (gzip.compress(ROW.encode(), mtime=0), "a gzip archive", "unpack it"),
         (b"PK\x03\x04\x14", "a zip archive", "unpack it"),

@@ -30,6 +30,7 @@ from data.sets.rule_teacher import (
 )
 from data.tcot import parse
 from data.types import Box, Item, Kind, Pair, Side
+from tests.media_files import write_pdf, write_video
 
 TASK = "Find the name of this sign."
 GIRL = (
@@ -415,6 +416,51 @@ def test_captions_ask_each_question_on_a_picture_once(signs):
             {"from": "gpt", "value": " 3 sign"},
         ],
     }
+
+
+def test_captions_name_frames_and_pages_as_rows_may(tmp_path):
+    write_video(tmp_path / "v/a.mp4", 20)
+    write_pdf(tmp_path / "a.pdf", 3)
+    clip = {
+        "qry": {"conversations": [{"from": "human", "value": "what?"}], "video": "v/a.mp4"},
+        "pos": {"conversations": [{"from": "gpt", "value": "a rainbow"}]},
+    }
+    (tmp_path / "rows.json").write_text(json.dumps([clip]))
+    config = DataSetConfig(
+        name="clips", path=str(tmp_path / "rows.json"), root=str(tmp_path), format="llavahound"
+    )
+    page = [{"qry": "what?", "qry_image_path": "a.pdf#page=2", "pos_text": "a red square"}]
+    (tmp_path / "pages.json").write_text(json.dumps(page))
+    pages = DataSetConfig(
+        name="pages", path=str(tmp_path / "pages.json"), root=str(tmp_path), kind="page"
+    )
+    sets = [load_set(config), load_set(pages)]
+    teacher = RuleTeacher(sets)
+    captions = [
+        caption
+        for data_set in sets
+        for caption in captions_of(
+            trace_pairs(data_set, teacher, media=MediaConfig(), on_target=1.0, seed=0),
+            teacher,
+            root=str(tmp_path),
+            seen=set(),
+        )
+    ]
+    shown = [f"v/a.mp4#frame={number}" for number in (0, 3, 5, 8, 11, 14, 16, 19)]
+    assert [caption["image"] for caption in captions] == [shown, "a.pdf#page=2"]
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    again = load_set(
+        DataSetConfig(
+            name="captions",
+            path=str(tmp_path / "captions.json"),
+            root=str(tmp_path),
+            format="caption",
+        )
+    )
+    assert [pair.query.uris for pair in again.pairs] == [
+        sets[0].pairs[0].query.uris,
+        sets[1].pairs[0].query.uris,
+    ]
 
 
 def test_share_is_uniform_and_repeatable():

@@ -1,0 +1,271 @@
+"""Frames of video files: counted by the times of their packets, decoded from key frame to frame.
+
+A file's frames are numbered from 0 in the order in which a player shows them. Only files on disk of
+a few kinds are opened: no playlists and no addresses in a network.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.errors import DataError
+from data.file_kinds import HEAD, is_video, kind_of_file
+
+SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
+)
+"""Endings of names that are read as video files."""
+MAX_FRAMES = 1 << 22
+"""Frames of one file, 38 hours at 30 a second; what claims more is broken."""
+_OPTIONS = {
+    "format_whitelist": "mov,matroska,avi,mpegts",  # MP4 and WebM are among them
+    "protocol_whitelist": "file",
+}
+_SEEKABLE = ("mov", "matroska")
+"""Containers whose index leads to a key frame or to one before it."""
+_REMEMBERED = 256
+"""Files whose times are kept; a file of four hours takes 4 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Where the frames of a file are, in its own unit of time."""
+
+    frames: int
+    shown: np.ndarray
+    """int64 [frames], ascending; the frames' numbers where the file gives no usable times."""
+    keys: np.ndarray
+    """int64 [K, 2], ascending: each key frame's time, and the time to seek to; [0, 2] where the
+    file gives no usable times."""
+
+
+def frame_count(path: str) -> int:
+    """Return how many frames a video file has, at least 1. Nothing is decoded.
+
+    Raises:
+        DataError: no video of an accepted kind, none in it, or no frame; the message names the
+            file.
+    """
+    with _errors_named(path):
+        return _times_of(path).frames
+
+
+def decode_frames(
+    path: str, numbers: Sequence[int], *, max_pixels: int
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield frames by number in RGB: upright, with square pixels, in ascending order.
+
+    One pass over the file decodes from the key frame before a wanted frame to that frame. Frames
+    that cannot be decoded are left out.
+
+    Raises:
+        DataError: as for `frame_count`; or frames of more than ``max_pixels``, checked before they
+            are decoded.
+    """
+    with _errors_named(path):
+        times = _times_of(path)
+        with _opened(path) as (container, stream):
+            context = stream.codec_context
+            _refuse_large(path, context.width, context.height, max_pixels)
+            # The decoder itself refuses frames that turn out larger than the header says.
+            context.options = {"max_pixels": str(max_pixels)}
+            context.thread_count = 1  # files are decoded side by side
+            wanted = sorted({number for number in numbers if number < times.frames})
+            for number, frame in _decoded(container, stream, times, wanted) if wanted else ():
+                _refuse_large(path, frame.width, frame.height, max_pixels)
+                yield number, _as_shown(frame, stream)
+
+
+def _refuse_large(path: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path}: frames of {width}x{height} pixels, more than "
+            f"data.media.max_decode_pixels={max_pixels}; make the video smaller or raise that"
+        )
+
+
+@contextmanager
+def _errors_named(path: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on a broken file into an error that names the file."""
+    try:
+        yield
+    except (DataError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path}: not a readable video ({type(error).__name__}: {error}); copy or download it "
+            "again, or remove it"
+        ) from error
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Any, Any]]:
+    """Open a file's container and its video stream (`av.container.InputContainer`, `av.Stream`)."""
+    import av
+
+    try:
+        container = av.open("file:" + path, options=_OPTIONS, metadata_errors="ignore")
+    except FileNotFoundError:
+        raise
+    except av.FFmpegError as error:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+        kind, advice = kind_of_file(head)
+        if is_video(head):
+            advice = (
+                f"it is damaged, cut short or of another kind ({error.strerror}); copy or download "
+                "it again"
+            )
+        raise DataError(
+            f"{path}: not a readable video: expected MP4, MOV, Matroska, WebM, AVI or MPEG-TS, "
+            f"found {kind}; {advice}"
+        ) from error
+    with container:
+        stream = container.streams.best("video")
+        # The cover of a sound file is a stream of one picture.
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise DataError(
+                f"{path}: expected a video stream, found none; replace or remove the file"
+            )
+        yield container, stream
+
+
+def _times_of(path: str) -> _Times:
+    state = os.stat(path)
+    return _read_times(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(_REMEMBERED)
+def _read_times(path: str, size: int, changed: int) -> _Times:
+    """Return the times of a file's frames; ``size`` and ``changed`` tell its versions apart."""
+    shown: list[int | None] = []
+    keys: list[tuple[int, int]] = []
+    with _opened(path) as (container, stream):
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_corrupt:
+                continue
+            if packet.is_keyframe and packet.pts is not None:
+                dts = packet.pts if packet.dts is None else packet.dts
+                keys.append((packet.pts, min(packet.pts, dts)))
+            if _is_shown(packet, stream):
+                shown.append(packet.pts)
+            if len(shown) > MAX_FRAMES:
+                raise DataError(
+                    f"{path}: more than {MAX_FRAMES} frames; cut the video into shorter ones"
+                )
+    if not shown:
+        raise DataError(
+            f"{path}: expected frames in the video, found none; copy or download it again, or "
+            "remove it"
+        )
+    if not keys or None in shown or len(set(shown)) < len(shown):
+        # Decoders give frames in the order in which they are shown.
+        return _Times(len(shown), np.arange(len(shown)), np.empty((0, 2), np.int64))
+    return _Times(
+        len(shown), np.sort(np.array(shown, np.int64)), np.array(sorted(keys)).reshape(-1, 2)
+    )
+
+
+def _is_shown(packet: Any, stream: Any) -> bool:
+    """Return whether a player shows a packet's frame: others are only references of it."""
+    # VP8 writes such frames as packets of their own; a bit in their first byte says so.
+    hidden = stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
+    return not packet.is_discard and not hidden
+
+
+def _decoded(
+    container: Any, stream: Any, times: _Times, numbers: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    """Yield (number, `av.VideoFrame`) in one pass; ``numbers`` ascend.
+
+    The wanted frames are grouped by the key frame before them. Packets between a group's last frame
+    and the next group's key frame are skipped.
+    """
+    import av
+
+    by_order = not len(times.keys)
+    place = count()
+    groups = _groups(times, numbers)
+    key, seek_to, wanted = groups.pop(0)
+    passed: set[int | None] = {None}
+    """Key frames whose packets were read."""
+    feeding = key is None
+    if not feeding:
+        _seek(container, stream, seek_to)
+    for packet in container.demux(stream):
+        if packet.is_keyframe:
+            passed.add(packet.pts)
+            feeding = feeding or packet.pts == key
+        if not feeding:
+            continue
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.EOFError:
+            return
+        except av.FFmpegError:
+            if by_order:
+                return  # the numbers of the frames behind it are not known
+            continue
+        for frame in frames:
+            time = next(place) if by_order else frame.pts
+            if time is None:
+                continue
+            while True:
+                if time in wanted:
+                    yield wanted[time], frame
+                if time < max(wanted):
+                    break
+                if not groups:
+                    return
+                key, seek_to, wanted = groups.pop(0)
+                feeding = key in passed
+        if not feeding:
+            _seek(container, stream, seek_to)
+
+
+def _seek(container: Any, stream: Any, time: int) -> None:
+    """Empty the decoder, and move to a time or before it; where that fails, stay."""
+    import av
+
+    stream.codec_context.flush_buffers()
+    if container.format.name.split(",")[0] in _SEEKABLE:
+        with suppress(av.FFmpegError):
+            container.seek(time, stream=stream)
+
+
+def _groups(times: _Times, numbers: Sequence[int]) -> list[tuple[int | None, int, dict[int, int]]]:
+    """Return (key frame's time, time to seek to, numbers by time), ascending.
+
+    The first key frame is None where frames before any key frame are wanted.
+    """
+    groups: dict[int, dict[int, int]] = {}
+    for number in numbers:
+        time = int(times.shown[number])
+        groups.setdefault(int(times.keys[:, 0].searchsorted(time, "right")) - 1, {})[time] = number
+    return [
+        (None, 0, wanted) if index < 0 else (*times.keys[index].tolist(), wanted)
+        for index, wanted in groups.items()
+    ]
+
+
+def _as_shown(frame: Any, stream: Any) -> Image.Image:
+    """Return a decoded frame as a player shows it: with square pixels, turned upright."""
+    image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    aspect = stream.sample_aspect_ratio or 1
+    if aspect > 1:
+        image = image.resize((image.width, max(1, round(image.height / aspect))))
+    elif 0 < aspect < 1:
+        image = image.resize((max(1, round(image.width * aspect)), image.height))
+    turn = {
+        90: Image.Transpose.ROTATE_90,
+        180: Image.Transpose.ROTATE_180,
+        270: Image.Transpose.ROTATE_270,
+    }.get(frame.rotation % 360)
+    return image if turn is None else image.transpose(turn)
