@@ -2,7 +2,7 @@
 
 Published Embedders were trained on this order (Embed-RL, supplement B.3):
 
-1. the item: its pictures, then its text; of a video its text, then its frames
+1. the item: its pictures, its instruction, its text; of a video its frames come last
 2. the trace up to the end of its thinking part
 3. the crops or key frames that it points at
 4. the rest of the trace
@@ -15,7 +15,7 @@ from data.cues import evidence_pictures
 from data.errors import TCoTError
 from data.prompts import pictures_of
 from data.tcot import parse, split_thinking
-from data.types import Content, Evidence, Item, Kind, Picture
+from data.types import Content, Evidence, Instruction, Item, Kind, Picture
 
 INPUT_FORM = 2
 """Written beside an Embedder's export: one trained on another form reads what it never saw."""
@@ -31,7 +31,8 @@ def embed_content(
     parse is given as text, without evidence: what it points at is unknown.
     """
     shown = pictures_of(item, max_frames)
-    head = (item.text, *shown) if item.kind is Kind.VIDEO else (*shown, item.text)
+    text = (Instruction(item.instruction), item.text)
+    head = (*text, *shown) if item.kind is Kind.VIDEO else (*shown, *text)
     if not trace or evidence is Evidence.NONE:
         return _joined(*head, SUFFIX)
     pointed: tuple[Picture, ...] = ()
@@ -45,15 +46,25 @@ def embed_content(
     return _joined(*head, before, *pointed, after, SUFFIX)
 
 
+def instruction_as_text(content: Content) -> Content:
+    """Return a content in which the instruction is the beginning of the text that follows it."""
+    return _joined(*(f"{part} " if isinstance(part, Instruction) else part for part in content))
+
+
 def _joined(*parts: str | Picture) -> Content:
     """Return the parts with texts that follow each other made one, as a chat template shows them.
 
-    What data spells across two of them is then seen where special tokens are taken out.
+    What data spells across two of them is then seen where special tokens are taken out. An
+    instruction stays apart.
     """
     content: list[str | Picture] = []
     for part in parts:
-        if isinstance(part, str) and content and isinstance(content[-1], str):
+        if content and _is_text(part) and _is_text(content[-1]):
             content[-1] += part
         elif part != "":
             content.append(part)
     return tuple(content)
+
+
+def _is_text(part: str | Picture) -> bool:
+    return isinstance(part, str) and not isinstance(part, Instruction)

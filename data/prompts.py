@@ -61,7 +61,7 @@ def item_content(
             "set 'full', and give the answer to queries only"
         )
     text = prompts[name].substitute(
-        text=item.text, frames=min(len(item.uris), max_frames), answer=answer.strip()
+        text=item.instructed_text(), frames=min(len(item.uris), max_frames), answer=answer.strip()
     )
     return (*pictures_of(item, max_frames), text)
 

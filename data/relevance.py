@@ -1,7 +1,7 @@
 """Which targets are right for which queries: one rule for training, reward and evaluation.
 
-A target is right for a query if some row pairs them, or pairs equals of them. Equal
-queries have the same content. Equal targets have the same content or the same label; a label
+A target is right for a query if some row pairs them, or pairs equals of them. Equal queries have
+the same content and instruction. Equal targets have the same content or the same label; a label
 belongs to its data set. Nothing else follows: with the known pairs (X, a), (X, b) and (Y, b), the
 target a is not right for Y.
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.types import Pair
+from data.types import Pair, Side
 
 
 class Relevance:
@@ -32,7 +32,7 @@ class Relevance:
     def right(self, queries: Sequence[str], targets: Sequence[str]) -> np.ndarray:
         """Return which targets are right for which queries, boolean [Q, T].
 
-        Both are given by `Item.key`. For a query that is in no known pair none is.
+        Both are given by `Pair.key`. For a query that is in no known pair none is.
         """
         if not queries or not targets:
             return np.zeros((len(queries), len(targets)), dtype=bool)
@@ -55,7 +55,7 @@ class Relevance:
 
     def right_among(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Return whose targets are right for whose queries among some pairs, boolean [Q, T]."""
-        queries = [pair.query.key() for pair in pairs]
+        queries = [pair.key(Side.QUERY) for pair in pairs]
         return self.right(queries, [pair.target.key() for pair in pairs])
 
     def twins(self, pairs: Sequence[Pair]) -> np.ndarray:
@@ -97,7 +97,7 @@ class _Table:
 def _numbers_of(pair: Pair) -> tuple[int, int, int]:
     """Return numbers that stand for query, target and label; 0: it has none."""
     label = hash((pair.source, pair.label)) if pair.label else 0
-    return hash(pair.query.key()), hash(pair.target.key()), label
+    return hash(pair.key(Side.QUERY)), hash(pair.target.key()), label
 
 
 def _numbers(texts: Sequence[str]) -> np.ndarray:

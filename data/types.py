@@ -114,10 +114,16 @@ class Item:
     uris: tuple[str, ...] = ()
     """Addresses (`data.addresses`): none for text, one for image or page, the frames in order for
     video; of a video file only those that are shown."""
+    instruction: str = ""
+    """The task in the data set's words, where these stand apart from the text."""
 
     def key(self) -> str:
         """Return the identity of the content: equal items are the same candidate."""
         return "\x1f".join((self.kind, self.text, *self.uris))
+
+    def instructed_text(self) -> str:
+        """Return the instruction, if there is one, and the text as one text."""
+        return " ".join(filter(None, (self.instruction, self.text)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +157,15 @@ class Pair:
         """Return the item on that side."""
         return self.query if side is Side.QUERY else self.target
 
+    def key(self, side: Side) -> str:
+        """Return the identity of the item on that side.
+
+        The same content with another instruction is another query, but the same target.
+        """
+        item = self.item(side)
+        asked = item.instruction if side is Side.QUERY else ""
+        return f"{item.key()}\x1e{asked}" if asked else item.key()
+
     def trace(self, side: Side) -> str:
         """Return the teacher's trace on that side."""
         return self.query_trace if side is Side.QUERY else self.target_trace
@@ -158,6 +173,10 @@ class Pair:
     def evidence(self, side: Side) -> Cues:
         """Return the true evidence on that side."""
         return self.query_evidence if side is Side.QUERY else self.target_evidence
+
+
+class Instruction(str):
+    """The part of a content that is the task: some models read it as the system's turn."""
 
 
 @quick_to_pickle

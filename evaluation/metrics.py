@@ -15,7 +15,7 @@ import numpy as np
 from configs.schema import name_in_metric
 from data.errors import DataError
 from data.relevance import Relevance
-from data.types import Item, Pair
+from data.types import Item, Pair, Side
 
 log = logging.getLogger(__name__)
 DEPTH = 5
@@ -136,7 +136,7 @@ class CandidatePool:
     items: tuple[Item, ...]
     """The unique targets of the set, in order of appearance."""
     relevant: Mapping[str, frozenset[int]]
-    """By `Item.key()` of the query: indices of the items that are right."""
+    """By `Pair.key` of the query: indices of the items that are right."""
 
 
 def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, CandidatePool]:
@@ -154,7 +154,7 @@ def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Candidate
         relevant: dict[str, frozenset[int]] = {}
         # Many queries of a data set have the same right targets: they share one set of indices.
         shared: dict[frozenset[int], frozenset[int]] = {}
-        names = list(dict.fromkeys(pair.query.key() for pair in own))
+        names = list(dict.fromkeys(pair.key(Side.QUERY) for pair in own))
         for start in range(0, len(names), QUERY_BLOCK):
             block = names[start : start + QUERY_BLOCK]
             rows = relevance.right(block, targets)
@@ -183,7 +183,7 @@ def held_out_metrics(
     Args:
         name: of the metric.
         pairs: whose vectors all exist; leave out (and count) the ones that failed.
-        query_vectors: [D] by `pair.query.key()`.
+        query_vectors: [D] by `pair.key(Side.QUERY)`.
         candidate_vectors: [D] by `pair.target.key()`.
         relevance: which candidates are right; it knows ``pairs``.
 
@@ -191,7 +191,7 @@ def held_out_metrics(
         DataError: a vector is missing.
     """
     missing = sorted(
-        {pair.query.key() for pair in pairs} - set(query_vectors)
+        {pair.key(Side.QUERY) for pair in pairs} - set(query_vectors)
         | {pair.target.key() for pair in pairs} - set(candidate_vectors)
     )
     if missing:
@@ -202,7 +202,7 @@ def held_out_metrics(
     kept = [
         pair
         for pair in pairs
-        if means_something(query_vectors[pair.query.key()])
+        if means_something(query_vectors[pair.key(Side.QUERY)])
         and means_something(candidate_vectors[pair.target.key()])
     ]
     if len(kept) < len(pairs):
@@ -223,8 +223,8 @@ def held_out_metrics(
     }
     hits: dict[str, list[bool]] = {source: [] for source in pools}
     for pair in pairs:
-        similarity = rows[pair.source] @ unit_rows([query_vectors[pair.query.key()]])[0]
-        relevant = pools[pair.source].relevant[pair.query.key()]
+        similarity = rows[pair.source] @ unit_rows([query_vectors[pair.key(Side.QUERY)]])[0]
+        relevant = pools[pair.source].relevant[pair.key(Side.QUERY)]
         hits[pair.source].append(rank_candidates(similarity, relevant).rank == 1)
     by_set = {source: sum(set_hits) / len(set_hits) for source, set_hits in hits.items()}
     return {

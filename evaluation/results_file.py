@@ -16,7 +16,14 @@ from evaluation.runner import Evaluation, QueryResult, Retrieved, VariantResult
 RESULTS_FILE = "evaluation.json"
 QUERIES_FILE = "evaluation.parquet"
 
-_ITEM = pa.struct([("text", pa.string()), ("kind", pa.string()), ("uris", pa.list_(pa.string()))])
+_ITEM = pa.struct(
+    [
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("uris", pa.list_(pa.string())),
+        ("instruction", pa.string()),
+    ]
+)
 _CUES = pa.struct(
     [
         ("keywords", pa.list_(pa.string())),
@@ -96,7 +103,12 @@ def _query(row: dict[str, Any]) -> QueryResult:
 
 
 def _item(row: dict[str, Any]) -> Item:
-    return Item(text=row["text"], kind=Kind(row["kind"]), uris=tuple(row["uris"]))
+    return Item(
+        text=row["text"],
+        kind=Kind(row["kind"]),
+        uris=tuple(row["uris"]),
+        instruction=row.get("instruction", ""),  # older evaluations have none
+    )
 
 
 def _cues(row: dict[str, Any]) -> Cues:

@@ -406,9 +406,9 @@ def _right_of(
 ) -> frozenset[int]:
     """Return which of its own candidates, or of its pool's items, are right for a pair's query."""
     if not pair.candidates:
-        return pools[pair.source].relevant[pair.query.key()]
+        return pools[pair.source].relevant[pair.key(Side.QUERY)]
     keys = [item.key() for item in _own_candidates(pair)]
-    [right] = relevance.right([pair.query.key()], keys)
+    [right] = relevance.right([pair.key(Side.QUERY)], keys)
     return frozenset(np.flatnonzero(right).tolist())
 
 

@@ -176,7 +176,7 @@ class Ranking:
     def _of_side(self, side: Side, vectors: Mapping[str, np.ndarray]) -> list[Candidate]:
         @cache
         def content(serial: int) -> str:
-            return self._pairs[serial].item(side).key()
+            return self._pairs[serial].key(side)
 
         similar = self._reward.false_negative_similarity < 1
         return [
@@ -320,7 +320,7 @@ class Ranking:
         column_serials = np.repeat(met.serials, counts)
         gold = np.zeros((len(serials), len(met.keys)), dtype=bool)
         gold[:, : len(met.traces)] = column_serials == np.array(serials)[:, None]
-        own = [self._pairs[serial].item(OTHER[side]).key() for serial in serials]
+        own = [self._pairs[serial].key(OTHER[side]) for serial in serials]
         if side is Side.TARGET:
             right = self.relevance.right(own, met.contents)
         else:

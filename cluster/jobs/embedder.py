@@ -204,7 +204,7 @@ def make_row(
     usable = [
         item
         for item in pair.hard_negatives[: config.hard_negatives]
-        if not relevance.right([pair.query.key()], [item.key()])
+        if not relevance.right([pair.key(Side.QUERY)], [item.key()])
         and (bare or item.key() in traces)
         and uris_shown([item], most) <= pictures.keys()
     ]
@@ -277,7 +277,7 @@ def held_out_hit_at_1(
         vectors: dict[Side, dict[str, np.ndarray]] = {}
         for side in Side:
             contents = {
-                pair.item(side).key(): embed_content(
+                pair.key(side): embed_content(
                     pair.item(side),
                     "" if pair.answer_known else pair.trace(side),
                     max_frames=config.data.media.max_frames,

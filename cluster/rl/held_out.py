@@ -21,7 +21,7 @@ def measure_held_out(pairs: Sequence[Pair], collector: Collector) -> dict[str, f
     metric is left out too (see `held_out_metrics`).
     """
     rollout, scorer = collector.rollout, collector.scorer
-    ends = {(pair.item(side).key(), side): pair for pair in pairs for side in Side}
+    ends = {(pair.key(side), side): pair for pair in pairs for side in Side}
     keys = {
         end: TrajectoryKey(GroupKey(index, pair.pair_id, end[1]), 0)
         for index, (end, pair) in enumerate(ends.items())
@@ -45,9 +45,7 @@ def measure_held_out(pairs: Sequence[Pair], collector: Collector) -> dict[str, f
     for (content, side), key in keys.items():
         if str(key) in vectors:
             embeddings[side][content] = vectors[str(key)]
-    kept = [
-        pair for pair in pairs if all(pair.item(side).key() in embeddings[side] for side in Side)
-    ]
+    kept = [pair for pair in pairs if all(pair.key(side) in embeddings[side] for side in Side)]
     if len(kept) < len(pairs):
         reasons = [f"{trace.key}: {trace.reason}: {trace.detail}" for trace in lost]
         reasons += [f"{key}: not embedded: {reason}" for key, reason in unembedded.items()]

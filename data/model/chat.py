@@ -14,12 +14,12 @@ from PIL import Image
 
 from configs.common import MediaConfig
 from configs.reward import Pooling
-from data.embed_inputs import SUFFIX
+from data.embed_inputs import SUFFIX, instruction_as_text
 from data.errors import ConfigError, DataError
 from data.media import fit
 from data.model.model_folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
-from data.types import Content, Picture, Pictures
+from data.types import Content, Instruction, Picture, Pictures
 
 EMB_TOKEN = "<emb>"
 VISION_TOKENS = (
@@ -30,6 +30,7 @@ VISION_TOKENS = (
 )
 MARKUP = (*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>")
 """Tokens that are never sampled, unless one of them ends a turn."""
+PUNCTUATION = frozenset(".,:;!?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,9 @@ class TextEncoder:
         as system message (as Qwen3-VL-Embedding's own code does), a text-only one as plain text
         right after the instruction, without pictures, its end cut off beyond ``max_tokens``.
 
+        An instruction in the content itself is the system message in the place of ``instruction``;
+        with `emb_token`, and for a text-only model, it begins the text.
+
         Raises:
             ConfigError: `emb_token` is asked for and the model has no such token.
             DataError: as `encode`.
@@ -108,8 +112,11 @@ class TextEncoder:
         content = self.shown(content)
         if pooling == "emb_token":
             self.check_pooling(pooling)
-            return self.encode(content, pictures, tail=EMB_TOKEN)
-        bare = tuple(p.removesuffix(SUFFIX) if isinstance(p, str) else p for p in content)
+            return self.encode(instruction_as_text(content), pictures, tail=EMB_TOKEN)
+        bare = tuple(
+            part.removesuffix(SUFFIX) if isinstance(part, str) and part.endswith(SUFFIX) else part
+            for part in content
+        )
         return self._embed_bare(bare, pictures, instruction, max_tokens)
 
     def check_pooling(self, pooling: Pooling) -> None:
@@ -176,7 +183,7 @@ class TextEncoder:
     def _embed_bare(
         self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
     ) -> EncodedPrompt:
-        text = instruction + self._plain("".join(content))
+        text = instruction + self._plain("".join(instruction_as_text(content)))
         ids = self.tokenizer.encode(text)
         kept = ids
         if max_tokens is not None and len(ids) > max_tokens:
@@ -242,8 +249,13 @@ class ChatEncoder(TextEncoder):
     def _embed_bare(
         self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
     ) -> EncodedPrompt:
-        text = self.text(content, system=instruction)
-        return self._prompt(self.tokenizer.encode(text), content, pictures)
+        own = [part.strip() for part in content if isinstance(part, Instruction)]
+        if own:
+            # Its end is marked, as Qwen3-VL-Embedding's own code does.
+            instruction = own[0] if own[0][-1:] in PUNCTUATION else f"{own[0]}."
+        shown = tuple(part for part in content if not isinstance(part, Instruction))
+        text = self.text(shown, system=instruction)
+        return self._prompt(self.tokenizer.encode(text), shown, pictures)
 
     def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
         images = [

@@ -57,7 +57,8 @@ _PAIR_FIELDS = frozenset(
 )
 KNOWN_FIELDS = {
     "mmeb": _PAIR_FIELDS
-    | {"qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"},
+    | {"qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"}
+    | {"qry_inst", "pos_inst"},
     "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"},
     "mmeb_eval": _PAIR_FIELDS
     | {"qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path"},
@@ -244,13 +245,19 @@ class RowReader:
             raise DataError(f"{self.where}, field '{field}': expected a path, found empty text")
         return self.files.path(name, where=f"{self.where}, field '{field}'")
 
-    def picture_item(self, text: str, name: str, field: str, kind: Kind | None = None) -> Item:
-        """Return a text item, or a picture item where a path is given; its kind is the set's."""
-        text = clean(text)
+    def picture_item(
+        self, text: str, name: str, field: str, kind: Kind | None = None, *, inst: str = ""
+    ) -> Item:
+        """Return a text item, or a picture item where a path is given; its kind is the set's.
+
+        ``inst`` is the field of its instruction, if the format has one.
+        """
+        text, instruction = clean(text), clean(self.text(inst)) if inst else ""
         if not name:
-            return Item(text=text)
+            return Item(text=text, instruction=instruction)
         kind = kind or Kind(self.config.kind)
-        return Item(text=text, kind=kind, uris=(self.path(name, field),))
+        uris = (self.path(name, field),)
+        return Item(text=text, kind=kind, uris=uris, instruction=instruction)
 
     def frames(self, names: list[str], field: str) -> tuple[str, ...]:
         """Return the frames that names stand for: pictures, a folder of them, or a video file.
@@ -277,7 +284,7 @@ class RowReader:
         for side, item, fields in zip(
             Side, (query, target), _FIELDS[self.config.format], strict=True
         ):
-            if not item.text and not item.uris:
+            if not item.instructed_text() and not item.uris:
                 raise DataError(
                     f"{self.where}, field {fields}: the {side} is empty: no text and no picture"
                 )
@@ -365,13 +372,19 @@ def clean(text: str) -> str:
 
 def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
     query = reader.picture_item(
-        reader.text("qry"), reader.picture("qry_image_path"), "qry_image_path"
+        reader.text("qry"), reader.picture("qry_image_path"), "qry_image_path", inst="qry_inst"
     )
     target = reader.picture_item(
-        reader.text("pos_text"), reader.picture("pos_image_path"), "pos_image_path"
+        reader.text("pos_text"),
+        reader.picture("pos_image_path"),
+        "pos_image_path",
+        inst="pos_inst",
     )
     negative = reader.picture_item(
-        reader.text("neg_text"), reader.picture("neg_image_path"), "neg_image_path"
+        reader.text("neg_text"),
+        reader.picture("neg_image_path"),
+        "neg_image_path",
+        inst="pos_inst",
     )
     negatives = (negative,) if negative.text or negative.uris else ()
     return (reader.pair(query, target, hard_negatives=negatives),)
@@ -398,19 +411,17 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
 
 
 def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
-    query_text = " ".join(p for p in (reader.text("qry_inst"), reader.text("qry_text")) if p)
-    query = reader.picture_item(query_text, reader.picture("qry_img_path"), "qry_img_path")
+    query = reader.picture_item(
+        reader.text("qry_text"), reader.picture("qry_img_path"), "qry_img_path", inst="qry_inst"
+    )
     texts, paths = reader.texts("tgt_text"), reader.texts("tgt_img_path")
     if len(texts) != len(paths):
         raise DataError(
             f"{reader.where}, fields 'tgt_text' and 'tgt_img_path': expected lists of one length, "
             f"found {len(texts)} and {len(paths)}"
         )
-    instruction = reader.text("tgt_inst")
     candidates = tuple(
-        reader.picture_item(
-            " ".join(part for part in (instruction, text) if part), path, "tgt_img_path"
-        )
+        reader.picture_item(text, path, "tgt_img_path", inst="tgt_inst")
         for text, path in zip(texts, paths, strict=True)
     )
     if not candidates:

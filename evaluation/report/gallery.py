@@ -87,7 +87,7 @@ def build_card(results: Sequence[QueryResult]) -> Card:
     return Card(
         task=first.source,
         kind=first.query.kind,
-        text=first.query.text,
+        text=first.query.instructed_text(),
         target=_thumb(first.target, right=True),
         traces=tuple(_trace_view(result) for result in results),
     )
@@ -141,7 +141,7 @@ def _evidence_picture(query: QueryResult) -> str:
 
 def _thumb(item: Item, *, right: bool) -> Thumb:
     if not item.uris:
-        return Thumb(uri="", text=item.text, right=right)
+        return Thumb(uri="", text=item.instructed_text(), right=right)
     limits = MediaConfig()
     images = [
         drawing.load_image(uri, limits)
@@ -149,4 +149,4 @@ def _thumb(item: Item, *, right: bool) -> Thumb:
         for uri in item.uris
     ]
     uri = drawing.data_uri(drawing.thumbnail(images, side=_THUMBNAIL))
-    return Thumb(uri=uri, text=item.text, right=right)
+    return Thumb(uri=uri, text=item.instructed_text(), right=right)

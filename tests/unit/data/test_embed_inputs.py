@@ -4,12 +4,13 @@ import itertools
 import math
 import time
 import timeit
+from dataclasses import replace
 
 import pytest
 
-from data.embed_inputs import SUFFIX, embed_content
+from data.embed_inputs import SUFFIX, embed_content, instruction_as_text
 from data.tcot import split_thinking
-from data.types import Box, Evidence, Item, Kind, Picture
+from data.types import Box, Evidence, Instruction, Item, Kind, Picture
 from tests.builders import TRACES
 
 IMAGE = Item(text="what?", kind=Kind.IMAGE, uris=("/a",))
@@ -26,6 +27,19 @@ def test_an_item_alone_is_its_pictures_its_text_and_the_suffix():
         f"what?{SUFFIX}",
     )
     assert SUFFIX.strip() == "Summarize the above content in one word:"
+
+
+def test_an_instruction_comes_before_the_text_and_apart_from_it():
+    asked = replace(IMAGE, instruction="find")
+    content = embed_content(asked, None, max_frames=8)
+    assert content == (SHOWN, "find", f"what?{SUFFIX}")
+    assert [type(part) for part in content] == [Picture, Instruction, str]
+    assert instruction_as_text(content) == (SHOWN, f"find what?{SUFFIX}")
+    bare = embed_content(replace(asked, text=""), None, max_frames=8)
+    assert instruction_as_text(bare) == (SHOWN, f"find {SUFFIX}")
+    video = embed_content(replace(VIDEO, instruction="find"), None, max_frames=8)
+    assert instruction_as_text(video)[0] == "find what?"
+    assert instruction_as_text((SHOWN, "what?")) == (SHOWN, "what?")
 
 
 def test_evidence_stands_between_thinking_and_the_rest():

@@ -178,3 +178,12 @@ def test_only_the_pictures_that_are_shown_are_named_for_decoding():
     video = Item(text="", kind=Kind.VIDEO, uris=tuple(f"/{i}" for i in range(1000)))
     image = Item(text="", kind=Kind.IMAGE, uris=("/image",))
     assert uris_shown([video, image, Item(text="a")], 3) == {"/0", "/500", "/999", "/image"}
+
+
+@pytest.mark.parametrize("side", Side)
+def test_a_reasoner_reads_the_instruction_before_the_text(side):
+    asked = item_content(
+        Item(text="a cat", instruction="Find it."), side, templates="brief", max_frames=8
+    )
+    told = item_content(Item(text="Find it. a cat"), side, templates="brief", max_frames=8)
+    assert asked == told

@@ -13,7 +13,7 @@ from data.embed_inputs import SUFFIX, embed_content
 from data.errors import ConfigError, DataError
 from data.model.chat import EMB_TOKEN, ChatEncoder, TextEncoder, load_encoder
 from data.tcot import TAG_TEXTS
-from data.types import Box, Item, Kind, Picture
+from data.types import Box, Instruction, Item, Kind, Picture
 
 LIMITS = MediaConfig(
     image_min_pixels=1024,
@@ -328,6 +328,24 @@ def test_an_embedder_with_pictures_reads_instruction_turn_and_its_tokenizers_las
     )
     assert prompt.expanded.count(encoder.image_token_id) == sum(patches(prompt.images))
     assert encoder.embed(content, PICTURES).ids[-1] != tokenizer.pad_token_id
+    for words, system in ((" Find it", "Find it."), ("Which one?", "Which one?")):
+        asked = (WIDE, Instruction(words), "what color" + SUFFIX)
+        own = encoder.embed(asked, PICTURES, pooling="last", instruction="Represent this.")
+        assert encoder.tokenizer.decode(own.ids) == encoder.tokenizer.decode(prompt.ids).replace(
+            "Represent this.", system
+        )
+        assert own.expanded.count(encoder.image_token_id) == sum(patches(own.images))
+
+
+def test_other_embedders_read_an_instruction_before_the_text(bert, text_only):
+    asked = (WIDE, Instruction("a red"), "star" + SUFFIX)
+    told = ("a red star" + SUFFIX,)
+    for encoder, pooling in ((bert, "mean"), (text_only, "emb_token")):
+        assert encoder.embed(asked, PICTURES, pooling=pooling) == encoder.embed(
+            told, {}, pooling=pooling
+        )
+    prompt = bert.embed(asked, {}, pooling="cls", instruction="about: ")
+    assert words_of(bert, prompt) == ["[CLS]", "about", ":", "a", "red", "star", "[SEP]"]
 
 
 def test_only_emb_token_pooling_needs_the_token(bert):

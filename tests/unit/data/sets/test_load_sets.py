@@ -15,7 +15,7 @@ from data.errors import DataError
 from data.prompts import pictures_of
 from data.sets.load_sets import load_set, load_sets
 from data.sets.row_formats import clean
-from data.types import Box, Cues, Item, Kind
+from data.types import Box, Cues, Item, Kind, Side
 from tests.builders import TRACES, write_picture, write_set
 from tests.media_files import write_pdf, write_video
 
@@ -644,13 +644,30 @@ EVAL = {
 
 def test_evaluation_rows_hold_their_candidates_with_the_gold_first(read, root):
     (pair,) = read(EVAL, format="mmeb_eval").pairs
-    assert pair.query == Item(text="Find it. a cat")
+    assert pair.query == Item(text="a cat", instruction="Find it.")
     assert [item.uris for item in pair.candidates] == [
         (str(root / "a.png"),),
         (str(root / "b.png"),),
     ]
     assert pair.target == pair.candidates[0]
-    assert pair.target.text == "Represent the picture."
+    assert (pair.target.instruction, pair.target.text) == ("Represent the picture.", "")
+    assert pair.query.instructed_text() == "Find it. a cat"
+    assert pair.target.instructed_text() == "Represent the picture."
+
+
+def test_training_rows_may_hold_instructions(read):
+    row = {"qry": "a cat", "qry_inst": "Find it.", "pos_text": "yes", "pos_inst": "Say it."}
+    pair, bare, other = read(
+        row | {"neg_text": "no"},
+        row | {"qry_inst": "", "pos_inst": ""},
+        row | {"qry_inst": "Draw it.", "pos_inst": "Sing it."},
+    ).pairs
+    assert pair.query == Item(text="a cat", instruction="Find it.")
+    assert pair.target == Item(text="yes", instruction="Say it.")
+    assert pair.hard_negatives == (Item(text="no", instruction="Say it."),)
+    assert len({p.key(Side.QUERY) for p in (pair, bare, other)}) == 3
+    assert len({p.key(Side.TARGET) for p in (pair, bare, other)}) == 1
+    assert bare.key(Side.QUERY) == bare.query.key()
 
 
 @pytest.mark.parametrize(
