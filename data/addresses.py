@@ -28,7 +28,10 @@ class Address:
 
 
 def parse_address(uri: str) -> Address:
-    """Return the file of a uri and the place in it; a file whose name is all of the uri wins."""
+    """Return the file of a uri and the place in it.
+
+    If a file has the whole uri as its name, that file is meant.
+    """
     place = _PLACE.search(uri)
     if place is None or os.path.lexists(uri):
         return Address(path=uri)

@@ -21,11 +21,16 @@ PARQUET = b"PAR1"
 ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 TABLES = (PARQUET, ARROW_FILE, ARROW_STREAM)
 """How the files of tables begin."""
-SHOWN = 300
+MESSAGE_CHARS = 300
 """Characters of a library's message that an error repeats."""
 _opened: dict[tuple[str, int, int], "pa.Table"] = {}
 """Tables by the path, the time and the size of their files."""
 _opening = threading.Lock()
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file begins as parquet and Arrow files do."""
+    return _begins(path).startswith(TABLES)
 
 
 def open_table(path: Path) -> "pa.Table":
@@ -188,8 +193,9 @@ def _parquet_table(path: Path, key: tuple[str, int, int]) -> "pa.Table":
     except Exception as error:  # a broken file may raise anything
         if _is_of_the_system(error):
             raise DataError(
-                f"{path}: cannot be unpacked into {cache} ({str(error)[:SHOWN]}); make room there, "
-                "or set HF_DATASETS_CACHE to a folder that can be written and has room for the set"
+                f"{path}: cannot be unpacked into {cache} "
+                f"({str(error)[:MESSAGE_CHARS]}); make room there, or set HF_DATASETS_CACHE to a "
+                "folder that can be written and has room for the set"
             ) from error
         raise _unreadable(path, "parquet", error) from error
 
@@ -205,6 +211,6 @@ def _is_of_the_system(error: BaseException | None) -> bool:
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
     return DataError(
-        f"{path}: not a readable {kind} file ({type(error).__name__}: {str(error)[:SHOWN]}); "
-        "download or write it again"
+        f"{path}: not a readable {kind} file "
+        f"({type(error).__name__}: {str(error)[:MESSAGE_CHARS]}); download or write it again"
     )

@@ -12,7 +12,7 @@ import io
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -65,7 +65,7 @@ _TURNS = {
 
 
 class _Held:
-    """Bytes of the pictures of one call, counted before they are decoded."""
+    """Bytes of the pictures of one call, counted before they are kept."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -275,9 +275,9 @@ def _load(uri: str, address: Address, limits: MediaConfig, enough: int, held: _H
         pixels = pdf_pages.draw_page(
             _small_enough(uri, address, limits),
             address.page,
-            whole=max(limits.image_max_pixels, limits.page_max_pixels),
-            finest=enough,
-            most=limits.max_decode_pixels,
+            least_pixels=max(limits.image_max_pixels, limits.page_max_pixels),
+            useful_pixels=enough,
+            max_pixels=limits.max_decode_pixels,
         )
         held.add(uri, pixels.nbytes)
         return pixels
@@ -462,10 +462,10 @@ def fit(picture: Picture, pictures: Pictures, limits: MediaConfig, *, factor: in
     return image.resize((columns, rows), Image.Resampling.BICUBIC)
 
 
-def sample_frames(uris: tuple[T, ...], most: int) -> tuple[T, ...]:
+def sample_frames(uris: Sequence[T], most: int) -> tuple[T, ...]:
     """Return at most ``most`` frames, spread uniformly with both ends kept."""
     if len(uris) <= most:
-        return uris
+        return tuple(uris)
     if most == 1:
-        return uris[:1]
+        return tuple(uris[:1])
     return tuple(uris[round(i * (len(uris) - 1) / (most - 1))] for i in range(most))

@@ -14,8 +14,7 @@ from data.file_kinds import HEAD, kind_of_file
 SUFFIX = ".pdf"
 """Ending of names that are read as PDFs even if they name no page."""
 DOTS_PER_INCH = 300
-"""Finest drawing of a page that would otherwise be drawn only as large as needed: print is no
-finer."""
+"""A page is drawn as if it was scanned at this resolution: printed pages hold no more detail."""
 _POINTS_PER_INCH = 72
 _lock = threading.Lock()
 """PDFium may be used by one thread at a time."""
@@ -55,30 +54,34 @@ def page_number(path: str, page: int | None, *, pages: int) -> int:
     return number
 
 
-def draw_page(path: str, page: int, *, whole: int, finest: int, most: int) -> np.ndarray:
+def draw_page(
+    path: str, page: int, *, least_pixels: int, useful_pixels: int, max_pixels: int
+) -> np.ndarray:
     """Return a page's pixels on white, uint8 [H, W, 3].
 
-    It has ``whole`` pixels, or those of `DOTS_PER_INCH` where that is more; never more than
-    ``finest``, nor than ``most``, which is a limit of memory.
+    It has ``least_pixels``, or those of `DOTS_PER_INCH` where that is more; never more than
+    ``useful_pixels``, nor than ``max_pixels``, which is a limit of memory.
 
     Raises:
         DataError: no PDF that can be opened, no such page, or one that cannot be drawn.
     """
     with _opened(path) as pdf:
         pdf.init_forms()  # what is filled in is drawn
-        sheet = pdf[page_number(path, page, pages=len(pdf)) - 1]
-        width, height = sheet.get_size()
+        drawn_page = pdf[page_number(path, page, pages=len(pdf)) - 1]
+        width, height = drawn_page.get_size()
         if not (0 < width < math.inf and 0 < height < math.inf):
             raise DataError(
                 f"{path}#page={page}: expected a page with a size, found {width}x{height} points; "
                 "save the file again or remove it"
             )
         printed = width * height * (DOTS_PER_INCH / _POINTS_PER_INCH) ** 2
-        scale = math.sqrt(min(max(whole, printed), finest, most) / (width * height))
-        # Sides are rounded up: of a page that is nearly a line that is much.
-        while math.ceil(width * scale) * math.ceil(height * scale) > most:
+        scale = math.sqrt(
+            min(max(least_pixels, printed), useful_pixels, max_pixels) / (width * height)
+        )
+        # Sides are rounded up, which matters for very narrow pages.
+        while math.ceil(width * scale) * math.ceil(height * scale) > max_pixels:
             scale *= 0.99
-        bitmap = sheet.render(scale=scale, rev_byteorder=True)
+        bitmap = drawn_page.render(scale=scale, rev_byteorder=True)
         try:
             return bitmap.to_numpy().copy()
         finally:

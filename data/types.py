@@ -176,7 +176,7 @@ class Pair:
 
 
 class Instruction(str):
-    """The part of a content that is the task: some models read it as the system's turn."""
+    """The part of a content that is the task: some models read it as the system message."""
 
 
 @quick_to_pickle

@@ -1,7 +1,8 @@
-"""Frames of video files: counted by the times of their packets, decoded from key frame to frame.
+"""Frames of video files: counted by the times of their packets, decoded from entry to frame.
 
-A file's frames are numbered from 0 in the order in which a player shows them. Only files on disk of
-a few kinds are opened: no playlists and no addresses in a network.
+A file's frames are numbered from 0 in the order in which a player shows them. An entry is a frame
+that can be decoded without others; codecs call it a key frame, but here that is what a trace names.
+Only files on disk of a few kinds are opened: no playlists and no addresses in a network.
 """
 
 import os
@@ -22,14 +23,16 @@ SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
 )
 """Endings of names that are read as video files."""
-MAX_FRAMES = 1 << 22
+COUNTED_FRAMES = 1 << 22
 """Frames of one file, 38 hours at 30 a second; what claims more is broken."""
 _OPTIONS = {
     "format_whitelist": "mov,matroska,avi,mpegts",  # MP4 and WebM are among them
     "protocol_whitelist": "file",
 }
+_PROBED, _PROBED_STREAMS = {"max_pixels": str(1 << 24)}, 64
+"""To open a file decodes a frame of each stream; larger ones are not decoded for that."""
 _SEEKABLE = ("mov", "matroska")
-"""Containers whose index leads to a key frame or to one before it."""
+"""Containers whose index leads to an entry or to one before it."""
 _REMEMBERED = 256
 """Files whose times are kept; a file of four hours takes 4 MiB."""
 
@@ -41,13 +44,13 @@ class _Times:
     frames: int
     shown: np.ndarray
     """int64 [frames], ascending; the frames' numbers where the file gives no usable times."""
-    keys: np.ndarray
-    """int64 [K, 2], ascending: each key frame's time, and the time to seek to; [0, 2] where the
-    file gives no usable times."""
+    entries: np.ndarray
+    """int64 [E, 2], ascending: each entry's time, and the time to seek to; [0, 2] where the file
+    gives no usable times."""
 
 
 def frame_count(path: str) -> int:
-    """Return how many frames a video file has, at least 1. Nothing is decoded.
+    """Return how many frames a video file has, at least 1; they are not decoded.
 
     Raises:
         DataError: no video of an accepted kind, none in it, or no frame; the message names the
@@ -62,7 +65,7 @@ def decode_frames(
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield frames by number in RGB: upright, with square pixels, in ascending order.
 
-    One pass over the file decodes from the key frame before a wanted frame to that frame. Frames
+    One pass over the file decodes from the entry before a wanted frame to that frame. Frames
     that cannot be decoded are left out.
 
     Raises:
@@ -100,8 +103,8 @@ def _errors_named(path: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(
-            f"{path}: not a readable video ({type(error).__name__}: {error}); copy or download it "
-            "again, or remove it"
+            f"{path}: expected a video that can be decoded, found an error "
+            f"({type(error).__name__}: {error}); copy or download it again, or remove it"
         ) from error
 
 
@@ -111,7 +114,12 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
-        container = av.open("file:" + path, options=_OPTIONS, metadata_errors="ignore")
+        container = av.open(
+            "file:" + path,
+            options=_OPTIONS,
+            stream_options=[_PROBED] * _PROBED_STREAMS,
+            metadata_errors="ignore",
+        )
     except FileNotFoundError:
         raise
     except av.FFmpegError as error:
@@ -146,35 +154,35 @@ def _times_of(path: str) -> _Times:
 def _read_times(path: str, size: int, changed: int) -> _Times:
     """Return the times of a file's frames; ``size`` and ``changed`` tell its versions apart."""
     shown: list[int | None] = []
-    keys: list[tuple[int, int]] = []
+    entries: list[tuple[int, int]] = []
     with _opened(path) as (container, stream):
         for packet in container.demux(stream):
             if not packet.size or packet.is_corrupt:
                 continue
             if packet.is_keyframe and packet.pts is not None:
                 dts = packet.pts if packet.dts is None else packet.dts
-                keys.append((packet.pts, min(packet.pts, dts)))
+                entries.append((packet.pts, min(packet.pts, dts)))
             if _is_shown(packet, stream):
                 shown.append(packet.pts)
-            if len(shown) > MAX_FRAMES:
+            if len(shown) > COUNTED_FRAMES:
                 raise DataError(
-                    f"{path}: more than {MAX_FRAMES} frames; cut the video into shorter ones"
+                    f"{path}: more than {COUNTED_FRAMES} frames; cut the video into shorter ones"
                 )
     if not shown:
         raise DataError(
             f"{path}: expected frames in the video, found none; copy or download it again, or "
             "remove it"
         )
-    if not keys or None in shown or len(set(shown)) < len(shown):
+    if not entries or None in shown or len(set(shown)) < len(shown):
         # Decoders give frames in the order in which they are shown.
         return _Times(len(shown), np.arange(len(shown)), np.empty((0, 2), np.int64))
     return _Times(
-        len(shown), np.sort(np.array(shown, np.int64)), np.array(sorted(keys)).reshape(-1, 2)
+        len(shown), np.sort(np.array(shown, np.int64)), np.array(sorted(entries)).reshape(-1, 2)
     )
 
 
 def _is_shown(packet: Any, stream: Any) -> bool:
-    """Return whether a player shows a packet's frame: others are only references of it."""
+    """Return whether a player shows a packet's frame: other frames only help to decode."""
     # VP8 writes such frames as packets of their own; a bit in their first byte says so.
     hidden = stream.codec_context.name in ("vp8", "libvpx") and not bytes(packet)[0] & 0x10
     return not packet.is_discard and not hidden
@@ -185,24 +193,24 @@ def _decoded(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number, `av.VideoFrame`) in one pass; ``numbers`` ascend.
 
-    The wanted frames are grouped by the key frame before them. Packets between a group's last frame
-    and the next group's key frame are skipped.
+    The wanted frames are grouped by the entry before them. Packets between a group's last frame
+    and the next group's entry are skipped.
     """
     import av
 
-    by_order = not len(times.keys)
+    by_order = not len(times.entries)
     place = count()
     groups = _groups(times, numbers)
-    key, seek_to, wanted = groups.pop(0)
+    entry, seek_to, wanted = groups.pop(0)
     passed: set[int | None] = {None}
-    """Key frames whose packets were read."""
-    feeding = key is None
+    """Entries whose packets were read."""
+    feeding = entry is None
     if not feeding:
         _seek(container, stream, seek_to)
     for packet in container.demux(stream):
         if packet.is_keyframe:
             passed.add(packet.pts)
-            feeding = feeding or packet.pts == key
+            feeding = feeding or packet.pts == entry
         if not feeding:
             continue
         try:
@@ -224,8 +232,8 @@ def _decoded(
                     break
                 if not groups:
                     return
-                key, seek_to, wanted = groups.pop(0)
-                feeding = key in passed
+                entry, seek_to, wanted = groups.pop(0)
+                feeding = entry in passed
         if not feeding:
             _seek(container, stream, seek_to)
 
@@ -241,16 +249,18 @@ def _seek(container: Any, stream: Any, time: int) -> None:
 
 
 def _groups(times: _Times, numbers: Sequence[int]) -> list[tuple[int | None, int, dict[int, int]]]:
-    """Return (key frame's time, time to seek to, numbers by time), ascending.
+    """Return (entry's time, time to seek to, numbers by time), ascending.
 
-    The first key frame is None where frames before any key frame are wanted.
+    The first entry is None where frames before any entry are wanted.
     """
     groups: dict[int, dict[int, int]] = {}
     for number in numbers:
         time = int(times.shown[number])
-        groups.setdefault(int(times.keys[:, 0].searchsorted(time, "right")) - 1, {})[time] = number
+        groups.setdefault(int(times.entries[:, 0].searchsorted(time, "right")) - 1, {})[time] = (
+            number
+        )
     return [
-        (None, 0, wanted) if index < 0 else (*times.keys[index].tolist(), wanted)
+        (None, 0, wanted) if index < 0 else (*times.entries[index].tolist(), wanted)
         for index, wanted in groups.items()
     ]
 

@@ -93,5 +93,5 @@ def _record(trace: Trajectory, pairs: Mapping[int, Pair], *, with_target: bool) 
     group = trace.key.group
     words = ""
     if with_target or group.side is Side.QUERY:
-        words = pairs[group.serial].item(group.side).text
+        words = pairs[group.serial].item(group.side).instructed_text()
     return " ".join(f"{words} {trace.text}".split())

@@ -14,8 +14,9 @@ from cluster.jobs.command import run_job
 from cluster.run.run_folder import RunFolder
 from configs.common import DataConfig, DataSetConfig
 from configs.schema import RuleTracesConfig
+from data.addresses import parse_address
 from data.embed_inputs import SUFFIX
-from data.errors import DataError
+from data.errors import ConfigError, DataError
 from data.prompts import load_templates
 from data.sets.load_sets import BadRow, LoadedSet, load_sets
 from data.sets.row_files import FileRow, read_rows
@@ -49,6 +50,7 @@ def main(config: RuleTracesConfig) -> int:
         print(folder.finished_line)
         return 0
     loaded = load_sets(config.data.train, limits=config.data)
+    refuse_cells_outside(config.data.train, loaded)
     teacher = RuleTeacher(loaded)
     roots = [settings.root for settings in config.data.train]
     kept = HeldOut(loaded, roots, share=config.heldout, seed=config.run.seed)
@@ -81,6 +83,23 @@ def main(config: RuleTracesConfig) -> int:
     return 0
 
 
+def refuse_cells_outside(settings: list[DataSetConfig], loaded: list[LoadedSet]) -> None:
+    """Refuse pictures in tables outside their set's root: the rows that are written name them.
+
+    Raises:
+        ConfigError: a set has such pictures.
+    """
+    for config, data_set in zip(settings, loaded, strict=True):
+        root = Path(config.root).resolve()
+        for item in (item for pair in data_set.pairs for item in (pair.query, pair.target)):
+            for address in map(parse_address, item.uris):
+                if address.row is not None and not Path(address.path).is_relative_to(root):
+                    raise ConfigError(
+                        f"data set '{config.name}': expected pictures inside its root {root}, "
+                        f"found some in {address.path}; let `root` be a folder that holds the table"
+                    )
+
+
 def trace_set(
     settings: DataSetConfig,
     loaded: LoadedSet,
@@ -90,7 +109,8 @@ def trace_set(
 ) -> TracedSet:
     """Return a set's pairs with their traces, split, and its bad rows."""
     done = TracedSet(settings)
-    done.bad += [BadRow(row.where, f"row refused: {row.reason}") for row in loaded.bad_rows]
+    refused = (*loaded.unranked, *loaded.bad_rows)
+    done.bad += [BadRow(row.where, f"row refused: {row.reason}") for row in refused]
     traced = trace_pairs(
         loaded,
         teacher,
@@ -174,7 +194,7 @@ def corpus(sets: list[TracedSet], captions: list[FileRow], templates: str) -> It
     yield from (turn["value"] for row in captions for turn in row["conversations"])
     for pair in (pair for traced_set in sets for pair in traced_set.train):
         for side in Side:
-            yield pair.pair.item(side).text
+            yield pair.pair.item(side).instructed_text()
             yield pair.by_rule[side]
             yield pair.biased[side]
 

@@ -291,9 +291,14 @@ def state_of(config: Any) -> str:
     """Return in words what ``config.run.dir`` holds for a job with these settings; write nothing.
 
     Raises:
-        ConfigError: it holds a run with other settings (the keys are listed).
+        ConfigError: it is no folder, another job runs in it, or it holds a run with other settings
+            (the keys are listed).
     """
     path = Path(config.run.dir).resolve()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: expected a run folder, found a file; choose another run.dir")
+    if (path / LOCK_FILE).is_file():
+        _locked(path / LOCK_FILE, take=False)
     changes, begun = _allowed_changes(path, config) if path.is_dir() else ({}, False)
     if not begun:
         return f"{path}: a new run"
@@ -425,8 +430,10 @@ def _rises(old: Any, new: Any) -> bool:
     return isinstance(old, int) and isinstance(new, int) and old < new
 
 
-def _locked(path: Path) -> TextIO:
+def _locked(path: Path, *, take: bool = True) -> TextIO | None:
     """Return the file of a lock that this process has taken, and loses as it ends, however it does.
+
+    None where it is not to ``take`` the lock, which nobody holds.
 
     Not `flock`: processes that are forked would hold it longer than their parent lives.
 
@@ -444,6 +451,9 @@ def _locked(path: Path) -> TextIO:
         ) from error
     except OSError as error:
         log.warning("%s: no lock (%s): see that no other job runs in this folder", path, error)
+    if not take:
+        file.close()  # which gives the lock back
+        return None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()

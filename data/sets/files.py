@@ -39,17 +39,15 @@ class PictureFiles:
         self.max_file_bytes = max_file_bytes
         self.base = root.resolve()
         self.follow_links = follow_links
-        self.tables: set[str] = set()
-        """Row files of the sets, absolute: cells in them may be named, wherever they are."""
         self.copies: dict[str, str] = {}
         """Files of the same bytes as an earlier one, with that one."""
         self.compared = 0
         """Bytes read to find them."""
         self.uncompared = 0
         """Files that may be copies: the budget was used up."""
-        self._given = (self.base, Path(os.path.abspath(root)))
-        self._known: dict[str, tuple[str, str]] = {}
-        """Path and, where it cannot be used, the reason; by name."""
+        self._roots = (self.base, Path(os.path.abspath(root)))
+        self._known: dict[tuple[str, bool], tuple[str, str]] = {}
+        """Path and, where it cannot be used, the reason; by name, and whether a row's own cell."""
         self._first: dict[Path | str, str] = {}
         """Path of the first name, by the real file or by the address of the cell."""
         self._first_of_size: dict[int, tuple[Path | str, str] | None] = {}
@@ -68,9 +66,28 @@ class PictureFiles:
             DataError: the path leaves the root, no such file exists, or the file has no such page,
                 frame or cell.
         """
-        if name not in self._known:
-            self._known[name] = self._look_at(name)
-        path, reason = self._known[name]
+        return self._known_path(name, False, where)
+
+    def cell(self, address: str, *, where: str) -> str:
+        """Return the address of the first cell with these bytes; it was read from the row itself.
+
+        Unlike a path that a row names, it may lie outside the root, where the rows are.
+
+        Raises:
+            DataError: there is no such cell.
+        """
+        return self._known_path(address, True, where)
+
+    def _known_path(self, name: str, is_cell: bool, where: str) -> str:
+        key = name, is_cell
+        if key not in self._known:
+            try:
+                self._known[key] = (self._first_cell if is_cell else self._look_at)(name), ""
+            except DataError as error:
+                self._known[key] = "", str(error)
+            except (OSError, ValueError) as error:
+                self._known[key] = "", f"'{name[:200]}' is not a usable path ({error})"
+        path, reason = self._known[key]
         if reason:
             raise DataError(f"{where}: {reason}")
         return path
@@ -120,21 +137,17 @@ class PictureFiles:
             ) from error
         return [f"{name.rstrip('/')}/{file}" for file in sorted(pictures, key=natural_order)]
 
-    def _look_at(self, name: str) -> tuple[str, str]:
-        try:
-            whole = str(self.base / name)
-            address = parse_address(whole)
-            if address.row is not None:
-                return self._cell(address), ""
-            place = whole[len(address.path) :]
-            path = self._file(name.removesuffix(place))
-            if not place and name.lower().endswith(PDF_SUFFIX):
-                return self._page(path, None), ""
-            return self._placed(path, address, place), ""
-        except DataError as error:
-            return "", str(error)
-        except (OSError, ValueError) as error:
-            return "", f"'{name[:200]}' is not a usable path ({error})"
+    def _look_at(self, name: str) -> str:
+        whole = str(self.base / name)
+        address = parse_address(whole)
+        if address.row is not None:
+            _, table = self._inside(address.path)
+            return self._first_cell(f"{table}#row={address.row}&column={address.column}")
+        place = whole[len(address.path) :]
+        path = self._file(name.removesuffix(place))
+        if not place and name.lower().endswith(PDF_SUFFIX):
+            return self._page(path, None)
+        return self._placed(path, address, place)
 
     def _placed(self, path: str, address: Address, place: str) -> str:
         """Return a path with the place in its file, which exists."""
@@ -168,11 +181,8 @@ class PictureFiles:
             raise DataError(counted)
         return counted
 
-    def _cell(self, address: Address) -> str:
+    def _first_cell(self, cell: str) -> str:
         """Return the address of the first cell with these bytes."""
-        path = address.path
-        table = path if path in self.tables else self._inside(path)[1]
-        cell = f"{table}#row={address.row}&column={address.column}"
         if cell not in self._first:
             self._first[cell] = self._first_of_equals(cell, cell_size(cell), cell)
         return self._first[cell]
@@ -220,7 +230,7 @@ class PictureFiles:
         """Return the path of a link that lies inside the root; None where the name leads out."""
         if ".." in Path(name).parts:
             return None
-        for root in self._given:
+        for root in self._roots:
             path = root / name
             if path.is_relative_to(root):
                 return str(path)

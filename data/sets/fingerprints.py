@@ -6,12 +6,13 @@ from pathlib import Path
 
 from configs.common import DataSetConfig
 from data.addresses import file_of
+from data.cells import is_table
 from data.sets.load_sets import LoadedSet
 from data.sets.row_files import row_files
 
 WHOLE_BYTES = 16 << 20
 PARTS, PART_BYTES = 64, 4096
-"""Of a model's larger files, the weights, so many evenly spread parts are hashed."""
+"""Of larger files of a model, and of tables, so many evenly spread parts are hashed."""
 PICTURES = 64
 """Pictures of a data set whose sizes are looked at."""
 NO_PART = (".md", ".part")
@@ -85,7 +86,11 @@ def _file(path: Path, *, whole: bool) -> str:
 
 def _row_files(path: Path) -> str:
     files = row_files(path)
-    parts = [_file(file, whole=True) for file in files]
+    # Tables may hold the pictures too, and are as large as a model.
+    parts = [
+        _file(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
+        for file in files
+    ]
     return parts[0] if files == [path] else f"{len(files)} files, {_hash(parts)}"
 
 

@@ -20,7 +20,7 @@ from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.addresses import file_of
 from data.errors import DataError
 from data.sets.files import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import FileRow, TableRows, read_rows, row_place, rows_at
+from data.sets.row_files import FileRow, read_rows, row_place, rows_at
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
@@ -80,8 +80,6 @@ def load_set(
     in_use, unranked = rows_in_use(rows, config)
     used_rows = rows_at(rows, in_use)
     files = files or files_of(config)
-    if isinstance(rows, TableRows):
-        files.tables.update(rows.files)
     copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
     bad: list[BadRow] = []

@@ -12,7 +12,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from data.cells import SHOWN, TABLES, bytes_in, count_rows, hides_bytes, holds_bytes, open_table
+from data.cells import (
+    MESSAGE_CHARS,
+    TABLES,
+    bytes_in,
+    count_rows,
+    hides_bytes,
+    holds_bytes,
+    open_table,
+)
 from data.errors import DataError
 from data.sets.files import natural_order
 
@@ -24,7 +32,7 @@ FileRow = dict[str, Any]
 BATCH = 256
 """Rows of a table that are made at once where one after the other is asked for."""
 MAX_UNPACKED = 2 << 30
-"""Bytes in a gzip archive; some archives are made to fill a memory."""
+"""Bytes in a gzip archive; some small archives unpack to far more."""
 CSV_BLOCK = 64 << 20
 """Bytes; a row of a CSV file must fit."""
 UNREAD = b"not read"
@@ -39,7 +47,7 @@ _NAME = "`path` is for the rows alone: name {} in the rows, and their folder in 
 _NAME_FILES = _NAME.format("such files")
 _SEPARATORS = (b",", b"\t", b";")
 _FLAGS = {"true": True, "false": False}
-_SHARD = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)\.parquet")
+_SHARD = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?\.parquet")
 _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
 _SIGNATURES = {
@@ -100,12 +108,12 @@ class TableRows(Sequence[FileRow]):
         return self._rows(file, row, 1)[0]
 
     def __iter__(self) -> Iterator[FileRow]:
-        at, batch = None, []
+        made, batch = None, []
         for index in self._indices:
             file, row = self._find(index)
             first = row - row % BATCH
-            if (file, first) != at:
-                at, batch = (file, first), self._rows(file, first, BATCH)
+            if (file, first) != made:
+                made, batch = (file, first), self._rows(file, first, BATCH)
             yield batch[row - first]
 
     def at(self, indices: Sequence[int]) -> "TableRows":
@@ -134,8 +142,11 @@ class TableRows(Sequence[FileRow]):
             if name in INDEX_COLUMNS:
                 continue
             if holds_bytes(column.type):
-                at = f"{self.files[file]}#row={{}}&column={name}"
-                values = [_picture(cell, at.format(first + n)) for n, cell in enumerate(column)]
+                path = self.files[file]
+                values = [
+                    _picture(cell, f"{path}#row={first + place}&column={name}")
+                    for place, cell in enumerate(column)
+                ]
             elif hides_bytes(column.type):
                 values = [UNREAD] * len(column)
             else:
@@ -222,8 +233,8 @@ def row_files(path: Path) -> list[Path]:
     files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
     if not files:
         raise DataError(
-            f"{path}: expected a file of rows, found a folder; give a JSON file in the data set's "
-            "`path`, another file of rows, or a folder with parquet files in it"
+            f"{path}: expected parquet files in the folder, found none; give a file of rows in the "
+            "data set's `path`, or a folder that holds parquet files"
         )
     numbered = [match for file in files if (match := _SHARD.fullmatch(file.name))]
     series = sorted({(match["name"], match["total"]) for match in numbered})
@@ -268,8 +279,8 @@ def _csv_rows(
         )
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
-            f"{path}: malformed CSV ({str(error)[:SHOWN]}); mend the file; it needs a line of "
-            "names first, and UTF-8"
+            f"{path}: malformed CSV ({str(error)[:MESSAGE_CHARS]}); mend the file: its first "
+            "line holds the names of the columns, its text is UTF-8"
         ) from error
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
@@ -303,7 +314,7 @@ def _values(column: "pa.ChunkedArray") -> list[Any]:
     """Return the cells of a column; `UNREAD` for those that cannot be decoded."""
     try:
         values = column.to_pylist()
-    except ValueError:  # broken UTF-8, a date beyond what Python knows
+    except (ValueError, OverflowError):  # broken UTF-8, a date beyond what Python knows
         values = [_value(cell) for cell in column]
     return [_without_nulls(value) for value in values]
 
@@ -311,7 +322,7 @@ def _values(column: "pa.ChunkedArray") -> list[Any]:
 def _value(cell: "pa.Scalar") -> Any:
     try:
         return cell.as_py()
-    except ValueError:
+    except (ValueError, OverflowError):
         return UNREAD
 
 
@@ -357,7 +368,9 @@ def _refuse_other_kinds(path: Path, head: bytes) -> str:
             return _separator(line)
     if kind is not None:
         what, remedy = kind
-        raise DataError(f"{path}: expected a JSON array or JSON lines, found {what}; {remedy}")
+        raise DataError(
+            f"{path}: expected rows as JSON, CSV, parquet or Arrow, found {what}; {remedy}"
+        )
     # A line of quoted names begins like JSON.
     named = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     is_csv = named.suffix.lower() in (".csv", ".tsv")
@@ -379,8 +392,8 @@ def _json_lines(path: Path, text: str) -> list[Any]:
         except json.JSONDecodeError as error:
             if not rows and _is_one_object(text):
                 raise DataError(
-                    f"{path}: expected a JSON array or JSON lines, found one object over several "
-                    "lines; put the rows into an array: [{...}, {...}]"
+                    f"{path}: expected rows as JSON, CSV, parquet or Arrow, found one object over "
+                    "several lines; put the rows into an array: [{...}, {...}]"
                 ) from error
             raise _malformed(path, number, error) from error
     return rows

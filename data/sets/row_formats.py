@@ -13,7 +13,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,8 @@ class RowReader:
     max_frames: int
     boxes: list[TrueBoxes]
     """True boxes of the whole set, added to."""
+    whole_videos: set[str] = field(default_factory=set)
+    """Video files that the row names whole, by their paths."""
 
     def pairs(self) -> tuple[Pair, ...]:
         """Return the row's pairs: one, but for captions of several rounds.
@@ -243,6 +245,8 @@ class RowReader:
     def path(self, name: str, field: str) -> str:
         if not name:
             raise DataError(f"{self.where}, field '{field}': expected a path, found empty text")
+        if isinstance(name, PictureCell):
+            return self.files.cell(name, where=f"{self.where}, field '{field}'")
         return self.files.path(name, where=f"{self.where}, field '{field}'")
 
     def picture_item(
@@ -269,7 +273,8 @@ class RowReader:
             folder = self.files.folder(names[0], where=where)
             if folder is None and _is_video_file(names[0]):
                 path = self.path(names[0], field)
-                numbers = tuple(range(self.files.frame_count(path, where=where)))
+                self.whole_videos.add(path)
+                numbers = range(self.files.frame_count(path, where=where))
                 return tuple(f"{path}#frame={n}" for n in sample_frames(numbers, self.max_frames))
             names = folder or names
         elif videos := [name for name in names if _is_video_file(name)]:
@@ -327,18 +332,17 @@ class RowReader:
     def _numbers(self, item: Item, field: str) -> tuple[int, tuple[int, ...]]:
         """Return how many frames key frames may name, and the numbers of those shown, from 0.
 
-        Frames of one video file have the file's numbers; other frames are numbered as the row
-        names them.
+        Where the row names a video file, they are the file's; frames that the row names one by one
+        are numbered in its order.
         """
         addresses = [parse_address(uri) for uri in item.uris]
         numbers = tuple(a.frame for a in addresses if a.frame is not None)
         paths = {address.path for address in addresses}
-        if len(paths) == 1 and len(numbers) == len(addresses):
+        if len(paths) == 1 and paths <= self.whole_videos:
             where = f"{self.where}, field '{field}'"
-            frames = self.files.frame_count(paths.pop(), where=where)
-        else:
-            frames, numbers = len(item.uris), tuple(range(len(item.uris)))
-        return frames, sample_frames(numbers, self.max_frames)
+            return self.files.frame_count(paths.pop(), where=where), numbers
+        frames = len(item.uris)
+        return frames, sample_frames(range(frames), self.max_frames)
 
     def _collect_boxes(self, value: Any, item: Item) -> None:
         """Remember boxes of four numbers, whatever their unit is."""

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from configs.common import MediaConfig
+from data.addresses import parse_address
 from data.cues import MIN_BOX_SIDE, WHOLE_PICTURE
 from data.errors import DataError
 from data.media import load_pictures
@@ -235,23 +236,33 @@ class HeldOut:
             for pair in data_set.pairs
             for item in (pair.query, pair.target)
         ]
-        frames = {uri for uris, _ in shown if len(uris) > 1 for uri in uris}
+        frames = {name for uris, _ in shown if len(uris) > 1 for name in _sources(uris)}
         for uris, base in shown:
+            names = _sources(uris)
             alone = len(uris) == 1
-            if not uris or (alone and uris[0] in frames):
+            if not uris or (alone and names[0] in frames):
                 continue
-            if self._drawn("|".join(os.path.relpath(uri, base) for uri in uris)):
-                self._withheld.update(uris)
+            if self._drawn("|".join(os.path.relpath(name, base) for name in names)):
+                self._withheld.update(names)
 
     def holds(self, pair: Pair) -> bool:
         """Return whether a pair is held out: by its pictures, else by its query."""
-        shown = [item.uris for item in (pair.query, pair.target) if item.uris]
+        shown = [_sources(item.uris) for item in (pair.query, pair.target) if item.uris]
         if not shown:
             return self._drawn(pair.query.text)
-        return any(2 * sum(u in self._withheld for u in uris) >= len(uris) for uris in shown)
+        return any(2 * sum(n in self._withheld for n in names) >= len(names) for names in shown)
 
     def _drawn(self, name: str) -> bool:
         return share_of(f"{self._seed}/{name}") < self._share
+
+
+def _sources(uris: Sequence[str]) -> tuple[str, ...]:
+    """Return by what pictures are held out: their addresses, and the file for a file's frames."""
+    return tuple(
+        dict.fromkeys(
+            uri if parse_address(uri).frame is None else parse_address(uri).path for uri in uris
+        )
+    )
 
 
 def captions_of(
@@ -266,16 +277,17 @@ def captions_of(
     for traced_pair in traced:
         for side in Side:
             item = traced_pair.pair.item(side)
-            if not item.uris or item.key() in seen:
+            key = traced_pair.pair.key(side)
+            if not item.uris or key in seen:
                 continue
-            seen.add(item.key())
+            seen.add(key)
             names = [os.path.relpath(uri, base) for uri in item.uris]
             rows.append(
                 {
                     "id": f"{traced_pair.pair.pair_id}-{side}",
                     "image": names[0] if len(names) == 1 else names,
                     "conversations": [
-                        {"from": "human", "value": f"<image>\n{item.text}"},
+                        {"from": "human", "value": f"<image>\n{item.instructed_text()}"},
                         {"from": "gpt", "value": f" {teacher.answer(traced_pair.pair, side)}"},
                     ],
                 }

@@ -3,7 +3,9 @@
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from difflib import get_close_matches
+from typing import Any
 
 from configs.common import DataSetConfig
 from data.errors import DataError
@@ -15,8 +17,8 @@ def rows_in_use(
 ) -> tuple[Sequence[int], Mapping[str, str]]:
     """Return the indices of the rows that a set uses, ascending, from 0.
 
-    The mapping has the rows that the set's `hardest_by` cannot rank: place in the file to reason.
-    They are not in use.
+    The mapping names the rows that `hardest_by` cannot rank, each with the reason; the set does not
+    use them.
 
     Raises:
         DataError: no row can be ranked.
@@ -39,9 +41,10 @@ def _hardest(
     unranked: dict[str, str] = {}
     for index, row in enumerate(rows):
         value = row.get(column)
+        number = _number(value)
         # Not math.isfinite: it fails for whole numbers that no float can hold.
-        if type(value) in (int, float) and -math.inf < value < math.inf:
-            numbers[index] = value
+        if number is not None and -math.inf < number < math.inf:
+            numbers[index] = number
         else:
             where = row_place(rows, config.path, index)
             unranked[where] = (
@@ -58,3 +61,13 @@ def _hardest(
         )
     hardest = sorted(numbers, key=numbers.__getitem__)  # equal numbers stay in the file's order
     return sorted(hardest[: config.sample]), unranked
+
+
+def _number(value: Any) -> int | float | None:
+    """Return the number that a cell holds, also as text, as all cells of CSV are."""
+    if isinstance(value, str | Decimal):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if type(value) in (int, float) else None

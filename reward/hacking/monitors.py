@@ -149,7 +149,7 @@ def copying(groups: Groups, pairs: Mapping[int, Pair]) -> dict[str, Measure]:
         group = members[0].trajectory.key.group
         other_side = Side.TARGET if group.side is Side.QUERY else Side.QUERY
         pair = pairs[group.serial]
-        own = _runs(words_of(pair.item(group.side).text))
+        own = _runs(words_of(pair.item(group.side).instructed_text()))
         other_text = pair.item(other_side).text
         secret = frozenset(run for run in texts[other_text] if said_by[run] == 1) - own
         own_found, other_found = [], []

@@ -37,10 +37,22 @@ def test_a_page_is_drawn_by_its_number_on_white(tmp_path):
 def test_a_page_gets_the_pixels_of_print_or_those_that_are_needed(tmp_path):
     path = str(write_pdf(tmp_path / "a.pdf", size=(144, 72)))
     printed = (DOTS_PER_INCH, 2 * DOTS_PER_INCH, 3)
-    assert draw_page(path, 1, whole=100, finest=LARGE, most=LARGE).shape == printed
-    assert draw_page(path, 1, whole=2_000_000, finest=LARGE, most=LARGE).shape == (1000, 2000, 3)
-    assert draw_page(path, 1, whole=100, finest=5000, most=LARGE).shape == (50, 100, 3)
-    assert draw_page(path, 1, whole=100, finest=LARGE, most=5000).shape == (50, 100, 3)
+    assert (
+        draw_page(path, 1, least_pixels=100, useful_pixels=LARGE, max_pixels=LARGE).shape == printed
+    )
+    assert draw_page(
+        path, 1, least_pixels=2_000_000, useful_pixels=LARGE, max_pixels=LARGE
+    ).shape == (1000, 2000, 3)
+    assert draw_page(path, 1, least_pixels=100, useful_pixels=5000, max_pixels=LARGE).shape == (
+        50,
+        100,
+        3,
+    )
+    assert draw_page(path, 1, least_pixels=100, useful_pixels=LARGE, max_pixels=5000).shape == (
+        50,
+        100,
+        3,
+    )
 
 
 def test_a_page_that_is_a_frame_is_drawn_no_larger_than_frames_are(tmp_path):
@@ -121,7 +133,10 @@ def test_threads_take_turns(tmp_path):
     paths = [str(write_pdf(tmp_path / f"{index}.pdf", 3)) for index in range(8)]
 
     def drawn(path):
-        return [square(draw_page(path, p, whole=9, finest=5000, most=LARGE)) for p in (1, 2, 3)]
+        return [
+            square(draw_page(path, p, least_pixels=9, useful_pixels=5000, max_pixels=LARGE))
+            for p in (1, 2, 3)
+        ]
 
     with ThreadPoolExecutor(8) as pool:
         for sides in pool.map(drawn, paths * 8):

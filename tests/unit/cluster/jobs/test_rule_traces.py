@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from cluster.jobs.rule_traces import main
 from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.schema import RuleTracesConfig, problems
-from data.errors import DataError
+from data.errors import ConfigError, DataError
 from data.model.model_folder import check_folder
 from data.sets.load_sets import load_set
 from data.sets.row_files import read_rows
@@ -114,6 +114,17 @@ def test_pictures_in_cells_get_traces_and_stay_in_their_cells(config, monkeypatc
         assert not loaded.bad_rows
         assert all(p.query.uris[0].startswith(f"{table}#row=") for p in loaded.pairs)
     assert read_rows(run / "filtered_names.json")[0]["day"] == "2026-01-02"
+
+
+def test_pictures_in_a_table_outside_the_root_are_refused(config, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    names = config.data.train[0]
+    picture = (Path(names.root) / "0-0.png").read_bytes()
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"qry_image_path": [picture], "pos_text": ["a sign"]}), path)
+    data = replace(config.data, train=[replace(names, path=str(path))])
+    with pytest.raises(ConfigError, match=f"inside its root {names.root}, found some in {path}"):
+        main(replace(config, data=data))
 
 
 def test_traces_go_to_the_row_that_became_the_pair(config):

@@ -193,6 +193,8 @@ def test_a_second_job_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
         who = rf"another job runs in this folder \(process {process} on {socket.gethostname()}\)"
         with pytest.raises(ConfigError, match=who):
             RunFolder(config, job="demo_data")
+        with pytest.raises(ConfigError, match=who):
+            state_of(config)
         first.kill()
         first.wait(PATIENCE_S)
         os.kill(forked, 0)  # what it had forked still lives, and holds nothing
@@ -269,6 +271,10 @@ def test_what_a_run_folder_holds_is_said_and_nothing_is_written(tmp_path):
     more = replace(config, steps=11)
     assert state_of(config).endswith("run: a new run")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match="expected a run folder, found a file"):
+        state_of(config)
+    (tmp_path / "run").unlink()
     folder = RunFolder(config, job="warm_start")
     assert state_of(config).endswith("run: a new run")
     folder.log_metrics(1, {"a": 0.5})

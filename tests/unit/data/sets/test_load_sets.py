@@ -163,6 +163,12 @@ def test_the_hardest_rows_have_the_smallest_numbers_and_of_equal_ones_come_first
     assert (loaded.rows, loaded.read, loaded.unranked) == (len(numbers), len(expected), ())
 
 
+def test_numbers_as_text_rank_rows_as_cells_of_csv_are_texts(read):
+    loaded = read(*rated("0.5", "1e-3", " 7 "), sample=1, hardest_by="rate")
+    assert [pair.row for pair in loaded.pairs] == [1]
+    assert loaded.unranked == ()
+
+
 def test_the_column_of_the_hardest_rows_is_no_unknown_field(read):
     rows = [row | {"rat": 1} for row in rated(1, 2)]
     assert read(*rows, sample=2, hardest_by="rate").unknown_fields == {"rat": 2}
@@ -173,7 +179,7 @@ def test_the_column_of_the_hardest_rows_is_no_unknown_field(read):
     ("number", "words"),
     [
         (None, "None"),
-        ("0.1", "'0.1'"),
+        ("much", "'much'"),
         (True, "True"),
         (float("nan"), "nan"),
         (float("-inf"), "-inf"),
@@ -516,11 +522,11 @@ def test_a_video_file_is_its_frames_that_are_shown(read, root, video):
     assert "frame dropped: out of range" in why
 
 
-def test_frames_that_are_named_one_by_one_keep_the_numbers_of_their_file(read, root):
+def test_frames_that_are_named_one_by_one_are_numbered_as_the_row_names_them(read, root):
     path = write_video(root / "v/a.mp4", 30)
     names = [f"v/a.mp4#frame={number}" for number in (2, 12, 22)]
     row = hound((turns("what?", ""), names), (turns("", "a"), None))
-    row["qry_evidence"] = {"key_frames": [12]}
+    row["qry_evidence"] = {"key_frames": [2]}
     (pair,) = read(row, format="llavahound").pairs
     assert pair.query.uris == tuple(f"{path}#frame={number}" for number in (2, 12, 22))
     assert pair.query_evidence == Cues(key_frames=(1,))

@@ -40,7 +40,7 @@ def test_malformed_files_are_refused_with_the_place(tmp_path, text, words):
 def test_files_that_are_not_there_or_not_text_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"lost\.json: file not found"):
         read_rows(tmp_path / "lost.json")
-    with pytest.raises(DataError, match="found a folder; give a JSON file"):
+    with pytest.raises(DataError, match="expected parquet files in the folder, found none"):
         read_rows(tmp_path)
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(DataError, match="cannot be read"):
@@ -76,7 +76,7 @@ def test_other_kinds_of_files_are_named_with_what_to_do(tmp_path, content, what,
     with pytest.raises(DataError) as caught:
         read_rows(path)
     words = str(caught.value)
-    assert words.startswith(f"{path}: expected a JSON array or JSON lines, found ")
+    assert words.startswith(f"{path}: expected rows as JSON, CSV, parquet or Arrow, found ")
     assert what in words
     assert remedy in words
 

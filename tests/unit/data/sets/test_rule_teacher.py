@@ -387,6 +387,21 @@ def test_frames_of_a_held_out_clip_are_held_out_as_stills():
     assert [keeps.holds(pair) for pair in stills.pairs] == [kept for kept in out for _ in range(8)]
 
 
+def test_all_frames_of_a_held_out_video_file_are_held_out_as_stills():
+    def frames(number, numbers):
+        return [f"/{number}.mp4#frame={frame}" for frame in numbers]
+
+    shown = [Item(text="", kind=Kind.VIDEO, uris=tuple(frames(n, (0, 9, 19)))) for n in range(60)]
+    clips = loaded("clips", [(item, Item(text="a ball")) for item in shown])
+    stills = loaded(
+        "stills", [(image(f), Item(text="x")) for n in range(60) for f in frames(n, range(20))]
+    )
+    keeps = held([stills, clips])
+    out = [keeps.holds(pair) for pair in clips.pairs]
+    assert 6 <= sum(out) <= 30
+    assert [keeps.holds(pair) for pair in stills.pairs] == [kept for kept in out for _ in range(20)]
+
+
 def test_clips_that_overlap_go_together_and_one_common_frame_binds_none():
     frames = [[f"{number}-{frame}" for frame in range(8)] for number in range(100)]
     whole = [(clip("black", *some), Item(text="a")) for some in frames]

@@ -112,6 +112,19 @@ def as_gzip(config: DataSetConfig, rows: list[dict[str, Any]]) -> DataSetConfig:
     return replace(config, path=str(path))
 
 
+def test_names_of_folders_and_cells_that_python_does_not_know_stop_nothing(tmp_path):
+    folder = tmp_path / "a{x}[1]"
+    folder.mkdir()
+    config = json_set(folder, "mmeb")
+    moment = pa.array([1 << 62], pa.timestamp("us"))
+    picture = (Path(config.root) / "a.png").read_bytes()
+    table = pa.table({"qry": ["q"], "pos_image_path": [picture], "moment": moment})
+    path = folder / "rows.parquet"
+    pq.write_table(table, path)
+    (pair,) = load_set(replace(config, path=str(path), extra_fields="ignore")).pairs
+    assert pair.target.uris == (f"{path}#row=0&column=pos_image_path",)
+
+
 @pytest.mark.parametrize("form", sorted(ROWS))
 @pytest.mark.parametrize("write", [as_parquet, as_arrow, as_csv, as_tsv, as_gzip])
 def test_rows_of_every_kind_of_file_are_those_of_json(tmp_path, form, write):
@@ -272,7 +285,7 @@ def test_the_files_of_a_folder_are_read_in_natural_order(tmp_path):
         (["train-00002-of-00002"], r"train-00001-of-00002\.parquet is missing"),
         (["train-00000-of-00001", "test-00000-of-00001"], "test-.*train-.*a folder of its own"),
         (["train-00000-of-00001", "train-00000-of-00002"], "a folder of its own"),
-        ([], "found a folder; give a JSON file"),
+        ([], "expected parquet files in the folder, found none"),
     ],
 )
 def test_a_folder_with_a_gap_or_several_sets_is_refused(tmp_path, names, words):
@@ -377,7 +390,7 @@ def test_cells_of_csv_are_texts(tmp_path, text, rows):
         (b"qry,pos_text\na,b\nc\n", "Row #3: Expected 2 columns, got 1"),
         (b"qry,qry\na,b\n", "two columns are called 'qry'"),
         (b"qry,pos_text\na,\xff\n", "invalid UTF8"),
-        (b"qry,pos_text", "a line of names first"),
+        (b"qry,pos_text", "first line holds the names of the columns"),
     ],
 )
 def test_malformed_csv_is_refused_with_the_row(tmp_path, content, words):
@@ -436,10 +449,12 @@ def test_cells_are_named_by_rows_of_other_files_only_inside_the_root(tmp_path):
     ):
         with pytest.raises(DataError, match=f"x: .*{words}"):
             files.path(name, where="x")
-    files.tables.add(str(outside))
-    # Equal bytes are one picture.
-    assert files.path(f"{outside}#row=1&column=image", where="x") == f"{inside}#row=1&column=image"
+    # A cell of the row itself may lie anywhere. Equal bytes are one picture.
+    own = f"{outside}#row=1&column=image"
+    assert files.cell(own, where="x") == f"{inside}#row=1&column=image"
     assert len(files.copies) == 1
+    with pytest.raises(DataError, match="leaves it"):
+        files.path(own, where="x")
 
 
 def test_the_fingerprint_of_a_folder_sees_all_its_files(tmp_path):
