@@ -41,6 +41,15 @@ class DemoDataConfig:
 
 
 @dataclass(frozen=True)
+class CheckDataConfig:
+    """Job `check_data`: read every row and decode every picture; say what is bad or there twice."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    """The sets to check. What training and held-out sets share is told."""
+
+
+@dataclass(frozen=True)
 class RuleTracesConfig:
     """Job `rule_traces`: traces by rule for one's own data, where no teacher model is at hand."""
 
@@ -289,6 +298,11 @@ _CHECKS = {
         *positive(n, "train_scenes", "heldout_scenes"),
         *share(n, "on_target"),
     ],
+    CheckDataConfig: lambda n: (
+        []
+        if n.data.train or n.data.eval
+        else ["data: expected a data set under train or eval, found none; name the sets to check"]
+    ),
     RuleTracesConfig: lambda n: [
         *share(n, "on_target", "heldout"),
         *(

@@ -4,6 +4,7 @@ ConfigError(ValueError)          a setting is wrong; all problems are listed at 
 EmbedRLError
   DataError(ValueError)          a row, picture or trace cannot be used
     TCoTError                    a text is not a T-CoT trace
+    RowError                     a row cannot be used because of one of its fields
   JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
   RunFolderError(RuntimeError)   a file of the run folder cannot be written
@@ -39,6 +40,17 @@ class TCoTError(DataError):
     def __init__(self, message: str, repairs: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.repairs = repairs
+
+
+class RowError(DataError):
+    """A row cannot be used because of one of its fields; the message names file, row and field.
+
+    ``field`` is the field as the message names it, without quotes.
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class JudgeError(EmbedRLError, RuntimeError):

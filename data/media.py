@@ -124,14 +124,14 @@ def load_pictures(
         return _load_together(uris, limits, frames, byte_count)
 
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
-        for results in pool.map(load, _together(sorted(set(uris)))):
+        for results in pool.map(load, decoded_together(sorted(set(uris)))):
             for uri, result in results.items():
                 if isinstance(result, DataError):
                     failed[uri] = str(result)
                 else:
                     pictures[uri] = result
     byte_count.check()
-    flat = [uri for uri, pixels in pictures.items() if _one_colour(pixels)]
+    flat = [uri for uri, pixels in pictures.items() if is_one_colour(pixels)]
     if len(flat) > max(FEW_FLAT, FLAT_SHARE * len(pictures)) and not _said_flat.is_set():
         _said_flat.set()
         log.warning(
@@ -153,14 +153,13 @@ def load_picture(uri: str, limits: MediaConfig, *, frame: bool = False) -> np.nd
     Raises:
         DataError: the file is missing, too large, or not a picture; the message names it.
     """
-    frames = {uri} if frame else set()
-    result = _load_together([uri], limits, frames, _Held(limits.max_step_bytes))[uri]
+    result = load_together([uri], limits, frames={uri} if frame else set())[uri]
     if isinstance(result, DataError):
         raise result
     return result
 
 
-def _together(uris: Iterable[str]) -> list[list[str]]:
+def decoded_together(uris: Iterable[str]) -> list[list[str]]:
     """Return the pictures that are decoded at once: frames of one video file, else each alone."""
     groups: dict[tuple[str, bool], list[str]] = {}
     for uri in uris:
@@ -170,10 +169,20 @@ def _together(uris: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
+def load_together(
+    uris: list[str], limits: MediaConfig, *, frames: Set[str]
+) -> dict[str, np.ndarray | DataError]:
+    """Return the pixels, uint8 [H, W, 3], of a group of `decoded_together`, else why not, by uri.
+
+    ``frames`` as in `load_pictures`.
+    """
+    return _load_together(uris, limits, frames, _Held(limits.max_step_bytes))
+
+
 def _load_together(
     uris: list[str], limits: MediaConfig, frames: Set[str], held: _Held
 ) -> dict[str, np.ndarray | DataError]:
-    """Return pixels or the reason why there are none, by uri, of a group of `_together`."""
+    """Return pixels or the reason why there are none, by uri, of a group of `decoded_together`."""
     results: dict[str, np.ndarray | DataError] = {}
     reason: Exception | None = None
     try:
@@ -203,7 +212,8 @@ def _reason(uri: str, error: Exception | None) -> DataError:
     )
 
 
-def _one_colour(pixels: np.ndarray) -> bool:
+def is_one_colour(pixels: np.ndarray) -> bool:
+    """Return whether all pixels of a picture, uint8 [H, W, 3], are equal."""
     height, width, _ = pixels.shape
     coarse_pixels = pixels[:: max(1, height // 16), :: max(1, width // 16)]
     # Hardly any picture gets as far as the second look, at all of it.
@@ -232,7 +242,7 @@ def _most_needed(limits: MediaConfig) -> int:
 def _decode(
     uris: list[str], limits: MediaConfig, frames: Set[str], held: _Held
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (uri, pixels) of a group of `_together`; frames that cannot be decoded are left out."""
+    """Yield (uri, pixels) of a group of `decoded_together`; without frames that are broken."""
     addresses = {uri: parse_address(uri) for uri in uris}
     enough = {
         uri: limits.frame_max_pixels if uri in frames else _most_needed(limits) for uri in uris

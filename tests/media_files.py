@@ -79,3 +79,11 @@ def write_pdf(path: Path, pages: int = 1, *, size: tuple[float, float] = (200, 1
     with pypdfium2.PdfDocument(path) as pdf:
         assert len(pdf) == pages
     return path
+
+
+def encrypt(pdf: Path) -> Path:
+    """Mark a PDF of `write_pdf` as one that a password opens; nobody knows the password."""
+    entry = b"<</Filter/Standard/V 1/R 2/P -4/O(" + b"o" * 32 + b")/U(" + b"u" * 32 + b")>>"
+    root = b"/Root 1 0 R"
+    pdf.write_bytes(pdf.read_bytes().replace(root, root + b"/ID[(1)(1)]/Encrypt " + entry))
+    return pdf

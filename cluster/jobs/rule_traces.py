@@ -7,7 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.jobs.command import run_job
@@ -110,7 +110,7 @@ def trace_set(
     """Return a set's pairs with their traces, split, and its bad rows."""
     done = TracedSet(settings)
     refused = (*loaded.unranked, *loaded.bad_rows)
-    done.bad += [BadRow(row.where, f"row refused: {row.reason}") for row in refused]
+    done.bad += [replace(row, reason=f"row refused: {row.reason}") for row in refused]
     traced = trace_pairs(
         loaded,
         teacher,

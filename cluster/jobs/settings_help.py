@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from configs.common import MISSING
 from configs.presets import PRESETS
 from configs.schema import (
+    CheckDataConfig,
     DemoDataConfig,
     EmbedderConfig,
     EvaluateConfig,
@@ -31,6 +32,7 @@ from configs.schema import (
 
 JOBS: dict[str, type] = {
     "demo_data": DemoDataConfig,
+    "check_data": CheckDataConfig,
     "rule_traces": RuleTracesConfig,
     "warm_start": WarmStartConfig,
     "embedder": EmbedderConfig,

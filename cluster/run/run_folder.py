@@ -217,11 +217,20 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be written.
         """
-        path = self.path / "trajectories" / f"step-{step:06d}.parquet"
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+        self.write_table(f"trajectories/step-{step:06d}.parquet", table)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a parquet file into the folder.
+
+        Raises:
+            RunFolderError: it cannot be written.
+        """
+        path = self.path / name
         part = path.with_name(path.name + ".part")
         with _writing(path):
             path.parent.mkdir(exist_ok=True)
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), part)
+            pq.write_table(table, part)
             part.replace(path)
 
     def write_json(self, name: str, value: Any) -> Path:

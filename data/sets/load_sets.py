@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.addresses import file_of
-from data.errors import DataError
+from data.errors import DataError, RowError
 from data.sets.files import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import FileRow, read_rows, row_place, rows_at
+from data.sets.row_files import FileRow, file_sizes, read_rows, row_place, rows_at
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
@@ -43,6 +43,10 @@ class BadRow:
 
     where: str
     reason: str
+    index: int
+    """Number of the row in its set's files, from 0."""
+    field: str = ""
+    """The field that is to blame, as the reason names it; empty: none is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,20 @@ class LoadedSet:
     """Rows of the file that were set aside before, as the set's `hardest_by` cannot rank them."""
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     """Rows by the field in them that the format does not know."""
+    file_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Rows of each of its files, in order."""
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the file of a row, and the row's number in it from 1.
+
+        Raises:
+            IndexError: the files hold fewer rows.
+        """
+        for file, size in self.file_sizes.items():
+            if index < size:
+                return file, index + 1
+            index -= size
+        raise IndexError(f"data set '{self.name}': no such row")
 
 
 def load_set(
@@ -94,7 +112,7 @@ def load_set(
         try:
             pairs += ids.unique(reader.pairs(), where)
         except DataError as error:
-            bad.append(BadRow(where, str(error)))
+            bad.append(BadRow(where, str(error), index, getattr(error, "field", "")))
     ids.tell(config.name)
     _hint_at_units(config.name, boxes)
     _tell_of_copies(config.name, files, copies, uncompared)
@@ -104,8 +122,12 @@ def load_set(
         bad_rows=tuple(bad),
         rows=len(rows),
         read=len(used_rows),
-        unranked=tuple(BadRow(where, reason) for where, reason in unranked.items()),
+        unranked=tuple(
+            BadRow(row_place(rows, config.path, index), reason, index, config.hardest_by)
+            for index, reason in unranked.items()
+        ),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
+        file_sizes=file_sizes(rows, config.path),
     )
 
 
@@ -251,9 +273,10 @@ class _Ids:
         """
         fresh = [pair for pair in pairs if self._is_fresh(pair)]
         if not fresh:
-            raise DataError(
+            raise RowError(
                 f"{where}, field 'id': duplicate: a row before says the same under id "
-                f"'{pairs[0].pair_id[:80]}'; remove one"
+                f"'{pairs[0].pair_id[:80]}'; remove one",
+                "id",
             )
         kept = []
         for pair in fresh:

@@ -125,6 +125,12 @@ class TableRows(Sequence[FileRow]):
         part.__dict__ = self.__dict__ | {"_indices": chosen}
         return part
 
+    def file_sizes(self) -> dict[str, int]:
+        """Return the rows of each file, of all its rows, by its name and in order."""
+        starts = [0, *self._ends]
+        sizes = [end - start for start, end in zip(starts, self._ends, strict=False)]
+        return dict(zip(map(str, self._named), sizes, strict=True))
+
     def place(self, index: int) -> str:
         """Return file and row for messages, rows counted from 1."""
         file, row = self._find(self._indices[index])
@@ -220,6 +226,11 @@ def rows_at(rows: Sequence[FileRow], indices: Sequence[int]) -> Sequence[FileRow
 def row_place(rows: Sequence[FileRow], path: Path | str, index: int) -> str:
     """Return file and row for messages, rows counted from 1."""
     return rows.place(index) if isinstance(rows, TableRows) else f"{path} row {index + 1}"
+
+
+def file_sizes(rows: Sequence[FileRow], path: Path | str) -> dict[str, int]:
+    """Return how many rows each file of a set holds, in order."""
+    return rows.file_sizes() if isinstance(rows, TableRows) else {str(path): len(rows)}
 
 
 def row_files(path: Path) -> list[Path]:

@@ -12,7 +12,8 @@ Texts are normalised here and nowhere else: an item's text is what models read, 
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 from configs.common import DataSetConfig
 from data.addresses import parse_address
 from data.cues import CUE_KEYS, parse_evidence
-from data.errors import DataError, TCoTError
+from data.errors import DataError, RowError, TCoTError
 from data.media import sample_frames
 from data.sets.files import PictureFiles
 from data.sets.row_files import FileRow, PictureCell
@@ -47,6 +48,14 @@ _FIELDS = {
     "colpali": ("'query'", "'image'"),
 }
 """Where each format's query and target stand."""
+PICTURE_FIELDS = {
+    "mmeb": ("qry_image_path", "pos_image_path", "neg_image_path"),
+    "llavahound": ("qry.video", "pos.video", ""),
+    "mmeb_eval": ("qry_img_path", "tgt_img_path", "tgt_img_path"),
+    "colpali": ("", "image", ""),
+    "caption": ("image", "", ""),
+}
+"""Where each format's pictures stand: of the query, of the target, of other targets."""
 ANSWER_KNOWN = "cot_knows_answer"
 """True where whoever wrote a row's traces knew both sides of the pair."""
 _PAIR_FIELDS = frozenset(
@@ -124,9 +133,8 @@ class RowReader:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise DataError(
-                f"{self.where}, field '{field}': expected text, found half a character ({error}); "
-                "mend the text"
+            raise self.refused(
+                field, f"expected text, found half a character ({error}); mend the text"
             ) from error
         return value
 
@@ -154,24 +162,39 @@ class RowReader:
         try:
             parse(text, kind=item.kind, num_frames=min(len(item.uris), self.max_frames))
         except TCoTError as error:
-            raise DataError(
-                f"{self.where}, field '{field}': not a usable trace: {error}; have it written "
-                "again or empty the field"
+            raise self.refused(
+                field, f"not a usable trace: {error}; have it written again or empty the field"
             ) from error
         return text
+
+    def refused(self, field: str, text: str) -> RowError:
+        """Return the error that blames a field, which has no quotes around its name."""
+        return RowError(f"{self.where}, field '{field}': {text}", field)
+
+    @contextmanager
+    def blaming(self, field: str) -> Iterator[str]:
+        """Yield the field's place; a `DataError` inside, which names the place, blames the field.
+
+        Raises:
+            RowError: in place of it.
+        """
+        try:
+            yield f"{self.where}, field '{field}'"
+        except DataError as error:
+            raise RowError(str(error), field) from error
 
     def refuse_error(self) -> None:
         """Refuse a row that its maker marked as failed."""
         value = self.row.get("error")
         if value:
-            raise DataError(
-                f"{self.where}, field 'error': expected none, found {reprlib.repr(value)}; make "
-                "the row again or remove it"
+            raise self.refused(
+                "error",
+                f"expected none, found {reprlib.repr(value)}; make the row again or remove it",
             )
 
-    def wrong(self, field: str, expected: str, value: Any) -> DataError:
+    def wrong(self, field: str, expected: str, value: Any) -> RowError:
         kind = "bytes" if isinstance(value, PictureCell) else type(value).__name__
-        return DataError(f"{self.where}, field '{field}': expected {expected}, found {kind}")
+        return self.refused(field, f"expected {expected}, found {kind}")
 
     def texts(self, field: str, *, of: FileRow | None = None) -> list[str]:
         """Return a list of texts; absent ones are empty."""
@@ -191,19 +214,20 @@ class RowReader:
             return []
         if isinstance(value, str):
             name = self.whole(field, value)
-            where = f"{self.where}, field '{field}'"
-            if not _is_video_file(name) and self.files.folder(name, where=where) is None:
-                raise DataError(
-                    f"{where}: expected a video file ({', '.join(sorted(VIDEO_SUFFIXES))}), a "
-                    f"folder of frames or a list of texts, found str '{name[:200]}', which is none "
-                    "of these; check the path and the set's root"
+            if not _is_video_file(name) and self.folder(name, field) is None:
+                raise self.refused(
+                    field,
+                    f"expected a video file ({', '.join(sorted(VIDEO_SUFFIXES))}), a folder of "
+                    f"frames or a list of texts, found str '{name[:200]}', which is none of these; "
+                    "check the path and the set's root",
                 )
             return [name]
         paths = self.texts(field, of=of)
         if not paths:
-            raise DataError(
-                f"{self.where}, field '{field}': expected paths, found an empty list; leave the "
-                "field out where there is no picture"
+            raise self.refused(
+                field,
+                "expected paths, found an empty list; leave the field out where there is no "
+                "picture",
             )
         return paths
 
@@ -217,10 +241,10 @@ class RowReader:
         for turn in turns:
             speaker, said = self.text("from", of=turn), self.text("value", of=turn)
             if speaker not in ("human", "gpt") or speaker == last:
-                raise DataError(
-                    f"{self.where}, field 'conversations': expected turns {{from, value}} of "
-                    f"'human' and 'gpt' one after the other, found {speaker[:40]!a} after "
-                    f"'{last or 'nothing'}'; rewrite the turns"
+                raise self.refused(
+                    "conversations",
+                    "expected turns {from, value} of 'human' and 'gpt' one after the other, found "
+                    f"{speaker[:40]!a} after '{last or 'nothing'}'; rewrite the turns",
                 )
             if speaker == "human":
                 rounds.append((said, ""))
@@ -233,9 +257,10 @@ class RowReader:
         """Return what human and gpt say in a part with a single round, or none."""
         rounds = self.rounds(of)
         if len(rounds) > 1:
-            raise DataError(
-                f"{self.where}, field '{side}.conversations': expected one round of a human and a "
-                f"gpt turn, found {len(rounds)}; write a row for each"
+            raise self.refused(
+                f"{side}.conversations",
+                f"expected one round of a human and a gpt turn, found {len(rounds)}; write a row "
+                "for each",
             )
         return rounds[0] if rounds else ("", "")
 
@@ -244,10 +269,21 @@ class RowReader:
 
     def path(self, name: str, field: str) -> str:
         if not name:
-            raise DataError(f"{self.where}, field '{field}': expected a path, found empty text")
-        if isinstance(name, PictureCell):
-            return self.files.cell(name, where=f"{self.where}, field '{field}'")
-        return self.files.path(name, where=f"{self.where}, field '{field}'")
+            raise self.refused(field, "expected a path, found empty text")
+        with self.blaming(field) as where:
+            if isinstance(name, PictureCell):
+                return self.files.cell(name, where=where)
+            return self.files.path(name, where=where)
+
+    def folder(self, name: str, field: str) -> list[str] | None:
+        """Return the names of a folder's picture files; None: ``name`` is no folder."""
+        with self.blaming(field) as where:
+            return self.files.folder(name, where=where)
+
+    def frame_count(self, path: str, field: str) -> int:
+        """Return how many frames a video file has."""
+        with self.blaming(field) as where:
+            return self.files.frame_count(path, where=where)
 
     def picture_item(
         self, text: str, name: str, field: str, kind: Kind | None = None, *, inst: str = ""
@@ -268,20 +304,20 @@ class RowReader:
 
         Of a video file these are the frames that are shown, at most ``max_frames``.
         """
-        where = f"{self.where}, field '{field}'"
         if len(names) == 1 and names[0]:
-            folder = self.files.folder(names[0], where=where)
+            folder = self.folder(names[0], field)
             if folder is None and _is_video_file(names[0]):
                 path = self.path(names[0], field)
                 self.whole_videos.add(path)
-                numbers = range(self.files.frame_count(path, where=where))
+                numbers = range(self.frame_count(path, field))
                 return tuple(f"{path}#frame={n}" for n in sample_frames(numbers, self.max_frames))
             names = folder or names
         elif videos := [name for name in names if _is_video_file(name)]:
-            raise DataError(
-                f"{where}: expected pictures or one video file, found {len(names)} paths with "
+            raise self.refused(
+                field,
+                f"expected pictures or one video file, found {len(names)} paths with "
                 f"'{videos[0][:200]}' among them; name the video alone, or frames of it as in "
-                "'a.mp4#frame=0'"
+                "'a.mp4#frame=0'",
             )
         return tuple(self.path(name, field) for name in names)
 
@@ -290,8 +326,9 @@ class RowReader:
             Side, (query, target), _FIELDS[self.config.format], strict=True
         ):
             if not item.instructed_text() and not item.uris:
-                raise DataError(
-                    f"{self.where}, field {fields}: the {side} is empty: no text and no picture"
+                raise RowError(
+                    f"{self.where}, field {fields}: the {side} is empty: no text and no picture",
+                    fields.replace("'", ""),
                 )
         return Pair(
             pair_id=self.pair_id(),
@@ -318,9 +355,7 @@ class RowReader:
             frames, shown = self._numbers(item, field)
             cues = parse_evidence(value, kind=item.kind, num_frames=frames)
         except DataError as error:
-            raise DataError(
-                f"{self.where}, field '{field}': {error}; {UNITS[item.kind]}"
-            ) from error
+            raise self.refused(field, f"{error}; {UNITS[item.kind]}") from error
         if not cues.key_frames:
             return cues
         nearest = {
@@ -339,8 +374,7 @@ class RowReader:
         numbers = tuple(a.frame for a in addresses if a.frame is not None)
         paths = {address.path for address in addresses}
         if len(paths) == 1 and paths <= self.whole_videos:
-            where = f"{self.where}, field '{field}'"
-            return self.files.frame_count(paths.pop(), where=where), numbers
+            return self.frame_count(paths.pop(), field), numbers
         frames = len(item.uris)
         return frames, sample_frames(range(frames), self.max_frames)
 
@@ -400,10 +434,7 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
     for side in ("qry", "pos"):
         part = reader.row.get(side)
         if not isinstance(part, dict):
-            raise DataError(
-                f"{reader.where}, field '{side}': expected an object with conversations, found "
-                f"{type(part).__name__}"
-            )
+            raise reader.wrong(side, "an object with conversations", part)
         human, gpt = reader.one_round(side, part)
         frames = reader.paths("video", of=part)
         if frames and frames != BLANK_VIDEO:
@@ -420,21 +451,20 @@ def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
     )
     texts, paths = reader.texts("tgt_text"), reader.texts("tgt_img_path")
     if len(texts) != len(paths):
-        raise DataError(
+        raise RowError(
             f"{reader.where}, fields 'tgt_text' and 'tgt_img_path': expected lists of one length, "
-            f"found {len(texts)} and {len(paths)}"
+            f"found {len(texts)} and {len(paths)}",
+            "tgt_text and tgt_img_path",
         )
     candidates = tuple(
         reader.picture_item(text, path, "tgt_img_path", inst="tgt_inst")
         for text, path in zip(texts, paths, strict=True)
     )
     if not candidates:
-        raise DataError(f"{reader.where}, field 'tgt_text': no candidate")
+        raise reader.refused("tgt_text", "no candidate")
     for index, (text, path) in enumerate(zip(texts, paths, strict=True)):
         if not clean(text) and not path:
-            raise DataError(
-                f"{reader.where}, field 'tgt_text[{index}]': empty: no text and no picture"
-            )
+            raise reader.refused(f"tgt_text[{index}]", "empty: no text and no picture")
     return (reader.pair(query, candidates[0], candidates=candidates),)
 
 
@@ -451,9 +481,7 @@ def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
     """Return a pair for each round: its question on the picture, without the rounds before."""
     rounds = reader.rounds(reader.row) or [("", "")]
     if not all(gpt.strip() for _, gpt in rounds):
-        raise DataError(
-            f"{reader.where}, field 'conversations': expected a gpt turn in each round, found none"
-        )
+        raise reader.refused("conversations", "expected a gpt turn in each round, found none")
     image = reader.row.get("image")
     if image and isinstance(image, str):
         names = [reader.whole("image", image)]

@@ -212,7 +212,8 @@ def trace_pairs(
                     if not right:
                         biased[side] = teacher.trace(pair, side, shown, on_target=False)
             except DataError as error:
-                yield BadRow(f"data set '{pair.source}', id '{pair.pair_id}'", str(error))
+                where = f"data set '{pair.source}', id '{pair.pair_id}'"
+                yield BadRow(where, str(error), pair.row)
                 continue
             yield TracedPair(pair=pair, by_rule=by_rule, biased=biased)
 

@@ -14,17 +14,17 @@ from data.sets.row_files import FileRow, row_place
 
 def rows_in_use(
     rows: Sequence[FileRow], config: DataSetConfig
-) -> tuple[Sequence[int], Mapping[str, str]]:
+) -> tuple[Sequence[int], Mapping[int, str]]:
     """Return the indices of the rows that a set uses, ascending, from 0.
 
-    The mapping names the rows that `hardest_by` cannot rank, each with the reason; the set does not
-    use them.
+    The mapping has the index of each row that `hardest_by` cannot rank, with the reason; the set
+    does not use such rows.
 
     Raises:
         DataError: no row can be ranked.
     """
     in_use: Sequence[int] = range(len(rows))
-    unranked: Mapping[str, str] = {}
+    unranked: Mapping[int, str] = {}
     if config.hardest_by and rows:
         in_use, unranked = _hardest(rows, config)
     elif config.sample:
@@ -35,10 +35,10 @@ def rows_in_use(
 
 def _hardest(
     rows: Sequence[FileRow], config: DataSetConfig
-) -> tuple[Sequence[int], Mapping[str, str]]:
+) -> tuple[Sequence[int], Mapping[int, str]]:
     column = config.hardest_by
     numbers: dict[int, float] = {}
-    unranked: dict[str, str] = {}
+    unranked: dict[int, str] = {}
     for index, row in enumerate(rows):
         value = row.get(column)
         number = _number(value)
@@ -47,7 +47,7 @@ def _hardest(
             numbers[index] = number
         else:
             where = row_place(rows, config.path, index)
-            unranked[where] = (
+            unranked[index] = (
                 f"{where}, field '{column}': expected a finite number, as the set's hardest_by "
                 f"names this column, found {reprlib.repr(value)}; add it or remove the row"
             )

@@ -7,7 +7,7 @@ from itertools import chain, zip_longest
 from random import Random
 
 from configs.common import MediaConfig
-from data.types import Item, Kind
+from data.types import Cues, Item, Kind
 from evaluation.evidence import parse_trace
 from evaluation.report import drawing
 from evaluation.report.plots import COLOURS
@@ -98,7 +98,13 @@ def _trace_view(query: QueryResult) -> TraceView:
     return TraceView(
         title=REASONERS[query.variant],
         colour=COLOURS[query.variant],
-        picture=_evidence_picture(query),
+        picture=evidence_picture(
+            query.shown,
+            query.query.kind,
+            cues=trace.cues if trace else Cues(),
+            truth=query.truth,
+            limits=MediaConfig(),
+        ),
         parts=tuple(
             (bool(_TAGS.fullmatch(part)), part) for part in _TAGS.split(query.trace) if part
         ),
@@ -110,29 +116,34 @@ def _trace_view(query: QueryResult) -> TraceView:
     )
 
 
-def _evidence_picture(query: QueryResult) -> str:
-    """Return the query's pictures with evidence and truth drawn in, "" for a text."""
-    if not query.shown:
+def evidence_picture(
+    shown: Sequence[str], kind: Kind, *, cues: Cues, truth: Cues, limits: MediaConfig
+) -> str:
+    """Return a data URI of an item's pictures with evidence and truth drawn in, "" for a text.
+
+    Args:
+        shown: uris of the picture, or of the frames that are shown.
+        kind: of the item.
+        cues: what a trace points at, drawn solid.
+        truth: what it should point at, drawn dashed.
+        limits: of the pictures.
+    """
+    if not shown:
         return ""
-    trace = parse_trace(query.trace, kind=query.query.kind, num_frames=len(query.shown))
-    limits = MediaConfig()
-    loaded = [drawing.load_image(uri, limits) for uri in query.shown]
+    loaded = [drawing.load_image(uri, limits) for uri in shown]
     side = _PICTURE // 2
     images = [
         image or drawing.placeholder("not found", width=side, height=side) for image in loaded
     ]
-    if query.query.kind is Kind.VIDEO:
+    if kind is Kind.VIDEO:
         drawn = drawing.draw_strip(
-            images,
-            key_frames=trace.cues.key_frames if trace else (),
-            truth=query.truth.key_frames,
-            width=_STRIP,
+            images, key_frames=cues.key_frames, truth=truth.key_frames, width=_STRIP
         )
     else:
         drawn = drawing.draw_boxes(
             images[0],
-            boxes=trace.cues.boxes if trace and loaded[0] else (),
-            truth=query.truth.boxes if loaded[0] else (),
+            boxes=cues.boxes if loaded[0] else (),
+            truth=truth.boxes if loaded[0] else (),
             width=_PICTURE,
             height=_PICTURE,
         )

@@ -6,7 +6,6 @@ Everything is inside the file: style, plots, pictures. Texts from data and model
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from evaluation.metrics import MEASURES, OVER_SETS, Estimate
 from evaluation.report import drawing
 from evaluation.report.ablation import AblationRow, ablation
 from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose_queries
+from evaluation.report.html import render
 from evaluation.report.monitor_rows import monitor_rows
 from evaluation.report.plots import COLOURS, GREY, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
@@ -76,16 +76,10 @@ def build_report(
         max_cards: queries in the gallery at most.
         seed: draws them.
     """
-    environment = Environment(
-        loader=PackageLoader("evaluation.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     overall = runs.evaluation.overall()
     monitors = monitor_rows(runs.records)
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=title,
         rows=headline(overall),
         over_sets=runs.evaluation.over_sets(),

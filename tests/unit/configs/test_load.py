@@ -9,6 +9,7 @@ from configs.errors import ConfigError
 from configs.load import load, to_flat, to_yaml
 from configs.reward import RewardConfig
 from configs.schema import (
+    CheckDataConfig,
     DemoDataConfig,
     EmbedderConfig,
     EvaluateConfig,
@@ -22,6 +23,7 @@ from data.types import Evidence
 FOLDER = Path(__file__).parents[3] / "configs"
 JOBS = {
     "data": DemoDataConfig,
+    "check_data": CheckDataConfig,
     "traces": RuleTracesConfig,
     "sight": WarmStartConfig,
     "grounding": WarmStartConfig,

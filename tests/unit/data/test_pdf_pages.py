@@ -9,7 +9,7 @@ from configs.common import MediaConfig
 from data.errors import DataError
 from data.media import load_picture, load_pictures
 from data.pdf_pages import DOTS_PER_INCH, draw_page, page_count, page_number
-from tests.media_files import write_pdf
+from tests.media_files import encrypt, write_pdf
 
 LARGE = 1 << 40
 
@@ -96,14 +96,8 @@ def test_ten_thousand_pages_are_counted(tmp_path):
     assert page_count(str(write_pdf(tmp_path / "a.pdf", 10_000))) == 10_000
 
 
-ENCRYPTED = b"<</Filter/Standard/V 1/R 2/P -4/O(" + b"o" * 32 + b")/U(" + b"u" * 32 + b")>>"
-
-
 def test_an_encrypted_pdf_is_refused(tmp_path):
-    path = write_pdf(tmp_path / "a.pdf")
-    content = path.read_bytes()
-    key = b"/Root 1 0 R/ID[(1)(1)]/Encrypt " + ENCRYPTED
-    path.write_bytes(content.replace(b"/Root 1 0 R", key))
+    path = encrypt(write_pdf(tmp_path / "a.pdf"))
     with pytest.raises(DataError, match=f"^{path}: the PDF is encrypted; save it without"):
         load_picture(f"{path}#page=1", MediaConfig())
 

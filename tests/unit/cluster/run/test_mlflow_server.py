@@ -74,10 +74,16 @@ def test_pages_end_with_who_started_them_and_leave_no_workers(tmp_path, number):
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(tmp_path), str(port)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert "/#/experiments/0/runs?workflowType=" in starter.stdout.readline()
+    lines = [starter.stdout.readline()]
+    assert lines[0] == "starting MLflow's server, up to a minute ...\n"
+    while "/#/experiments/0/runs?workflowType=" not in lines[-1]:
+        lines.append(starter.stdout.readline())
+        assert lines[-1], lines
+    assert "0.0.0.0" not in "".join(lines)  # MLflow's advice to open the server to others
     started = psutil.Process(starter.pid).children(recursive=True)
     assert not [one for one in started if "mlflow.server.jobs" in " ".join(one.cmdline())]
     telemetry = f"http://127.0.0.1:{port}/ajax-api/3.0/mlflow/ui-telemetry"

@@ -13,7 +13,7 @@ from configs.common import DataConfig, MediaConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
 from data.prompts import pictures_of
-from data.sets.load_sets import load_set, load_sets
+from data.sets.load_sets import LoadedSet, load_set, load_sets
 from data.sets.row_formats import clean
 from data.types import Box, Cues, Item, Kind, Side
 from tests.builders import TRACES, write_picture, write_set
@@ -208,6 +208,22 @@ def test_rows_that_cannot_be_ranked_are_a_share_of_the_file_and_not_of_the_sampl
     ) as caught:
         load_sets([config], limits=DataConfig(max_bad_rows=0.14))
     assert "field 'rate'" in str(caught.value)
+
+
+def test_a_row_has_its_place_in_the_files_of_its_set():
+    loaded = LoadedSet(name="set", pairs=(), bad_rows=(), file_sizes={"a": 2, "b": 0, "c": 1})
+    assert [loaded.place(index) for index in range(3)] == [("a", 1), ("a", 2), ("c", 1)]
+    with pytest.raises(IndexError, match="'set': no such row"):
+        loaded.place(3)
+
+
+def test_a_row_that_cannot_be_ranked_has_its_index_and_the_column(read):
+    loaded = read(
+        *({"qry": "a", "pos_text": "b", "rate": rate} for rate in (0.5, "high", 0.25)),
+        sample=1,
+        hardest_by="rate",
+    )
+    assert [(bad.index, bad.field) for bad in loaded.unranked] == [(1, "rate")]
 
 
 def test_bad_rows_are_a_share_of_the_sample_and_not_of_the_file(tmp_path):

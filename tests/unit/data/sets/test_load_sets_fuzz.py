@@ -146,6 +146,9 @@ def test_any_value_in_any_field_is_read_or_set_aside_with_file_row_and_field(cas
         loaded = load_set(config, max_frames=max_frames)
         for bad in loaded.bad_rows:
             assert re.match(rf"{re.escape(bad.where)}, fields? '", bad.reason)
+            named = bad.reason.removeprefix(f"{bad.where}, ").replace("'", "")
+            assert re.match(rf"fields? {re.escape(bad.field)}: ", named)
+            assert bad.where == "{} row {}".format(*loaded.place(bad.index))
             assert re.search(r"rows\.json row [1-3]$", bad.where)
             bad.reason.encode()
         assert {pair.row for pair in loaded.pairs} | {

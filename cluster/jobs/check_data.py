@@ -1,0 +1,231 @@
+"""Read every row of data sets, decode every picture, frame and page that is shown, say what is bad.
+
+Example: python -m cluster.jobs.check_data configs/demo/check_data.yaml
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from cluster.jobs.command import run_job
+from cluster.placement import Role
+from cluster.run.run_folder import RunFolder, write_atomically
+from cluster.run.stage_loop import plain_console, progress_bar
+from cluster.session import session
+from configs.common import DataConfig, MediaConfig
+from configs.schema import CheckDataConfig
+from data.errors import ClusterError, DataError
+from data.sets.check import (
+    CheckedSet,
+    Medium,
+    contents_of,
+    decode_group,
+    describe_set,
+    leaks,
+    media_groups,
+    readable_pairs,
+    refusals,
+)
+from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from evaluation.report.contact_sheet import build_sheet
+
+log = logging.getLogger(__name__)
+
+QUARANTINE_FILE = "quarantine.parquet"
+CHECK_FILE = "check.json"
+SHEET_FILE = "contact_sheet.html"
+QUARANTINE = pa.schema(
+    [
+        ("data_set", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("field", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+GROUPS_PER_TASK = 64
+"""Media, or videos, that a Ray task decodes one after the other."""
+TASK_RETRIES = 1
+"""Further tries of a task whose process ended, as when a node is lost."""
+
+
+def roles(config: CheckDataConfig) -> list[Role]:
+    """Return what the job needs at least; it decodes on all CPUs of the cluster that are free."""
+    return [Role("decoding", 1, 1, 0)]
+
+
+def main(config: CheckDataConfig) -> int:
+    """Write `quarantine.parquet`, `check.json` and `contact_sheet.html`; print a table.
+
+    Raises:
+        DataError: a job would refuse a set; the files are written before.
+    """
+    folder = RunFolder(config, job="check_data")
+    if folder.finished:
+        print(folder.finished_line)
+        return 0
+    limits = config.data.media
+    sets, problems = read_sets(config.data)
+    groups = media_groups(
+        (pair for checked in sets for pair in checked.loaded.pairs), limits.max_frames
+    )
+    media: dict[str, Medium] = {}
+    if groups:
+        namespace, timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
+        with session(roles(config), namespace=namespace, nodes_timeout_s=timeout_s):
+            media = decode_all(groups, limits)
+    summary, refused = write_files(folder, sets, media, limits, title=config.run.experiment)
+    console = plain_console()
+    console.print(table_of(summary))
+    for leak in summary["leaks"]:
+        console.print(
+            f"training set '{leak['train']}' and held-out set '{leak['held_out']}' share "
+            f"{leak['count']} {leak['what'].replace('_', ' ')}",
+            highlight=False,
+        )
+    console.print(f"wrote {folder.path}: {refused} refusals", highlight=False, soft_wrap=True)
+    if problems:
+        raise DataError("\n".join(problems))
+    folder.finish(rows=sum(checked.loaded.read for checked in sets), refused=refused)
+    return 0
+
+
+def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
+    """Return the sets that can be read, and why a job would refuse any of all sets."""
+    sets: list[CheckedSet] = []
+    problems = [*repeated_names(data.train), *repeated_names(data.eval)]
+    for held_out, every in ((False, data.train), (True, data.eval)):
+        for settings in every:
+            try:
+                files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
+                loaded = load_set(settings, max_frames=data.media.max_frames, files=files)
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            log_bad_rows(loaded)
+            refused = set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
+            problems += refused
+            there, named = files.found()
+            sets.append(
+                CheckedSet(
+                    settings=settings,
+                    held_out=held_out,
+                    loaded=loaded,
+                    media_named=named,
+                    media_found=there,
+                    problems=tuple(refused),
+                )
+            )
+    return sets, problems
+
+
+def decode_all(groups: Sequence[Mapping[str, Any]], limits: MediaConfig) -> dict[str, Medium]:
+    """Decode all `media_groups` on the nodes of the cluster; return what became of each by uri.
+
+    A file that ends the process which decodes it is broken, too.
+
+    Raises:
+        ClusterError: nothing came back at all, so the files are not to blame.
+    """
+    media = _decode(groups, limits, per_task=GROUPS_PER_TASK)
+    if lost := [group for group in groups if not media.keys() >= set(group["uris"])]:
+        log.warning(
+            "%d files or cells: a process that decodes them ended; each is tried alone", len(lost)
+        )
+        media |= _decode(lost, limits, per_task=1)
+    if groups and not media:
+        raise ClusterError(
+            f"expected Ray's tasks to decode {len(groups)} files, none of them came back: see the "
+            "errors above and Ray's logs (/tmp/ray); every node needs this code, its packages and "
+            "the files"
+        )
+    for uri in (uri for group in lost for uri in group["uris"]):
+        reason = f"{uri}: ends the process that decodes it; replace or remove it"
+        media.setdefault(uri, Medium(reason=reason))
+    return media
+
+
+def _decode(
+    groups: Sequence[Mapping[str, Any]], limits: MediaConfig, *, per_task: int
+) -> dict[str, Medium]:
+    """Return what became of the media whose tasks ended well."""
+    import ray.data
+    from ray.util.annotations import RayDeprecationWarning
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # not each task's begin and end
+    media: dict[str, Medium] = {}
+    blocks = ray.data.from_items(list(groups), override_num_blocks=-(-len(groups) // per_task))
+    with warnings.catch_warnings():
+        # Ray Data tries for ever, and a file may end the process at each try. It announces that
+        # this argument will go, and names nothing in its place.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        decoded = blocks.flat_map(decode_group, fn_args=(limits,), max_retries=TASK_RETRIES)
+    with progress_bar(plain_console()) as bar:
+        task = bar.add_task("decoding", total=sum(len(group["uris"]) for group in groups))
+        for row in decoded.iter_rows():
+            uri = row.pop("uri")
+            media[uri] = Medium(**row)
+            bar.update(task, completed=len(media))
+    return media
+
+
+def write_files(
+    folder: RunFolder,
+    sets: Sequence[CheckedSet],
+    media: Mapping[str, Medium],
+    limits: MediaConfig,
+    *,
+    title: str,
+) -> tuple[dict[str, Any], int]:
+    """Write the job's files; return what `check.json` holds, and the number of refusals."""
+    most = limits.max_frames
+    refused = [row for checked in sets for row in refusals(checked, media, most)]
+    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(refused, schema=QUARANTINE))
+    contents = [contents_of(checked.loaded, media, most) for checked in sets]
+    pairs = list(zip(sets, contents, strict=True))
+    summary = {
+        "sets": [describe_set(checked, media, its, limits) for checked, its in pairs],
+        "leaks": leaks(pairs),
+    }
+    folder.write_json(CHECK_FILE, summary)
+    readable = {heading(checked): readable_pairs(checked.loaded, media, most) for checked in sets}
+    sheet = build_sheet(readable, title=f"{title}: the data sets", limits=limits)
+    write_atomically(folder.path / SHEET_FILE, sheet)
+    return summary, len(refused)
+
+
+def heading(checked: CheckedSet) -> str:
+    """Return a set's heading on the contact sheet; names are unique among one part's sets only."""
+    return f"{'held-out' if checked.held_out else 'training'} set {checked.loaded.name}"
+
+
+def table_of(summary: Mapping[str, Any]) -> Table:
+    """Return the table that the job prints: a line for each set."""
+    table = Table(title="data sets", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("set")
+    for column in ("rows", "set aside", "pairs", "media", "broken", "twice", "query tokens"):
+        table.add_column(column, justify="right")
+    for entry in summary["sets"]:
+        tokens = entry["tokens"]["query"]
+        table.add_row(
+            Text(f"{entry['name']}{' (held out)' if entry['held_out'] else ''}"),
+            *(str(entry[key]) for key in ("rows_read", "rows_set_aside", "pairs")),
+            *(str(entry["media"][key]) for key in ("shown", "broken")),
+            str(entry["twice"]["pictures"]["count"]),
+            "-".join(str(tokens[key]) for key in ("min", "max")) if tokens else "",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(CheckDataConfig, main, roles=roles))

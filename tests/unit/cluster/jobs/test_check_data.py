@@ -1,0 +1,105 @@
+"""The job `check_data` on sets of texts, which needs no Ray: its files, its end, its settings."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.jobs.check_data import QUARANTINE, decode_all, main, read_sets
+from configs.common import DataConfig, MediaConfig, RunConfig
+from configs.load import load
+from configs.schema import CheckDataConfig, RLConfig, problems
+from data.errors import ClusterError, DataError
+from tests.builders import write_set
+
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CheckDataConfig:
+    """A training set of which one of five rows is bad, and a held-out set that shares a query."""
+    rows = [{"qry": f"question {n}", "pos_text": f"answer {n}"} for n in range(4)]
+    sets = {}
+    for name, content in (("mine", [*rows, {"qry": "alone"}]), ("[held]", rows[2:3])):
+        folder = tmp_path / name
+        folder.mkdir()
+        sets[name] = write_set(folder, content, name=name)
+    return CheckDataConfig(
+        run=RunConfig(dir=str(tmp_path / "run")),
+        data=DataConfig(train=[sets["mine"]], eval=[sets["[held]"]], max_bad_rows=0.2),
+    )
+
+
+def test_the_files_name_the_refusals_the_figures_and_the_leaks(config, capsys):
+    assert main(config) == 0
+    folder, file = Path(config.run.dir), config.data.train[0].path
+    table = pq.read_table(folder / "quarantine.parquet")
+    assert table.schema.equals(QUARANTINE)
+    [line] = table.to_pylist()
+    assert (line["data_set"], line["file"], line["row"]) == ("mine", file, 5)
+    assert line["field"] == "pos_text or pos_image_path"
+    summary = json.loads((folder / "check.json").read_text())
+    assert [entry["pairs"] for entry in summary["sets"]] == [4, 1]
+    assert {leak["what"]: leak["count"] for leak in summary["leaks"]} == {
+        "query_texts": 1,
+        "target_texts": 1,
+    }
+    assert "held-out set [held]" in (folder / "contact_sheet.html").read_text()
+    printed = capsys.readouterr().out
+    assert "[held] (held out)" in printed
+    assert "training set 'mine' and held-out set '[held]' share 1 query texts" in printed
+    facts = json.loads((folder / "stage.json").read_text())
+    assert (facts["rows"], facts["refused"]) == (6, 1)
+
+
+def test_a_finished_check_does_nothing_more(config, capsys):
+    assert main(config) == 0
+    Path(config.data.train[0].path).unlink()
+    assert main(config) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_set_that_jobs_refuse_ends_the_check_after_its_files_are_written(config):
+    strict = replace(config, data=replace(config.data, max_bad_rows=0.1))
+    with pytest.raises(DataError, match=r"'mine': 1 of 5 rows are bad, more than data\.max_bad"):
+        main(strict)
+    folder = Path(config.run.dir)
+    assert pq.read_table(folder / "quarantine.parquet").num_rows == 1
+    [problem] = json.loads((folder / "check.json").read_text())["sets"][0]["problems"]
+    assert "'mine': 1 of 5 rows are bad" in problem
+    assert not (folder / "stage.json").exists()
+    # Once the file is mended, the same command ends well.
+    rows = json.loads(Path(config.data.train[0].path).read_text())[:4]
+    Path(config.data.train[0].path).write_text(json.dumps(rows))
+    assert main(strict) == 0
+
+
+def test_what_cannot_be_read_at_all_does_not_hide_the_other_sets(config):
+    lost = replace(config.data.train[0], path="lost.json")
+    data = replace(config.data, train=[lost, config.data.train[0]])
+    sets, refused = read_sets(data)
+    assert [checked.loaded.name for checked in sets] == ["mine", "[held]"]
+    assert [checked.held_out for checked in sets] == [False, True]
+    assert len(refused) == 2
+    assert "'mine' is used 2 times" in refused[0]
+    assert "lost.json: file not found" in refused[1]
+
+
+def test_where_nothing_comes_back_no_file_is_blamed(monkeypatch):
+    monkeypatch.setattr("cluster.jobs.check_data._decode", lambda *_, **__: {})
+    with pytest.raises(ClusterError, match="decode 1 files, none of them came back"):
+        decode_all([{"uris": ["a.png"], "as_frame": [False]}], MediaConfig())
+
+
+def test_a_check_of_nothing_is_refused():
+    [problem] = problems(CheckDataConfig(run=RunConfig(dir="run")))
+    assert problem.startswith("data: expected a data set under train or eval, found none")
+
+
+@pytest.mark.parametrize("folder", [CONFIGS, CONFIGS / "demo"], ids=["gpu", "demo"])
+def test_the_shipped_checks_are_of_the_sets_that_rl_reads(folder):
+    check = load(CheckDataConfig, folder / "check_data.yaml").data
+    rl = load(RLConfig, folder / "rl.yaml").data
+    assert replace(check, templates=rl.templates) == rl
