@@ -46,7 +46,7 @@ class CheckDataConfig:
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    """The sets to check. What training and held-out sets share is told."""
+    """The sets to check. The job reports what training and held-out sets share."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def load_pictures(
     byte_count = _Held(limits.max_step_bytes)
 
     def load(uris: list[str]) -> dict[str, np.ndarray | DataError]:
-        return _load_together(uris, limits, frames, byte_count)
+        return dict(decode_each(uris, limits, frames=frames, held=byte_count))
 
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         for results in pool.map(load, decoded_together(sorted(set(uris)))):
@@ -153,7 +153,7 @@ def load_picture(uri: str, limits: MediaConfig, *, frame: bool = False) -> np.nd
     Raises:
         DataError: the file is missing, too large, or not a picture; the message names it.
     """
-    result = load_together([uri], limits, frames={uri} if frame else set())[uri]
+    [(_, result)] = decode_each([uri], limits, frames={uri} if frame else set())
     if isinstance(result, DataError):
         raise result
     return result
@@ -169,32 +169,25 @@ def decoded_together(uris: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def load_together(
-    uris: list[str], limits: MediaConfig, *, frames: Set[str]
-) -> dict[str, np.ndarray | DataError]:
-    """Return the pixels, uint8 [H, W, 3], of a group of `decoded_together`, else why not, by uri.
+def decode_each(
+    uris: list[str], limits: MediaConfig, *, frames: Set[str], held: _Held | None = None
+) -> Iterator[tuple[str, np.ndarray | DataError]]:
+    """Yield the pixels, uint8 [H, W, 3], or why there are none, of a group of `decoded_together`.
 
-    ``frames`` as in `load_pictures`.
+    ``frames`` as in `load_pictures`. Whoever keeps no pixels holds one picture at a time.
     """
-    return _load_together(uris, limits, frames, _Held(limits.max_step_bytes))
-
-
-def _load_together(
-    uris: list[str], limits: MediaConfig, frames: Set[str], held: _Held
-) -> dict[str, np.ndarray | DataError]:
-    """Return pixels or the reason why there are none, by uri, of a group of `decoded_together`."""
-    results: dict[str, np.ndarray | DataError] = {}
+    done: set[str] = set()
     reason: Exception | None = None
     try:
-        for uri, pixels in _decode(uris, limits, frames, held):
-            results[uri] = pixels
+        for uri, pixels in _decode(uris, limits, frames, held or _Held(limits.max_step_bytes)):
+            done.add(uri)
+            yield uri, pixels
     except Exception as error:
         # Decoders raise on broken files whatever they like, MemoryError too.
         reason = error
     for uri in uris:
-        if uri not in results:
-            results[uri] = _reason(uri, reason)
-    return results
+        if uri not in done:
+            yield uri, _reason(uri, reason)
 
 
 def _reason(uri: str, error: Exception | None) -> DataError:

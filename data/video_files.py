@@ -23,14 +23,14 @@ SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
 )
 """Endings of names that are read as video files."""
-COUNTED_FRAMES = 1 << 22
+MAX_COUNTED_FRAMES = 1 << 22
 """Frames of one file, 38 hours at 30 a second; what claims more is broken."""
 _OPTIONS = {
     "format_whitelist": "mov,matroska,avi,mpegts",  # MP4 and WebM are among them
     "protocol_whitelist": "file",
 }
 _PROBED, _PROBED_STREAMS = {"max_pixels": str(1 << 24)}, 64
-"""To open a file decodes a frame of each stream; larger ones are not decoded for that."""
+"""Opening a file decodes one frame of each stream, but none above this size."""
 _SEEKABLE = ("mov", "matroska")
 """Containers whose index leads to an entry or to one before it."""
 _REMEMBERED = 256
@@ -164,9 +164,9 @@ def _read_times(path: str, size: int, changed: int) -> _Times:
                 entries.append((packet.pts, min(packet.pts, dts)))
             if _is_shown(packet, stream):
                 shown.append(packet.pts)
-            if len(shown) > COUNTED_FRAMES:
+            if len(shown) > MAX_COUNTED_FRAMES:
                 raise DataError(
-                    f"{path}: more than {COUNTED_FRAMES} frames; cut the video into shorter ones"
+                    f"{path}: more than {MAX_COUNTED_FRAMES} frames; cut it into shorter videos"
                 )
     if not shown:
         raise DataError(

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ from data.sets.check import (
 )
 from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
 from evaluation.report.contact_sheet import build_sheet
+from evaluation.summary import STAGE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,9 @@ QUARANTINE = pa.schema(
 )
 GROUPS_PER_TASK = 64
 """Media, or videos, that a Ray task decodes one after the other."""
+TRIED_ALONE = 10_000
+"""More media than this are not lost to broken files."""
+LEAKS_SHOWN = 20
 TASK_RETRIES = 1
 """Further tries of a task whose process ended, as when a node is lost."""
 
@@ -67,10 +72,9 @@ def main(config: CheckDataConfig) -> int:
     Raises:
         DataError: a job would refuse a set; the files are written before.
     """
+    # A check is made again: what it looks at may have been mended.
+    (Path(config.run.dir) / STAGE_FILE).unlink(missing_ok=True)
     folder = RunFolder(config, job="check_data")
-    if folder.finished:
-        print(folder.finished_line)
-        return 0
     limits = config.data.media
     sets, problems = read_sets(config.data)
     groups = media_groups(
@@ -81,20 +85,43 @@ def main(config: CheckDataConfig) -> int:
         namespace, timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
         with session(roles(config), namespace=namespace, nodes_timeout_s=timeout_s):
             media = decode_all(groups, limits)
-    summary, refused = write_files(folder, sets, media, limits, title=config.run.experiment)
+    summary, entries = write_files(folder, sets, media, limits, title=config.run.experiment)
+    problems += media_problems(summary, config.data)
     console = plain_console()
     console.print(table_of(summary))
-    for leak in summary["leaks"]:
+    for leak in summary["leaks"][:LEAKS_SHOWN]:
         console.print(
-            f"training set '{leak['train']}' and held-out set '{leak['held_out']}' share "
+            f"training set '{leak['train']}' and held-out set '{leak['held_out']}' have in common: "
             f"{leak['count']} {leak['what'].replace('_', ' ')}",
             highlight=False,
         )
-    console.print(f"wrote {folder.path}: {refused} refusals", highlight=False, soft_wrap=True)
+    if summary["leaks"]:
+        console.print(
+            f"{len(summary['leaks'])} such lines are in {CHECK_FILE} under 'leaks'; remove from "
+            "one set what must not be in both",
+            highlight=False,
+        )
+    console.print(
+        f"wrote {QUARANTINE_FILE} ({entries} entries), {CHECK_FILE} and {SHEET_FILE} to "
+        f"{folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if problems:
         raise DataError("\n".join(problems))
-    folder.finish(rows=sum(checked.loaded.read for checked in sets), refused=refused)
+    folder.finish(rows=sum(checked.loaded.read for checked in sets), entries=entries)
     return 0
+
+
+def media_problems(summary: Mapping[str, Any], data: DataConfig) -> list[str]:
+    """Return which sets have more pairs with broken media than jobs may set aside."""
+    return [
+        f"data set '{entry['name']}': media of {entry['pairs_with_broken_media']} of "
+        f"{entry['pairs']} pairs cannot be decoded, more than "
+        f"data.max_bad_rows={data.max_bad_rows}; see {QUARANTINE_FILE}, and replace the files"
+        for entry in summary["sets"]
+        if entry["pairs_with_broken_media"] > data.max_bad_rows * entry["pairs"]
+    ]
 
 
 def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
@@ -119,7 +146,8 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
                     held_out=held_out,
                     loaded=loaded,
                     media_named=named,
-                    media_found=there,
+                    media_usable=there,
+                    copies=len(files.copies),
                     problems=tuple(refused),
                 )
             )
@@ -129,26 +157,34 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
 def decode_all(groups: Sequence[Mapping[str, Any]], limits: MediaConfig) -> dict[str, Medium]:
     """Decode all `media_groups` on the nodes of the cluster; return what became of each by uri.
 
-    A file that ends the process which decodes it is broken, too.
+    A file that ends the process which decodes it is broken, too. (PDFs and video files are opened
+    in this process before, as their pages and frames are counted.)
 
     Raises:
-        ClusterError: nothing came back at all, so the files are not to blame.
+        ClusterError: nothing or too little came back, so the files are not to blame.
     """
     media = _decode(groups, limits, per_task=GROUPS_PER_TASK)
     if lost := [group for group in groups if not media.keys() >= set(group["uris"])]:
         log.warning(
-            "%d files or cells: a process that decodes them ended; each is tried alone", len(lost)
+            "the processes that decode %d files or cells ended before these were done; each is "
+            "tried alone",
+            len(lost),
         )
-        media |= _decode(lost, limits, per_task=1)
-    if groups and not media:
+        if len(lost) <= TRIED_ALONE:
+            media |= _decode(lost, limits, per_task=1)
+    if len(lost) > TRIED_ALONE or (groups and not media):
         raise ClusterError(
-            f"expected Ray's tasks to decode {len(groups)} files, none of them came back: see the "
-            "errors above and Ray's logs (/tmp/ray); every node needs this code, its packages and "
-            "the files"
+            f"expected Ray's tasks to decode {len(groups)} files or cells, {len(lost)} of them did "
+            "not come back: see the errors above and Ray's logs (/tmp/ray); every node needs this "
+            "code, its packages, the files and memory to decode them"
         )
-    for uri in (uri for group in lost for uri in group["uris"]):
-        reason = f"{uri}: ends the process that decodes it; replace or remove it"
-        media.setdefault(uri, Medium(reason=reason))
+    for group in lost:
+        for uri in group["uris"]:
+            reason = (
+                f"{uri}: expected pixels, found that the process which decodes it ended each time; "
+                "replace or remove it, unless Ray's logs (/tmp/ray) say that the node was at fault"
+            )
+            media.setdefault(uri, Medium(reason=reason))
     return media
 
 
@@ -166,8 +202,8 @@ def _decode(
     media: dict[str, Medium] = {}
     blocks = ray.data.from_items(list(groups), override_num_blocks=-(-len(groups) // per_task))
     with warnings.catch_warnings():
-        # Ray Data tries for ever, and a file may end the process at each try. It announces that
-        # this argument will go, and names nothing in its place.
+        # Without max_retries Ray Data tries a task whose process died again and again. Ray marks it
+        # as deprecated and offers no replacement.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         decoded = blocks.flat_map(decode_group, fn_args=(limits,), max_retries=TASK_RETRIES)
     with progress_bar(plain_console()) as bar:
@@ -187,21 +223,23 @@ def write_files(
     *,
     title: str,
 ) -> tuple[dict[str, Any], int]:
-    """Write the job's files; return what `check.json` holds, and the number of refusals."""
-    most = limits.max_frames
-    refused = [row for checked in sets for row in refusals(checked, media, most)]
-    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(refused, schema=QUARANTINE))
-    contents = [contents_of(checked.loaded, media, most) for checked in sets]
+    """Write the job's files; return what `check.json` holds, and the quarantine's entries."""
+    frames = limits.max_frames
+    quarantine = [row for checked in sets for row in refusals(checked, media, frames)]
+    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(quarantine, schema=QUARANTINE))
+    contents = [contents_of(checked.loaded, media, frames) for checked in sets]
     pairs = list(zip(sets, contents, strict=True))
     summary = {
-        "sets": [describe_set(checked, media, its, limits) for checked, its in pairs],
+        "sets": [describe_set(checked, media, own, limits) for checked, own in pairs],
         "leaks": leaks(pairs),
     }
     folder.write_json(CHECK_FILE, summary)
-    readable = {heading(checked): readable_pairs(checked.loaded, media, most) for checked in sets}
+    readable = [
+        (heading(checked), readable_pairs(checked.loaded, media, frames)) for checked in sets
+    ]
     sheet = build_sheet(readable, title=f"{title}: the data sets", limits=limits)
     write_atomically(folder.path / SHEET_FILE, sheet)
-    return summary, len(refused)
+    return summary, len(quarantine)
 
 
 def heading(checked: CheckedSet) -> str:
@@ -213,7 +251,15 @@ def table_of(summary: Mapping[str, Any]) -> Table:
     """Return the table that the job prints: a line for each set."""
     table = Table(title="data sets", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("set")
-    for column in ("rows", "set aside", "pairs", "media", "broken", "twice", "query tokens"):
+    for column in (
+        "rows",
+        "set aside",
+        "pairs",
+        "media",
+        "broken",
+        "twice",
+        "query tokens",
+    ):
         table.add_column(column, justify="right")
     for entry in summary["sets"]:
         tokens = entry["tokens"]["query"]

@@ -91,13 +91,18 @@ def refuse_cells_outside(settings: list[DataSetConfig], loaded: list[LoadedSet])
     """
     for config, data_set in zip(settings, loaded, strict=True):
         root = Path(config.root).resolve()
-        for item in (item for pair in data_set.pairs for item in (pair.query, pair.target)):
-            for address in map(parse_address, item.uris):
-                if address.row is not None and not Path(address.path).is_relative_to(root):
-                    raise ConfigError(
-                        f"data set '{config.name}': expected pictures inside its root {root}, "
-                        f"found some in {address.path}; let `root` be a folder that holds the table"
-                    )
+        items = (
+            item
+            for pair in data_set.pairs
+            for item in (pair.query, pair.target, *pair.hard_negatives, *pair.candidates)
+        )
+        for uri in (uri for item in items for uri in item.uris):
+            address = parse_address(uri)
+            if address.row is not None and not Path(address.path).is_relative_to(root):
+                raise ConfigError(
+                    f"data set '{config.name}': expected pictures inside its root {root}, found "
+                    f"'{uri}'; set `root` to a folder that also holds the table"
+                )
 
 
 def trace_set(

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{runs / 'mlflow.db'}"]
     command += ["--uvicorn-opts", "--log-level warning"]
-    # Without it MLflow advises to open the server to other machines.
+    # Without this, MLflow prints advice to open the server to other machines.
     command += ["--allowed-hosts", f"127.0.0.1:{port},localhost:{port}"]
     print("starting MLflow's server, up to a minute ...", flush=True)
     with Path(os.devnull).open("w") as nowhere:  # what it says of itself; its errors show

@@ -307,7 +307,7 @@ def state_of(config: Any) -> str:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path}: expected a run folder, found a file; choose another run.dir")
     if (path / LOCK_FILE).is_file():
-        _locked(path / LOCK_FILE, take=False)
+        _locked(path / LOCK_FILE, for_now=True).close()
     changes, begun = _allowed_changes(path, config) if path.is_dir() else ({}, False)
     if not begun:
         return f"{path}: a new run"
@@ -439,10 +439,10 @@ def _rises(old: Any, new: Any) -> bool:
     return isinstance(old, int) and isinstance(new, int) and old < new
 
 
-def _locked(path: Path, *, take: bool = True) -> TextIO | None:
+def _locked(path: Path, *, for_now: bool = False) -> TextIO:
     """Return the file of a lock that this process has taken, and loses as it ends, however it does.
 
-    None where it is not to ``take`` the lock, which nobody holds.
+    It loses it earlier where the file is closed. ``for_now``: nothing is written into it.
 
     Not `flock`: processes that are forked would hold it longer than their parent lives.
 
@@ -460,12 +460,10 @@ def _locked(path: Path, *, take: bool = True) -> TextIO | None:
         ) from error
     except OSError as error:
         log.warning("%s: no lock (%s): see that no other job runs in this folder", path, error)
-    if not take:
-        file.close()  # which gives the lock back
-        return None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    if not for_now:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 

@@ -1,4 +1,4 @@
-"""What a check of data sets says: what was refused, the sizes, what is there twice.
+"""Figures of data sets: rows set aside, media that cannot be decoded, sizes, repeated content.
 
 The job `check_data` has all media decoded by `decode_group`, wherever that runs; the rest works on
 what came back, which holds no pixels.
@@ -15,7 +15,7 @@ import numpy as np
 
 from configs.common import DataSetConfig, MediaConfig
 from data.errors import DataError
-from data.media import decoded_together, frames_only, is_one_colour, load_together
+from data.media import decode_each, decoded_together, frames_only, is_one_colour
 from data.prompts import pictures_of
 from data.sets.load_sets import LoadedSet
 from data.sets.row_formats import PICTURE_FIELDS
@@ -23,7 +23,7 @@ from data.token_cost import content_cost
 from data.types import Item, Kind, Pair, Picture, Side
 
 EXAMPLES = 5
-"""Contents that are there twice, of which the places are listed."""
+"""Repeated contents that are listed as examples."""
 PLACES = 3
 """Places of each that are listed."""
 SHOWN_TEXT = 200
@@ -37,7 +37,7 @@ class Medium:
     height: int = 0
     width: int = 0
     digest: str = ""
-    """Equal where size and pixels are."""
+    """Equal for pictures of equal size and pixels."""
     one_colour: bool = False
     reason: str = ""
     """Why it cannot be decoded; empty where it can."""
@@ -52,8 +52,10 @@ class CheckedSet:
     loaded: LoadedSet
     media_named: int
     """Names of media in its rows, each counted once."""
-    media_found: int
-    """Those of them whose file is there."""
+    media_usable: int
+    """Those of them that can be used, as far as is known before decoding."""
+    copies: int
+    """Files and cells with the same bytes as an earlier one, which count as that one."""
     problems: tuple[str, ...]
     """Why a job would refuse the set."""
 
@@ -96,8 +98,10 @@ def decode_group(group: Mapping[str, Sequence[Any]], limits: MediaConfig) -> lis
     """Decode one of `media_groups`; return a row each: `uri` and the fields of its `Medium`."""
     uris = [str(uri) for uri in group["uris"]]
     frames = {uri for uri, as_frame in zip(uris, group["as_frame"], strict=True) if as_frame}
-    results = load_together(uris, limits, frames=frames)
-    return [{"uri": uri, **asdict(_medium(results[uri]))} for uri in uris]
+    return [
+        {"uri": uri, **asdict(_medium(result))}
+        for uri, result in decode_each(uris, limits, frames=frames)
+    ]
 
 
 def refusals(
@@ -105,8 +109,8 @@ def refusals(
 ) -> Iterator[dict[str, Any]]:
     """Yield what was refused, rows first: `data_set`, `file`, `row` (from 1), `field`, `reason`.
 
-    The field is empty where the reason names none. A medium that is broken is told in each row
-    that shows it.
+    The field is empty where the reason names none. Each row that shows a broken medium gets an
+    entry.
     """
     loaded = checked.loaded
     for bad in (*loaded.unranked, *loaded.bad_rows):
@@ -142,7 +146,7 @@ def describe_set(
 ) -> dict[str, Any]:
     """Return the figures of a set, as `check.json` has them."""
     loaded = checked.loaded
-    bad = (*loaded.unranked, *loaded.bad_rows)
+    bad = loaded.bad_rows
     shown = {
         picture.uri
         for pair in loaded.pairs
@@ -156,6 +160,7 @@ def describe_set(
         "path": checked.settings.path,
         "rows": loaded.rows,
         "rows_read": loaded.read,
+        "rows_unranked": len(loaded.unranked),
         "rows_set_aside": len(bad),
         "rows_set_aside_by_field": dict(Counter(row.field for row in bad).most_common()),
         "pairs": len(loaded.pairs),
@@ -163,7 +168,8 @@ def describe_set(
         - len(readable_pairs(loaded, media, limits.max_frames)),
         "media": {
             "named": checked.media_named,
-            "found": checked.media_found,
+            "usable": checked.media_usable,
+            "copies": checked.copies,
             "shown": len(shown),
             "broken": len(shown) - len(sizes),
             "one_colour": sum(media[uri].one_colour for uri in shown),
@@ -197,9 +203,11 @@ def contents_of(loaded: LoadedSet, media: Mapping[str, Medium], max_frames: int)
                 contents["pictures"].setdefault(key, _Places()).add(uris[0])
         for side in Side:
             item = pair.item(side)
-            if item.kind is Kind.TEXT and item.text:
-                place = "{} row {}".format(*loaded.place(pair.row))
-                contents[f"{side}_texts"].setdefault(item.text, _Places()).add(place)
+            if item.kind is Kind.TEXT and item.instructed_text():
+                # The same text with another instruction is another query, but the same target.
+                text = item.instructed_text() if side is Side.QUERY else item.text
+                places = contents[f"{side}_texts"].setdefault(text, _Places())
+                places.add("{} row {}".format(*loaded.place(pair.row)))
     return contents
 
 
@@ -265,7 +273,7 @@ def _tokens(item: Item, sizes: Mapping[str, tuple[int, int]], limits: MediaConfi
     pictures: tuple[Picture, ...] = pictures_of(item, limits.max_frames)
     if any(picture.uri not in sizes for picture in pictures):
         return None
-    return content_cost((*pictures, item.text), sizes, limits)
+    return content_cost((*pictures, item.instructed_text()), sizes, limits)
 
 
 def _spread(values: Iterable[float | None]) -> dict[str, int]:

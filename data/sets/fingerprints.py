@@ -12,7 +12,7 @@ from data.sets.row_files import row_files
 
 WHOLE_BYTES = 16 << 20
 PARTS, PART_BYTES = 64, 4096
-"""Of larger files of a model, and of tables, so many evenly spread parts are hashed."""
+"""Larger files of models, and tables, are hashed in this many evenly spread parts."""
 PICTURES = 64
 """Pictures of a data set whose sizes are looked at."""
 NO_PART = (".md", ".part")

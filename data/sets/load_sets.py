@@ -5,6 +5,7 @@
 
 import logging
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.addresses import file_of
 from data.errors import DataError, RowError
 from data.sets.files import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import FileRow, file_sizes, read_rows, row_place, rows_at
+from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
@@ -64,20 +65,15 @@ class LoadedSet:
     """Rows of the file that were set aside before, as the set's `hardest_by` cannot rank them."""
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     """Rows by the field in them that the format does not know."""
-    file_sizes: Mapping[str, int] = field(default_factory=dict)
-    """Rows of each of its files, in order."""
+    files: tuple[str, ...] = ()
+    file_ends: tuple[int, ...] = ()
+    """Rows of its files up to the end of each."""
 
     def place(self, index: int) -> tuple[str, int]:
-        """Return the file of a row, and the row's number in it from 1.
-
-        Raises:
-            IndexError: the files hold fewer rows.
-        """
-        for file, size in self.file_sizes.items():
-            if index < size:
-                return file, index + 1
-            index -= size
-        raise IndexError(f"data set '{self.name}': no such row")
+        """Return the file of a row, and the row's number in it from 1."""
+        number = bisect_right(self.file_ends, index)
+        first = self.file_ends[number - 1] if number else 0
+        return self.files[number], index - first + 1
 
 
 def load_set(
@@ -112,7 +108,9 @@ def load_set(
         try:
             pairs += ids.unique(reader.pairs(), where)
         except DataError as error:
-            bad.append(BadRow(where, str(error), index, getattr(error, "field", "")))
+            field_name = error.field if isinstance(error, RowError) else ""
+            bad.append(BadRow(where, str(error), index, field_name))
+    names, ends = file_ends(rows, config.path)
     ids.tell(config.name)
     _hint_at_units(config.name, boxes)
     _tell_of_copies(config.name, files, copies, uncompared)
@@ -127,7 +125,8 @@ def load_set(
             for index, reason in unranked.items()
         ),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
-        file_sizes=file_sizes(rows, config.path),
+        files=names,
+        file_ends=ends,
     )
 
 

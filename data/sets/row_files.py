@@ -47,7 +47,10 @@ _NAME = "`path` is for the rows alone: name {} in the rows, and their folder in 
 _NAME_FILES = _NAME.format("such files")
 _SEPARATORS = (b",", b"\t", b";")
 _FLAGS = {"true": True, "false": False}
-_SHARD = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?\.parquet")
+_SHARD = re.compile(
+    # Older uploads to the hub have a hash of their own behind the numbers.
+    r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]+)?\.parquet"
+)
 _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
 _SIGNATURES = {
@@ -125,11 +128,9 @@ class TableRows(Sequence[FileRow]):
         part.__dict__ = self.__dict__ | {"_indices": chosen}
         return part
 
-    def file_sizes(self) -> dict[str, int]:
-        """Return the rows of each file, of all its rows, by its name and in order."""
-        starts = [0, *self._ends]
-        sizes = [end - start for start, end in zip(starts, self._ends, strict=False)]
-        return dict(zip(map(str, self._named), sizes, strict=True))
+    def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the files by name, and the rows of all up to the end of each."""
+        return tuple(map(str, self._named)), tuple(self._ends)
 
     def place(self, index: int) -> str:
         """Return file and row for messages, rows counted from 1."""
@@ -228,9 +229,9 @@ def row_place(rows: Sequence[FileRow], path: Path | str, index: int) -> str:
     return rows.place(index) if isinstance(rows, TableRows) else f"{path} row {index + 1}"
 
 
-def file_sizes(rows: Sequence[FileRow], path: Path | str) -> dict[str, int]:
-    """Return how many rows each file of a set holds, in order."""
-    return rows.file_sizes() if isinstance(rows, TableRows) else {str(path): len(rows)}
+def file_ends(rows: Sequence[FileRow], path: Path | str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return the files of a set by name, and the rows of all up to the end of each."""
+    return rows.file_ends() if isinstance(rows, TableRows) else ((str(path),), (len(rows),))
 
 
 def row_files(path: Path) -> list[Path]:
@@ -258,6 +259,11 @@ def row_files(path: Path) -> list[Path]:
     if series:
         name, total = series[0]
         digits, numbers = len(numbered[0]["number"]), {int(match["number"]) for match in numbered}
+        if len(numbers) < len(numbered):
+            raise DataError(
+                f"{path}: expected each of {int(total)} parquet files once, found "
+                f"{len(numbered)} with {len(numbers)} numbers; remove the older download"
+            )
         begin = 0 if int(total) not in numbers else 1
         missing = sorted(set(range(begin, begin + int(total))) - numbers)
         if missing:

@@ -173,10 +173,10 @@ class RowReader:
 
     @contextmanager
     def blaming(self, field: str) -> Iterator[str]:
-        """Yield the field's place; a `DataError` inside, which names the place, blames the field.
+        """Yield "<file> row <n>, field '<field>'", for messages.
 
         Raises:
-            RowError: in place of it.
+            RowError: of this field, in place of a `DataError` that is raised inside.
         """
         try:
             yield f"{self.where}, field '{field}'"
@@ -464,7 +464,7 @@ def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
         raise reader.refused("tgt_text", "no candidate")
     for index, (text, path) in enumerate(zip(texts, paths, strict=True)):
         if not clean(text) and not path:
-            raise reader.refused(f"tgt_text[{index}]", "empty: no text and no picture")
+            raise reader.refused("tgt_text", f"entry {index}: empty: no text and no picture")
     return (reader.pair(query, candidates[0], candidates=candidates),)
 
 

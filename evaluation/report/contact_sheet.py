@@ -1,6 +1,6 @@
 """A page of pairs as they are in the data sets: both sides, with the true evidence drawn in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from configs.common import MediaConfig
@@ -11,6 +11,8 @@ from evaluation.report.html import render
 
 PAIRS_SHOWN = 16
 """Pairs of each set, spread evenly over its rows."""
+TEXT_CHARS, ID_CHARS, KEYWORDS_SHOWN = 2000, 200, 50
+"""Data may hold texts of any length; a page shows their beginnings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +27,27 @@ class SheetItem:
     keywords: tuple[str, ...]
 
 
-def build_sheet(sets: Mapping[str, Sequence[Pair]], *, title: str, limits: MediaConfig) -> str:
+def build_sheet(
+    sets: Iterable[tuple[str, Sequence[Pair]]], *, title: str, limits: MediaConfig
+) -> str:
     """Return the HTML of the page.
 
     Args:
-        sets: the pairs to draw from, by the heading of their set.
+        sets: the heading of each set, and the pairs to draw from.
         title: heading of the page.
         limits: of the pictures.
     """
-    rows = {
-        name: [(pair.pair_id, [_sheet_item(pair, side, limits) for side in Side]) for pair in pairs]
-        for name, every in sets.items()
-        if (pairs := _spread_evenly(every))
-    }
+    rows = [
+        (
+            name,
+            [
+                (pair.pair_id[:ID_CHARS], [_sheet_item(pair, side, limits) for side in Side])
+                for pair in _spread_evenly(pairs)
+            ],
+        )
+        for name, pairs in sets
+        if pairs
+    ]
     return render("contact_sheet.html.j2", title=title, sets=rows)
 
 
@@ -52,7 +62,7 @@ def _sheet_item(pair: Pair, side: Side, limits: MediaConfig) -> SheetItem:
     return SheetItem(
         side=side,
         kind=item.kind,
-        text=item.text,
+        text=item.instructed_text()[:TEXT_CHARS],
         picture=evidence_picture(shown, item.kind, cues=Cues(), truth=truth, limits=limits),
-        keywords=truth.keywords,
+        keywords=tuple(word[:ID_CHARS] for word in truth.keywords[:KEYWORDS_SHOWN]),
     )

@@ -26,9 +26,9 @@ def test_a_file_that_ends_its_process_is_the_only_one_that_is_broken(tmp_path: P
     limit = CrashesAt(deadly.stat().st_size, tmp_path / "log")
     media = decode_all(media_groups(pairs, 8), MediaConfig(max_file_bytes=limit))
     assert media.keys() == {*good, *frames, str(deadly)}
-    reason = f"{deadly}: ends the process that decodes it; replace or remove it"
     broken = {uri: medium.reason for uri, medium in media.items() if medium.reason}
-    assert broken == {str(deadly): reason}
+    assert broken.keys() == {str(deadly)}
+    assert "found that the process which decodes it ended each time" in broken[str(deadly)]
     assert [(media[uri].height, media[uri].width) for uri in good] == [(30, 40), (30, 50)]
     assert {(media[uri].height, media[uri].width) for uri in frames} == {(48, 64)}
     assert len({medium.digest for medium in media.values()}) == 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.jobs.check_data import QUARANTINE, decode_all, main, read_sets
+from cluster.jobs.check_data import QUARANTINE, decode_all, main, media_problems, read_sets
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.load import load
 from configs.schema import CheckDataConfig, RLConfig, problems
@@ -49,16 +49,24 @@ def test_the_files_name_the_refusals_the_figures_and_the_leaks(config, capsys):
     assert "held-out set [held]" in (folder / "contact_sheet.html").read_text()
     printed = capsys.readouterr().out
     assert "[held] (held out)" in printed
-    assert "training set 'mine' and held-out set '[held]' share 1 query texts" in printed
+    assert "training set 'mine' and held-out set '[held]' have in common: 1 query texts" in printed
     facts = json.loads((folder / "stage.json").read_text())
-    assert (facts["rows"], facts["refused"]) == (6, 1)
+    assert (facts["rows"], facts["entries"]) == (6, 1)
 
 
-def test_a_finished_check_does_nothing_more(config, capsys):
+def test_a_check_is_made_again_as_files_may_have_been_mended(config):
     assert main(config) == 0
-    Path(config.data.train[0].path).unlink()
+    path = Path(config.data.train[0].path)
+    path.write_text(json.dumps(json.loads(path.read_text())[:4]))
     assert main(config) == 0
-    assert "already finished" in capsys.readouterr().out
+    assert pq.read_table(Path(config.run.dir) / "quarantine.parquet").num_rows == 0
+
+
+def test_a_set_with_too_many_broken_media_is_a_problem(config):
+    entry = {"name": "mine", "pairs": 10, "pairs_with_broken_media": 2}
+    assert media_problems({"sets": [entry]}, config.data) == []
+    [problem] = media_problems({"sets": [entry | {"pairs": 9}]}, config.data)
+    assert problem.startswith("data set 'mine': media of 2 of 9 pairs cannot be decoded, more than")
 
 
 def test_a_set_that_jobs_refuse_ends_the_check_after_its_files_are_written(config):
@@ -89,7 +97,7 @@ def test_what_cannot_be_read_at_all_does_not_hide_the_other_sets(config):
 
 def test_where_nothing_comes_back_no_file_is_blamed(monkeypatch):
     monkeypatch.setattr("cluster.jobs.check_data._decode", lambda *_, **__: {})
-    with pytest.raises(ClusterError, match="decode 1 files, none of them came back"):
+    with pytest.raises(ClusterError, match="decode 1 files or cells, 1 of them did not come back"):
         decode_all([{"uris": ["a.png"], "as_frame": [False]}], MediaConfig())
 
 

@@ -34,7 +34,8 @@ def checked_set(config, *, held_out=False):
         held_out=held_out,
         loaded=loaded,
         media_named=3,
-        media_found=2,
+        media_usable=2,
+        copies=1,
         problems=("why",),
     )
 
@@ -153,11 +154,19 @@ def test_the_figures_of_a_set(pictures):
         "path": file,
         "rows": 4,
         "rows_read": 4,
+        "rows_unranked": 0,
         "rows_set_aside": 1,
         "rows_set_aside_by_field": {"qry": 1},
         "pairs": 3,
         "pairs_with_broken_media": 1,
-        "media": {"named": 3, "found": 2, "shown": 3, "broken": 1, "one_colour": 0},
+        "media": {
+            "named": 3,
+            "usable": 2,
+            "copies": 1,
+            "shown": 3,
+            "broken": 1,
+            "one_colour": 0,
+        },
         "kinds": {"query": {"image": 3}, "target": {"text": 3}},
         # 40 x 30 pixels, 1024 a token, and a token for four characters.
         "tokens": {

@@ -211,10 +211,9 @@ def test_rows_that_cannot_be_ranked_are_a_share_of_the_file_and_not_of_the_sampl
 
 
 def test_a_row_has_its_place_in_the_files_of_its_set():
-    loaded = LoadedSet(name="set", pairs=(), bad_rows=(), file_sizes={"a": 2, "b": 0, "c": 1})
+    files = {"files": ("a", "b", "c"), "file_ends": (2, 2, 3)}
+    loaded = LoadedSet(name="set", pairs=(), bad_rows=(), **files)
     assert [loaded.place(index) for index in range(3)] == [("a", 1), ("a", 2), ("c", 1)]
-    with pytest.raises(IndexError, match="'set': no such row"):
-        loaded.place(3)
 
 
 def test_a_row_that_cannot_be_ranked_has_its_index_and_the_column(read):
@@ -703,8 +702,8 @@ def test_training_rows_may_hold_instructions(read):
         ({"tgt_img_path": ["a.png", "\ud83d"]}, "tgt_img_path", "found half a character"),
         ({"tgt_text": [], "tgt_img_path": []}, "tgt_text", "no candidate"),
         ({"tgt_img_path": ["a.png", "lost.png"]}, "tgt_img_path", "not found"),
-        ({"tgt_img_path": ["a.png", ""]}, "tgt_text[1]", "empty"),
-        ({"tgt_img_path": ["", "b.png"]}, "tgt_text[0]", "empty"),
+        ({"tgt_img_path": ["a.png", ""]}, "tgt_text", "entry 1: empty"),
+        ({"tgt_img_path": ["", "b.png"]}, "tgt_text", "entry 0: empty"),
     ],
 )
 def test_a_bad_evaluation_row_is_set_aside(read, change, field, words):

@@ -22,7 +22,7 @@ from data.media import load_pictures
 from data.sets.files import PictureFiles
 from data.sets.fingerprints import changed_inputs, pairs_fingerprint
 from data.sets.load_sets import load_set
-from data.sets.row_files import BATCH, TableRows, file_sizes, read_rows
+from data.sets.row_files import BATCH, TableRows, file_ends, read_rows
 from data.types import Item, Kind, Pair
 from tests.builders import TRACES, write_picture, write_set
 
@@ -267,8 +267,8 @@ def test_the_files_of_a_folder_are_read_in_natural_order(tmp_path):
     assert isinstance(rows, TableRows)
     assert rows.place(3) == f"{tmp_path}/part-10.parquet row 1"
     assert rows[2:].place(1) == rows.place(3)
-    shards = {f"{tmp_path}/part-{part}.parquet": 3 for part in (9, 10)}
-    assert list(file_sizes(rows, tmp_path).items()) == list(shards.items())
+    shards = tuple(f"{tmp_path}/part-{part}.parquet" for part in (9, 10))
+    assert file_ends(rows, tmp_path) == (shards, (3, 6))
     assert rows[-1] == rows[5]
     assert list(rows[4:1:-2]) == [rows[4], rows[2]]
     assert (len(rows[:4]), rows[:4][3]) == (4, rows[3])
@@ -287,6 +287,8 @@ def test_the_files_of_a_folder_are_read_in_natural_order(tmp_path):
         (["train-00002-of-00002"], r"train-00001-of-00002\.parquet is missing"),
         (["train-00000-of-00001", "test-00000-of-00001"], "test-.*train-.*a folder of its own"),
         (["train-00000-of-00001", "train-00000-of-00002"], "a folder of its own"),
+        (["train-00000-of-00001-1a2b", "train-00000-of-00001-3c4d"], "2 with 1 numbers"),
+        (["train-00000-of-00002-1a2b"], r"train-00001-of-00002\.parquet is missing"),
         ([], "expected parquet files in the folder, found none"),
     ],
 )

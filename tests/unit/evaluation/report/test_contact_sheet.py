@@ -14,7 +14,7 @@ from tests.builders import make_pair
 
 
 def sheet(sets):
-    return build_sheet(sets, title="check", limits=MediaConfig())
+    return build_sheet(sets.items(), title="check", limits=MediaConfig())
 
 
 def images_in(html):
