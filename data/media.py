@@ -1,8 +1,8 @@
 """Pictures from disk to model: checked before decoding, decoded once, cropped and sized exactly.
 
-A picture is a file, a frame of a video file or a page of a PDF (`data.addresses`). Decoded it is
-what a viewer shows on a white page: turned as its EXIF data say, white where it is transparent, 8
-bit a channel; of an animation the first picture.
+A picture is a file, a frame of a video file, a page of a PDF or a cell of a table; see
+`data.containers`. Decoded it is what a viewer shows on a white page: turned as its EXIF data say,
+white where it is transparent, 8 bit a channel; of an animation the first picture.
 
 Sizes are chosen here, in multiples of the model's factor and within the config's limits, so that
 every engine sees the same pixels; the models' own processors must not resize again.
@@ -21,14 +21,14 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from configs.common import MediaConfig
-from data import pdf_pages
-from data.addresses import Address, parse_address
-from data.cells import read_cell
+from data.containers import pdf_pages
+from data.containers.addresses import Address, parse_address
+from data.containers.cells import read_cell
+from data.containers.video_files import decode_frames
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
 from data.file_kinds import HEAD, kind_of_file
 from data.types import Box, Kind, Picture, Pictures
-from data.video_files import decode_frames
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -112,8 +112,8 @@ class Item:
     text: str
     kind: Kind = Kind.TEXT
     uris: tuple[str, ...] = ()
-    """Addresses (`data.addresses`): none for text, one for image or page, the frames in order for
-    video; of a video file only those that are shown."""
+    """Addresses (`data.containers.addresses`): none for text, one for image or page, the frames in
+    order for video; of a video file only those that are shown."""
     instruction: str = ""
     """The task in the data set's words, where these stand apart from the text."""
 

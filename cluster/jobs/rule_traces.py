@@ -14,7 +14,7 @@ from cluster.jobs.command import run_job
 from cluster.run.run_folder import RunFolder
 from configs.common import DataConfig, DataSetConfig
 from configs.schema import RuleTracesConfig
-from data.addresses import parse_address
+from data.containers.addresses import parse_address
 from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.prompts import load_templates

@@ -2,7 +2,7 @@
 
 Several paths to one file, and files of equal bytes, count as one file. Its identity is the path
 that the data set named first. Behind the path a name may have a place in the file
-(`data.addresses`): a page of a PDF, a frame of a video file, a cell of a table. Cells of equal
+(`data.containers`): a page of a PDF, a frame of a video file, a cell of a table. Cells of equal
 bytes count as one picture.
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.common import MediaConfig
-from data.addresses import Address, parse_address
-from data.cells import cell_size, read_cell
+from data.containers.addresses import Address, parse_address
+from data.containers.cells import cell_size, read_cell
+from data.containers.pdf_pages import SUFFIX as PDF_SUFFIX
+from data.containers.pdf_pages import page_count, page_number
+from data.containers.video_files import frame_count
 from data.errors import DataError
 from data.media import SUFFIXES, too_large
-from data.pdf_pages import SUFFIX as PDF_SUFFIX
-from data.pdf_pages import page_count, page_number
-from data.video_files import frame_count
 
 COMPARED_BYTES = 256 << 20
 """Files of one size are compared until so much was read; the later ones count as different."""

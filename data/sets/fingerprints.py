@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from configs.common import DataSetConfig
-from data.addresses import file_of
-from data.cells import is_table
+from data.containers.addresses import file_of
+from data.containers.cells import is_table
 from data.sets.load_sets import LoadedSet
 from data.sets.row_files import row_files
 

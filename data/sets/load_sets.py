@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from configs.common import DataConfig, DataSetConfig, MediaConfig
-from data.addresses import file_of
+from data.containers.addresses import file_of
 from data.errors import DataError, RowError
 from data.sets.files import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at

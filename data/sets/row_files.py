@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from data.cells import (
+from data.containers.cells import (
     MESSAGE_CHARS,
     TABLES,
     bytes_in,
@@ -82,7 +82,7 @@ class PictureCell(str):
 class TableRows(Sequence[FileRow]):
     """Rows of tables, made when they are asked for. A null is an absent field.
 
-    The bytes in cells are not read: the row has the cell's address (`data/addresses.py`).
+    The bytes in cells are not read: the row has the cell's address.
     """
 
     def __init__(

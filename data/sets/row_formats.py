@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.common import DataSetConfig
-from data.addresses import parse_address
+from data.containers.addresses import parse_address
+from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
 from data.media import sample_frames
@@ -28,7 +29,6 @@ from data.sets.files import PictureFiles
 from data.sets.row_files import FileRow, PictureCell
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
-from data.video_files import SUFFIXES as VIDEO_SUFFIXES
 
 BLANK_VIDEO = ["images/blank.jpg"]
 UNITS = {

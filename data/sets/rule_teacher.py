@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from configs.common import MediaConfig
-from data.addresses import parse_address
+from data.containers.addresses import parse_address
 from data.cues import MIN_BOX_SIDE, WHOLE_PICTURE
 from data.errors import DataError
 from data.media import load_pictures

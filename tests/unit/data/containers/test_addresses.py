@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.addresses import Address, file_of, parse_address
+from data.containers.addresses import Address, file_of, parse_address
 
 
 @pytest.mark.parametrize(

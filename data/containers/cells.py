@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.addresses import Address, parse_address
+from data.containers.addresses import Address, parse_address
 from data.errors import DataError
 
 if TYPE_CHECKING:

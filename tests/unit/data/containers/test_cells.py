@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import data.cells
+import data.containers.cells
 from configs.common import MediaConfig
-from data.cells import bytes_in, cell_size, count_rows, open_table, read_cell
+from data.containers.cells import bytes_in, cell_size, count_rows, open_table, read_cell
 from data.errors import DataError
 from data.media import load_pictures
 from tests.builders import write_picture
@@ -108,9 +108,11 @@ def test_an_arrow_file_whose_offsets_point_outside_is_refused(tmp_path):
 
 def test_a_file_is_opened_once_by_all_threads_and_again_when_it_changes(tmp_path, monkeypatch):
     opened = []
-    read = data.cells._read_table
+    read = data.containers.cells._read_table
     monkeypatch.setattr(
-        data.cells, "_read_table", lambda path, key: opened.append(path) or read(path, key)
+        data.containers.cells,
+        "_read_table",
+        lambda path, key: opened.append(path) or read(path, key),
     )
     path = write_table(tmp_path / "a.parquet", pa.table({"image": [b"1", b"2"]}))
     uris = [f"{path}#row={row}&column=image" for row in (0, 1)] * 16
@@ -173,7 +175,7 @@ print(read_rows(Path("datasets/a.parquet"))[0]["qry"], "torch" in sys.modules)
 def test_a_folder_of_that_name_hides_no_library_and_nothing_is_downloaded(tmp_path):
     (tmp_path / "datasets").mkdir()
     write_table(tmp_path / "datasets/a.parquet", pa.table({"qry": ["a dog"]}))
-    root = str(Path(data.cells.__file__).parents[1])
+    root = str(Path(data.containers.cells.__file__).parents[2])
     ran = subprocess.run(
         [sys.executable, "-c", ALONE],
         cwd=tmp_path,
