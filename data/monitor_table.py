@@ -67,7 +67,7 @@ MONITORS: Mapping[str, Monitor] = {
         # sliver above 0 is for rounding.
         limit=0.001,
         rings_below=True,
-        meaning="the crops and frames that traces point at earn nothing: pointing anywhere pays",
+        meaning="crops and frames earn nothing, whatever the traces point at",
         advice="a lone alarm may be chance; many: check that crops reach the Embedder and that it "
         "was trained with evidence",
     ),

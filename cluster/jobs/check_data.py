@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cluster.jobs.command import run_job
 from cluster.placement import Role
-from cluster.run.run_folder import RunFolder, write_atomically
+from cluster.run.run_folder import SETTINGS_FILE, RunFolder, write_atomically
 from cluster.run.stage_loop import plain_console, progress_bar
 from cluster.session import session
 from configs.common import DataConfig, MediaConfig
@@ -72,8 +72,9 @@ def main(config: CheckDataConfig) -> int:
     Raises:
         DataError: a job would refuse a set; the files are written before.
     """
-    # A check is made again: what it looks at may have been mended.
-    (Path(config.run.dir) / STAGE_FILE).unlink(missing_ok=True)
+    # A check is made again: what it looks at, or its settings, may have been mended.
+    for name in (STAGE_FILE, SETTINGS_FILE):
+        (Path(config.run.dir) / name).unlink(missing_ok=True)
     folder = RunFolder(config, job="check_data")
     limits = config.data.media
     sets, problems = read_sets(config.data)

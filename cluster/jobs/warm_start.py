@@ -111,7 +111,8 @@ def load_rows(config: WarmStartConfig, split: str) -> list[SupervisedRow]:
         names = ", ".join(settings.name for settings in sets) or "none"
         raise DataError(
             f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
-            f"caption sets), found none in: {names}"
+            f"caption sets), found none in: {names}; have a teacher write them, or make them with "
+            "cluster.jobs.rule_traces"
         )
     if split == "eval":
         order = rng.permutation(len(rows))

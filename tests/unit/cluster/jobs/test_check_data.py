@@ -60,6 +60,7 @@ def test_a_check_is_made_again_as_files_may_have_been_mended(config):
     path.write_text(json.dumps(json.loads(path.read_text())[:4]))
     assert main(config) == 0
     assert pq.read_table(Path(config.run.dir) / "quarantine.parquet").num_rows == 0
+    assert main(replace(config, data=replace(config.data, max_bad_rows=0.5))) == 0
 
 
 def test_a_set_with_too_many_broken_media_is_a_problem(config):
