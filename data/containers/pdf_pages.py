@@ -116,4 +116,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
     kind, advice = kind_of_file(head)
     if kind == "a PDF":
         kind, advice = "a damaged PDF", "copy or download it again"
+    elif kind.startswith("a damaged "):  # which nobody has tried to decode
+        kind = kind.replace("damaged ", "")
+        advice = "only PDFs have pages: name it without '#page'"
     return DataError(f"{path}: not a readable PDF: expected a PDF, found {kind}; {advice}")

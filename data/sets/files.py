@@ -190,11 +190,9 @@ class PictureFiles:
     def _file(self, name: str) -> str:
         """Return the path of the first file with these bytes, by a name without a place."""
         real, path = self._inside(name)
-        size = real.stat().st_size if real.is_file() else None
-        if size is None:
-            raise DataError(
-                f"file '{name[:200]}' not found under {self.base}; check the set's root"
-            )
+        if not real.is_file():
+            raise DataError(_not_a_file(name, real, self.base))
+        size = real.stat().st_size
         if real not in self._first:
             self._first[real] = self._first_of_equals(real, size, path)
         return self._first[real]
@@ -262,6 +260,20 @@ class PictureFiles:
             return hashlib.sha256(read_cell(real, max_bytes=size)).digest()
         with real.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
+
+
+def _not_a_file(name: str, real: Path, base: Path) -> str:
+    shown = f"'{name[:200]}'"
+    if real.is_dir():
+        return f"expected a picture file, found the folder {shown}; name a file in it"
+    if "://" in name:
+        return f"expected a path, found the address {shown}; download the file and name its path"
+    if any(mark in name for mark in ("#page", "#frame", "#row")):
+        return (
+            f"file {shown} not found under {base}; a place in a file is written '#page=3', "
+            "'#frame=12' or '#row=7&column=image'"
+        )
+    return f"file {shown} not found under {base}; check the set's root"
 
 
 def natural_order(name: str) -> list[tuple[int, str]]:

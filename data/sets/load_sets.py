@@ -202,7 +202,10 @@ def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) 
     for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
         if not bad_rows or (one.pairs and len(bad_rows) <= max_bad_rows * rows):
             continue
-        shown = "\n    ".join(bad.reason for bad in bad_rows[:5])
+        reasons = [bad.reason for bad in bad_rows[:5]]
+        if more := len(bad_rows) - len(reasons):
+            reasons.append(f"and {more} more")
+        shown = "\n    ".join(reasons)
         limit = (
             f"more than data.max_bad_rows={max_bad_rows}; mend the file or raise the limit"
             if one.pairs

@@ -107,7 +107,7 @@ def test_an_encrypted_pdf_is_refused(tmp_path):
     [
         (b"", "found an empty file; copy"),
         (b"no pdf", "found a text that begins 'no pdf'; check the path"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(20), "found a damaged PNG"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "found a PNG; only PDFs have pages"),
         (b"%PDF-1.7\n%\xe2", "found a damaged PDF; copy or download it again"),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_path_inside_the_root_is_resolved(root):
 def test_a_path_that_leaves_the_root_is_refused(root, name, follow_links):
     outside = write_picture(root.parent / "out.png")
     files = PictureFiles(root, follow_links=follow_links)
-    with pytest.raises(DataError, match=r"here: .*(leaves it|not found)"):
+    with pytest.raises(DataError, match=r"here: .*(leaves it|not found|found the folder)"):
         files.path(name.format(outside=outside), where="here")
 
 
@@ -149,8 +149,11 @@ def test_a_pdf_whose_real_name_has_no_ending_is_a_pdf_by_the_name_of_its_link(ro
         ("a.pdf", r"one of its 3 pages, found none; .*'#page=1' to '#page=3'"),
         ("a.pdf#page=0", "a page from 1 to 3, found '#page=0'"),
         ("a.pdf#page=4", "a page from 1 to 3, found '#page=4'"),
-        ("a.png#page=1", r"a\.png: not a readable PDF: expected a PDF, found a damaged PNG"),
+        ("a.png#page=1", r"a\.png: .*expected a PDF, found a PNG; only PDFs have pages"),
         ("b.pdf#page=1", r"file 'b\.pdf' not found"),
+        ("a.pdf#page=two", r"'a\.pdf#page=two' not found .*written '#page=3'"),
+        ("https://a.b/c.png", "found the address 'https://a.b/c.png'; download the file"),
+        (".", r"expected a picture file, found the folder '\.'"),
         ("../c.pdf#page=1", "leaves it"),
         ("a.mp4#frame=5", "a frame from 0 to 4, found '#frame=5'"),
         ("a.png#frame=0", r"a\.png: not a readable video"),

@@ -260,7 +260,7 @@ def test_a_sample_of_a_file_without_rows_is_refused_as_without_a_sample(tmp_path
         ({"qry_image_path": "lost.png"}, "qry_image_path", "not found"),
         ({"qry_image_path": "../out.png"}, "qry_image_path", "leaves it"),
         ({"qry_image_path": "/etc/hostname"}, "qry_image_path", "leaves it"),
-        ({"pos_image_path": "v"}, "pos_image_path", "not found"),
+        ({"pos_image_path": "v"}, "pos_image_path", "found the folder 'v'"),
         ({"neg_image_path": "lost.png"}, "neg_image_path", "not found"),
         ({"qry_image_path": 5}, "qry_image_path", "expected text, found int"),
         ({"qry_image_path": ["a.png"]}, "qry_image_path", "expected text, found list"),
