@@ -10,7 +10,7 @@ import ray
 from cluster.side_process import SideProcess
 from configs.common import MediaConfig
 from data.errors import ActorLost
-from data.media import load_pictures
+from data.media.pictures import load_pictures
 from data.types import Pictures
 
 log = logging.getLogger(__name__)

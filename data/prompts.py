@@ -11,7 +11,7 @@ from importlib import resources
 from string import Template
 
 from data.errors import DataError
-from data.media import sample_frames
+from data.media.frames import sample_frames
 from data.types import Content, Item, Kind, Pair, Picture, Side
 
 

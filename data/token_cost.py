@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from configs.common import MediaConfig
-from data.media import crop_pixels, limits_of
+from data.media.sizes import crop_pixels, limits_of
 from data.types import Content, Picture
 
 CHARS_PER_TOKEN = 4

@@ -10,6 +10,7 @@ import numpy as np
 from configs.common import MediaConfig
 from configs.learner import GRPOConfig, LearnerConfig
 from data.errors import ConfigError, DataError
+from learner.loss_divisor import loss_total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,20 +133,3 @@ def reward_kl(own_T: np.ndarray, reference_T: np.ndarray, kind: str) -> np.ndarr
     if kind == "k3":
         return np.expm1(gap_T) - gap_T  # exp(gap) - 1 loses small gaps to rounding
     raise DataError(f"kl: expected k1, k2 or k3, found '{kind}'")
-
-
-def loss_total(*, tokens: int, traces: int, max_tokens: int, loss_mean: str) -> float:
-    """Return what a step's summed loss is divided by, from its tokens and traces on all ranks.
-
-    Raises:
-        DataError: there is nothing to divide by, or the mean is unknown.
-    """
-    totals = {"token": tokens, "sequence": traces, "sequence_constant": traces * max_tokens}
-    if loss_mean not in totals:
-        raise DataError(f"loss_mean: expected {', '.join(totals)}, found '{loss_mean}'")
-    if totals[loss_mean] < 1:
-        raise DataError(
-            f"expected tokens to train on, found {tokens} in {traces} traces with a limit of "
-            f"{max_tokens}"
-        )
-    return float(totals[loss_mean])

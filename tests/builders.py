@@ -31,7 +31,7 @@ TRACES = {
     "<rethink>yes</rethink><answer>a jump</answer>",
 }
 """A strictly valid trace of each kind; the video's needs 3 frames."""
-WITHOUT_AN_ITEM = Path(__file__).parent / "unit/data/broken_pictures/without_an_item.avif"
+WITHOUT_AN_ITEM = Path(__file__).parent / "unit/data/media/broken_pictures/without_an_item.avif"
 """A damaged picture whose decoder raises RuntimeError."""
 
 

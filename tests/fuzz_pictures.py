@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.media import load_picture
+from data.media.pictures import load_picture
 from tests.media_files import write_pdf, write_video
 
 LIMITS = MediaConfig(max_decode_pixels=1 << 20, frame_min_pixels=1, frame_max_pixels=300)

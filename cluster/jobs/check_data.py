@@ -23,7 +23,8 @@ from cluster.session import session
 from configs.common import DataConfig, MediaConfig
 from configs.schema import CheckDataConfig
 from data.errors import ClusterError, DataError
-from data.sets.check import (
+from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.sets.set_figures import (
     CheckedSet,
     Medium,
     contents_of,
@@ -34,7 +35,6 @@ from data.sets.check import (
     readable_pairs,
     refusals,
 )
-from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
 from evaluation.report.contact_sheet import build_sheet
 from evaluation.summary import STAGE_FILE
 

@@ -28,7 +28,8 @@ from cluster.session import session
 from configs.schema import EmbedderConfig
 from data.embed_inputs import INPUT_FORM, SUFFIX, embed_content
 from data.errors import NothingToTrainOn
-from data.media import frames_only, load_pictures
+from data.media.frames import frames_only
+from data.media.pictures import load_pictures
 from data.model.chat import EMB_TOKEN, load_encoder
 from data.model.emb_token import with_emb_token
 from data.model.model_folder import warn_embedder_ignores

@@ -20,7 +20,7 @@ from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EvaluateConfig
-from data.media import frames_only
+from data.media.frames import frames_only
 from data.model.chat import load_encoder
 from data.model.model_folder import check_reasoner, warn_embedder_ignores, warn_older_input
 from data.prompts import pictures_of

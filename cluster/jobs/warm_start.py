@@ -24,7 +24,8 @@ from cluster.session import session
 from configs.common import DataSetConfig
 from configs.schema import WarmStartConfig
 from data.errors import DataError
-from data.media import frames_only, load_pictures
+from data.media.frames import frames_only
+from data.media.pictures import load_pictures
 from data.model.chat import TextEncoder, load_encoder
 from data.model.model_folder import check_reasoner
 from data.sets.feed import supervised_rows

@@ -29,9 +29,9 @@ from cluster.pools.rollout import RolloutPool
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
 from cluster.rl.scoring import Embedding, Scorer
-from cluster.rl.step_buffer import REMIND_S, StepBuffer
+from cluster.rl.staleness import REMIND_S, StepBuffer
 from configs.schema import RLConfig
-from data.media import frames_only
+from data.media.frames import frames_only
 from data.prompts import pictures_of, reasoner_content
 from data.sets.feed import PairFeed
 from data.types import (

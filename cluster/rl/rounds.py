@@ -6,7 +6,7 @@ among those of the bank, never among another sampling's.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import ray
 
@@ -84,18 +84,6 @@ def round_advantages(
         max_tokens=config.rollout.sampling.max_tokens,
     )
     return step_advantages(rewards, config.grpo, paid=paid), metrics
-
-
-def drop_stale(sampled: SampledRound, *, oldest: int) -> SampledRound:
-    """Return a round without the traces that began under weights older than version ``oldest``."""
-    late = [trace.trajectory for trace in sampled.scored if trace.trajectory.min_version < oldest]
-    if not late:
-        return sampled
-    bound = f"expected weights of version {oldest} or newer, found"
-    dropped = [DroppedTrajectory(t.key, "stale", f"{bound} {t.min_version}") for t in late]
-    keys = {trace.key for trace in late}
-    scored = [trace for trace in sampled.scored if trace.trajectory.key not in keys]
-    return replace(sampled, scored=scored, dropped=[*sampled.dropped, *dropped])
 
 
 def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:

@@ -10,7 +10,7 @@ from cluster.pictures import Decoder, SharedPictures, share_pictures
 from cluster.rl.rounds import SampledRound
 from configs.common import MediaConfig
 from configs.learner import GRPOConfig
-from data.media import frames_only
+from data.media.frames import frames_only
 from data.types import Content, GroupKey, Side, TrainSample, Trajectory, TrajectoryKey
 from learner.objectives import TokenScores
 from learner.replay import KeptGroup, ReplayBuffer

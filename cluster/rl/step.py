@@ -30,9 +30,10 @@ from cluster.rl.metrics import (
     staleness_metrics,
 )
 from cluster.rl.phase_clock import PhaseClock
-from cluster.rl.rounds import drop_stale, round_advantages
+from cluster.rl.rounds import round_advantages
 from cluster.rl.samples import make_room, remember, replayed_groups, train_sample, train_samples
 from cluster.rl.scoring import Scorer
+from cluster.rl.staleness import drop_stale
 from cluster.run.checkpoints import LEARNER_FOLDER
 from cluster.run.trajectory_rows import trajectory_rows
 from cluster.weights.sync import WeightSync

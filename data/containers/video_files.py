@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from data.errors import DataError
-from data.file_kinds import HEAD, is_video, kind_of_file
+from data.media.file_kinds import HEAD, is_video, kind_of_file
 
 SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")

@@ -16,7 +16,7 @@ from configs.common import MediaConfig
 from configs.reward import Pooling
 from data.embed_inputs import SUFFIX, instruction_as_text
 from data.errors import ConfigError, DataError
-from data.media import fit
+from data.media.sizes import fit
 from data.model.model_folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
 from data.types import Content, Instruction, Picture, Pictures

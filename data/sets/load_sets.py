@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.errors import DataError, RowError
-from data.sets.files import COMPARED_BYTES, PictureFiles
+from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.subsets import rows_in_use

@@ -22,7 +22,7 @@ from data.containers.cells import (
     open_table,
 )
 from data.errors import DataError
-from data.sets.files import natural_order
+from data.sets.picture_paths import natural_order
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -24,8 +24,8 @@ from data.containers.addresses import parse_address
 from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
-from data.media import sample_frames
-from data.sets.files import PictureFiles
+from data.media.frames import sample_frames
+from data.sets.picture_paths import PictureFiles
 from data.sets.row_files import FileRow, PictureCell
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side

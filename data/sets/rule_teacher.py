@@ -27,7 +27,7 @@ from configs.common import MediaConfig
 from data.containers.addresses import parse_address
 from data.cues import MIN_BOX_SIDE, WHOLE_PICTURE
 from data.errors import DataError
-from data.media import load_pictures
+from data.media.pictures import load_pictures
 from data.prompts import pictures_of
 from data.sets.load_sets import BadRow, LoadedSet
 from data.sets.row_files import FileRow

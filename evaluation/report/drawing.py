@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.media import load_picture
+from data.media.pictures import load_picture
 from data.types import Box
 
 TRACE_COLOUR = "#d0218a"

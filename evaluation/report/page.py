@@ -149,14 +149,14 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
     They fit 80 columns.
     """
     rows = headline(evaluation.overall())
-    console.print(_headline_table(rows, evaluation))
+    console.print(_console_table(rows, evaluation))
     console.print(_set_table(rows, evaluation))
     kinds = ablation(evaluation)
     if kinds:
         console.print(_ablation_table(kinds))
 
 
-def _headline_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
+def _console_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
     """Return each variant's means over all queries, and over the data sets where there are more."""
     sets = evaluation.by_set()
     left_out = [f"{row.title}: left out {row.excluded}" for row in rows if row.excluded]

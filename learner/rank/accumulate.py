@@ -1,7 +1,7 @@
 """Adds up the gradients of many micro-batches, and takes a step's optimiser updates, one or more.
 
 All objectives on response tokens share it. It does not choose the mean: the caller's ``scale`` is
-ranks / `learner.objectives.loss_total`, for supervised steps ranks / tokens.
+ranks / `learner.loss_divisor.loss_total`, for supervised steps ranks / tokens.
 """
 
 import math

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
-from data.media import fit
+from data.media.sizes import fit
 from data.model.chat import ChatEncoder, TextEncoder
 from data.types import EmbedRequest, Picture, Pictures, TrainSample
 from learner.micro_batches import RowCost

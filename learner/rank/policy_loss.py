@@ -34,7 +34,7 @@ Table of losses: the gain per token, with ratio = now / anchor and A the trace's
     entropy_coef: + entropy_coef x entropy
 
 The loss is - sum of weight x gain: sums, so that it does not matter which micro-batch or rank a
-token is in. The caller divides by `objectives.loss_total` of the whole update:
+token is in. The caller divides by `loss_divisor.loss_total` of the whole update:
 
     loss_mean=token              weight 1             total: tokens            DAPO
     loss_mean=sequence           weight 1 / length    total: traces            GRPO, GSPO

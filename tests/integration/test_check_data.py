@@ -6,7 +6,7 @@ import pytest
 
 from cluster.jobs.check_data import decode_all
 from configs.common import MediaConfig
-from data.sets.check import media_groups
+from data.sets.set_figures import media_groups
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
 from tests.media_files import write_video

@@ -11,7 +11,7 @@ from cluster.pictures import Decoder
 from cluster.side_process import RETRIES
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.media import load_picture
+from data.media.pictures import load_picture
 from tests.builders import WITHOUT_AN_ITEM, write_picture
 from tests.workers import CrashesAt
 

@@ -12,7 +12,7 @@ from cluster.rl.scoring import Scorer
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.reward import RewardConfig
 from configs.schema import EmbedderConfig
-from data.media import load_pictures
+from data.media.pictures import load_pictures
 from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown
 from data.relevance import Relevance

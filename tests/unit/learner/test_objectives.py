@@ -6,11 +6,11 @@ import torch
 
 from configs.learner import GRPOConfig
 from data.errors import ConfigError, DataError
+from learner.loss_divisor import loss_total
 from learner.objectives import (
     ContrastiveObjective,
     PolicyObjective,
     TokenScores,
-    loss_total,
     reward_kl,
 )
 from learner.rank.policy_loss import kl_estimate

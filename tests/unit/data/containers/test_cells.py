@@ -16,7 +16,7 @@ import data.containers.cells
 from configs.common import MediaConfig
 from data.containers.cells import bytes_in, cell_size, count_rows, open_table, read_cell
 from data.errors import DataError
-from data.media import load_pictures
+from data.media.pictures import load_pictures
 from tests.builders import write_picture
 
 pytestmark = pytest.mark.usefixtures("table_cache")

@@ -13,7 +13,8 @@ from PIL import Image
 from configs.common import MediaConfig
 from data.containers.video_files import decode_frames, frame_count
 from data.errors import DataError
-from data.media import frames_only, load_picture, load_pictures
+from data.media.frames import frames_only
+from data.media.pictures import load_picture, load_pictures
 from data.types import Kind, Picture
 from tests.builders import write_picture
 from tests.media_files import colour, write_pdf, write_video

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data.sets.files
 import data.sets.load_sets
+import data.sets.picture_paths
 from configs.common import DataConfig, MediaConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
@@ -411,7 +411,7 @@ def test_copies_of_a_picture_are_one_item_in_all_sets_of_a_root(tmp_path, caplog
 
 
 def test_pictures_that_were_not_compared_are_counted(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(data.sets.files, "COMPARED_BYTES", 0)
+    monkeypatch.setattr(data.sets.picture_paths, "COMPARED_BYTES", 0)
     config = write_set(tmp_path, [{**MMEB, "pos_image_path": "b.png"}])
     shutil.copy(write_picture(tmp_path / "root/a.png"), tmp_path / "root/b.png")
     (pair,) = load_set(config).pairs

@@ -18,10 +18,10 @@ import pytest
 import data.sets.row_files
 from configs.common import DataSetConfig, MediaConfig
 from data.errors import DataError
-from data.media import load_pictures
-from data.sets.files import PictureFiles
+from data.media.pictures import load_pictures
 from data.sets.fingerprints import changed_inputs, pairs_fingerprint
 from data.sets.load_sets import load_set
+from data.sets.picture_paths import PictureFiles
 from data.sets.row_files import BATCH, TableRows, file_ends, read_rows
 from data.types import Item, Kind, Pair
 from tests.builders import TRACES, write_picture, write_set

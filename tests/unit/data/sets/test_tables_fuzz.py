@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.media import load_pictures
+from data.media.pictures import load_pictures
 from data.sets.load_sets import load_set
 from tests.builders import write_picture, write_set
 

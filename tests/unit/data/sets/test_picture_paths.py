@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import data.sets.files
+import data.sets.picture_paths
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.media import load_picture
-from data.sets.files import PictureFiles
+from data.media.pictures import load_picture
+from data.sets.picture_paths import PictureFiles
 from tests.builders import write_picture
 from tests.media_files import write_pdf, write_video
 
@@ -118,7 +118,7 @@ def test_files_of_one_size_and_other_bytes_are_different(root):
 
 
 def test_no_more_than_a_budget_of_bytes_is_read_to_find_copies(root, monkeypatch):
-    monkeypatch.setattr(data.sets.files, "COMPARED_BYTES", 250)
+    monkeypatch.setattr(data.sets.picture_paths, "COMPARED_BYTES", 250)
     for index in range(4):
         (root / str(index)).write_bytes(b"x" * 100)
     files = PictureFiles(root)

@@ -1,4 +1,4 @@
-"""The steps under way between the threads that collect them and the one that trains. No Ray here.
+"""How old traces may be: the steps under way are bounded, and traces that are too old dropped.
 
     admit() -> [collecting] -> put() -> [waiting] -> take()
 
@@ -10,9 +10,12 @@ steps in memory.
 import logging
 import queue
 import threading
+from dataclasses import replace
 from typing import Generic, TypeVar
 
+from cluster.rl.rounds import SampledRound
 from data.errors import ClusterError
+from data.types import DroppedTrajectory
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -85,3 +88,15 @@ class StepBuffer(Generic[T]):
         with self._turn:
             self._closed = True
             self._turn.notify_all()
+
+
+def drop_stale(sampled: SampledRound, *, oldest: int) -> SampledRound:
+    """Return a round without the traces that began under weights older than version ``oldest``."""
+    late = [trace.trajectory for trace in sampled.scored if trace.trajectory.min_version < oldest]
+    if not late:
+        return sampled
+    bound = f"expected weights of version {oldest} or newer, found"
+    dropped = [DroppedTrajectory(t.key, "stale", f"{bound} {t.min_version}") for t in late]
+    keys = {trace.key for trace in late}
+    scored = [trace for trace in sampled.scored if trace.trajectory.key not in keys]
+    return replace(sampled, scored=scored, dropped=[*sampled.dropped, *dropped])

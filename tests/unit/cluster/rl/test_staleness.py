@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from cluster.rl.step_buffer import StepBuffer
+from cluster.rl.staleness import StepBuffer
 from data.errors import ClusterError
 from tests.patience import PATIENCE_S
 

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from configs.common import MediaConfig
-from data.sets.check import (
+from data.sets.load_sets import load_set
+from data.sets.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
+from data.sets.set_figures import (
     CheckedSet,
     Medium,
     contents_of,
@@ -18,8 +20,6 @@ from data.sets.check import (
     readable_pairs,
     refusals,
 )
-from data.sets.load_sets import load_set
-from data.sets.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture, write_set
 from tests.media_files import write_video

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.media import FORMATS, load_picture
+from data.media.pictures import FORMATS, load_picture
 from tests.fuzz_pictures import LIMITS, PLACES, fault, mutations, place_seeds, seeds
 
 FILES = 600

@@ -17,20 +17,9 @@ from PIL import ExifTags, Image, ImageDraw, ImageOps
 from configs.common import MediaConfig
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
-from data.media import (
-    DECODE_THREADS,
-    FORMATS,
-    MIN_CROP_PIXELS,
-    SUFFIXES,
-    crop_pixels,
-    fit,
-    frames_only,
-    limits_of,
-    load_picture,
-    load_pictures,
-    sample_frames,
-    target_size,
-)
+from data.media.frames import frames_only, sample_frames
+from data.media.pictures import DECODE_THREADS, FORMATS, SUFFIXES, load_picture, load_pictures
+from data.media.sizes import MIN_CROP_PIXELS, crop_pixels, fit, limits_of, target_size
 from data.types import Box, Kind, Picture
 from tests.builders import write_picture
 
@@ -428,7 +417,7 @@ def test_a_picture_that_is_refused_takes_no_memory(tmp_path):
     ("flat", "all_", "said"), [(4, 8, False), (5, 40, True), (5, 60, False), (8, 8, True)]
 )
 def test_many_pictures_of_one_colour_are_said_once(tmp_path, caplog, monkeypatch, flat, all_, said):
-    monkeypatch.setattr("data.media._said_flat", threading.Event())
+    monkeypatch.setattr("data.media.pictures._said_flat", threading.Event())
     uris = [str(write_picture(tmp_path / f"{index}.png")) for index in range(flat, all_)]
     for index in range(flat):
         uris.append(str(tmp_path / f"flat-{index}.png"))
@@ -442,7 +431,7 @@ def test_many_pictures_of_one_colour_are_said_once(tmp_path, caplog, monkeypatch
 
 
 def test_a_picture_with_one_other_pixel_has_two_colours(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("data.media._said_flat", threading.Event())
+    monkeypatch.setattr("data.media.pictures._said_flat", threading.Event())
     image = Image.new("RGB", (101, 67))
     image.putpixel((50, 33), (0, 0, 1))
     uris = [str(tmp_path / f"{index}.png") for index in range(9)]

@@ -15,7 +15,8 @@ import numpy as np
 
 from configs.common import DataSetConfig, MediaConfig
 from data.errors import DataError
-from data.media import decode_each, decoded_together, frames_only, is_one_colour
+from data.media.frames import frames_only
+from data.media.pictures import decode_each, decoded_together, is_one_colour
 from data.prompts import pictures_of
 from data.sets.load_sets import LoadedSet
 from data.sets.row_formats import PICTURE_FIELDS

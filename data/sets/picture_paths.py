@@ -19,7 +19,7 @@ from data.containers.pdf_pages import SUFFIX as PDF_SUFFIX
 from data.containers.pdf_pages import page_count, page_number
 from data.containers.video_files import frame_count
 from data.errors import DataError
-from data.media import SUFFIXES, too_large
+from data.media.pictures import SUFFIXES, too_large
 
 COMPARED_BYTES = 256 << 20
 """Files of one size are compared until so much was read; the later ones count as different."""

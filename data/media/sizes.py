@@ -1,0 +1,111 @@
+"""The size at which a model reads a picture, and the pixels of a crop.
+
+Sizes are chosen here, in multiples of the model's factor and within the config's limits, so that
+every engine sees the same pixels; the models' own processors must not resize again.
+"""
+
+import math
+
+from PIL import Image
+
+from configs.common import MediaConfig
+from data.errors import DataError
+from data.types import Box, Kind, Picture, Pictures
+
+MIN_CROP_PIXELS = 4
+"""Thinner crops are widened to this around their centre."""
+MAX_ASPECT = 100
+"""Flatter pictures are stretched to this: Qwen-VL processors refuse a side 200 times the other."""
+
+
+def target_size(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Return (height, width) in multiples of ``factor`` with an area within the limits.
+
+    The aspect is kept as far as the factor allows (the rule Qwen-VL processors use). Limits
+    between which no multiple of the factor's square lies are missed by as little as that rule does.
+    """
+    height, width = max(height, width // MAX_ASPECT), max(width, height // MAX_ASPECT)
+    rows = max(factor, round(height / factor) * factor)
+    columns = max(factor, round(width / factor) * factor)
+    if rows * columns > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    if not min_pixels <= rows * columns <= max_pixels:
+        return _nearest_size(rows, columns, factor, min_pixels, max_pixels)
+    return rows, columns
+
+
+def _nearest_size(
+    rows: int, columns: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Return the size within the limits whose aspect is nearest, else the size as it is.
+
+    The rule rounds each side for itself: very flat pictures and narrow limits escape it.
+    """
+    least, most = -(-min_pixels // factor**2), max_pixels // factor**2
+    sizes = [
+        (high, wide)
+        for high in range(1, most + 1)
+        for wide in {max(-(-least // high), 1), most // high}
+        if least <= high * wide <= most
+    ]
+    if not sizes:
+        return rows, columns
+    high, wide = min(sizes, key=lambda size: abs(math.log(size[0] * columns / (size[1] * rows))))
+    return high * factor, wide * factor
+
+
+def limits_of(picture: Picture, limits: MediaConfig) -> tuple[int, int]:
+    """Return (min, max) pixels for that picture."""
+    if picture.box is not None:
+        return limits.crop_min_pixels, limits.crop_max_pixels
+    if picture.kind is Kind.VIDEO:
+        return limits.frame_min_pixels, limits.frame_max_pixels
+    if picture.kind is Kind.PAGE:
+        return limits.page_min_pixels, limits.page_max_pixels
+    return limits.image_min_pixels, limits.image_max_pixels
+
+
+def crop_pixels(box: Box | None, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the crop's (left, top, right, bottom) in pixels, at least MIN_CROP_PIXELS a side."""
+    if box is None:
+        return 0, 0, width, height
+    left, right = _span(box.x1, box.x2, width)
+    top, bottom = _span(box.y1, box.y2, height)
+    return left, top, right, bottom
+
+
+def _span(start: float, end: float, size: int) -> tuple[int, int]:
+    first, last = round(start * size), round(end * size)
+    short = min(MIN_CROP_PIXELS, size) - (last - first)
+    if short > 0:
+        first = max(0, min(first - short // 2, size - min(MIN_CROP_PIXELS, size)))
+        last = first + min(MIN_CROP_PIXELS, size)
+    return first, last
+
+
+def fit(picture: Picture, pictures: Pictures, limits: MediaConfig, *, factor: int) -> Image.Image:
+    """Return the picture (or its crop) at the size a model reads.
+
+    Raises:
+        DataError: the file was not loaded.
+    """
+    if picture.uri not in pictures:
+        raise DataError(f"{picture.uri}: picture was not loaded for this step")
+    pixels = pictures[picture.uri]
+    left, top, right, bottom = crop_pixels(picture.box, pixels.shape[0], pixels.shape[1])
+    image = Image.fromarray(pixels[top:bottom, left:right])
+    least, most = limits_of(picture, limits)
+    rows, columns = target_size(
+        image.height, image.width, factor=factor, min_pixels=least, max_pixels=most
+    )
+    if (image.height, image.width) == (rows, columns):
+        return image
+    return image.resize((columns, rows), Image.Resampling.BICUBIC)
