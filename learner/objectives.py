@@ -10,6 +10,7 @@ import numpy as np
 from configs.common import MediaConfig
 from configs.learner import GRPOConfig, LearnerConfig
 from data.errors import ConfigError, DataError
+from learner.kl import reward_kl
 from learner.loss_divisor import loss_total
 
 
@@ -114,22 +115,3 @@ class LearnerPlan:
     steps: int
     """Planned, for the learning-rate schedule."""
     seed: int = 0
-
-
-def reward_kl(own_T: np.ndarray, reference_T: np.ndarray, kind: str) -> np.ndarray:
-    """Return the estimate of KL(own || reference) by token, float64 [T].
-
-    The formulas are those of `learner.rank.policy_loss.kl_estimate`, which is for the loss and
-    needs torch.
-
-    Raises:
-        DataError: the kind is unknown.
-    """
-    gap_T = reference_T.astype(np.float64) - own_T.astype(np.float64)
-    if kind == "k1":
-        return -gap_T
-    if kind == "k2":
-        return gap_T**2 / 2
-    if kind == "k3":
-        return np.expm1(gap_T) - gap_T  # exp(gap) - 1 loses small gaps to rounding
-    raise DataError(f"kl: expected k1, k2 or k3, found '{kind}'")

@@ -35,7 +35,8 @@ from data.types import (
     Side,
     TrajectoryKey,
 )
-from evaluation.report.page import headline_metrics, print_table
+from evaluation.report.console_tables import print_table
+from evaluation.report.headline_table import headline_metrics
 from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Reason, Settings, evaluate
 

@@ -13,7 +13,8 @@ from cluster.jobs.command import run_job
 from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import attach_files
 from configs.schema import ReportConfig
-from evaluation.report.page import build_report, draw_plots, print_table
+from evaluation.report.console_tables import print_table
+from evaluation.report.page import build_report, draw_plots
 from evaluation.summary import build_summary, load_runs
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from cluster.pools.rollout import RolloutPool
 from cluster.rl.phase_clock import PhaseClock
 from cluster.rl.rounds import SampledRound, count_spread, join_rounds, pairs_wanted
 from cluster.rl.scoring import Embedding, Scorer
-from cluster.rl.staleness import REMIND_S, StepBuffer
+from cluster.rl.staleness import REMIND_S, StepBuffer, newest_admitted
 from configs.schema import RLConfig
 from data.media.frames import frames_only
 from data.prompts import pictures_of, reasoner_content
@@ -169,9 +169,8 @@ class Collector:
                 target=self._collect, args=(step,), name="sampling", daemon=True
             )
             self._thread.start()
-        ahead = self.config.max_staleness + (self.config.stale == "drop")
         began = time.perf_counter()
-        self._buffer.admit(min(step + ahead, max(step, self.config.steps)))
+        self._buffer.admit(newest_admitted(step, self.config))
         sampled = self._buffer.take(f"step {step}")
         while wait(sampled.rounds, timeout=REMIND_S).not_done:
             log.warning("step %d: still waiting for its traces to be scored", step)

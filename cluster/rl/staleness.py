@@ -2,9 +2,9 @@
 
     admit() -> [collecting] -> put() -> [waiting] -> take()
 
-A step is collected only after it is admitted. `Collector.take` admits steps up to the version in
-training + `max_staleness`, one more with `stale=drop`. This bounds staleness and the number of
-steps in memory.
+A step is collected only after it is admitted. Steps are admitted up to the version in training +
+`max_staleness`, one more with `stale=drop`. This bounds staleness and the number of steps in
+memory.
 """
 
 import logging
@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Generic, TypeVar
 
 from cluster.rl.rounds import SampledRound
+from configs.schema import RLConfig
 from data.errors import ClusterError
 from data.types import DroppedTrajectory
 
@@ -90,8 +91,18 @@ class StepBuffer(Generic[T]):
             self._turn.notify_all()
 
 
-def drop_stale(sampled: SampledRound, *, oldest: int) -> SampledRound:
-    """Return a round without the traces that began under weights older than version ``oldest``."""
+def newest_admitted(version: int, config: RLConfig) -> int:
+    """Return up to which step collecting may run ahead while ``version`` is in training."""
+    ahead = config.max_staleness + (config.stale == "drop")
+    return min(version + ahead, max(version, config.steps))
+
+
+def drop_stale(sampled: SampledRound, *, version: int, max_staleness: int) -> SampledRound:
+    """Return a round without the traces that are too old to train ``version``.
+
+    Such a trace began under weights more than ``max_staleness`` versions older.
+    """
+    oldest = version - max_staleness
     late = [trace.trajectory for trace in sampled.scored if trace.trajectory.min_version < oldest]
     if not late:
         return sampled

@@ -100,7 +100,7 @@ class Pipeline:
         clock = PhaseClock()
         config, version = self.config, self.version
         collected = self.collector.take(version)
-        step = drop_stale(collected.traces, oldest=version - config.max_staleness)
+        step = drop_stale(collected.traces, version=version, max_staleness=config.max_staleness)
         advantages, penalties = round_advantages(step, config)
         taught = {key.group for key, value in advantages.items() if value}
         with clock.phase("data"):

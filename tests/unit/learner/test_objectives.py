@@ -6,12 +6,12 @@ import torch
 
 from configs.learner import GRPOConfig
 from data.errors import ConfigError, DataError
+from learner.kl import reward_kl
 from learner.loss_divisor import loss_total
 from learner.objectives import (
     ContrastiveObjective,
     PolicyObjective,
     TokenScores,
-    reward_kl,
 )
 from learner.rank.policy_loss import kl_estimate
 

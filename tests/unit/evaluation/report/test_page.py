@@ -22,8 +22,9 @@ from data.errors import DataError
 from data.monitor_table import MONITORS
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
+from evaluation.report.console_tables import print_table
 from evaluation.report.gallery import choose_queries
-from evaluation.report.page import headline, headline_metrics, print_table, title_of
+from evaluation.report.headline_table import headline, headline_metrics, title_of
 from evaluation.results_file import save_evaluation
 from evaluation.runner import Evaluation, Settings, evaluate
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
