@@ -7,7 +7,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -21,8 +21,9 @@ from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.errors import DataError, RowError
 from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
+from data.sets.row_files import read_rows
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
+from data.sets.rows import FileRow, Rows
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
 
@@ -92,7 +93,7 @@ def load_set(
     """
     rows = read_rows(Path(config.path), json_fields=JSON_FIELDS[config.format])
     in_use, unranked = rows_in_use(rows, config)
-    used_rows = rows_at(rows, in_use)
+    used_rows = rows.at(in_use)
     files = files or files_of(config)
     copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
@@ -102,15 +103,17 @@ def load_set(
     ids = _Ids()
     with_bar = _with_bar(used_rows, f"reading {config.name}")
     for index, row in zip(in_use, with_bar, strict=True):
-        where = row_place(rows, config.path, index)
-        unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
-        reader = RowReader(row, where, config, index, files, max_frames, boxes)
+        where = rows.place(index)
         try:
+            if isinstance(row, RowError):
+                raise row
+            unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
+            reader = RowReader(row, where, config, index, files, max_frames, boxes)
             pairs += ids.unique(reader.pairs(), where)
         except DataError as error:
             field_name = error.field if isinstance(error, RowError) else ""
             bad.append(BadRow(where, str(error), index, field_name))
-    names, ends = file_ends(rows, config.path)
+    names, ends = rows.file_ends()
     ids.tell(config.name)
     _hint_at_units(config.name, boxes)
     _tell_of_copies(config.name, files, copies, uncompared)
@@ -121,7 +124,7 @@ def load_set(
         rows=len(rows),
         read=len(used_rows),
         unranked=tuple(
-            BadRow(row_place(rows, config.path, index), reason, index, config.hardest_by)
+            BadRow(rows.place(index), reason, index, config.hardest_by)
             for index, reason in unranked.items()
         ),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
@@ -238,11 +241,11 @@ def _nearest(name: str, known: frozenset[str]) -> str:
     return f" (near '{near[0]}')" if near else ""
 
 
-def _with_bar(rows: Sequence[FileRow], what: str) -> Iterator[FileRow]:
+def _with_bar(rows: Rows, what: str) -> Iterator[FileRow | RowError]:
     """Yield the rows; a progress bar shows once they take longer than `BAR_AFTER_S`."""
     began, bar = time.monotonic(), None
     with ExitStack() as stack:
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows.read()):
             yield row
             if bar is None and time.monotonic() - began > BAR_AFTER_S:
                 bar = stack.enter_context(_bar())

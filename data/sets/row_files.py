@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import mmap
+import os
 import re
 import zlib
 from bisect import bisect_right
@@ -10,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from data.containers.cells import (
     MESSAGE_CHARS,
@@ -21,13 +23,13 @@ from data.containers.cells import (
     holds_bytes,
     open_table,
 )
-from data.errors import DataError
+from data.errors import DataError, RowError
+from data.sets.json_rows import JsonRows, find_rows
 from data.sets.picture_paths import natural_order
+from data.sets.rows import FileRow, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-FileRow = dict[str, Any]
 
 BATCH = 256
 """Rows of a table that are made at once where one after the other is asked for."""
@@ -79,7 +81,7 @@ class PictureCell(str):
     """The address of a cell that holds bytes, where a row of another file has a path."""
 
 
-class TableRows(Sequence[FileRow]):
+class TableRows(Rows):
     """Rows of tables, made when they are asked for. A null is an absent field.
 
     The bytes in cells are not read: the row has the cell's address.
@@ -95,22 +97,10 @@ class TableRows(Sequence[FileRow]):
         self.files = tuple(str(file.resolve()) for file in files)
         self._named, self._table, self._json_fields = files, table, json_fields
         self._ends = list(accumulate(counts))
-        self._indices: Sequence[int] = range(sum(counts))
+        self._indices = range(sum(counts))
 
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> FileRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> "TableRows": ...
-    def __getitem__(self, index: int | slice) -> "FileRow | TableRows":
-        if isinstance(index, slice):
-            return self.at(range(len(self))[index])
-        file, row = self._find(self._indices[index])
-        return self._rows(file, row, 1)[0]
-
-    def __iter__(self) -> Iterator[FileRow]:
+    def read(self) -> Iterator[FileRow | RowError]:
+        """Yield each row; some of a file are made together."""
         made, batch = None, []
         for index in self._indices:
             file, row = self._find(index)
@@ -119,22 +109,16 @@ class TableRows(Sequence[FileRow]):
                 made, batch = (file, first), self._rows(file, first, BATCH)
             yield batch[row - first]
 
-    def at(self, indices: Sequence[int]) -> "TableRows":
-        """Return the rows at these indices, unread."""
-        part = object.__new__(TableRows)
-        # A million indices of a whole set are no list.
-        whole = self._indices == range(len(self))
-        chosen = indices if whole else [self._indices[index] for index in indices]
-        part.__dict__ = self.__dict__ | {"_indices": chosen}
-        return part
-
     def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the files by name, and the rows of all up to the end of each."""
         return tuple(map(str, self._named)), tuple(self._ends)
 
-    def place(self, index: int) -> str:
-        """Return file and row for messages, rows counted from 1."""
-        file, row = self._find(self._indices[index])
+    def _row(self, number: int) -> FileRow:
+        file, row = self._find(number)
+        return self._rows(file, row, 1)[0]
+
+    def _place(self, number: int) -> str:
+        file, row = self._find(number)
         return f"{self._named[file]} row {row + 1}"
 
     def _find(self, index: int) -> tuple[int, int]:
@@ -164,14 +148,14 @@ class TableRows(Sequence[FileRow]):
         return rows
 
 
-def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[FileRow]:
+def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Rows:
     """Return the rows of a JSON, CSV, parquet or Arrow file, or of a folder of parquet files.
 
     ``json_fields``: fields in which a table's text that begins with `[` or `{` is read as JSON.
 
     Raises:
-        DataError: missing file, another kind of file, malformed JSON (with line and column), or
-            rows that are no objects.
+        DataError: missing file, another kind of file, or JSON that is malformed (with line and
+            column) where no row can be told from the next.
     """
     try:
         if path.is_dir():
@@ -187,51 +171,13 @@ def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[Fi
         separator = _refuse_other_kinds(path, head)
         if separator:
             return _csv_rows(path, content, separator, json_fields)
-        content = path.read_bytes() if content is None else content
-        text = content.decode("utf-8-sig")
+        return _json_rows(path, _mapped(path) if content is None else content)
     except FileNotFoundError as error:
         raise DataError(f"{path}: file not found; check the data set's `path`") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: expected a JSON array or JSON lines in UTF-8, found other bytes ({error}); "
-            "save the rows as UTF-8"
-        ) from error
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: cannot be read ({error}); check the data set's `path`") from error
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else _json_lines(path, text)
-    except json.JSONDecodeError as error:
-        raise _malformed(path, error.lineno, error) from error
-    except RecursionError as error:
-        raise DataError(f"{path}: malformed JSON (nested too deep); mend the file") from error
-    except ValueError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: malformed JSON ({error}); mend the file") from error
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path} row {index + 1}: expected an object, found {type(row).__name__}; write "
-                "each row as an object of fields"
-            )
-    return rows
-
-
-def rows_at(rows: Sequence[FileRow], indices: Sequence[int]) -> Sequence[FileRow]:
-    """Return the rows at these indices, from 0; those of tables stay unread."""
-    return rows.at(indices) if isinstance(rows, TableRows) else [rows[index] for index in indices]
-
-
-def row_place(rows: Sequence[FileRow], path: Path | str, index: int) -> str:
-    """Return file and row for messages, rows counted from 1."""
-    return rows.place(index) if isinstance(rows, TableRows) else f"{path} row {index + 1}"
-
-
-def file_ends(rows: Sequence[FileRow], path: Path | str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the files of a set by name, and the rows of all up to the end of each."""
-    return rows.file_ends() if isinstance(rows, TableRows) else ((str(path),), (len(rows),))
 
 
 def row_files(path: Path) -> list[Path]:
@@ -303,6 +249,17 @@ def _csv_rows(
     if twice:
         raise DataError(f"{path}: two columns are called '{twice[0][:80]}'; rename one")
     return TableRows([path], [table.num_rows], lambda _: table, json_fields)
+
+
+def _json_rows(path: Path, content: bytes | mmap.mmap) -> JsonRows:
+    return JsonRows(path, content, find_rows(path, content))
+
+
+def _mapped(path: Path) -> bytes | mmap.mmap:
+    with path.open("rb") as file:
+        # An empty file cannot be mapped.
+        size = os.fstat(file.fileno()).st_size
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
 
 def _unpacked(path: Path) -> bytes:
@@ -396,35 +353,3 @@ def _refuse_other_kinds(path: Path, head: bytes) -> str:
 
 def _separator(line: bytes) -> str:
     return max(_SEPARATORS, key=line.count).decode()
-
-
-def _json_lines(path: Path, text: str) -> list[Any]:
-    rows = []
-    # Not splitlines: JSON strings may hold other line separators as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if not rows and _is_one_object(text):
-                raise DataError(
-                    f"{path}: expected rows as JSON, CSV, parquet or Arrow, found one object over "
-                    "several lines; put the rows into an array: [{...}, {...}]"
-                ) from error
-            raise _malformed(path, number, error) from error
-    return rows
-
-
-def _is_one_object(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _malformed(path: Path, line: int, error: json.JSONDecodeError) -> DataError:
-    return DataError(
-        f"{path} line {line} column {error.colno}: malformed JSON ({error.msg}); mend the file"
-    )

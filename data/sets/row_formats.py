@@ -26,7 +26,8 @@ from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
 from data.media.frames import sample_frames
 from data.sets.picture_paths import PictureFiles
-from data.sets.row_files import FileRow, PictureCell
+from data.sets.row_files import PictureCell
+from data.sets.rows import FileRow
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
 

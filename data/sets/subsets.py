@@ -8,13 +8,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from configs.common import DataSetConfig
-from data.errors import DataError
-from data.sets.row_files import FileRow, row_place
+from data.errors import DataError, RowError
+from data.sets.rows import Rows
 
 
-def rows_in_use(
-    rows: Sequence[FileRow], config: DataSetConfig
-) -> tuple[Sequence[int], Mapping[int, str]]:
+def rows_in_use(rows: Rows, config: DataSetConfig) -> tuple[Sequence[int], Mapping[int, str]]:
     """Return the indices of the rows that a set uses, ascending, from 0.
 
     The mapping has the index of each row that `hardest_by` cannot rank, with the reason; the set
@@ -33,26 +31,27 @@ def rows_in_use(
     return in_use[: config.limit] if config.limit else in_use, unranked
 
 
-def _hardest(
-    rows: Sequence[FileRow], config: DataSetConfig
-) -> tuple[Sequence[int], Mapping[int, str]]:
+def _hardest(rows: Rows, config: DataSetConfig) -> tuple[Sequence[int], Mapping[int, str]]:
     column = config.hardest_by
     numbers: dict[int, float] = {}
     unranked: dict[int, str] = {}
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows.read()):
+        if isinstance(row, RowError):
+            unranked[index] = str(row)
+            continue
         value = row.get(column)
         number = _number(value)
         # Not math.isfinite: it fails for whole numbers that no float can hold.
         if number is not None and -math.inf < number < math.inf:
             numbers[index] = number
         else:
-            where = row_place(rows, config.path, index)
+            where = rows.place(index)
             unranked[index] = (
                 f"{where}, field '{column}': expected a finite number, as the set's hardest_by "
                 f"names this column, found {reprlib.repr(value)}; add it or remove the row"
             )
     if not numbers:
-        near = get_close_matches(column, sorted(rows[0].keys() - {column}), n=1)
+        near = get_close_matches(column, sorted(_fields(rows) - {column}), n=1)
         raise DataError(
             f"data set '{config.name}', hardest_by: expected numbers in column '{column}' of "
             f"{config.path}, found none in any row"
@@ -61,6 +60,11 @@ def _hardest(
         )
     hardest = sorted(numbers, key=numbers.__getitem__)  # equal numbers stay in the file's order
     return sorted(hardest[: config.sample]), unranked
+
+
+def _fields(rows: Rows) -> set[str]:
+    first = next(rows.read())
+    return set() if isinstance(first, RowError) else set(first)
 
 
 def _number(value: Any) -> int | float | None:

@@ -181,7 +181,7 @@ ROW = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}
     ("rows", "printed", "error"),
     [
         ([], "0 rows", "birds.json holds no row"),
-        (5, "cannot be read", "expected"),
+        (5, "1 rows set aside", "expected an object, found int"),
         ([ROW] * 3 + [{**ROW, "qry_image_path": "b.png"}], "50% of 2 pictures found", "1 of 4"),
         ([{**ROW, "query_image": "a.png"}], "1 pairs", "near 'qry_image_path'"),
     ],

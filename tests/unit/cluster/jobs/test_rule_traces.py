@@ -100,7 +100,7 @@ def test_rows_keep_their_columns_and_ids(config):
 def test_pictures_in_cells_get_traces_and_stay_in_their_cells(config, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     names = config.data.train[0]
-    root, rows = Path(names.root), read_rows(Path(names.path))
+    root, rows = Path(names.root), [*read_rows(Path(names.path))]
     for row in rows:
         row["qry_image_path"] = (root / row["qry_image_path"]).read_bytes()
         row["day"] = date(2026, 1, 2)
@@ -129,7 +129,7 @@ def test_pictures_in_a_table_outside_the_root_are_refused(config, monkeypatch, t
 
 def test_traces_go_to_the_row_that_became_the_pair(config):
     path = Path(config.data.train[0].path)
-    rows = read_rows(path)
+    rows = [*read_rows(path)]
     # The first row of an id is refused, the second stands; another row has no id at all.
     rows[0] |= {"id": "twice", "pos_text": ""}
     rows[1] |= {"id": "twice"}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from data.errors import DataError
+from data.errors import DataError, RowError
 from data.sets.row_files import read_rows
 
 
@@ -14,17 +14,15 @@ def test_json_lines_and_arrays_are_read_alike(tmp_path):
     lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"
     lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
     array.write_text("\ufeff" + json.dumps(rows))
-    assert read_rows(lines) == read_rows(array) == rows
+    assert [*read_rows(lines)] == [*read_rows(array)] == rows
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('[{"a": 1},\n {"a": }]', "line 2 column"),
-        ('{"a": 1}\n\n{"a": \n', "line 3 column"),
+        ('\n\n{"a": \n{"a": 1}', "line 3 column"),
         ('[{"a": 1}', "malformed JSON"),
-        ("[{}, 5]", "row 2: expected an object, found int"),
-        ('{"a": 1}\n"b"', "row 2: expected an object, found str"),
         ("[" * 100_000, "malformed JSON"),
         ("[{}, " + "9" * 5000 + "]", "malformed JSON"),
     ],
@@ -35,6 +33,24 @@ def test_malformed_files_are_refused_with_the_place(tmp_path, text, words):
     with pytest.raises(DataError, match=r"rows\.json") as caught:
         read_rows(path)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"a": 1}, 5, {"a": 2}]', "row 2: expected an object, found int"),
+        ('{"a": 1}\n"b"\n{"a": 2}', "row 2: expected an object, found str"),
+        ('{"a": 1}\n\n{"a": \n{"a": 2}', "row 2: malformed JSON"),
+        ('{"a": 1}\n' + "[" * 100_000 + '\n{"a": 2}', "row 2: malformed JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_read_leaves_the_others(tmp_path, text, words):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    first, bad, last = read_rows(path).read()
+    assert (first, last) == ({"a": 1}, {"a": 2})
+    assert isinstance(bad, RowError)
+    assert str(bad).startswith(f"{path} {words}")
 
 
 def test_files_that_are_not_there_or_not_text_are_refused(tmp_path):
@@ -91,6 +107,6 @@ def test_a_workbook_whose_parts_begin_further_on_is_known_by_its_name(tmp_path):
 def test_one_row_on_one_line_and_a_file_without_rows_are_files_of_rows(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(ROW)
-    assert read_rows(path) == [json.loads(ROW)]
+    assert [*read_rows(path)] == [json.loads(ROW)]
     path.write_text("")
-    assert read_rows(path) == []
+    assert [*read_rows(path)] == []

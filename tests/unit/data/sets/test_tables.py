@@ -22,7 +22,7 @@ from data.media.pictures import load_pictures
 from data.sets.fingerprints import changed_inputs, pairs_fingerprint
 from data.sets.load_sets import load_set
 from data.sets.picture_paths import PictureFiles
-from data.sets.row_files import BATCH, TableRows, file_ends, read_rows
+from data.sets.row_files import BATCH, TableRows, read_rows
 from data.types import Item, Kind, Pair
 from tests.builders import TRACES, write_picture, write_set
 
@@ -268,7 +268,7 @@ def test_the_files_of_a_folder_are_read_in_natural_order(tmp_path):
     assert rows.place(3) == f"{tmp_path}/part-10.parquet row 1"
     assert rows[2:].place(1) == rows.place(3)
     shards = tuple(f"{tmp_path}/part-{part}.parquet" for part in (9, 10))
-    assert file_ends(rows, tmp_path) == (shards, (3, 6))
+    assert rows.file_ends() == (shards, (3, 6))
     assert rows[-1] == rows[5]
     assert list(rows[4:1:-2]) == [rows[4], rows[2]]
     assert (len(rows[:4]), rows[:4][3]) == (4, rows[3])

@@ -1,0 +1,225 @@
+"""Rows of a JSON array or of JSON lines, parsed when they are asked for.
+
+A file is read through once to learn where its rows lie; from then on it is mapped into memory. So
+a file of any size is never whole in memory.
+"""
+
+import codecs
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import DataError, RowError
+from data.sets.rows import FileRow, Rows
+
+CHUNK = 4 << 20
+"""Bytes of an array that are read at once; more where a row is longer."""
+SHOWN_OBJECT = 64 << 20
+"""A file up to this size whose first line is no row is tried as one object."""
+_BOM = b"\xef\xbb\xbf"
+_BLANKS = " \t\r\n"
+
+
+class JsonRows(Rows):
+    """The rows of a file; each is parsed when it is asked for."""
+
+    def __init__(self, path: Path, content: bytes | mmap.mmap, spans: np.ndarray) -> None:
+        """``spans``: first byte and end of each row, int64 [R, 2]."""
+        self.path, self._content, self._spans = path, content, spans
+        self._indices = range(len(spans))
+
+    def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the file by name, and how many rows it has."""
+        return (str(self.path),), (len(self._spans),)
+
+    def _row(self, number: int) -> FileRow:
+        first, end = self._spans[number]
+        try:
+            row = json.loads(self._content[first:end])
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise RowError(
+                f"{self._place(number)}: malformed JSON ({reason}); mend or remove the row", ""
+            ) from error
+        if not isinstance(row, dict):
+            raise RowError(
+                f"{self._place(number)}: expected an object, found {type(row).__name__}; write "
+                "each row as an object of fields",
+                "",
+            )
+        return row
+
+    def _place(self, number: int) -> str:
+        return f"{self.path} row {number + 1}"
+
+
+def find_rows(path: Path, content: bytes | mmap.mmap) -> np.ndarray:
+    """Return the first byte and the end of each row, int64 [R, 2].
+
+    Of lines only the first is parsed: another that is malformed is told of where it is read.
+
+    Raises:
+        DataError: the array, or the first line, is malformed; line and column are named.
+    """
+    begin = len(_BOM) if content[: len(_BOM)] == _BOM else 0
+    while begin < len(content) and content[begin : begin + 1].isspace():
+        begin += 1
+    is_array = content[begin : begin + 1] == b"["
+    spans = _elements(path, content, begin) if is_array else _lines(path, content, begin)
+    flat = np.fromiter((byte for span in spans for byte in span), np.int64)
+    return flat.reshape(-1, 2)
+
+
+def _lines(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tuple[int, int]]:
+    first = True
+    while begin < len(content):
+        # Not other separators of lines: JSON strings may hold them as they are.
+        end = content.find(b"\n", begin)
+        end = len(content) if end < 0 else end
+        line = content[begin:end]
+        if line.strip():
+            if first:
+                _check_first_line(path, content, line)
+            first = False
+            yield begin, end
+        begin = end + 1
+
+
+def _check_first_line(path: Path, content: bytes | mmap.mmap, line: bytes) -> None:
+    try:
+        json.loads(line)
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from error
+    except json.JSONDecodeError as error:
+        if len(content) <= SHOWN_OBJECT and _is_json(content[:]):
+            raise DataError(
+                f"{path}: expected rows as JSON, CSV, parquet or Arrow, found one object over "
+                "several lines; put the rows into an array: [{...}, {...}]"
+            ) from error
+        number = content[: content.find(line)].count(b"\n") + 1
+        raise _malformed(path, number, error.colno, error.msg) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: malformed JSON ({error}); mend the file") from error
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class _Text:
+    """The text of a file from some byte on, as far as it was read."""
+
+    def __init__(self, path: Path, content: bytes | mmap.mmap, begin: int) -> None:
+        self.path, self._content = path, content
+        self._byte, self._read = begin, begin
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self.text = ""
+        self._lines, self._column = content[:begin].count(b"\n"), 0
+        self.ended = False
+
+    def more(self, begin: int) -> None:
+        """Forget the text before ``begin``, and read on; twice as much where a row needs it.
+
+        Raises:
+            DataError: it is not UTF-8.
+        """
+        self._byte = self.byte(begin)
+        passed = self.text[:begin]
+        self._lines += passed.count("\n")
+        cut = passed.rfind("\n")
+        self._column = len(passed) - cut - 1 if cut >= 0 else self._column + len(passed)
+        rest = self.text[begin:]
+        chunk = self._content[self._read : self._read + max(CHUNK, len(rest))]
+        self._read += len(chunk)
+        self.ended = self._read >= len(self._content)
+        try:
+            self.text = rest + self._decode(chunk, self.ended)
+        except UnicodeDecodeError as error:
+            raise not_utf8(self.path, error) from error
+
+    def byte(self, index: int) -> int:
+        """Return at which byte of the file a character begins."""
+        text = self.text[:index]
+        return self._byte + (index if text.isascii() else len(text.encode()))
+
+    def malformed(self, index: int, reason: str) -> DataError:
+        """Return what is wrong at a character, with its line and column."""
+        passed = self.text[:index]
+        cut = passed.rfind("\n")
+        column = len(passed) - cut if cut >= 0 else self._column + len(passed) + 1
+        return _malformed(self.path, self._lines + passed.count("\n") + 1, column, reason)
+
+
+def _elements(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans of an array's elements."""
+    source = _Text(path, content, begin)
+    decode = json.JSONDecoder().raw_decode
+    expected, place, base, base_byte = "[", 0, 0, begin
+    source.more(0)
+    while True:
+        text = source.text
+        while place < len(text) and text[place] in _BLANKS:
+            place += 1
+        if place == len(text):
+            if source.ended and expected == "the end":
+                return
+            if source.ended:
+                raise source.malformed(place, "the array is not closed")
+            source.more(place)
+            place, base, base_byte = 0, 0, source.byte(0)
+            continue
+        mark = text[place]
+        if expected == "[":
+            expected, place = "value or ]", place + 1
+        elif expected == "," and mark == ",":
+            expected, place = "value", place + 1
+        elif expected == "the end":
+            raise source.malformed(place, "more follows behind the array")
+        elif mark == "]" and expected != "value":
+            expected, place = "the end", place + 1
+        elif expected == ",":
+            raise source.malformed(place, "Expecting ',' delimiter")
+        else:
+            try:
+                _, end = decode(text, place)
+            except json.JSONDecodeError as error:
+                if source.ended:
+                    raise source.malformed(error.pos, error.msg) from error
+                end = len(text)
+            except (ValueError, RecursionError) as error:
+                raise source.malformed(place, str(error)) from error
+            if end == len(text) and not source.ended:
+                # The element may go on behind what was read.
+                source.more(place)
+                place, base, base_byte = 0, 0, source.byte(0)
+                continue
+            first = base_byte + _bytes(text, base, place)
+            base, base_byte = end, first + _bytes(text, place, end)
+            yield first, base_byte
+            expected, place = ",", end
+
+
+def _bytes(text: str, first: int, end: int) -> int:
+    part = text[first:end]
+    return end - first if part.isascii() else len(part.encode())
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    """Return the refusal of a file that is not UTF-8."""
+    return DataError(
+        f"{path}: expected a JSON array or JSON lines in UTF-8, found other bytes ({error}); "
+        "save the rows as UTF-8"
+    )
+
+
+def _malformed(path: Path, line: int, column: int, reason: str) -> DataError:
+    return DataError(
+        f"{path} line {line} column {column}: malformed JSON ({reason}); mend the file"
+    )

@@ -1,0 +1,66 @@
+"""Rows of a set's files, read when they are asked for."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, overload
+
+from data.errors import RowError
+
+FileRow = dict[str, Any]
+
+
+class Rows(Sequence[FileRow]):
+    """Some or all rows of a set's files, in the files' order. Rows of the files count from 0."""
+
+    _indices: Sequence[int]
+    """Which rows of the files."""
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> FileRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> "FileRow | Self":
+        """Return a row.
+
+        Raises:
+            RowError: it cannot be read.
+        """
+        if isinstance(index, slice):
+            return self.at(range(len(self))[index])
+        return self._row(self._indices[index])
+
+    def read(self) -> Iterator[FileRow | RowError]:
+        """Yield each row, or why it cannot be read."""
+        for index in range(len(self)):
+            try:
+                yield self[index]
+            except RowError as error:
+                yield error
+
+    def at(self, indices: Sequence[int]) -> Self:
+        """Return the rows at these indices, unread."""
+        part = object.__new__(type(self))
+        # A million indices of a whole set are no list.
+        whole = isinstance(self._indices, range) and self._indices[:1] == range(1)
+        chosen = indices if whole else [self._indices[index] for index in indices]
+        part.__dict__ = self.__dict__ | {"_indices": chosen}
+        return part
+
+    def place(self, index: int) -> str:
+        """Return file and row for messages, rows counted from 1."""
+        return self._place(self._indices[index])
+
+    @abstractmethod
+    def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Return the files by name, and the rows of all up to the end of each."""
+
+    @abstractmethod
+    def _row(self, number: int) -> FileRow:
+        """Return a row of the files."""
+
+    @abstractmethod
+    def _place(self, number: int) -> str:
+        """Return file and row for messages."""

@@ -1,0 +1,71 @@
+"""Where the rows of a JSON file lie: as the whole file read at once says, whatever is in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import data.sets.json_rows
+from data.errors import DataError
+from data.sets.json_rows import JsonRows, find_rows
+
+PATH = Path("rows.json")
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+MARKS = '[]{},:"\\a1.e- \n\u00e9'
+ROWS = st.lists(st.dictionaries(st.text(max_size=4), VALUES, max_size=3), max_size=6)
+
+
+@given(
+    rows=ROWS,
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+    chunk=st.sampled_from([1, 3, 7, 64]),
+    mark=st.booleans(),
+)
+def test_an_array_is_read_as_json_reads_it_whole(rows, indent, ascii_only, chunk, mark):
+    text = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)
+    content = b"\xef\xbb\xbf" * mark + text.encode("utf-8", "surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.sets.json_rows, "CHUNK", chunk)
+        try:
+            content.decode()
+        except UnicodeDecodeError:
+            with pytest.raises(DataError, match="save the rows as UTF-8"):
+                find_rows(PATH, content)
+            return
+        read = JsonRows(PATH, content, find_rows(PATH, content))
+    assert json.dumps([*read]) == json.dumps(json.loads(text))
+
+
+@given(
+    text=st.text(st.sampled_from(MARKS), max_size=24).map("[{}".format),
+    chunk=st.sampled_from([1, 2, 5, 64]),
+)
+@example(text="[1 2]", chunk=64)
+@example(text="[1,]", chunk=64)
+@example(text="[12", chunk=2)
+@example(text="[12] x", chunk=64)
+@example(text="[12]\n\n", chunk=1)
+def test_an_array_is_refused_where_json_refuses_it(text, chunk):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.sets.json_rows, "CHUNK", chunk)
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            with pytest.raises(DataError, match=f"line {error.lineno} column"):
+                find_rows(PATH, text.encode())
+        else:
+            assert len(find_rows(PATH, text.encode())) == len(values)
+
+
+def test_what_follows_an_array_is_refused_where_it_lies():
+    with pytest.raises(DataError, match=r"line 2 column 5: malformed JSON .more follows behind"):
+        find_rows(PATH, b"[{},\n{}] []")
