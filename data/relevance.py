@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.content_numbers import content_number, content_numbers, text_number
 from data.types import Pair, Side
 
 
@@ -23,8 +24,18 @@ class Relevance:
     """
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
-        flat = (number for pair in pairs for number in _numbers_of(pair))
-        query_P, target_P, label_P = np.fromiter(flat, np.int64).reshape(-1, 3).T
+        flat = (number for pair in pairs for number in pair_numbers(pair))
+        self._learn(np.fromiter(flat, np.uint64).reshape(-1, 3))
+
+    @classmethod
+    def by_numbers(cls, numbers: np.ndarray) -> "Relevance":
+        """Return what is right by the `pair_numbers` of some pairs, uint64 [P, 3]."""
+        relevance = object.__new__(cls)
+        relevance._learn(numbers)
+        return relevance
+
+    def _learn(self, numbers: np.ndarray) -> None:
+        query_P, target_P, label_P = numbers.T
         self._golds = _Table.of(query_P, target_P)
         labelled = label_P != 0
         self._labels = _Table.of(target_P[labelled], label_P[labelled])
@@ -36,8 +47,8 @@ class Relevance:
         """
         if not queries or not targets:
             return np.zeros((len(queries), len(targets)), dtype=bool)
-        query_Q, back_Q = np.unique(_numbers(queries), return_inverse=True)
-        target_T, back_T = np.unique(_numbers(targets), return_inverse=True)
+        query_Q, back_Q = np.unique(content_numbers(queries), return_inverse=True)
+        target_T, back_T = np.unique(content_numbers(targets), return_inverse=True)
         # A target is known by its content and its labels; a query seeks those of all its golds.
         row, gold = self._golds.find(query_Q)
         place, sought = self._with_labels(gold)
@@ -94,12 +105,12 @@ class _Table:
         return owner, self.values[place]
 
 
-def _numbers_of(pair: Pair) -> tuple[int, int, int]:
-    """Return numbers that stand for query, target and label; 0: it has none."""
-    label = hash((pair.source, pair.label)) if pair.label else 0
-    return hash(pair.key(Side.QUERY)), hash(pair.target.key()), label
+def pair_numbers(pair: Pair) -> tuple[int, int, int]:
+    """Return the numbers of a pair's query, target and label; 0: it has no label."""
+    query, target = content_number(pair.key(Side.QUERY)), content_number(pair.target.key())
+    return query, target, label_number(pair)
 
 
-def _numbers(texts: Sequence[str]) -> np.ndarray:
-    # Python's own hash: a text keeps it, and numbers are compared within one process only.
-    return np.fromiter(map(hash, texts), np.int64, len(texts))
+def label_number(pair: Pair) -> int:
+    """Return the number of a pair's label, 0 where it has none."""
+    return text_number(f"{pair.source}\x1e{pair.label}") if pair.label else 0

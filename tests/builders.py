@@ -1,6 +1,7 @@
 """Small objects with sane defaults: a test overrides only what it is about."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from configs.common import DataSetConfig
+from data.sets.index import PairTable, Texts
+from data.sets.load_sets import LoadedSet
 from data.types import (
     GroupKey,
     Item,
@@ -104,3 +107,16 @@ def write_set(folder: Path, rows: Any, *, format: str = "mmeb", **changes: Any) 
     path.write_text(json.dumps(rows), encoding="utf-8")
     settings = {"name": "set", "path": str(path), "root": str(root), "format": format, **changes}
     return DataSetConfig(**settings)
+
+
+def loaded_set(*, name: str, pairs: Sequence[Pair], **more: Any) -> LoadedSet:
+    """Return a data set of pairs that no file holds."""
+    shown = list(dict.fromkeys(uri for p in pairs for i in (p.query, p.target) for uri in i.uris))
+    return LoadedSet(
+        name=name,
+        pairs=tuple(pairs),
+        table=PairTable.of(pairs),
+        uris=Texts(shown),
+        shown=np.ones(len(shown), dtype=bool),
+        **more,
+    )

@@ -17,8 +17,7 @@ from configs.schema import RLConfig
 from data.errors import ClusterError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
-from tests.builders import make_pair
+from tests.builders import loaded_set, make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 
 PAIRS, SIBLINGS = 4, 2
@@ -123,7 +122,7 @@ def simulated_pipeline(
         stale=stale,
         grpo=GRPOConfig(**grpo),
     )
-    loaded = LoadedSet(
+    loaded = loaded_set(
         name="set", pairs=tuple(make_pair(f"p{index}") for index in range(60)), bad_rows=()
     )
     scorer = Scorer(

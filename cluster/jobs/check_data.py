@@ -23,7 +23,7 @@ from cluster.session import session
 from configs.common import DataConfig, MediaConfig
 from configs.schema import CheckDataConfig
 from data.errors import ClusterError, DataError
-from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
 from data.sets.set_figures import (
     CheckedSet,
     Medium,
@@ -130,26 +130,16 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
     sets: list[CheckedSet] = []
     problems = [*repeated_names(data.train), *repeated_names(data.eval)]
     for held_out, every in ((False, data.train), (True, data.eval)):
-        for settings in every:
-            try:
-                files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
-                loaded = load_set(settings, max_frames=data.media.max_frames, files=files)
-            except DataError as error:
-                problems.append(str(error))
+        for settings, loaded in zip(every, load_each(every, media=data.media), strict=True):
+            if isinstance(loaded, DataError):
+                problems.append(str(loaded))
                 continue
             log_bad_rows(loaded)
             refused = set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
             problems += refused
-            there, named = files.found()
             sets.append(
                 CheckedSet(
-                    settings=settings,
-                    held_out=held_out,
-                    loaded=loaded,
-                    media_named=named,
-                    media_usable=there,
-                    copies=len(files.copies),
-                    problems=tuple(refused),
+                    settings=settings, held_out=held_out, loaded=loaded, problems=tuple(refused)
                 )
             )
     return sets, problems

@@ -25,7 +25,7 @@ from data.errors import (
     WeightSyncError,
 )
 from data.model.model_folder import check_folder
-from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -139,22 +139,19 @@ def _set_problems(config: Any) -> list[str]:
     train = [] if isinstance(config, EvaluateConfig) else data.train
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
-    for settings in [*train, *held_out]:
+    configs = [*train, *held_out]
+    few = [replace(c, limit=min(c.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)) for c in configs]
+    for settings, loaded in zip(configs, load_each(few, media=data.media), strict=True):
         kind = {"llavahound": "video", "colpali": "page"}.get(settings.format, settings.kind)
         line = (
             f"{settings.name}: {settings.path} "
             f"({settings.format}, {kind}, weight {settings.weight:g})"
         )
-        most = min(settings.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
-        few = replace(settings, limit=most)
-        try:
-            files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
-            loaded = load_set(few, max_frames=data.media.max_frames, files=files)
-        except DataError as error:
+        if isinstance(loaded, DataError):
             print(f"{line}: cannot be read")
-            problems.append(str(error))
+            problems.append(str(loaded))
             continue
-        there, asked = files.found()
+        there, asked = loaded.media_usable, loaded.media_named
         pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
         print(
             f"{line}: {loaded.rows} rows; of the first {loaded.read}: {len(loaded.pairs)} pairs, "

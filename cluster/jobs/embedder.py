@@ -37,7 +37,7 @@ from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
-from data.sets.load_sets import load_sets
+from data.sets.load_sets import known_right, load_sets
 from data.sets.row_formats import ANSWER_KNOWN
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics
@@ -86,7 +86,7 @@ def main(config: EmbedderConfig) -> int:
             len(held_out),
             ANSWER_KNOWN,
         )
-    relevance = Relevance(pair for loaded in (*train, *held_out_sets) for pair in loaded.pairs)
+    relevance = known_right([*train, *held_out_sets])
 
     def batches_from(state: FeedState | None) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
         feed = PairFeed(
@@ -174,12 +174,15 @@ def contrastive_batches(
 
 def negatives_traces(feed: PairFeed) -> dict[str, str]:
     """Return the written traces of the sets' hard negatives, by `Item.key`: other rows' targets."""
-    pairs = [pair for set_pairs in feed.sets.values() for pair in set_pairs]
-    wanted = {item.key() for pair in pairs for item in pair.hard_negatives}
-    if not wanted:
-        return {}
-    named = ((pair.target.key(), pair.target_trace) for pair in pairs)
-    return {key: trace for key, trace in named if trace and key in wanted}
+    tables = [data_set.table for data_set in feed.sets.values()]
+    wanted = np.concatenate([table.negatives.numbers() for table in tables])
+    traces: dict[str, str] = {}
+    for data_set, table in zip(feed.sets.values(), tables, strict=True):
+        met = np.isin(table.targets.numbers(), wanted) & table.with_trace(Side.TARGET)
+        for place in np.flatnonzero(met).tolist():
+            pair = data_set.pairs[place]
+            traces[pair.target.key()] = pair.target_trace
+    return traces
 
 
 def make_row(

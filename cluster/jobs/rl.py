@@ -39,7 +39,7 @@ from data.model.model_folder import (
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
-from data.sets.load_sets import LoadedSet, load_sets
+from data.sets.load_sets import LoadedSet, known_right, load_sets
 from data.types import Pair
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def main(config: RLConfig) -> int:
     check_models(config, [*train, *held_out_sets])
     check_inputs(config, folder, train, held_out_sets)
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)
-    relevance = Relevance(pair for loaded in (*train, *held_out_sets) for pair in loaded.pairs)
+    relevance = known_right([*train, *held_out_sets])
     namespace = str(folder.path.absolute())
     with (
         session(roles(config), namespace=namespace, nodes_timeout_s=config.run.nodes_timeout_s),

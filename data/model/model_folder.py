@@ -9,7 +9,7 @@ from typing import Any
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.sets.load_sets import LoadedSet
-from data.types import Pair
+from data.types import Kind
 
 log = logging.getLogger(__name__)
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -198,8 +198,5 @@ def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
     """Return the names of the data sets with pictures, where the model reads text only."""
     if sees_pictures(folder):
         return []
-    return [data_set.name for data_set in sets if any(_shows(pair) for pair in data_set.pairs)]
-
-
-def _shows(pair: Pair) -> bool:
-    return any(item.uris for item in (pair.query, pair.target, *pair.candidates))
+    kinds = [kind for kind in Kind if kind is not Kind.TEXT]
+    return [data_set.name for data_set in sets if data_set.table.shows(kinds)]

@@ -21,21 +21,22 @@ class PairFeed:
     def __init__(
         self, sets: Sequence[LoadedSet], weights: Mapping[str, float], *, batch: int, seed: int
     ) -> None:
-        self.sets = {data_set.name: data_set.pairs for data_set in sets}
+        self.sets = {data_set.name: data_set for data_set in sets}
         self.names = sorted(self.sets)
         self.batch = batch
         self.seed = seed
-        sizes = np.array([weights[name] * len(self.sets[name]) for name in self.names])
+        sizes = np.array([weights[name] * len(self.sets[name].pairs) for name in self.names])
         self.probabilities = sizes / sizes.sum()
         self.position: dict[str, int] = dict.fromkeys(self.names, 0)
         self.batches = 0
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
     def next(self, count: int | None = None) -> list[Pair]:
         """Return the next ``count`` pairs (None: a whole batch), fewer only from a smaller set."""
         rng = np.random.default_rng([self.seed, self.batches])
         name = self.names[int(rng.choice(len(self.names), p=self.probabilities))]
         self.batches += 1
-        pairs = self.sets[name]
+        pairs = self.sets[name].pairs
         count = min(self.batch if count is None else count, len(pairs))
         start = self.position[name]
         # A batch never crosses an epoch's end: it would hold a pair twice.
@@ -43,10 +44,14 @@ class PairFeed:
             start += len(pairs) - start % len(pairs)
         self.position[name] = start + count
         epoch, offset = divmod(start, len(pairs))
-        order = np.random.default_rng([self.seed, self.names.index(name), epoch]).permutation(
-            len(pairs)
-        )
-        return [pairs[int(i)] for i in order[offset : offset + count]]
+        return [pairs[int(i)] for i in self._order(name, epoch)[offset : offset + count]]
+
+    def _order(self, name: str, epoch: int) -> np.ndarray:
+        """Return a set's order in an epoch; that of the last one asked for is kept."""
+        if self._orders.get(name, (-1,))[0] != epoch:
+            rng = np.random.default_rng([self.seed, self.names.index(name), epoch])
+            self._orders[name] = epoch, rng.permutation(len(self.sets[name].pairs))
+        return self._orders[name][1]
 
     def state(self) -> dict[str, int]:
         """Return the position, to be stored with a checkpoint."""
@@ -83,7 +88,8 @@ def supervised_rows(
 
     Captions are asked with the row's own text, traces with the Reasoner's prompt templates.
     """
-    for pair in loaded.pairs:
+    traced = np.flatnonzero(loaded.table.traces).tolist()
+    for pair in (loaded.pairs[place] for place in traced):
         for side in Side:
             response = pair.trace(side)
             if not response:

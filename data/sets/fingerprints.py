@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.common import DataSetConfig
 from data.containers.addresses import file_of
 from data.containers.cells import is_table
-from data.sets.load_sets import LoadedSet
 from data.sets.row_files import row_files
+
+if TYPE_CHECKING:
+    from data.sets.load_sets import LoadedSet
 
 WHOLE_BYTES = 16 << 20
 PARTS, PART_BYTES = 64, 4096
@@ -26,7 +29,7 @@ def model_fingerprint(folder: str) -> dict[str, str]:
         return {}
     files = (file for file in path.iterdir() if file.is_file())
     return {
-        file.name: _file(file, whole=file.stat().st_size <= WHOLE_BYTES)
+        file.name: file_hash(file, whole=file.stat().st_size <= WHOLE_BYTES)
         for file in sorted(files)
         if not file.name.startswith(".") and file.suffix not in NO_PART
     }
@@ -39,22 +42,23 @@ def rows_fingerprint(
 
     ``keys`` name the rows in their order, ``uris`` are all of their pictures.
     """
-    rows, shown = list(keys), sorted(set(uris))
+    shown = sorted(set(uris))
     sampled_uris = shown[:: max(1, len(shown) // PICTURES)]
     files = [Path(file_of(uri)) for uri in sampled_uris]
     sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     return {
         **{f"file of set '{config.name}'": _row_files(Path(config.path)) for config in sets},
-        "rows in use": f"{len(rows)} rows, {_hash(rows)}",
+        "rows in use": "{} rows, {}".format(*_count_and_hash(keys)),
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }
 
 
-def pairs_fingerprint(sets: Sequence[DataSetConfig], loaded: Sequence[LoadedSet]) -> dict[str, str]:
+def pairs_fingerprint(
+    sets: Sequence[DataSetConfig], loaded: "Sequence[LoadedSet]"
+) -> dict[str, str]:
     """Return the `rows_fingerprint` of data sets whose pairs are all in use."""
-    pairs = [pair for data_set in loaded for pair in data_set.pairs]
-    keys = (f"{pair.source}/{pair.pair_id}" for pair in pairs)
-    uris = (uri for pair in pairs for item in (pair.query, pair.target) for uri in item.uris)
+    keys = (f"{data_set.name}/{pair_id}" for data_set in loaded for pair_id in data_set.table.ids)
+    uris = (uri for data_set in loaded for uri in data_set.shown_uris())
     return rows_fingerprint(sets, keys, uris)
 
 
@@ -71,7 +75,8 @@ def changed_inputs(
     ]
 
 
-def _file(path: Path, *, whole: bool) -> str:
+def file_hash(path: Path, *, whole: bool) -> str:
+    """Return size and hash of a file, of its evenly spread parts where it is not hashed whole."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if whole:
@@ -88,14 +93,19 @@ def _row_files(path: Path) -> str:
     files = row_files(path)
     # Tables may hold the pictures too, and are as large as a model.
     parts = [
-        _file(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
+        file_hash(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
         for file in files
     ]
     return parts[0] if files == [path] else f"{len(files)} files, {_hash(parts)}"
 
 
 def _hash(words: Iterable[str]) -> str:
-    digest = hashlib.sha256()
+    return _count_and_hash(words)[1]
+
+
+def _count_and_hash(words: Iterable[str]) -> tuple[int, str]:
+    digest, count = hashlib.sha256(), 0
     for word in words:
         digest.update(word.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:16]
+        count += 1
+    return count, digest.hexdigest()[:16]

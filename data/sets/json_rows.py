@@ -7,7 +7,8 @@ a file of any size is never whole in memory.
 import codecs
 import json
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,17 +27,26 @@ _BLANKS = " \t\r\n"
 class JsonRows(Rows):
     """The rows of a file; each is parsed when it is asked for."""
 
-    def __init__(self, path: Path, content: bytes | mmap.mmap, spans: np.ndarray) -> None:
-        """``spans``: first byte and end of each row, int64 [R, 2]."""
-        self.path, self._content, self._spans = path, content, spans
+    def __init__(
+        self, path: Path, content: bytes | mmap.mmap, spans: np.ndarray, *, packed: bool = False
+    ) -> None:
+        """``spans``: first byte and end of each row, int64 [R, 2].
+
+        ``packed``: the content was unpacked from the file.
+        """
+        self.path, self.spans, self.can_be_sent = path, spans, not packed
+        self._content = content
         self._indices = range(len(spans))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _opened_again, (self.path, self.spans, self._indices)
 
     def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the file by name, and how many rows it has."""
-        return (str(self.path),), (len(self._spans),)
+        return (str(self.path),), (len(self.spans),)
 
     def _row(self, number: int) -> FileRow:
-        first, end = self._spans[number]
+        first, end = self.spans[number]
         try:
             row = json.loads(self._content[first:end])
         except (ValueError, RecursionError) as error:
@@ -54,6 +64,23 @@ class JsonRows(Rows):
 
     def _place(self, number: int) -> str:
         return f"{self.path} row {number + 1}"
+
+
+def _opened_again(path: Path, spans: np.ndarray, indices: Sequence[int]) -> JsonRows:
+    rows = JsonRows(path, map_file(path), spans)
+    return rows.at(indices)
+
+
+def map_file(path: Path) -> bytes | mmap.mmap:
+    """Return the bytes of a file, mapped into memory.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        # An empty file cannot be mapped.
+        size = os.fstat(file.fileno()).st_size
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
 
 def find_rows(path: Path, content: bytes | mmap.mmap) -> np.ndarray:

@@ -1,29 +1,38 @@
 """Data sets on disk to pairs: which rows are set aside, and when a set is refused.
 
-`data.sets.row_formats` reads a row of each format.
+All rows are read once to know the pairs (`data.sets.scan`); what is known is kept on disk for large
+sets (`data.sets.index_files`). A pair is made from its row when it is drawn.
 """
 
 import logging
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
-from data.errors import DataError, RowError
-from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import read_rows
-from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
-from data.sets.rows import FileRow, Rows
+from data.content_numbers import text_number
+from data.errors import DataError
+from data.relevance import Relevance
+from data.sets.index import PairTable, Texts
+from data.sets.index_files import KEPT_FROM, SetIndex, index_folder, load_index, save_index
+from data.sets.picture_copies import COMPARED_BYTES, find_copies
+from data.sets.picture_paths import KnownFiles
+from data.sets.row_files import read_rows, row_files
+from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, SAMPLED_BOXES, UNITS, TrueBoxes
+from data.sets.rows import Rows
+from data.sets.scan import BadRow, PairReader, Scan, scan_rows
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
 
@@ -32,23 +41,69 @@ log = logging.getLogger(__name__)
 BAR_AFTER_S = 3.0
 """Sets that take longer to read show a progress bar."""
 LISTED = 20
-"""Rows set aside whose reasons are logged one by one."""
+"""Rows set aside whose reasons are logged one by data_set."""
 TELLING_BOXES = 16
 """Boxes from which on it is more than chance that all of them look like pixels."""
 TELLING_SIZE = 640
 """Pictures of more pixels a side hold most boxes in thousandths, too."""
+LARGE = 4 << 20
+"""Bytes of a set's files from which on an index of it may be kept."""
+BLOCK = 1_000
+"""Pairs that are made together where all are asked for."""
+PAUSES_S = (1.0, 5.0, 20.0, 60.0)
+"""Before each further try to read a row that could be read before: a file server may be away."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that was set aside, and why."""
+class DrawnPairs(Sequence[Pair]):
+    """The pairs of a set; each is made from its row when it is asked for."""
 
-    where: str
-    reason: str
-    index: int
-    """Number of the row in its set's files, from 0."""
-    field: str = ""
-    """The field that is to blame, as the reason names it; empty: none is named."""
+    def __init__(self, reader: PairReader, table: PairTable, known: KnownFiles) -> None:
+        self._reader, self._table, self._files = reader, table, reader.files(known)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> Pair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Pair]: ...
+    def __getitem__(self, index: int | slice) -> Pair | list[Pair]:
+        """Return a pair.
+
+        Raises:
+            DataError: its row could be read before, and cannot be any more.
+        """
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        place = range(len(self))[index]
+        return self._made([place])[0]
+
+    def __iter__(self) -> Iterator[Pair]:
+        for first in range(0, len(self), BLOCK):
+            yield from self._made(range(first, min(first + BLOCK, len(self))))
+
+    def _made(self, places: Sequence[int]) -> list[Pair]:
+        for pause in PAUSES_S:
+            try:
+                return self._read(places)
+            except DataError as error:
+                log.warning("%s; read again in %g s", error, pause)
+                time.sleep(pause)
+        return self._read(places)
+
+    def _read(self, places: Sequence[int]) -> list[Pair]:
+        table = self._table
+        numbers = table.rows[places].tolist()
+        rows = dict(zip(numbers, numbers, strict=True))
+        made = {}
+        for number, row in zip(rows, self._reader.rows.at(list(rows)).read(), strict=True):
+            if isinstance(row, DataError):
+                raise row
+            made[number] = self._reader.pairs(row, number, self._files, [])
+        return [
+            replace(made[number][table.places[place]], pair_id=table.ids[place])
+            for place, number in zip(places, numbers, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +111,14 @@ class LoadedSet:
     """A data set's usable pairs and what was set aside."""
 
     name: str
-    pairs: tuple[Pair, ...]
-    bad_rows: tuple[BadRow, ...]
+    pairs: Sequence[Pair]
+    table: PairTable
+    """The same pairs by columns."""
+    uris: Texts
+    """The pictures that its rows name."""
+    shown: np.ndarray
+    """bool, one for each of `uris`: whether a query or a target shows it."""
+    bad_rows: tuple[BadRow, ...] = ()
     rows: int = 0
     """Rows of the file, those that the set does not use as well."""
     read: int = 0
@@ -69,6 +130,12 @@ class LoadedSet:
     files: tuple[str, ...] = ()
     file_ends: tuple[int, ...] = ()
     """Rows of its files up to the end of each."""
+    media_named: int = 0
+    """Names of media in its rows, each counted once."""
+    media_usable: int = 0
+    """Those of them that can be used, as far as is known before decoding."""
+    copies: int = 0
+    """Files and cells with the same bytes as an earlier one, which count as that data_set."""
 
     def place(self, index: int) -> tuple[str, int]:
         """Return the file of a row, and the row's number in it from 1."""
@@ -76,61 +143,211 @@ class LoadedSet:
         first = self.file_ends[number - 1] if number else 0
         return self.files[number], index - first + 1
 
+    def shown_uris(self) -> Iterator[str]:
+        """Yield the pictures that queries and targets show, each once or more often."""
+        yield from self.uris.take(np.flatnonzero(self.shown))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenedSet:
+    config: DataSetConfig
+    reader: PairReader
+    index: SetIndex
+
 
 def load_set(
     config: DataSetConfig,
     *,
     max_frames: int = MediaConfig.max_frames,
-    files: PictureFiles | None = None,
+    max_file_bytes: int = MediaConfig.max_file_bytes,
 ) -> LoadedSet:
     """Read one data set; bad rows are set aside with a reason, a bad file is refused.
 
-    Traces must be right for ``max_frames`` shown frames of a video. ``files`` are those under the
-    set's root, where another set knows them already.
+    Traces must be right for ``max_frames`` shown frames of a video.
 
     Raises:
-        DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
+        DataError: the file is missing, or `hardest_by` can rank no row.
     """
-    rows = read_rows(Path(config.path), json_fields=JSON_FIELDS[config.format])
-    in_use, unranked = rows_in_use(rows, config)
-    used_rows = rows.at(in_use)
-    files = files or files_of(config)
-    copies, uncompared = len(files.copies), files.uncompared
-    pairs: list[Pair] = []
-    bad: list[BadRow] = []
-    unknown: Counter[str] = Counter()
-    boxes: list[TrueBoxes] = []
-    ids = _Ids()
-    with_bar = _with_bar(used_rows, f"reading {config.name}")
-    for index, row in zip(in_use, with_bar, strict=True):
-        where = rows.place(index)
+    media = MediaConfig(max_frames=max_frames, max_file_bytes=max_file_bytes)
+    [loaded] = load_each([config], media=media)
+    if isinstance(loaded, DataError):
+        raise loaded
+    return loaded
+
+
+def load_each(
+    configs: Sequence[DataSetConfig], *, media: MediaConfig
+) -> list[LoadedSet | DataError]:
+    """Read data sets; return each, or why its file is refused.
+
+    Equal pictures of sets with the same root are the same picture.
+    """
+    opened: list[_OpenedSet | DataError] = []
+    for config in configs:
         try:
-            if isinstance(row, RowError):
-                raise row
-            unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
-            reader = RowReader(row, where, config, index, files, max_frames, boxes)
-            pairs += ids.unique(reader.pairs(), where)
+            opened.append(_open_set(config, media.max_frames, media.max_file_bytes))
         except DataError as error:
-            field_name = error.field if isinstance(error, RowError) else ""
-            bad.append(BadRow(where, str(error), index, field_name))
+            opened.append(error)
+    loaded: list[LoadedSet | DataError | None] = [
+        entry if isinstance(entry, DataError) else None for entry in opened
+    ]
+    roots: dict[tuple[str, bool], list[int]] = {}
+    for number, config in enumerate(configs):
+        if loaded[number] is None:
+            roots.setdefault((config.root, config.follow_links), []).append(number)
+    for numbers in roots.values():
+        sets = [entry for n in numbers if isinstance(entry := opened[n], _OpenedSet)]
+        for number, data_set in zip(numbers, _with_copies(sets), strict=True):
+            loaded[number] = data_set
+    return [entry for entry in loaded if entry is not None]
+
+
+def _open_set(config: DataSetConfig, max_frames: int, max_file_bytes: int) -> _OpenedSet:
+    """Return what is known of a set: from the cache, else from its rows."""
+
+    def reader_of(rows: Rows) -> PairReader:
+        return PairReader(
+            rows=rows, config=config, max_frames=max_frames, max_file_bytes=max_file_bytes
+        )
+
+    path, json_fields = Path(config.path), JSON_FIELDS[config.format]
+    large = path.exists() and _bytes(path) >= LARGE
+    folder = None
+    if large:
+        folder = index_folder(config, max_frames=max_frames, max_file_bytes=max_file_bytes)
+        if kept := load_index(folder):
+            index, spans = kept
+            reader = reader_of(read_rows(path, json_fields=json_fields, spans=spans))
+            if not _any_usable(reader, index.bad_rows):
+                return _OpenedSet(config=config, reader=reader, index=index)
+    reader = reader_of(read_rows(path, json_fields=json_fields))
+    index = _read_set(reader)
+    if folder and index.read >= KEPT_FROM:
+        save_index(folder, index, reader.rows)
+    return _OpenedSet(config=config, reader=reader, index=index)
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in row_files(path))
+
+
+def _any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
+    """Return whether a row that was set aside can be used now, as where its picture has come."""
+    again = scan_rows(reader, [row.index for row in bad_rows if not row.again], lambda _: None)
+    return len(again.pairs) > 0
+
+
+def _read_set(reader: PairReader) -> SetIndex:
+    """Read all rows that a set uses."""
+    config, rows = reader.config, reader.rows
+    in_use, unranked = rows_in_use(rows, config)
+    with _bar(len(in_use), f"reading {config.name}") as advance:
+        scan = scan_rows(reader, in_use, advance)
+    pairs, repeated, warnings = _with_unique_ids(scan, reader)
+    if hint := _hint_at_units(config.name, scan.boxes[:SAMPLED_BOXES]):
+        warnings.append(hint)
     names, ends = rows.file_ends()
-    ids.tell(config.name)
-    _hint_at_units(config.name, boxes)
-    _tell_of_copies(config.name, files, copies, uncompared)
-    return LoadedSet(
-        name=config.name,
-        pairs=tuple(pairs),
-        bad_rows=tuple(bad),
-        rows=len(rows),
-        read=len(used_rows),
+    return SetIndex(
+        pairs=pairs,
+        pictures=scan.pictures,
+        counts=scan.counts,
+        bad_rows=tuple(sorted([*scan.bad_rows, *repeated], key=lambda row: row.index)),
         unranked=tuple(
             BadRow(rows.place(index), reason, index, config.hardest_by)
             for index, reason in unranked.items()
         ),
-        unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
+        unknown_fields=dict(scan.unknown_fields),
+        media_named=len(scan.names),
+        media_usable=int(scan.usable.sum()),
+        rows=len(rows),
+        read=len(in_use),
         files=names,
         file_ends=ends,
+        warnings=tuple(warnings),
     )
+
+
+def _with_unique_ids(scan: Scan, reader: PairReader) -> tuple[PairTable, list[BadRow], list[str]]:
+    """Keep ids unique in a set: of rows that share one, only equal ones are left out.
+
+    Return the pairs, the row's number behind ids that earlier ones have; the rows that are left
+    out; and what to say of it.
+    """
+    table = scan.pairs
+    numbers = np.fromiter(map(text_number, table.ids), np.uint64, len(table))
+    if len(np.unique(numbers)) == len(numbers):
+        return table, [], []
+    ids = list(table.ids)
+    taken: set[int] = set()
+    said: dict[int, set[int]] = {}
+    kept, repeated, renamed = [], dict[int, str](), []
+    fresh_rows = set()
+    for place, (number, says) in enumerate(zip(numbers.tolist(), scan.said.tolist(), strict=True)):
+        row = int(table.rows[place])
+        before = said.setdefault(number, set())
+        if says in before:
+            repeated.setdefault(row, ids[place])
+            continue
+        before.add(says)
+        fresh_rows.add(row)
+        kept.append(place)
+        if number in taken:
+            while text_number(ids[place]) in taken:
+                ids[place] = f"{ids[place]}-{row}"
+            renamed.append(ids[place])
+            said.setdefault(text_number(ids[place]), {says})
+        taken.add(text_number(ids[place]))
+    bad = [
+        BadRow(
+            where := reader.rows.place(row),
+            f"{where}, field 'id': duplicate: a row before says the same under id '{name[:80]}'; "
+            "remove one",
+            row,
+            "id",
+            again=True,
+        )
+        for row, name in repeated.items()
+        if row not in fresh_rows
+    ]
+    warnings = []
+    if renamed:
+        warnings.append(
+            f"data set '{reader.config.name}': {len(renamed)} rows share their id with a row that "
+            "says something else; their row number was put behind it, as in "
+            f"'{renamed[0][:80]}'"
+        )
+    return replace(table, ids=Texts(ids)).take(np.array(kept, dtype=np.int64)), bad, warnings
+
+
+def _with_copies(opened: Sequence[_OpenedSet]) -> Iterator[LoadedSet]:
+    """Yield sets of one root with their pairs: of equal pictures the first stands for all."""
+    copies = find_copies([entry.index.pictures for entry in opened])
+    for entry, own, uncompared in zip(opened, copies.copies, copies.uncompared, strict=True):
+        index, name = entry.index, entry.config.name
+        for warning in index.warnings:
+            log.warning("%s", warning)
+        _tell_of_copies(name, own, uncompared)
+        pictures = index.pictures.renamed(copies.first)
+        moved = pictures.numbers != index.pictures.numbers
+        table = index.pairs.with_pictures(index.pictures.numbers[moved], pictures.numbers[moved])
+        known = KnownFiles(copies.first, index.counts)
+        yield LoadedSet(
+            name=name,
+            pairs=DrawnPairs(entry.reader, table, known),
+            table=table,
+            uris=pictures.uris,
+            shown=pictures.shown,
+            bad_rows=index.bad_rows,
+            rows=index.rows,
+            read=index.read,
+            unranked=index.unranked,
+            unknown_fields={} if entry.config.extra_fields == "ignore" else index.unknown_fields,
+            files=index.files,
+            file_ends=index.file_ends,
+            media_named=index.media_named,
+            media_usable=index.media_usable,
+            copies=len(own),
+        )
 
 
 def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[LoadedSet]:
@@ -142,16 +359,9 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     """
     loaded: list[LoadedSet] = []
     problems: list[str] = []
-    roots: dict[tuple[str, bool], PictureFiles] = {}
-    for config in configs:
-        key = (config.root, config.follow_links)
-        try:
-            roots[key] = roots.get(key) or files_of(
-                config, max_file_bytes=limits.media.max_file_bytes
-            )
-            data_set = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
-        except DataError as error:
-            problems.append(str(error))
+    for config, data_set in zip(configs, load_each(configs, media=limits.media), strict=True):
+        if isinstance(data_set, DataError):
+            problems.append(str(data_set))
             continue
         log_bad_rows(data_set)
         problems += set_problems(data_set, config, max_bad_rows=limits.max_bad_rows)
@@ -162,18 +372,9 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     return loaded
 
 
-def files_of(
-    config: DataSetConfig, *, max_file_bytes: int = MediaConfig.max_file_bytes
-) -> PictureFiles:
-    """Return the picture files under a set's root; larger PDFs and videos are not opened.
-
-    Raises:
-        DataError: there is no such folder.
-    """
-    root = Path(config.root)
-    if not root.is_dir():
-        raise DataError(f"data set '{config.name}': root folder {root} not found; set its `root`")
-    return PictureFiles(root, follow_links=config.follow_links, max_file_bytes=max_file_bytes)
+def known_right(sets: Sequence[LoadedSet]) -> Relevance:
+    """Return which targets are right for which queries by all pairs of the sets."""
+    return Relevance.by_numbers(np.concatenate([data_set.table.numbers() for data_set in sets]))
 
 
 def repeated_names(configs: list[DataSetConfig]) -> list[str]:
@@ -182,28 +383,28 @@ def repeated_names(configs: list[DataSetConfig]) -> list[str]:
     return [f"data set name '{n}' is used {k} times" for n, k in names.items() if k > 1]
 
 
-def log_bad_rows(one: LoadedSet) -> None:
+def log_bad_rows(data_set: LoadedSet) -> None:
     """Log why rows were set aside, and how many."""
-    for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
+    for bad_rows, rows in ((data_set.unranked, data_set.rows), (data_set.bad_rows, data_set.read)):
         for bad in bad_rows[:LISTED]:
             log.warning("row set aside: %s", bad.reason)
         if bad_rows:
             log.warning(
                 "data set '%s': %d of %d rows set aside%s",
-                one.name,
+                data_set.name,
                 len(bad_rows),
                 rows,
                 f", the first {LISTED} listed" if len(bad_rows) > LISTED else "",
             )
 
 
-def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) -> list[str]:
+def set_problems(data_set: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) -> list[str]:
     """Return why a set cannot be used; its unknown fields are logged where it can."""
-    if not one.read:
-        return [f"data set '{one.name}': {config.path} holds no row"]
+    if not data_set.read:
+        return [f"data set '{data_set.name}': {config.path} holds no row"]
     problems = []
-    for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
-        if not bad_rows or (one.pairs and len(bad_rows) <= max_bad_rows * rows):
+    for bad_rows, rows in ((data_set.unranked, data_set.rows), (data_set.bad_rows, data_set.read)):
+        if not bad_rows or (data_set.pairs and len(bad_rows) <= max_bad_rows * rows):
             continue
         reasons = [bad.reason for bad in bad_rows[:5]]
         if more := len(bad_rows) - len(reasons):
@@ -211,22 +412,23 @@ def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) 
         shown = "\n    ".join(reasons)
         limit = (
             f"more than data.max_bad_rows={max_bad_rows}; mend the file or raise the limit"
-            if one.pairs
+            if data_set.pairs
             else "so none is left; mend the file"
         )
         problems.append(
-            f"data set '{one.name}': {len(bad_rows)} of {rows} rows are bad, {limit}:\n    {shown}"
+            f"data set '{data_set.name}': {len(bad_rows)} of {rows} rows are bad, {limit}:\n"
+            f"    {shown}"
         )
-    if one.unknown_fields:
+    if data_set.unknown_fields:
         known = KNOWN_FIELDS[config.format]
-        most = sorted(one.unknown_fields.items(), key=lambda entry: (-entry[1], entry[0]))
+        most = sorted(data_set.unknown_fields.items(), key=lambda entry: (-entry[1], entry[0]))
         named = "; ".join(
-            f"{name[:80]!a} in {count} of {one.read} rows" + _nearest(name, known)
+            f"{name[:80]!a} in {count} of {data_set.read} rows" + _nearest(name, known)
             for name, count in most[:5]
         )
         more = f"; and {len(most) - 5} others" if len(most) > 5 else ""
-        text = f"data set '{one.name}': fields that format '{config.format}' does not know: "
-        if most[0][1] > max_bad_rows * one.read:
+        text = f"data set '{data_set.name}': fields that format '{config.format}' does not know: "
+        if most[0][1] > max_bad_rows * data_set.read:
             problems.append(
                 f"{text}{named}{more}; rename them, or set the set's extra_fields: ignore where "
                 "they are there on purpose"
@@ -241,124 +443,67 @@ def _nearest(name: str, known: frozenset[str]) -> str:
     return f" (near '{near[0]}')" if near else ""
 
 
-def _with_bar(rows: Rows, what: str) -> Iterator[FileRow | RowError]:
-    """Yield the rows; a progress bar shows once they take longer than `BAR_AFTER_S`."""
-    began, bar = time.monotonic(), None
-    with ExitStack() as stack:
-        for index, row in enumerate(rows.read()):
-            yield row
-            if bar is None and time.monotonic() - began > BAR_AFTER_S:
-                bar = stack.enter_context(_bar())
-                task = bar.add_task(what, total=len(rows))
-            if bar is not None:
-                bar.update(task, completed=index + 1)
-
-
-def _bar() -> Progress:
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """Yield what counts rows; a progress bar shows once they take longer than `BAR_AFTER_S`."""
+    began, done, task = time.monotonic(), 0, None
     # Names of data sets are no markup.
     words = TextColumn("{task.description}", markup=False)
     console = Console(stderr=True)
-    return Progress(words, BarColumn(), MofNCompleteColumn(), console=console, transient=True)
+    bar = Progress(words, BarColumn(), MofNCompleteColumn(), console=console, transient=True)
+
+    def advance(rows: int) -> None:
+        nonlocal done, task
+        done += rows
+        if task is None and time.monotonic() - began > BAR_AFTER_S:
+            bar.start()
+            task = bar.add_task(what, total=total)
+        if task is not None:
+            bar.update(task, completed=done)
+
+    try:
+        yield advance
+    finally:
+        if task is not None:
+            bar.stop()
 
 
-class _Ids:
-    """Keeps ids unique in a set: of rows that share one, only equal ones are left out."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, Pair] = {}
-        self._said: dict[str, set[Pair]] = {}
-        """What the pairs of an id say, where there are several."""
-        self._renamed: list[str] = []
-
-    def unique(self, pairs: tuple[Pair, ...], where: str) -> list[Pair]:
-        """Return a row's pairs, the row's number behind ids that other pairs of the set have.
-
-        Raises:
-            DataError: rows before say all of it under the same id.
-        """
-        fresh = [pair for pair in pairs if self._is_fresh(pair)]
-        if not fresh:
-            raise RowError(
-                f"{where}, field 'id': duplicate: a row before says the same under id "
-                f"'{pairs[0].pair_id[:80]}'; remove one",
-                "id",
-            )
-        kept = []
-        for pair in fresh:
-            unique = pair
-            while unique.pair_id in self._first:
-                unique = replace(unique, pair_id=f"{unique.pair_id}-{pair.row}")
-            if unique is not pair:
-                self._renamed.append(unique.pair_id)
-            self._first[unique.pair_id] = unique
-            kept.append(unique)
-        return kept
-
-    def _is_fresh(self, pair: Pair) -> bool:
-        first = self._first.get(pair.pair_id)
-        if first is None:
-            return True
-        said = self._said.setdefault(pair.pair_id, {_said(first)})
-        before = len(said)
-        said.add(_said(pair))
-        return len(said) > before
-
-    def tell(self, name: str) -> None:
-        """Log once how many rows got another id."""
-        if self._renamed:
-            log.warning(
-                "data set '%s': %d rows share their id with a row that says something else; their "
-                "row number was put behind it, as in '%s'",
-                name,
-                len(self._renamed),
-                self._renamed[0][:80],
-            )
-
-
-def _said(pair: Pair) -> Pair:
-    """Return what a pair says, whatever its id and its place are."""
-    return replace(pair, pair_id="", row=0)
-
-
-def _tell_of_copies(name: str, files: PictureFiles, copies: int, uncompared: int) -> None:
-    """Log how many picture files are copies of others, beyond those that were known before."""
-    new = list(files.copies.items())[copies:]
-    if new:
-        copy, first = new[0]
+def _tell_of_copies(name: str, copies: Mapping[str, str], uncompared: int) -> None:
+    """Log how many picture files are copies of others."""
+    if copies:
+        copy, first = next(iter(copies.items()))
         log.warning(
             "data set '%s': %d picture files have the same bytes as an earlier one (%s is %s); "
             "each counts as that one",
             name,
-            len(new),
+            len(copies),
             copy,
             first,
         )
-    if more := files.uncompared - uncompared:
+    if uncompared:
         log.warning(
             "data set '%s': %d picture files were not compared with others of their size, as %d "
             "MiB were read already; copies among them count as different pictures",
             name,
-            more,
+            uncompared,
             COMPARED_BYTES >> 20,
         )
 
 
-def _hint_at_units(name: str, boxes: list[TrueBoxes]) -> None:
-    """Warn where all boxes of a set look as if they were in another unit than thousandths."""
+def _hint_at_units(name: str, boxes: list[TrueBoxes]) -> str:
+    """Return a warning where all boxes of a set look as if they were not in thousandths."""
     numbers = [number for box, _ in boxes for number in box]
     unit = ""
     if numbers and max(numbers) <= 1:
         unit = "shares of the picture from 0 to 1"
     elif numbers and _within_pictures(boxes):
         unit = "pixels"
-    if unit:
-        log.warning(
-            "data set '%s': its first %d true boxes look like %s; %s",
-            name,
-            len(numbers) // 4,
-            unit,
-            UNITS[Kind.IMAGE],
-        )
+    if not unit:
+        return ""
+    return (
+        f"data set '{name}': its first {len(numbers) // 4} true boxes look like {unit}; "
+        f"{UNITS[Kind.IMAGE]}"
+    )
 
 
 def _within_pictures(boxes: list[TrueBoxes]) -> bool:

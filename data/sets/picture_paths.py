@@ -1,28 +1,44 @@
-"""The pictures that rows name: each is inside its root and looked at once; copies are known.
+"""The pictures that rows name: each is inside its root, and is looked at once.
 
-Several paths to one file, and files of equal bytes, count as one file. Its identity is the path
-that the data set named first. Behind the path a name may have a place in the file
-(`data.containers`): a page of a PDF, a frame of a video file, a cell of a table. Cells of equal
-bytes count as one picture.
+Behind the path a name may have a place in the file (`data.containers`): a page of a PDF, a frame of
+a video file, a cell of a table. Which files are copies of others is found later
+(`data.sets.picture_copies`); when a row is read again, the first of the copies stands for all.
 """
 
-import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs.common import MediaConfig
 from data.containers.addresses import Address, parse_address
-from data.containers.cells import cell_size, read_cell
+from data.containers.cells import cell_size
 from data.containers.pdf_pages import SUFFIX as PDF_SUFFIX
 from data.containers.pdf_pages import page_count, page_number
 from data.containers.video_files import frame_count
 from data.errors import DataError
 from data.media.pictures import SUFFIXES, too_large
 
-COMPARED_BYTES = 256 << 20
-"""Files of one size are compared until so much was read; the later ones count as different."""
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """What looking at a file or a cell told."""
+
+    real: str
+    """The file behind links; of a cell its address."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFiles:
+    """What is known of all files of a set, so that none needs to be looked at again."""
+
+    first: Mapping[str, str]
+    """The file that stands for another, by the other's path; see `find_copies`."""
+    counts: Mapping[str, int]
+    """Pages of PDFs and frames of video files, by their paths."""
 
 
 class PictureFiles:
@@ -34,30 +50,26 @@ class PictureFiles:
         *,
         follow_links: bool = False,
         max_file_bytes: int = MediaConfig.max_file_bytes,
+        known: KnownFiles | None = None,
     ) -> None:
-        """Larger PDFs and video files than ``max_file_bytes`` are not opened."""
+        """Larger PDFs and video files than ``max_file_bytes`` are not opened.
+
+        With ``known`` no file is looked at: whether it is there shows when it is decoded.
+        """
         self.max_file_bytes = max_file_bytes
         self.base = root.resolve()
         self.follow_links = follow_links
-        self.copies: dict[str, str] = {}
-        """Files of the same bytes as an earlier one, with that one."""
-        self.compared = 0
-        """Bytes read to find them."""
-        self.uncompared = 0
-        """Files that may be copies: the budget was used up."""
-        self._roots = (self.base, Path(os.path.abspath(root)))
-        self._known: dict[tuple[str, bool], tuple[str, str]] = {}
-        """Path and, where it cannot be used, the reason; by name, and whether a row's own cell."""
-        self._first: dict[Path | str, str] = {}
-        """Path of the first name, by the real file or by the address of the cell."""
-        self._first_of_size: dict[int, tuple[Path | str, str] | None] = {}
-        """Real file or cell, and path, until it is read; None from then on."""
-        self._by_bytes: dict[bytes, str] = {}
+        self.looked_at: dict[str, LookedAt] = {}
+        """Files and cells by path or address."""
         self._counts: dict[tuple[str, Callable[[str], int]], int | str] = {}
         """Pages of a PDF or frames of a video file, or why they cannot be counted."""
+        self._roots = (self.base, Path(os.path.abspath(root)))
+        self._known = known
+        self._names: dict[tuple[str, bool], tuple[str, str]] = {}
+        """Path and, where it cannot be used, the reason; by name, and whether a row's own cell."""
 
     def path(self, name: str, *, where: str) -> str:
-        """Return the absolute path of ``name`` under the root; equal pictures get one path.
+        """Return the absolute path of ``name`` under the root.
 
         A place in the file stays behind the path. A PDF that is named without a page gets the
         number of its only page.
@@ -66,35 +78,49 @@ class PictureFiles:
             DataError: the path leaves the root, no such file exists, or the file has no such page,
                 frame or cell.
         """
-        return self._known_path(name, False, where)
+        return self._usable_path(name, False, where)
 
     def cell(self, address: str, *, where: str) -> str:
-        """Return the address of the first cell with these bytes; it was read from the row itself.
+        """Return the address of a cell; it was read from the row itself.
 
         Unlike a path that a row names, it may lie outside the root, where the rows are.
 
         Raises:
             DataError: there is no such cell.
         """
-        return self._known_path(address, True, where)
+        return self._usable_path(address, True, where)
 
-    def _known_path(self, name: str, is_cell: bool, where: str) -> str:
+    def file(self, uri: str) -> tuple[str, LookedAt]:
+        """Return the file or cell that holds a picture, and what looking at it told."""
+        address = parse_address(uri)
+        path = uri if address.row is not None else address.path
+        return path, self.looked_at[path]
+
+    def names(self) -> Mapping[str, bool]:
+        """Return the names that rows gave, with whether each can be used."""
+        return {name: not reason for (name, _), (_, reason) in self._names.items()}
+
+    def counts(self) -> Mapping[str, int]:
+        """Return the pages of PDFs and the frames of video files that were counted, by path."""
+        known = self._counts.items()
+        return {path: count for (path, _), count in known if isinstance(count, int)}
+
+    def _usable_path(self, name: str, is_cell: bool, where: str) -> str:
         key = name, is_cell
-        if key not in self._known:
-            try:
-                self._known[key] = (self._first_cell if is_cell else self._look_at)(name), ""
-            except DataError as error:
-                self._known[key] = "", str(error)
-            except (OSError, ValueError) as error:
-                self._known[key] = "", f"'{name[:200]}' is not a usable path ({error})"
-        path, reason = self._known[key]
+        path, reason = self._names.get(key) or self._look(name, is_cell)
+        if self._known is None:
+            self._names[key] = path, reason
         if reason:
             raise DataError(f"{where}: {reason}")
         return path
 
-    def found(self) -> tuple[int, int]:
-        """Return how many names were found and how many were asked for."""
-        return sum(not reason for _, reason in self._known.values()), len(self._known)
+    def _look(self, name: str, is_cell: bool) -> tuple[str, str]:
+        try:
+            return (self._cell if is_cell else self._look_at)(name), ""
+        except DataError as error:
+            return "", str(error)
+        except (OSError, ValueError) as error:
+            return "", f"'{name[:200]}' is not a usable path ({error})"
 
     def frame_count(self, path: str, *, where: str) -> int:
         """Return how many frames a video file has, by its absolute path.
@@ -142,7 +168,7 @@ class PictureFiles:
         address = parse_address(whole)
         if address.row is not None:
             _, table = self._inside(address.path)
-            return self._first_cell(f"{table}#row={address.row}&column={address.column}")
+            return self._cell(f"{table}#row={address.row}&column={address.column}")
         place = whole[len(address.path) :]
         path = self._file(name.removesuffix(place))
         if not place and name.lower().endswith(PDF_SUFFIX):
@@ -168,34 +194,39 @@ class PictureFiles:
 
     def _count(self, path: str, count: Callable[[str], int]) -> int:
         """Return the pages or frames of a file, which is opened once, also if it is broken."""
-        if (path, count) not in self._counts:
+        if self._known and path in self._known.counts:
+            return self._known.counts[path]
+        key = path, count
+        if key not in self._counts:
             try:
                 size = os.stat(path).st_size
                 if size > self.max_file_bytes:
                     raise DataError(f"{path}: {too_large(size, self.max_file_bytes)}")
-                self._counts[path, count] = count(path)
+                self._counts[key] = count(path)
             except (DataError, OSError) as error:
-                self._counts[path, count] = str(error)
-        counted = self._counts[path, count]
+                self._counts[key] = str(error)
+        counted = self._counts[key]
         if isinstance(counted, str):
             raise DataError(counted)
         return counted
 
-    def _first_cell(self, cell: str) -> str:
-        """Return the address of the first cell with these bytes."""
-        if cell not in self._first:
-            self._first[cell] = self._first_of_equals(cell, cell_size(cell), cell)
-        return self._first[cell]
+    def _cell(self, address: str) -> str:
+        if self._known:
+            return self._known.first.get(address, address)
+        if address not in self.looked_at:
+            self.looked_at[address] = LookedAt(address, cell_size(address))
+        return address
 
     def _file(self, name: str) -> str:
-        """Return the path of the first file with these bytes, by a name without a place."""
+        """Return the path of a file, by a name without a place in it."""
         real, path = self._inside(name)
+        if self._known:
+            return self._known.first.get(path, path)
         if not real.is_file():
             raise DataError(_not_a_file(name, real, self.base))
-        size = real.stat().st_size
-        if real not in self._first:
-            self._first[real] = self._first_of_equals(real, size, path)
-        return self._first[real]
+        if path not in self.looked_at:
+            self.looked_at[path] = LookedAt(str(real), real.stat().st_size)
+        return path
 
     def _inside(self, name: str) -> tuple[Path, str]:
         """Return the real path of a name, and its path under the root.
@@ -233,33 +264,6 @@ class PictureFiles:
             if path.is_relative_to(root):
                 return str(path)
         return None
-
-    def _first_of_equals(self, real: Path | str, size: int, path: str) -> str:
-        """Return the path of the first file with these bytes; only files of one size are read."""
-        if size not in self._first_of_size:
-            self._first_of_size[size] = (real, path)
-            return path
-        if self.compared + size > COMPARED_BYTES:
-            self.uncompared += 1
-            return path
-        try:
-            if unread := self._first_of_size[size]:
-                other, its_path = unread
-                self._by_bytes.setdefault(self._digest(other, size), its_path)
-                self._first_of_size[size] = None
-            first = self._by_bytes.setdefault(self._digest(real, size), path)
-        except OSError:  # the reason is told where the picture is decoded
-            return path
-        if first != path:
-            self.copies[path] = first
-        return first
-
-    def _digest(self, real: Path | str, size: int) -> bytes:
-        self.compared += size
-        if isinstance(real, str):
-            return hashlib.sha256(read_cell(real, max_bytes=size)).digest()
-        with real.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
 
 
 def _not_a_file(name: str, real: Path, base: Path) -> str:

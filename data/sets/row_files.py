@@ -4,15 +4,18 @@ import gzip
 import io
 import json
 import mmap
-import os
 import re
+import tempfile
 import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
+from errno import ENOSPC
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from data.containers.cells import (
     MESSAGE_CHARS,
@@ -24,7 +27,7 @@ from data.containers.cells import (
     open_table,
 )
 from data.errors import DataError, RowError
-from data.sets.json_rows import JsonRows, find_rows
+from data.sets.json_rows import JsonRows, find_rows, map_file
 from data.sets.picture_paths import natural_order
 from data.sets.rows import FileRow, Rows
 
@@ -43,6 +46,7 @@ INDEX_COLUMNS = ("", "__index_level_0__")
 """How pandas calls the row numbers that it writes beside the columns."""
 
 _HEAD_BYTES = 4096
+_BLOCK = 1 << 20
 _CONVERT = "convert it: pandas.{}(path).to_json('rows.jsonl', orient='records', lines=True)"
 _UNPACK = "unpack it and give the JSON file that is inside"
 _NAME = "`path` is for the rows alone: name {} in the rows, and their folder in `root`"
@@ -148,10 +152,13 @@ class TableRows(Rows):
         return rows
 
 
-def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Rows:
+def read_rows(
+    path: Path, *, json_fields: Set[str] = frozenset(), spans: np.ndarray | None = None
+) -> Rows:
     """Return the rows of a JSON, CSV, parquet or Arrow file, or of a folder of parquet files.
 
     ``json_fields``: fields in which a table's text that begins with `[` or `{` is read as JSON.
+    ``spans``: where the rows of a JSON file lie, if that is known.
 
     Raises:
         DataError: missing file, another kind of file, or JSON that is malformed (with line and
@@ -165,13 +172,12 @@ def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Rows:
         if head.startswith(TABLES):
             return _table_rows([path], json_fields)
         packed = path.suffix.lower() == ".gz" and head.startswith(_GZIP)
-        content = _unpacked(path) if packed else None
-        if content is not None:
-            head = content[:_HEAD_BYTES]
-        separator = _refuse_other_kinds(path, head)
+        content = _unpacked(path) if packed else map_file(path)
+        separator = _refuse_other_kinds(path, content[:_HEAD_BYTES])
         if separator:
-            return _csv_rows(path, content, separator, json_fields)
-        return _json_rows(path, _mapped(path) if content is None else content)
+            return _csv_rows(path, content if packed else None, separator, json_fields)
+        spans = find_rows(path, content) if spans is None else spans
+        return JsonRows(path, content, spans, packed=packed)
     except FileNotFoundError as error:
         raise DataError(f"{path}: file not found; check the data set's `path`") from error
     except (OSError, ValueError) as error:
@@ -255,24 +261,29 @@ def _json_rows(path: Path, content: bytes | mmap.mmap) -> JsonRows:
     return JsonRows(path, content, find_rows(path, content))
 
 
-def _mapped(path: Path) -> bytes | mmap.mmap:
-    with path.open("rb") as file:
-        # An empty file cannot be mapped.
-        size = os.fstat(file.fileno()).st_size
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-
-
-def _unpacked(path: Path) -> bytes:
-    try:
-        with gzip.open(path) as file:
-            content = file.read(MAX_UNPACKED + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: not a whole gzip archive ({error}); download or write it again"
-        ) from error
-    if len(content) > MAX_UNPACKED:
-        raise DataError(f"{path}: more than {MAX_UNPACKED} bytes when unpacked; unpack it yourself")
-    return content
+def _unpacked(path: Path) -> bytes | mmap.mmap:
+    """Return what a gzip archive holds, mapped from a file that nobody else sees."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            with gzip.open(path) as archive:
+                while block := archive.read(_BLOCK):
+                    if file.tell() + len(block) > MAX_UNPACKED:
+                        raise DataError(
+                            f"{path}: more than {MAX_UNPACKED} bytes when unpacked; unpack it "
+                            "yourself"
+                        )
+                    file.write(block)
+            file.flush()
+        except (OSError, EOFError, zlib.error) as error:
+            if getattr(error, "errno", None) == ENOSPC:
+                raise DataError(
+                    f"{path}: no room to unpack it in {tempfile.gettempdir()}; make room there, or "
+                    "set TMPDIR to a folder on a larger disk"
+                ) from error
+            raise DataError(
+                f"{path}: not a whole gzip archive ({error}); download or write it again"
+            ) from error
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b""
 
 
 def _picture(cell: "pa.Scalar", address: str) -> str | bytes | None:

@@ -12,6 +12,8 @@ FileRow = dict[str, Any]
 class Rows(Sequence[FileRow]):
     """Some or all rows of a set's files, in the files' order. Rows of the files count from 0."""
 
+    can_be_sent = True
+    """Whether another process can open the same rows."""
     _indices: Sequence[int]
     """Which rows of the files."""
 
@@ -44,8 +46,9 @@ class Rows(Sequence[FileRow]):
         """Return the rows at these indices, unread."""
         part = object.__new__(type(self))
         # A million indices of a whole set are no list.
-        whole = isinstance(self._indices, range) and self._indices[:1] == range(1)
-        chosen = indices if whole else [self._indices[index] for index in indices]
+        known = self._indices
+        from_first_on = isinstance(known, range) and (known.start, known.step) == (0, 1)
+        chosen = indices if from_first_on else [known[index] for index in indices]
         part.__dict__ = self.__dict__ | {"_indices": chosen}
         return part
 

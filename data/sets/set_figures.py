@@ -51,12 +51,6 @@ class CheckedSet:
     settings: DataSetConfig
     held_out: bool
     loaded: LoadedSet
-    media_named: int
-    """Names of media in its rows, each counted once."""
-    media_usable: int
-    """Those of them that can be used, as far as is known before decoding."""
-    copies: int
-    """Files and cells with the same bytes as an earlier one, which count as that one."""
     problems: tuple[str, ...]
     """Why a job would refuse the set."""
 
@@ -168,9 +162,9 @@ def describe_set(
         "pairs_with_broken_media": len(loaded.pairs)
         - len(readable_pairs(loaded, media, limits.max_frames)),
         "media": {
-            "named": checked.media_named,
-            "usable": checked.media_usable,
-            "copies": checked.copies,
+            "named": loaded.media_named,
+            "usable": loaded.media_usable,
+            "copies": loaded.copies,
             "shown": len(shown),
             "broken": len(shown) - len(sizes),
             "one_colour": sum(media[uri].one_colour for uri in shown),

@@ -33,10 +33,10 @@ from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind, Pair
 from tests.bench.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
 from tests.bench.record import record
+from tests.builders import loaded_set
 
 ROOT = Path(__file__).resolve().parents[2]
 SIBLINGS = 8
@@ -190,7 +190,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
     for pool in (rollout, reward):
         pool.ready()
     decoder, ranker = Decoder(), Ranker()
-    loaded = LoadedSet(name="set", pairs=tuple(pairs), bad_rows=())
+    loaded = loaded_set(name="set", pairs=tuple(pairs), bad_rows=())
     pipeline = Pipeline(
         config,
         feed=PairFeed([loaded], {"set": 1.0}, batch=config.pairs, seed=0),

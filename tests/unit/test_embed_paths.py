@@ -17,7 +17,6 @@ from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import (
     EmbedRequest,
     Evidence,
@@ -32,7 +31,7 @@ from data.types import (
 )
 from evaluation.runner import Settings, evaluate
 from learner.rank.batching import VisionTokens, collate, embed_row, process_pictures, train_row
-from tests.builders import TRACES, write_picture
+from tests.builders import TRACES, loaded_set, write_picture
 from tests.tiny_model import tiny_processor
 
 MEDIA = MediaConfig(
@@ -90,7 +89,7 @@ def trained_on(pair, evidence):
         trace_dropout=float(evidence is Evidence.NONE),
         evidence_dropout=float(evidence is Evidence.TEXT),
     )
-    loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
+    loaded = loaded_set(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
     (rows, pictures), _ = next(contrastive_batches(feed, config, Relevance([pair])))
     return rows[0], pictures

@@ -22,9 +22,8 @@ from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind, Pair
-from tests.builders import make_pair, write_picture
+from tests.builders import loaded_set, make_pair, write_picture
 from tests.integration.conftest import MEDIA, SAMPLING
 from tests.integration.reference import logprobs, request
 from tests.patience import PATIENCE_S
@@ -98,7 +97,7 @@ def make_pipeline(
             grpo=config.grpo,
             sampling=SAMPLING,
         )
-        loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
+        loaded = loaded_set(name="set", pairs=pairs, bad_rows=())
         scorer = Scorer(
             config.reward,
             embedder=reward_pool,

@@ -21,14 +21,13 @@ from configs.load import load
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import GroupKey, Judgement, Kind, Side, StepReport, Trajectory, TrajectoryKey
 from learner.micro_batches import RowCost, plan_micro_batches
 from learner.objectives import PolicyObjective, TokenScores
 from learner.rank.accumulate import accumulate
 from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
-from tests.builders import TRACES, make_pair
+from tests.builders import TRACES, loaded_set, make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 from tests.integration.conftest import ROOT
 from tests.simulation import decoder
@@ -362,7 +361,7 @@ class Published:
 
 def pipeline_of(config: RLConfig, learner: TwoRanks, traces: Traces) -> Pipeline:
     pairs = tuple(make_pair(f"p{index}") for index in range(60))
-    loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
+    loaded = loaded_set(name="set", pairs=pairs, bad_rows=())
     scorer = Scorer(
         config.reward,
         embedder=Embedder(traces),

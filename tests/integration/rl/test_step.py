@@ -16,10 +16,9 @@ from configs.schema import RLConfig
 from data.errors import WeightSyncError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
 from learner.objectives import TokenScores
-from tests.builders import make_pair, write_picture
+from tests.builders import loaded_set, make_pair, write_picture
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 from tests.simulation import decoder
 
@@ -49,7 +48,7 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, alike=False, **grpo
     pipeline = Pipeline(
         config,
         feed=PairFeed(
-            [LoadedSet(name="set", pairs=made, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
+            [loaded_set(name="set", pairs=made, bad_rows=())], {"set": 1.0}, batch=PAIRS, seed=0
         ),
         rollout=rollout or FakeRollout(),
         scorer=Scorer(

@@ -20,9 +20,8 @@ from configs.schema import EmbedderConfig
 from data.errors import NothingToTrainOn
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
-from tests.builders import TRACES, WITHOUT_AN_ITEM, make_pair, write_picture
+from tests.builders import TRACES, WITHOUT_AN_ITEM, loaded_set, make_pair, write_picture
 
 CONFIG = EmbedderConfig(run=RunConfig(dir="run"), model="m")
 
@@ -58,7 +57,7 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
     pair = make_pair("a", query=Item(text="q", kind=Kind.IMAGE, uris=(str(bad),)))
-    loaded = LoadedSet(name="set", pairs=(pair,), bad_rows=())
+    loaded = loaded_set(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
     with pytest.raises(NothingToTrainOn, match="20 batches in a row had fewer than learner"):
         next(contrastive_batches(feed, CONFIG, Relevance([pair])))
@@ -66,7 +65,7 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
 
 def test_batches_go_on_where_a_checkpoint_stopped():
     sets = [
-        LoadedSet(name=name, pairs=tuple(make_pair(f"{name}{i}") for i in range(5)), bad_rows=())
+        loaded_set(name=name, pairs=tuple(make_pair(f"{name}{i}") for i in range(5)), bad_rows=())
         for name in ("x", "y")
     ]
     relevance = Relevance(pair for one in sets for pair in one.pairs)
@@ -98,7 +97,7 @@ def text_of(content):
 
 def feed_of(*pairs, batch):
     return PairFeed(
-        [LoadedSet(name="set", pairs=pairs, bad_rows=())], {"set": 1.0}, batch=batch, seed=0
+        [loaded_set(name="set", pairs=pairs, bad_rows=())], {"set": 1.0}, batch=batch, seed=0
     )
 
 
@@ -148,7 +147,7 @@ def test_a_hard_negative_that_is_another_right_target_of_the_query_is_left_out()
 def test_a_hard_negative_is_shown_with_the_trace_that_its_own_row_has():
     pair = make_pair("a", target_trace=TRACE, hard_negatives=(NEGATIVE,))
     own = make_pair("b", target=NEGATIVE, target_trace=TRACE)
-    loaded = LoadedSet(name="set", pairs=(pair, own), bad_rows=())
+    loaded = loaded_set(name="set", pairs=(pair, own), bad_rows=())
     traces = negatives_traces(PairFeed([loaded], {"set": 1.0}, batch=1, seed=0))
     assert traces == {NEGATIVE.key(): TRACE}
     [negative] = row_of(pair, ALWAYS, traces).negatives

@@ -20,9 +20,8 @@ from configs.schema import RLConfig
 from data.errors import NothingToTrainOn
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
-from tests.builders import make_pair
+from tests.builders import loaded_set, make_pair
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
 from tests.patience import PATIENCE_S
 
@@ -85,7 +84,7 @@ def make_pipeline(
         grpo=grpo,
         **settings,
     )
-    loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
+    loaded = loaded_set(name="set", pairs=pairs, bad_rows=())
     return Pipeline(
         config,
         feed=PairFeed([loaded], {"set": 1.0}, batch=PAIRS, seed=0),

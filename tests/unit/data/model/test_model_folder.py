@@ -18,9 +18,8 @@ from data.model.model_folder import (
     warn_embedder_ignores,
     warn_older_input,
 )
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
-from tests.builders import make_pair
+from tests.builders import loaded_set, make_pair
 
 SHOWN = Item(text="", kind=Kind.IMAGE, uris=("/a.png",))
 
@@ -43,7 +42,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def loaded(name, *pairs):
-    return LoadedSet(name=name, pairs=pairs, bad_rows=())
+    return loaded_set(name=name, pairs=pairs, bad_rows=())
 
 
 @pytest.fixture

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from configs.common import DataConfig
 from data.sets.feed import PairFeed, held_out_pairs, supervised_rows
-from data.sets.load_sets import LoadedSet
 from data.types import Item, Kind
-from tests.builders import make_pair
+from tests.builders import loaded_set, make_pair
 
 
 def make_set(name, size):
     pairs = tuple(make_pair(f"{name}{i}", source=name) for i in range(size))
-    return LoadedSet(name=name, pairs=pairs, bad_rows=())
+    return loaded_set(name=name, pairs=pairs, bad_rows=())
 
 
 def feed(sizes, *, batch=4, seed=0, weights=None):
@@ -95,7 +94,7 @@ def test_supervised_rows_are_the_sides_that_have_a_trace():
         make_pair("2", target_trace="TT2"),
         make_pair("3"),
     )
-    loaded = LoadedSet(name="set", pairs=pairs, bad_rows=())
+    loaded = loaded_set(name="set", pairs=pairs, bad_rows=())
     rows = list(supervised_rows(loaded, data=DataConfig(templates="brief"), caption=False))
     assert rows == [
         ("set/1/query", ("query 1",), "QT"),
@@ -106,7 +105,7 @@ def test_supervised_rows_are_the_sides_that_have_a_trace():
 
 def test_captions_are_asked_with_their_own_text_whatever_the_prompt_set():
     query = Item(text="What is it?", kind=Kind.TEXT)
-    loaded = LoadedSet(
+    loaded = loaded_set(
         name="set", pairs=(make_pair("1", query=query, query_trace="A cat."),), bad_rows=()
     )
     ((_, content, response),) = supervised_rows(loaded, data=DataConfig(), caption=True)

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data.sets.load_sets
-import data.sets.picture_paths
+import data.sets.picture_copies
 from configs.common import DataConfig, MediaConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
 from data.prompts import pictures_of
-from data.sets.load_sets import LoadedSet, load_set, load_sets
+from data.sets.load_sets import load_set, load_sets
 from data.sets.row_formats import clean
 from data.types import Box, Cues, Item, Kind, Side
-from tests.builders import TRACES, write_picture, write_set
+from tests.builders import TRACES, loaded_set, write_picture, write_set
 from tests.media_files import write_pdf, write_video
 
 
@@ -40,7 +40,7 @@ def root(tmp_path):
 
 def reason(loaded):
     """Return why the only row was set aside."""
-    assert loaded.pairs == ()
+    assert not loaded.pairs
     (bad,) = loaded.bad_rows
     assert bad.where.endswith("rows.json row 1")
     assert bad.where in bad.reason
@@ -212,7 +212,7 @@ def test_rows_that_cannot_be_ranked_are_a_share_of_the_file_and_not_of_the_sampl
 
 def test_a_row_has_its_place_in_the_files_of_its_set():
     files = {"files": ("a", "b", "c"), "file_ends": (2, 2, 3)}
-    loaded = LoadedSet(name="set", pairs=(), bad_rows=(), **files)
+    loaded = loaded_set(name="set", pairs=(), bad_rows=(), **files)
     assert [loaded.place(index) for index in range(3)] == [("a", 1), ("a", 2), ("c", 1)]
 
 
@@ -411,7 +411,7 @@ def test_copies_of_a_picture_are_one_item_in_all_sets_of_a_root(tmp_path, caplog
 
 
 def test_pictures_that_were_not_compared_are_counted(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(data.sets.picture_paths, "COMPARED_BYTES", 0)
+    monkeypatch.setattr(data.sets.picture_copies, "COMPARED_BYTES", 0)
     config = write_set(tmp_path, [{**MMEB, "pos_image_path": "b.png"}])
     shutil.copy(write_picture(tmp_path / "root/a.png"), tmp_path / "root/b.png")
     (pair,) = load_set(config).pairs

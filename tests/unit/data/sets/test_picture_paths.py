@@ -1,16 +1,14 @@
 """Picture files by the names that rows give them: inside the root, looked at once, copies known."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-import data.sets.picture_paths
 from configs.common import MediaConfig
 from data.errors import DataError
 from data.media.pictures import load_picture
-from data.sets.picture_paths import PictureFiles
+from data.sets.picture_paths import KnownFiles, PictureFiles
 from tests.builders import write_picture
 from tests.media_files import write_pdf, write_video
 
@@ -68,8 +66,7 @@ def test_links_are_followed_where_the_set_says_so_and_keep_their_place_in_the_ro
     files = PictureFiles(linked, follow_links=True)
     assert files.path("one.png", where="here") == str(linked / "one.png")
     assert files.path("more/a.png", where="here") == str(linked / "more/a.png")
-    assert files.path("two.png", where="here") == str(linked / "one.png")
-    assert not files.copies
+    assert files.path("two.png", where="here") == str(linked / "two.png")
     with pytest.raises(DataError, match=r"'gone\.png' not found"):
         files.path("gone.png", where="here")
     with pytest.raises(DataError, match="leaves it"):
@@ -80,7 +77,7 @@ def test_links_are_followed_under_a_root_that_is_a_link(linked, tmp_path):
     (tmp_path / "here").symlink_to(linked)
     files = PictureFiles(tmp_path / "here", follow_links=True)
     assert files.path("one.png", where="here") == str(linked / "one.png")
-    assert files.path(str(tmp_path / "here/one.png"), where="here") == str(linked / "one.png")
+    assert files.path(str(tmp_path / "here/one.png"), where="here") == f"{tmp_path}/here/one.png"
 
 
 def test_each_name_is_looked_at_once(root, monkeypatch):
@@ -94,43 +91,12 @@ def test_each_name_is_looked_at_once(root, monkeypatch):
         with pytest.raises(DataError, match="not found"):
             files.path("lost.png", where="here")
     assert looked == [root / "a.png", root / "lost.png"]
-    assert files.found() == (1, 2)
+    assert files.names() == {"a.png": True, "lost.png": False}
 
 
-def test_files_of_equal_bytes_are_the_first_of_them(root):
-    first = write_picture(root / "a.png")
-    write_picture(root / "other.png", width=50)
-    for name in ("b.png", "c.png"):
-        shutil.copy(first, root / name)
-    files = PictureFiles(root)
-    found = [files.path(name, where="x") for name in ("a.png", "other.png", "b.png", "c.png")]
-    assert found == [str(first), str(root / "other.png"), str(first), str(first)]
-    assert files.copies == {str(root / name): str(first) for name in ("b.png", "c.png")}
-
-
-def test_files_of_one_size_and_other_bytes_are_different(root):
-    names = ["a.png", "b.png", "c.png"]
-    for index, name in enumerate(names):
-        (root / name).write_bytes(bytes([index] * 100))
-    files = PictureFiles(root)
-    assert [files.path(name, where="x") for name in names] == [str(root / one) for one in names]
-    assert not files.copies
-
-
-def test_no_more_than_a_budget_of_bytes_is_read_to_find_copies(root, monkeypatch):
-    monkeypatch.setattr(data.sets.picture_paths, "COMPARED_BYTES", 250)
-    for index in range(4):
-        (root / str(index)).write_bytes(b"x" * 100)
-    files = PictureFiles(root)
-    found = [files.path(str(index), where="x") for index in range(4)]
-    assert found == [str(root / name) for name in ("0", "0", "2", "3")]
-    assert (files.compared, files.uncompared) == (200, 2)
-
-
-@pytest.mark.parametrize("name", ["a.pdf", "a.pdf#page=1", "./a.PDF", "link.pdf#page=01"])
+@pytest.mark.parametrize("name", ["a.pdf", "a.pdf#page=1", "./a.pdf", "link.pdf#page=01"])
 def test_the_only_page_of_a_pdf_has_one_address(root, name):
     path = write_pdf(root / "a.pdf")
-    shutil.copy(path, root / "a.PDF")
     (root / "link.pdf").symlink_to(path)
     files = PictureFiles(root)
     assert files.path("a.pdf", where="here") == f"{path}#page=1"
@@ -181,17 +147,6 @@ def test_a_broken_video_is_opened_once(root):
         write_video(root / "a.mp4", 3)
 
 
-def test_a_place_stays_behind_the_path_of_the_first_of_equal_files(root):
-    write_pdf(root / "a.pdf", 3)
-    shutil.copy(root / "a.pdf", root / "b.pdf")
-    write_video(root / "a.mp4", 5)
-    files = PictureFiles(root)
-    assert files.path("a.pdf#page=2", where="here") == f"{root}/a.pdf#page=2"
-    assert files.path("b.pdf#page=2", where="here") == f"{root}/a.pdf#page=2"
-    assert files.path("b.pdf#page=3", where="here") == f"{root}/a.pdf#page=3"
-    assert files.path("a.mp4#frame=04", where="here") == f"{root}/a.mp4#frame=4"
-
-
 def test_a_file_whose_name_looks_like_an_address_is_that_file(root):
     for name in ("a.png#page=2", "b#1.png", "c#frame=0"):
         path = write_picture(root / "picture.png", width=30 + len(name)).rename(root / name)
@@ -239,3 +194,14 @@ def test_a_folder_whose_names_are_no_text_is_refused(root):
     os.rename(root / "a/b.png", os.fsencode(root / "a") + b"/\xff.png")
     with pytest.raises(DataError, match=r"here: expected names of files in UTF-8 in 'a'"):
         PictureFiles(root).folder("a", where="here")
+
+
+def test_files_that_are_known_are_not_looked_at_again(root):
+    write_pdf(root / "a.pdf", 3)
+    known = KnownFiles({f"{root}/b.pdf": f"{root}/a.pdf"}, {f"{root}/a.pdf": 3})
+    (root / "a.pdf").unlink()
+    files = PictureFiles(root, known=known)
+    assert files.path("b.pdf#page=2", where="here") == f"{root}/a.pdf#page=2"
+    assert files.path("lost.png", where="here") == f"{root}/lost.png"
+    with pytest.raises(DataError, match="leaves it"):
+        files.path("../a.png", where="here")

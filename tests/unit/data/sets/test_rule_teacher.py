@@ -30,6 +30,7 @@ from data.sets.rule_teacher import (
 )
 from data.tcot import parse
 from data.types import Box, Item, Kind, Pair, Side
+from tests.builders import loaded_set
 from tests.media_files import write_pdf, write_video
 
 TASK = "Find the name of this sign."
@@ -52,7 +53,7 @@ def picture(*boxes: tuple[int, int, int, int], size: int = 100, back: int = 255)
 
 def loaded(name: str, pairs: Sequence[tuple[Item, Item]]) -> LoadedSet:
     """Return a data set of these ends."""
-    return LoadedSet(
+    return loaded_set(
         name=name,
         pairs=tuple(
             Pair(pair_id=f"{name}-{index}", source=name, query=query, target=target)

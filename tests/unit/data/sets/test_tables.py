@@ -133,7 +133,7 @@ def test_rows_of_every_kind_of_file_are_those_of_json(tmp_path, form, write):
     assert len(expected.pairs) == len(ROWS[form])
     loaded = load_set(write(config, ROWS[form]))
     assert loaded.bad_rows == ()
-    assert loaded.pairs == expected.pairs
+    assert [*loaded.pairs] == [*expected.pairs]
     assert loaded.unknown_fields == {}
 
 
@@ -453,10 +453,9 @@ def test_cells_are_named_by_rows_of_other_files_only_inside_the_root(tmp_path):
     ):
         with pytest.raises(DataError, match=f"x: .*{words}"):
             files.path(name, where="x")
-    # A cell of the row itself may lie anywhere. Equal bytes are one picture.
+    # A cell of the row itself may lie anywhere.
     own = f"{outside}#row=1&column=image"
-    assert files.cell(own, where="x") == f"{inside}#row=1&column=image"
-    assert len(files.copies) == 1
+    assert files.cell(own, where="x") == own
     with pytest.raises(DataError, match="leaves it"):
         files.path(own, where="x")
 

@@ -1,0 +1,261 @@
+"""All rows of a set read once, to know its pairs: in several processes where there are many."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from configs.common import DataSetConfig
+from data.content_numbers import text_number
+from data.errors import DataError, RowError
+from data.sets.index import PairTable, PictureTable, Texts
+from data.sets.picture_paths import KnownFiles, PictureFiles
+from data.sets.row_formats import KNOWN_FIELDS, RowReader, TrueBoxes
+from data.sets.rows import Rows
+from data.types import Pair
+
+CHUNK = 2_000
+"""Rows that are read at once."""
+IN_ONE_PROCESS = 20_000
+"""Sets of no more rows are read in the process itself: others take a second to start."""
+MOST_PROCESSES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that was set aside, and why."""
+
+    where: str
+    reason: str
+    index: int
+    """Number of the row in its set's files, from 0."""
+    field: str = ""
+    """The field that is to blame, as the reason names it; empty: none is named."""
+    again: bool = False
+    """Whether a row before says the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What reading rows told. R rows, M names of media."""
+
+    pairs: PairTable
+    said: np.ndarray
+    """uint64 [P]: equal for pairs that say the same, whatever their ids and places are."""
+    pictures: PictureTable
+    counts: dict[str, int] = field(default_factory=dict)
+    """Pages of PDFs and frames of video files, by path."""
+    bad_rows: list[BadRow] = field(default_factory=list)
+    unknown_fields: Counter[str] = field(default_factory=Counter)
+    """Rows by the field in them that the format does not know."""
+    boxes: list[TrueBoxes] = field(default_factory=list)
+    """Some true boxes of the set."""
+    names: np.ndarray
+    """uint64 [M]: the number of each name of a medium that rows give."""
+    usable: np.ndarray
+    """bool [M]: whether that medium can be used, as far as is known before decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairReader:
+    """Reads pairs from the rows of a set."""
+
+    rows: Rows
+    config: DataSetConfig
+    max_frames: int
+    max_file_bytes: int
+
+    def files(self, known: KnownFiles | None = None) -> PictureFiles:
+        """Return the picture files under the set's root.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+        root = Path(self.config.root)
+        if known is None and not root.is_dir():
+            raise DataError(
+                f"data set '{self.config.name}': root folder {root} not found; set its `root`"
+            )
+        return PictureFiles(
+            root,
+            follow_links=self.config.follow_links,
+            max_file_bytes=self.max_file_bytes,
+            known=known,
+        )
+
+    def pairs(
+        self, row: dict[str, object], index: int, files: PictureFiles, boxes: list[TrueBoxes]
+    ) -> tuple[Pair, ...]:
+        """Return the pairs of a row of the files.
+
+        Raises:
+            DataError: the row cannot be used.
+        """
+        where = self.rows.place(index)
+        return RowReader(row, where, self.config, index, files, self.max_frames, boxes).pairs()
+
+
+def scan_rows(reader: PairReader, in_use: Sequence[int], done: Callable[[int], object]) -> Scan:
+    """Read rows of the files; ``done`` is called with the number of rows that were read since.
+
+    Raises:
+        DataError: the set's root is missing.
+    """
+    reader.files()
+    spans = [(first, min(first + CHUNK, len(in_use))) for first in range(0, len(in_use), CHUNK)]
+    chunks = [in_use[first:end] for first, end in spans]
+    if len(in_use) <= IN_ONE_PROCESS or not reader.rows.can_be_sent:
+        parts = []
+        for chunk in chunks:
+            parts.append(_scan_chunk(reader, chunk))
+            done(len(chunk))
+    else:
+        parts = list(_in_processes(reader, chunks, done))
+    return _join(parts or [_scan_chunk(reader, [])])
+
+
+def _scan_chunk(reader: PairReader, numbers: Sequence[int]) -> Scan:
+    files = reader.files()
+    bad: list[BadRow] = []
+    unknown: Counter[str] = Counter()
+    boxes: list[TrueBoxes] = []
+    pairs: list[Pair] = []
+    places: list[int] = []
+    for number, row in zip(numbers, reader.rows.at(numbers).read(), strict=True):
+        try:
+            if isinstance(row, RowError):
+                raise row
+            known = KNOWN_FIELDS[reader.config.format]
+            unknown.update(row.keys() - known - {reader.config.hardest_by})
+            of_row = reader.pairs(row, number, files, boxes)
+        except DataError as error:
+            name = error.field if isinstance(error, RowError) else ""
+            bad.append(BadRow(reader.rows.place(number), str(error), number, name))
+            continue
+        pairs += of_row
+        places += range(len(of_row))
+    names = files.names()
+    return Scan(
+        pairs=PairTable.of(pairs, places),
+        said=np.array([_said(pair) for pair in pairs], dtype=np.uint64),
+        pictures=_pictures(pairs, files),
+        counts=dict(files.counts()),
+        bad_rows=bad,
+        unknown_fields=unknown,
+        boxes=boxes,
+        names=np.fromiter(map(text_number, names), np.uint64, len(names)),
+        usable=np.fromiter(names.values(), bool, len(names)),
+    )
+
+
+def _said(pair: Pair) -> int:
+    said = repr(replace(pair, pair_id="", row=0)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(said, digest_size=8).digest(), "little")
+
+
+def _pictures(pairs: Sequence[Pair], files: PictureFiles) -> PictureTable:
+    """Return the pictures of some pairs."""
+    shown: dict[str, bool] = {}
+    for pair in pairs:
+        for item in (pair.query, pair.target):
+            shown.update(dict.fromkeys(item.uris, True))
+        for item in (*pair.hard_negatives, *pair.candidates):
+            for uri in item.uris:
+                shown.setdefault(uri, False)
+    return picture_table(shown, files)
+
+
+def picture_table(shown: Mapping[str, bool], files: PictureFiles) -> PictureTable:
+    """Return a table of pictures, with whether a query or a target shows each."""
+    looked_at = [files.file(uri) for uri in shown]
+    return PictureTable(
+        uris=Texts(list(shown)),
+        numbers=_numbers(shown),
+        files=_numbers([path for path, _ in looked_at]),
+        reals=_numbers([file.real for _, file in looked_at]),
+        sizes=np.array([file.size for _, file in looked_at], dtype=np.int64),
+        shown=np.array(list(shown.values()), dtype=bool),
+    )
+
+
+def _numbers(texts: Collection[str]) -> np.ndarray:
+    return np.fromiter(map(text_number, texts), np.uint64, len(texts))
+
+
+def _join(parts: Sequence[Scan]) -> Scan:
+    numbers = np.concatenate([part.names for part in parts])
+    names, first = np.unique(numbers, return_index=True)
+    return Scan(
+        pairs=PairTable.join([part.pairs for part in parts]),
+        said=np.concatenate([part.said for part in parts]),
+        pictures=PictureTable.join([part.pictures for part in parts]),
+        counts={path: count for part in parts for path, count in part.counts.items()},
+        bad_rows=[row for part in parts for row in part.bad_rows],
+        unknown_fields=sum((part.unknown_fields for part in parts), Counter()),
+        boxes=[box for part in parts for box in part.boxes],
+        names=names,
+        usable=np.concatenate([part.usable for part in parts])[first],
+    )
+
+
+def _in_processes(
+    reader: PairReader, chunks: Sequence[Sequence[int]], done: Callable[[int], object]
+) -> Iterator[Scan]:
+    """Yield what reading the chunks told, in their order.
+
+    A row that ends its process, as broken videos and PDFs may, is set aside.
+    """
+    count = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(chunks))
+    parts: dict[int, Scan] = {}
+    with _pool(reader, count) as pool:
+        tasks = {pool.submit(_scan_in_process, chunk): n for n, chunk in enumerate(chunks)}
+        for task in as_completed(tasks):
+            with suppress(BrokenProcessPool):
+                parts[tasks[task]] = task.result()
+                done(len(chunks[tasks[task]]))
+    for number, chunk in enumerate(chunks):
+        if number not in parts:
+            parts[number] = _join(list(_one_by_one(reader, chunk)))
+            done(len(chunk))
+        yield parts.pop(number)
+
+
+def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
+    """Read rows in a process of their own, half by half where this ends."""
+    try:
+        with _pool(reader, 1) as pool:
+            yield pool.submit(_scan_in_process, numbers).result()
+    except BrokenProcessPool:
+        if len(numbers) > 1:
+            yield from _one_by_one(reader, numbers[: len(numbers) // 2])
+            yield from _one_by_one(reader, numbers[len(numbers) // 2 :])
+            return
+        where = reader.rows.place(numbers[0])
+        reason = f"{where}: a file that it names ends the process that reads it; replace the file"
+        bad = [BadRow(where, reason, numbers[0])]
+        yield replace(_scan_chunk(reader, []), bad_rows=bad)
+
+
+def _pool(reader: PairReader, processes: int) -> ProcessPoolExecutor:
+    # Not forked: pyarrow and the decoders have threads.
+    return ProcessPoolExecutor(processes, get_context("spawn"), _remember, (reader,))
+
+
+_reader: list[PairReader] = []
+"""What this process reads, if it was started for that."""
+
+
+def _remember(reader: PairReader) -> None:
+    _reader[:] = [reader]
+
+
+def _scan_in_process(numbers: Sequence[int]) -> Scan:
+    return _scan_chunk(_reader[0], numbers)

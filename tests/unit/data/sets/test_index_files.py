@@ -1,0 +1,164 @@
+"""The index of a set: read once in several processes, kept, and made anew when it is not right."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+
+import data.sets.index_files
+import data.sets.load_sets
+import data.sets.scan
+from configs.common import DataConfig, DataSetConfig
+from data.errors import DataError
+from data.relevance import Relevance
+from data.sets.fingerprints import pairs_fingerprint
+from data.sets.load_sets import known_right, load_set, load_sets
+from data.sets.scan import PairReader, scan_rows
+from data.types import Side
+from tests.builders import loaded_set, write_picture, write_set
+from tests.deadly_rows import DeadlyRows
+from tests.media_files import write_pdf, write_video
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Keep the index of every set, however small, in a folder of this test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
+    monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
+    return tmp_path / "cache/embed-rl"
+
+
+@pytest.fixture
+def config(tmp_path) -> DataSetConfig:
+    """A set with pictures, copies, a page, a negative, equal ids, traces and a bad row."""
+    root = tmp_path / "root"
+    for name, width in (("a.png", 40), ("b.png", 50)):
+        write_picture(root / name, width)
+    (root / "c.png").write_bytes((root / "a.png").read_bytes())
+    write_pdf(root / "d.pdf", 3)
+    picture = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a star"}
+    return write_set(
+        tmp_path,
+        [
+            {**picture, "id": "x", "label": "star"},
+            {**picture, "id": "x", "label": "star"},
+            {**picture, "id": "x", "qry_image_path": "c.png", "neg_text": "a moon"},
+            {**picture, "qry_image_path": "d.pdf#page=2"},
+            {**picture, "qry_image_path": "late.png"},
+            {"qry": "text", "pos_text": "a moon", "pos_image_path": "b.png"},
+        ],
+    )
+
+
+def facts(loaded) -> dict[str, object]:
+    names = ("rows", "read", "bad_rows", "media_named", "media_usable", "copies", "files")
+    return {name: getattr(loaded, name) for name in names}
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_kept_index_gives_the_pairs_of_the_rows(config, cache, monkeypatch, processes):
+    plain = load_set(replace(config, limit=10))
+    if processes:
+        monkeypatch.setattr(data.sets.scan, "IN_ONE_PROCESS", 0)
+        monkeypatch.setattr(data.sets.scan, "CHUNK", 2)
+    built = load_set(config)
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setattr(data.sets.load_sets, "scan_rows", scan_only_bad_rows)
+    kept = load_set(config)
+    assert [*plain.pairs] == [*built.pairs] == [*kept.pairs] == [kept.pairs[n] for n in range(4)]
+    assert [pair.pair_id for pair in kept.pairs] == ["x", "x-2", "set-3", "set-5"]
+    assert facts(plain) == facts(built) == facts(kept)
+    assert [bad.index for bad in kept.bad_rows] == [1, 4]
+    assert kept.pairs[1].query == kept.pairs[0].query  # by the first of two copies
+    assert pairs_fingerprint([config], [plain]) == pairs_fingerprint([config], [kept])
+
+
+def scan_only_bad_rows(reader, in_use, done):
+    assert list(in_use) == [4]
+    return scan_rows(reader, in_use, done)
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_is_right_follows_from_the_index_as_from_the_pairs(config):
+    for _ in range(2):
+        loaded = load_set(config)
+        pairs = [*loaded.pairs]
+        by_pairs, by_index = Relevance(pairs), known_right([loaded])
+        assert (by_index.right_among(pairs) == by_pairs.right_among(pairs)).all()
+        shadow = loaded_set(name="set", pairs=pairs)
+        assert (loaded.table.numbers() == shadow.table.numbers()).all()
+        assert list(loaded.table.with_trace(Side.QUERY)) == [False] * 4
+        assert set(loaded.shown_uris()) == set(shadow.shown_uris())
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_row_that_can_be_used_by_now_is_used(config):
+    assert len(load_set(config).pairs) == 4
+    write_picture(Path(config.root) / "late.png", 60)
+    assert len(load_set(config).pairs) == 5
+    assert len(load_set(config).pairs) == 5
+
+
+@pytest.mark.usefixtures("cache")
+def test_changed_rows_and_settings_have_an_index_of_their_own(config):
+    assert len(load_set(config).pairs) == 4
+    assert len(load_set(replace(config, limit=1)).pairs) == 1
+    rows = json.loads(Path(config.path).read_text())
+    Path(config.path).write_text(json.dumps(rows[:3]))
+    assert len(load_set(config).pairs) == 2
+
+
+def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data.sets.index_files.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        load_set(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache.parent))
+    monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
+    monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
+    assert len(load_set(config).pairs) == 4
+    [folder] = cache.iterdir()
+    for name in ("facts.json", "pairs.parquet"):
+        (folder / name).write_bytes(b"{")
+        assert len(load_set(config).pairs) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_named(config, cache):
+    cache.parent.write_text("a file")
+    with pytest.raises(DataError, match=r"cache/embed-rl: the index .* set HF_DATASETS_CACHE to"):
+        load_set(config)
+
+
+def test_a_row_that_ends_its_process_is_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.sets.scan, "IN_ONE_PROCESS", 0)
+    monkeypatch.setattr(data.sets.scan, "CHUNK", 4)
+    config = DataSetConfig(name="set", path="rows", root=str(tmp_path))
+    deadly = 5
+    rows = DeadlyRows(8, deadly)
+    reader = PairReader(rows=rows, config=config, max_frames=8, max_file_bytes=1)
+    counted: list[int] = []
+    scan = scan_rows(reader, range(8), counted.append)
+    assert scan.pairs.rows.tolist() == [number for number in range(8) if number != deadly]
+    [bad] = scan.bad_rows
+    assert bad.index == deadly
+    assert bad.reason.startswith(f"rows row {deadly + 1}: a file that it names ends the process")
+    assert sum(counted) == 8
+
+
+def test_frames_of_a_video_are_those_of_the_rows_first_reading(tmp_path):
+    write_video(tmp_path / "root/a.mp4", 9)
+    row = {
+        "qry": {"conversations": [{"from": "human", "value": "q"}], "video": "a.mp4"},
+        "pos": {"conversations": [{"from": "gpt", "value": "t"}]},
+    }
+    [loaded] = load_sets([write_set(tmp_path, [row], format="llavahound")], limits=DataConfig())
+    expected = loaded.pairs[0]
+    os.remove(tmp_path / "root/a.mp4")  # whoever decodes it says that it is gone
+    assert loaded.pairs[0] == expected
