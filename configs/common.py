@@ -58,9 +58,11 @@ class DataSetConfig:
     name: str = MISSING
     """Name of the set in logs, metrics and tables."""
     path: str = MISSING
-    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files."""
+    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files; on disk,
+    `hf://datasets/<org>/<name>@<revision>/<file or folder>`, or another URL that fsspec opens."""
     root: str = MISSING
-    """Folder that all picture paths are relative to; a path that leaves it is refused."""
+    """Folder that all picture paths are relative to; a path that leaves it is refused. On disk, or
+    `hf://datasets/<org>/<name>@<revision>[/<folder>]`."""
     follow_links: bool = False
     """Accept links inside the root that lead out of it, as the caches of hubs have them."""
     format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "caption"] = "mmeb"
@@ -95,6 +97,8 @@ class DataConfig:
     media: MediaConfig = field(default_factory=MediaConfig)
     max_bad_rows: float = 0.05
     """Share of a set's rows that may be set aside before the job refuses to start."""
+    offline: bool = True
+    """Sets that are not on disk must be in a cache already; false: they are fetched into it."""
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,15 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
     for held_out, every in ((False, data.train), (True, data.eval)):
         for settings in every:
             try:
-                files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
-                loaded = load_set(settings, max_frames=data.media.max_frames, files=files)
+                files = files_of(
+                    settings, max_file_bytes=data.media.max_file_bytes, offline=data.offline
+                )
+                loaded = load_set(
+                    settings,
+                    max_frames=data.media.max_frames,
+                    files=files,
+                    offline=data.offline,
+                )
             except DataError as error:
                 problems.append(str(error))
                 continue

@@ -20,6 +20,7 @@ from data.errors import (
     ClusterError,
     DataError,
     EmbedRLError,
+    NotFetched,
     NothingToTrainOn,
     StopRequested,
     WeightSyncError,
@@ -151,6 +152,9 @@ def _set_problems(config: Any) -> list[str]:
             files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
             loaded = load_set(few, max_frames=data.media.max_frames, files=files)
         except DataError as error:
+            if isinstance(error, NotFetched) and not data.offline:
+                print(f"{line}: not looked at; the job fetches it first")
+                continue
             print(f"{line}: cannot be read")
             problems.append(str(error))
             continue

@@ -8,6 +8,7 @@ from configs.common import DataSetConfig
 from data.containers.addresses import file_of
 from data.containers.cells import is_table
 from data.sets.load_sets import LoadedSet
+from data.sets.locations import local_set
 from data.sets.row_files import row_files
 
 WHOLE_BYTES = 16 << 20
@@ -44,7 +45,10 @@ def rows_fingerprint(
     files = [Path(file_of(uri)) for uri in sampled_uris]
     sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     return {
-        **{f"file of set '{config.name}'": _row_files(Path(config.path)) for config in sets},
+        **{
+            f"file of set '{config.name}'": _row_files(Path(local_set(config).path))
+            for config in sets
+        },
         "rows in use": f"{len(rows)} rows, {_hash(rows)}",
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.errors import DataError, RowError
+from data.sets.locations import linked_folder, local_set
 from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
@@ -81,19 +82,29 @@ def load_set(
     *,
     max_frames: int = MediaConfig.max_frames,
     files: PictureFiles | None = None,
+    offline: bool = True,
 ) -> LoadedSet:
     """Read one data set; bad rows are set aside with a reason, a bad file is refused.
 
     Traces must be right for ``max_frames`` shown frames of a video. ``files`` are those under the
-    set's root, where another set knows them already.
+    set's root, where another set knows them already. ``offline``: nothing is fetched.
 
     Raises:
         DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
     """
-    rows = read_rows(Path(config.path), json_fields=JSON_FIELDS[config.format])
-    in_use, unranked = rows_in_use(rows, config)
+    files = files or files_of(config, offline=offline)
+    local = local_set(config, offline=offline)
+
+    def shown(text: str) -> str:
+        """Name the files as the set does."""
+        return text.replace(local.path, config.path)
+
+    try:
+        rows = read_rows(Path(local.path), json_fields=JSON_FIELDS[config.format])
+        in_use, unranked = rows_in_use(rows, local)
+    except DataError as error:
+        raise DataError(shown(str(error))) from error
     used_rows = rows_at(rows, in_use)
-    files = files or files_of(config)
     copies, uncompared = len(files.copies), files.uncompared
     pairs: list[Pair] = []
     bad: list[BadRow] = []
@@ -102,7 +113,7 @@ def load_set(
     ids = _Ids()
     with_bar = _with_bar(used_rows, f"reading {config.name}")
     for index, row in zip(in_use, with_bar, strict=True):
-        where = row_place(rows, config.path, index)
+        where = shown(row_place(rows, local.path, index))
         unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
         reader = RowReader(row, where, config, index, files, max_frames, boxes)
         try:
@@ -110,7 +121,7 @@ def load_set(
         except DataError as error:
             field_name = error.field if isinstance(error, RowError) else ""
             bad.append(BadRow(where, str(error), index, field_name))
-    names, ends = file_ends(rows, config.path)
+    names, ends = file_ends(rows, local.path)
     ids.tell(config.name)
     _hint_at_units(config.name, boxes)
     _tell_of_copies(config.name, files, copies, uncompared)
@@ -121,11 +132,13 @@ def load_set(
         rows=len(rows),
         read=len(used_rows),
         unranked=tuple(
-            BadRow(row_place(rows, config.path, index), reason, index, config.hardest_by)
+            BadRow(
+                shown(row_place(rows, local.path, index)), shown(reason), index, config.hardest_by
+            )
             for index, reason in unranked.items()
         ),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
-        files=names,
+        files=tuple(map(shown, names)),
         file_ends=ends,
     )
 
@@ -144,9 +157,14 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
         key = (config.root, config.follow_links)
         try:
             roots[key] = roots.get(key) or files_of(
-                config, max_file_bytes=limits.media.max_file_bytes
+                config, max_file_bytes=limits.media.max_file_bytes, offline=limits.offline
             )
-            data_set = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
+            data_set = load_set(
+                config,
+                max_frames=limits.media.max_frames,
+                files=roots[key],
+                offline=limits.offline,
+            )
         except DataError as error:
             problems.append(str(error))
             continue
@@ -160,17 +178,25 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
 
 
 def files_of(
-    config: DataSetConfig, *, max_file_bytes: int = MediaConfig.max_file_bytes
+    config: DataSetConfig,
+    *,
+    max_file_bytes: int = MediaConfig.max_file_bytes,
+    offline: bool = True,
 ) -> PictureFiles:
     """Return the picture files under a set's root; larger PDFs and videos are not opened.
 
     Raises:
         DataError: there is no such folder.
     """
-    root = Path(config.root)
+    root = Path(local_set(config, offline=offline).root)
     if not root.is_dir():
         raise DataError(f"data set '{config.name}': root folder {root} not found; set its `root`")
-    return PictureFiles(root, follow_links=config.follow_links, max_file_bytes=max_file_bytes)
+    return PictureFiles(
+        root,
+        follow_links=config.follow_links,
+        max_file_bytes=max_file_bytes,
+        links_to=linked_folder(config),
+    )
 
 
 def repeated_names(configs: list[DataSetConfig]) -> list[str]:
