@@ -63,6 +63,9 @@ class DataSetConfig:
     root: str = MISSING
     """Folder that all picture paths are relative to; a path that leaves it is refused. On disk, or
     `hf://datasets/<org>/<name>@<revision>[/<folder>]`."""
+    unpack: list[str] = field(default_factory=list)
+    """Archives under the root that are unpacked once, as patterns: `images_zip/*.zip` is unpacked
+    into the root, `images_zip/*.zip -> images` into that folder of it."""
     follow_links: bool = False
     """Accept links inside the root that lead out of it, as the caches of hubs have them."""
     format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "caption"] = "mmeb"

@@ -26,7 +26,9 @@ from data.errors import (
     WeightSyncError,
 )
 from data.model.model_folder import check_folder
+from data.sets.archives import waiting_archives
 from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.sets.locations import local_set
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -149,6 +151,9 @@ def _set_problems(config: Any) -> list[str]:
         most = min(settings.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)
         few = replace(settings, limit=most)
         try:
+            if waiting := waiting_archives(local_set(settings)):
+                print(f"{line}: not looked at; the job unpacks {len(waiting)} archives first")
+                continue
             files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
             loaded = load_set(few, max_frames=data.media.max_frames, files=files)
         except DataError as error:

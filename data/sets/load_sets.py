@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.errors import DataError, RowError
+from data.sets.archives import unpack_archives
 from data.sets.locations import linked_folder, local_set
 from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
@@ -87,13 +88,16 @@ def load_set(
     """Read one data set; bad rows are set aside with a reason, a bad file is refused.
 
     Traces must be right for ``max_frames`` shown frames of a video. ``files`` are those under the
-    set's root, where another set knows them already. ``offline``: nothing is fetched.
+    set's root, where another set knows them already. ``offline``: nothing is fetched. Archives are
+    unpacked first.
 
     Raises:
-        DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
+        DataError: the file is missing or holds no rows, `hardest_by` can rank no row, or an archive
+            cannot be unpacked.
     """
     files = files or files_of(config, offline=offline)
     local = local_set(config, offline=offline)
+    unpack_archives(local)
 
     def shown(text: str) -> str:
         """Name the files as the set does."""
