@@ -205,7 +205,12 @@ def _unpack(archive: Archive) -> None:
     base, folders, count = archive.root.resolve(), set(), 0
     words = TextColumn("{task.description}", markup=False)
     console = Console(stderr=True)
-    bar = Progress(words, BarColumn(), DownloadColumn(), console=console, transient=True)
+    bar = Progress(
+        *(words, BarColumn(), DownloadColumn()),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
     with _errors_named(archive), bar:
         task = bar.add_task(f"unpacking {archive.name}", total=archive.size)
         reading = _reading(archive)

@@ -23,7 +23,7 @@ from data.errors import DataError, RowError
 from data.sets.archives import unpack_archives
 from data.sets.locations import linked_folder, local_set
 from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
-from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
+from data.sets.row_files import BrokenRow, FileRow, file_ends, read_rows, row_place, rows_at
 from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
 from data.sets.subsets import rows_in_use
 from data.types import Kind, Pair
@@ -121,6 +121,8 @@ def load_set(
         unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
         reader = RowReader(row, where, config, index, files, max_frames, boxes)
         try:
+            if isinstance(row, BrokenRow):
+                raise DataError(f"{where}: {row.reason}")
             pairs += ids.unique(reader.pairs(), where)
         except DataError as error:
             field_name = error.field if isinstance(error, RowError) else ""

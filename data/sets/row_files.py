@@ -1,5 +1,6 @@
 """Rows of JSON, CSV, parquet and Arrow files. Any other file is refused by the name of its kind."""
 
+import codecs
 import gzip
 import io
 import json
@@ -7,9 +8,10 @@ import re
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 from data.containers.cells import (
@@ -75,6 +77,15 @@ _SIGNATURES = {
 """What a file is by how it begins, and what to do."""
 
 
+class BrokenRow(FileRow):
+    """Stands in the place of a line that cannot be read as a row."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+        """What was expected, what was found and what to do."""
+
+
 class PictureCell(str):
     """The address of a cell that holds bytes, where a row of another file has a path."""
 
@@ -91,7 +102,10 @@ class TableRows(Sequence[FileRow]):
         counts: Sequence[int],
         table: Callable[[Path], "pa.Table"],
         json_fields: Set[str],
+        broken: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
+        """``broken``: why rows, by their index, cannot be read; the table has empty rows there."""
+        self._broken = broken
         self.files = tuple(str(file.resolve()) for file in files)
         self._named, self._table, self._json_fields = files, table, json_fields
         self._ends = list(accumulate(counts))
@@ -161,17 +175,22 @@ class TableRows(Sequence[FileRow]):
             for row, value in zip(rows, values, strict=True):
                 if value is not None:
                     row[name] = _parsed(value) if name in self._json_fields else value
+        for place in range(len(rows)) if self._broken else ():
+            if reason := self._broken.get(first + place):
+                rows[place] = BrokenRow(reason)
         return rows
 
 
 def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[FileRow]:
     """Return the rows of a JSON, CSV, parquet or Arrow file, or of a folder of parquet files.
 
+    A line of CSV or JSON lines that is no row is a `BrokenRow`.
+
     ``json_fields``: fields in which a table's text that begins with `[` or `{` is read as JSON.
 
     Raises:
-        DataError: missing file, another kind of file, malformed JSON (with line and column), or
-            rows that are no objects.
+        DataError: missing file, another kind of file, malformed JSON (with line and column), rows
+            of an array that are no objects, or no line that is a row.
     """
     try:
         if path.is_dir():
@@ -284,16 +303,37 @@ def _csv_rows(
     import pyarrow as pa
     from pyarrow import csv
 
-    try:
-        table = csv.read_csv(
+    broken: dict[int, str] = {}
+
+    def set_aside(row: csv.InvalidRow) -> str:
+        # The first line, which has the names, is number 1.
+        broken[row.number - 2] = (
+            f"expected {row.expected_columns} cells, as many as the first line names, found "
+            f"{row.actual_columns} in {row.text[:80]!a}; mend the line"
+        )
+        return "skip"
+
+    def read(handler: Callable[[csv.InvalidRow], str] | None = None) -> pa.Table:
+        return csv.read_csv(
             path if content is None else io.BytesIO(content),
             # With threads, no message says which row is broken.
             read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            parse_options=csv.ParseOptions(
+                delimiter=separator, newlines_in_values=True, invalid_row_handler=handler
+            ),
             convert_options=csv.ConvertOptions(
                 default_column_type=pa.string(), strings_can_be_null=True, null_values=[""]
             ),
         )
+
+    try:
+        try:
+            table = read()
+        except pa.ArrowInvalid:
+            # The handler gets lines as text.
+            if not _is_utf8(path, content):
+                raise
+            table = read(set_aside)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{path}: malformed CSV ({str(error)[:MESSAGE_CHARS]}); mend the file: its first "
@@ -302,7 +342,37 @@ def _csv_rows(
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
         raise DataError(f"{path}: two columns are called '{twice[0][:80]}'; rename one")
-    return TableRows([path], [table.num_rows], lambda _: table, json_fields)
+    if broken and not table.num_rows:
+        number, reason = next(iter(broken.items()))
+        raise DataError(f"{path}: row {number + 1}: {reason}; no other line is a row either")
+    whole = _with_empty_rows(table, sorted(broken))
+    return TableRows([path], [whole.num_rows], lambda _: whole, json_fields, broken)
+
+
+def _is_utf8(path: Path, content: bytes | None) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") if content is None else io.BytesIO(content) as file:
+        try:
+            while part := file.read(1 << 20):
+                decoder.decode(part)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _with_empty_rows(table: "pa.Table", places: list[int]) -> "pa.Table":
+    """Return a table with rows of nulls added, which then have these indices (ascending)."""
+    import pyarrow as pa
+
+    nulls = [pa.nulls(1, field.type) for field in table.schema]
+    empty = pa.Table.from_arrays(nulls, schema=table.schema)
+    parts, begin = [], 0
+    for added, place in enumerate(places):
+        end = place - added
+        parts += [table.slice(begin, end - begin), empty]
+        begin = end
+    return pa.concat_tables([*parts, table.slice(begin)])
 
 
 def _unpacked(path: Path) -> bytes:
@@ -399,20 +469,33 @@ def _separator(line: bytes) -> str:
 
 
 def _json_lines(path: Path, text: str) -> list[Any]:
-    rows = []
+    rows: list[Any] = []
     # Not splitlines: JSON strings may hold other line separators as they are.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if not rows and _is_one_object(text):
                 raise DataError(
                     f"{path}: expected rows as JSON, CSV, parquet or Arrow, found one object over "
                     "several lines; put the rows into an array: [{...}, {...}]"
                 ) from error
-            raise _malformed(path, number, error) from error
+            column = f" column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            why = getattr(error, "msg", "") or str(error)
+            rows.append(BrokenRow(f"malformed JSON in line {number}{column} ({why}); mend it"))
+            continue
+        rows.append(
+            row
+            if isinstance(row, dict)
+            else BrokenRow(
+                f"expected an object in line {number}, found {type(row).__name__}; write each row "
+                "as an object of fields"
+            )
+        )
+    if rows and all(isinstance(row, BrokenRow) for row in rows):
+        raise DataError(f"{path}: row 1: {rows[0].reason}; no other line is a row either")
     return rows
 
 

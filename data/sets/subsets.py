@@ -9,7 +9,7 @@ from typing import Any
 
 from configs.common import DataSetConfig
 from data.errors import DataError
-from data.sets.row_files import FileRow, row_place
+from data.sets.row_files import BrokenRow, FileRow, row_place
 
 
 def rows_in_use(
@@ -40,6 +40,9 @@ def _hardest(
     numbers: dict[int, float] = {}
     unranked: dict[int, str] = {}
     for index, row in enumerate(rows):
+        if isinstance(row, BrokenRow):
+            unranked[index] = f"{row_place(rows, config.path, index)}: {row.reason}"
+            continue
         value = row.get(column)
         number = _number(value)
         # Not math.isfinite: it fails for whole numbers that no float can hold.

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data.errors import DataError
-from data.sets.row_files import read_rows
+from data.sets.row_files import BrokenRow, read_rows
 
 
 def test_json_lines_and_arrays_are_read_alike(tmp_path):
@@ -21,10 +21,10 @@ def test_json_lines_and_arrays_are_read_alike(tmp_path):
     ("text", "words"),
     [
         ('[{"a": 1},\n {"a": }]', "line 2 column"),
-        ('{"a": 1}\n\n{"a": \n', "line 3 column"),
+        ('{"a": }\n\n"b"\n', "row 1: malformed JSON in line 1 column 7"),
+        ('"b"\n5', "row 1: expected an object in line 1, found str"),
         ('[{"a": 1}', "malformed JSON"),
         ("[{}, 5]", "row 2: expected an object, found int"),
-        ('{"a": 1}\n"b"', "row 2: expected an object, found str"),
         ("[" * 100_000, "malformed JSON"),
         ("[{}, " + "9" * 5000 + "]", "malformed JSON"),
     ],
@@ -35,6 +35,24 @@ def test_malformed_files_are_refused_with_the_place(tmp_path, text, words):
     with pytest.raises(DataError, match=r"rows\.json") as caught:
         read_rows(path)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"a": ', "malformed JSON in line 3 column 7 (Expecting value); mend it"),
+        ('"b"', "expected an object in line 3, found str; write each row as an object of fields"),
+        ("[" * 100_000, "malformed JSON in line 3 (maximum recursion depth exceeded"),
+        ("9" * 5000, "malformed JSON in line 3 (Exceeds the limit"),
+    ],
+)
+def test_a_line_of_json_lines_that_is_no_row_keeps_its_place(tmp_path, line, reason):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"a": 1}}\n\n{line}\n{{"a": 2}}\n')
+    first, broken, last = read_rows(path)
+    assert (first, last) == ({"a": 1}, {"a": 2})
+    assert isinstance(broken, BrokenRow)
+    assert broken.reason.startswith(reason)
 
 
 def test_files_that_are_not_there_or_not_text_are_refused(tmp_path):
