@@ -109,6 +109,11 @@ class Archive:
         return [[name, state.st_size, state.st_mtime_ns] for name, state in states]
 
 
+def archive_pattern(entry: str) -> str:
+    """Return the pattern under the root in an entry of `unpack`."""
+    return entry.partition(_ARROW)[0].strip()
+
+
 def waiting_archives(config: DataSetConfig) -> list[Archive]:
     """Return the archives of a set's `unpack` that are not unpacked yet; its root is on disk.
 
@@ -157,7 +162,7 @@ def _marker_ending(into: str) -> str:
 def _archives(config: DataSetConfig, entry: str) -> Iterator[Archive]:
     """Yield the archives of an entry `<pattern>` or `<pattern> -> <folder>`."""
     where, root = f"data set '{config.name}', unpack", Path(config.root)
-    pattern, _, folder = (part.strip() for part in entry.partition(_ARROW))
+    pattern, folder = archive_pattern(entry), entry.partition(_ARROW)[2].strip()
     for part in (pattern, folder):
         path = PurePosixPath(part)
         if path.is_absolute() or ".." in path.parts or "\0" in part:

@@ -17,6 +17,7 @@ from pathlib import Path
 from configs.common import DataSetConfig
 from data.durable import DISK_FULL, sync_tree
 from data.errors import DataError, NotFetched
+from data.sets.archives import archive_pattern
 from data.sets.folder_lock import locked
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ def local_set(config: DataSetConfig, *, offline: bool = True) -> DataSetConfig:
         NotFetched: the files are in no cache, and ``offline`` forbids to fetch them.
     """
     places = {}
-    for key, is_root in (("path", False), ("root", True)):
+    for key in ("path", "root"):
         try:
-            places[key] = _on_disk(getattr(config, key), offline=offline, is_root=is_root)
+            places[key] = _on_disk(config, key, offline=offline)
         except DataError as error:
             raise type(error)(f"data set '{config.name}', {key}: {error}") from None
     return replace(config, **places)
@@ -62,14 +63,16 @@ def linked_folder(config: DataSetConfig) -> Path | None:
     return (_hub_folder(match["repo"]) / "blobs").resolve() if match else None
 
 
-def _on_disk(address: str, *, offline: bool, is_root: bool) -> str:
-    """Return the path on disk of a path or address."""
+def _on_disk(config: DataSetConfig, key: str, *, offline: bool) -> str:
+    """Return the path on disk of a set's `path` or `root`, whichever is the key."""
+    address, is_root = getattr(config, key), key == "root"
     if not _URL.match(address):
         return address
     if address.startswith(_ON_DISK):
         return address.split("://", 1)[1]
     if address.startswith(_HUB):
-        return _from_hub(address, offline=offline, is_root=is_root)
+        wanted = [archive_pattern(entry) for entry in config.unpack] or ["*"]
+        return _from_hub(address, wanted if is_root else None, offline=offline)
     if is_root:
         raise DataError(
             f"expected a folder on disk or {_HUB_FORM}, found {_shown(address)}; mount it as a "
@@ -78,17 +81,20 @@ def _on_disk(address: str, *, offline: bool, is_root: bool) -> str:
     return _from_url(address, offline=offline)
 
 
-def _from_hub(address: str, *, offline: bool, is_root: bool) -> str:
+def _from_hub(address: str, within_root: list[str] | None, *, offline: bool) -> str:
+    """Return the path in the hub's cache; ``within_root``: what is wanted of a root."""
     match = _PINNED.fullmatch(address)
     if match is None or {".", ".."} & set((match["inner"] or "").split("/")):
         raise DataError(
-            f"expected {_HUB_FORM}{'' if is_root else '/<file or folder>'}, found "
+            f"expected {_HUB_FORM}{'/<file or folder>' if within_root is None else ''}, found "
             f"{_shown(address)}{_revision_hint(address)}; the data set's page on the hub lists its "
             "revisions under 'History'"
         )
     inner = (match["inner"] or "").strip("/")
-    within = f"{escape(inner)}/" if inner else ""
-    patterns = [f"{within}*"] if is_root else [escape(inner), f"{within}*.parquet"]
+    folder = f"{escape(inner)}/" if inner else ""
+    patterns = [f"{folder}{pattern}" for pattern in within_root or ["*.parquet"]]
+    if within_root is None and inner:
+        patterns.append(escape(inner))
     snapshot = _snapshot(match["repo"], match["revision"], patterns, offline=offline)
     target = snapshot / inner
     if not target.exists():

@@ -1,7 +1,9 @@
 """Sets on the hub and in object stores: what is in a cache is read, what is missing is named."""
 
+import json
 import os
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,6 +173,25 @@ def test_without_a_network_it_is_said_that_nothing_can_be_fetched(hub):
     said = refusal(hub_set(), offline=False)
     assert "the hub cannot be reached" in said
     assert "HF_HUB_OFFLINE" in said
+
+
+def test_of_a_root_with_archives_only_these_are_wanted(hub):
+    snapshot = hub / "snapshots" / REVISION
+    with zipfile.ZipFile(hub / "blobs/zip", "w") as file:
+        file.write(snapshot / "images/a.png", "new/a.png")
+    (snapshot / "images_zip").mkdir()
+    (snapshot / "images_zip/ChartQA.zip").symlink_to("../../../blobs/zip")
+    names = ("rows.jsonl", "images_zip/ChartQA.zip", "images_zip/A-OKVQA.zip")
+    facts = {"format_version": 1, "files": {n: {"size": 1, "blob_id": "0"} for n in names}}
+    (hub / "trees").mkdir()
+    (hub / "trees" / f"{REVISION}.json").write_text(json.dumps(facts))
+    config = hub_set(unpack=["images_zip/ChartQA.zip -> images"])
+    assert load_set(config, offline=False).pairs
+    assert (snapshot / "images/new/a.png").is_file()
+    said = refusal(replace(config, unpack=[]), offline=False)
+    assert "root: revision" in said
+    assert "is not whole in the hub's cache" in said
+    assert load_set(replace(config, unpack=[])).pairs
 
 
 def test_what_is_in_the_cache_needs_no_network_even_if_it_may_be_fetched(hub):
