@@ -1,5 +1,6 @@
 """Settings that several jobs share: run, data, pools, engines, rollout, stop and evaluation."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -179,6 +180,18 @@ class EvalConfig:
     job `warm_start` draws that many written traces from all sets together.)"""
 
 
+def is_address(path: str) -> bool:
+    """Return whether a set's `path` or `root` is an address, such as `s3://bucket/rows.json`."""
+    return re.match(r"[A-Za-z][\w+.-]*(::[\w+.-]+)*://", path) is not None
+
+
+def may_hold_secret(path: str) -> bool:
+    """Return whether an address has a place for a password or key; settings are logged."""
+    if not is_address(path) or path.startswith("hf://"):
+        return False
+    return "?" in path or re.search(r"://[^/]*@", path) is not None
+
+
 def _media_problems(node: MediaConfig) -> list[str]:
     problems = positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
     for name in ("image", "page", "frame", "crop"):
@@ -201,6 +214,13 @@ COMMON_CHECKS = {
     MediaConfig: _media_problems,
     DataSetConfig: lambda n: [
         *not_negative(n, "weight", "limit", "sample"),
+        *(
+            f"{key}: set '{n.name}' has an address with a password, a key or '?'; settings are "
+            "logged: set such in the variables of its client (for s3:// AWS_ACCESS_KEY_ID), or "
+            "download the file yourself"
+            for key in ("path", "root")
+            if may_hold_secret(getattr(n, key))
+        ),
         *(
             [
                 f"sample: set '{n.name}' has limit={n.limit}, which takes the first rows; set one "

@@ -14,7 +14,7 @@ from dataclasses import replace
 from glob import escape
 from pathlib import Path
 
-from configs.common import DataSetConfig
+from configs.common import DataSetConfig, is_address, may_hold_secret
 from data.durable import DISK_FULL, sync_tree
 from data.errors import DataError, NotFetched
 from data.sets.archives import archive_pattern
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 SHOWN = 5
 """Revisions and files that a message names."""
 
-_URL = re.compile(r"[A-Za-z][\w+.-]*(::[\w+.-]+)*://")
 _ON_DISK = ("file://", "local://")
 _HUB = "hf://"
 _PINNED = re.compile(
@@ -66,7 +65,7 @@ def linked_folder(config: DataSetConfig) -> Path | None:
 def _on_disk(config: DataSetConfig, key: str, *, offline: bool) -> str:
     """Return the path on disk of a set's `path` or `root`, whichever is the key."""
     address, is_root = getattr(config, key), key == "root"
-    if not _URL.match(address):
+    if not is_address(address):
         return address
     if address.startswith(_ON_DISK):
         return address.split("://", 1)[1]
@@ -193,11 +192,11 @@ def _hub_folder(repo: str) -> Path:
 
 def _from_url(address: str, *, offline: bool) -> str:
     """Return the path of the copy of a file or folder; it is fetched once."""
-    if "?" in address or re.search(r"://[^/]*@", address):
+    if may_hold_secret(address):
         raise DataError(
             f"expected an address without a password, a key or '?', found {_shown(address)}; set "
-            "the credentials where its client looks for them (for s3:// AWS_ACCESS_KEY_ID), or "
-            "download the file yourself"
+            "such in the variables of its client (for s3:// AWS_ACCESS_KEY_ID), or download the "
+            "file yourself"
         )
     cache = _cache_folder()
     folder = cache / hashlib.sha256(address.encode()).hexdigest()[:32]
@@ -212,10 +211,15 @@ def _from_url(address: str, *, offline: bool) -> str:
                     shutil.rmtree(part, ignore_errors=True)
                 if not folder.is_dir():
                     _fetch(address, folder)
-        [copy] = folder.iterdir()
-        return str(copy)
+        copies = list(folder.iterdir())
     except OSError as error:
         raise _not_fetched(address, error, cache, "EMBED_RL_CACHE") from None
+    if len(copies) != 1:
+        raise DataError(
+            f"{address}: expected one file or folder in {folder}, found {len(copies)}; delete "
+            f"{folder}, then it is fetched again"
+        )
+    return str(copies[0])
 
 
 def _cache_folder() -> Path:
@@ -231,7 +235,8 @@ def _fetch(address: str, folder: Path) -> None:
     try:
         system, inner = fsspec.core.url_to_fs(address)
         info = system.info(inner)
-        target = part / (inner.rstrip("/").rsplit("/", 1)[-1] or "rows")
+        name = Path(inner).name
+        target = part / (name if name not in ("", "..") else "rows")
         files = {target: inner}
         if info["type"] == "directory":
             target.mkdir()
@@ -255,10 +260,12 @@ def _fetch(address: str, folder: Path) -> None:
             f"{address} needs a package that is not installed ({_clean(error)}); install it with "
             "pip, or copy the file to a disk"
         ) from None
-    except FileNotFoundError:
-        raise DataError(f"{address}: file not found; check the data set's `path`") from None
     except Exception as error:  # clients raise anything
-        raise _not_fetched(address, error, folder.parent, "EMBED_RL_CACHE") from None
+        # Of a host that does not answer, too, they say that a file is not found.
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        if cause is None or isinstance(cause, FileNotFoundError):
+            raise DataError(f"{address}: file not found; check the data set's `path`") from None
+        raise _not_fetched(address, cause, folder.parent, "EMBED_RL_CACHE") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

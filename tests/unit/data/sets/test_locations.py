@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from configs.common import DataConfig, DataSetConfig
+from configs.common import COMMON_CHECKS, DataConfig, DataSetConfig
 from data.errors import DataError, NotFetched
 from data.sets import locations
 from data.sets.fingerprints import pairs_fingerprint
@@ -232,6 +232,14 @@ def test_of_a_folder_of_an_object_store_the_parquet_files_are_fetched(store, tmp
     assert not list((tmp_path / "cache").rglob("*.md"))
 
 
+def test_a_copy_that_was_tampered_with_is_named(store, tmp_path):
+    store.pipe_file("/bucket/rows.jsonl", ROW.encode())
+    config = url_set("memory://bucket/rows.jsonl", tmp_path)
+    copy = Path(local_set(config, offline=False).path)
+    copy.unlink()
+    assert f"expected one file or folder in {copy.parent}, found 0; delete" in refusal(config)
+
+
 def test_a_file_that_comes_short_is_refused_and_leaves_nothing(store, tmp_path):
     class Cut(Faulty):
         protocol = "cut"
@@ -263,6 +271,7 @@ def test_what_a_killed_job_has_left_in_the_cache_is_removed(store, tmp_path):
     ("address", "words"),
     [
         ("memory://bucket/gone.jsonl", "memory://bucket/gone.jsonl: file not found"),
+        ("http://127.0.0.1:9/rows.jsonl", "cannot be fetched into"),
         ("nowhere://bucket/rows.jsonl", "Protocol not known: nowhere"),
         ("abfs://box/rows.jsonl", "needs a package that is not installed (Install adlfs"),
     ],
@@ -285,7 +294,10 @@ def test_an_address_with_a_secret_is_refused_and_the_secret_is_not_repeated(
 ):
     said = refusal(url_set(address, tmp_path), offline=False)
     assert "hunter2" not in said
-    assert "set the credentials where its client looks for them" in said
+    assert "for s3:// AWS_ACCESS_KEY_ID" in said
+    (problem,) = COMMON_CHECKS[DataSetConfig](url_set(address, tmp_path))
+    assert problem.startswith("path: set 'set' has an address with a password")
+    assert "hunter2" not in problem
 
 
 def test_messages_of_clients_are_repeated_without_secrets(tmp_path):
