@@ -5,12 +5,9 @@ holds the size and time of its files; a killed job leaves none, so the next one 
 Several jobs may ask for the same archive: one unpacks, the others wait.
 """
 
-import bz2
-import gzip
 import io
 import json
 import logging
-import lzma
 import os
 import re
 import shutil
@@ -18,10 +15,11 @@ import socket
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO
 from urllib.parse import quote
@@ -55,12 +53,8 @@ _CUT_OFF = "the archive is cut off: its download was not finished; download it a
 _ARROW = " -> "
 _PART = re.compile(r"(?P<name>.+\.(?:tar|tgz|tar\.\w+))[-.](?P<number>\d+)")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_READERS: dict[bytes, Callable[[BinaryIO], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ": lzma.LZMAFile,
-}
-"""What unpacks a compressed tar archive, by how it begins."""
+_READERS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
+"""The module that unpacks a compressed tar archive, by how it begins; Python may lack some."""
 _USTAR_AT = 257
 _BLOCK = 512
 _CHUNK = 1 << 20
@@ -401,7 +395,7 @@ class _Zip:
 class _Tar:
     """Members of a tar archive, which may be compressed and in parts; read in their order."""
 
-    def __init__(self, archive: Archive, reader: Callable[[BinaryIO], Any] | None) -> None:
+    def __init__(self, archive: Archive, reader: str | None) -> None:
         self._archive, self._reader = archive, reader
         self._joined = _Joined(archive.files)
 
@@ -412,7 +406,8 @@ class _Tar:
     def members(self) -> Iterator[tuple[str, IO[bytes]]]:
         """Yield name and content of each medium; contents are read before the next is asked for."""
         with self._joined, io.BufferedReader(self._joined, _CHUNK) as raw:
-            stream = _Counted(self._reader(raw) if self._reader else raw, self._archive)
+            tar = import_module(self._reader).open(raw) if self._reader else raw
+            stream = _Counted(tar, self._archive)
             stream.most_at_once = MAX_HEADER
             with tarfile.open(fileobj=stream, mode="r:") as file:
                 while member := self._next(file, stream):

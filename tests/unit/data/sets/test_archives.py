@@ -95,8 +95,11 @@ def test_rows_find_the_pictures_of_mmeb_trains_zip_files(tmp_path):
     assert (root / "images/A-OKVQA/Train/2.JPG").read_bytes() == b"2"
 
 
-@pytest.mark.parametrize("ending", ["tar.gz", "tar"])
-def test_rows_find_the_frames_of_llava_hounds_chunks(tmp_path, ending):
+@pytest.mark.parametrize(
+    ("ending", "mode"),
+    [("tar.gz", "w:gz"), ("tar", "w"), ("tar.bz2", "w:bz2"), ("tar.xz", "w:xz")],
+)
+def test_rows_find_the_frames_of_llava_hounds_chunks(tmp_path, ending, mode):
     row = {
         "qry": {"conversations": [{"from": "human", "value": "what?"}], "video": "llavahound/v_1"},
         "pos": {"conversations": [{"from": "gpt", "value": "a ball"}]},
@@ -105,7 +108,7 @@ def test_rows_find_the_frames_of_llava_hounds_chunks(tmp_path, ending):
     config = write_set(tmp_path, [row], format="llavahound", unpack=[entry])
     for number in range(2):
         frames = {f"./v_{number}/c01_000{n}.jpeg": picture(10 * n + number) for n in (1, 2)}
-        content = tar_bytes(frames, "w:gz" if ending == "tar.gz" else "w")
+        content = tar_bytes(frames, mode)
         write(Path(config.root) / f"train_300k/chunk_{number}.{ending}", content)
     (pair,) = load_set(config).pairs
     assert [Path(uri).name for uri in pair.query.uris] == ["c01_0001.jpeg", "c01_0002.jpeg"]
