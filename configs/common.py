@@ -1,5 +1,6 @@
 """Settings that several jobs share: run, data, pools, engines, rollout, stop and evaluation."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,9 +59,14 @@ class DataSetConfig:
     name: str = MISSING
     """Name of the set in logs, metrics and tables."""
     path: str = MISSING
-    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files."""
+    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files; on disk,
+    `hf://datasets/<org>/<name>@<revision>/<file or folder>`, or another URL that fsspec opens."""
     root: str = MISSING
-    """Folder that all picture paths are relative to; a path that leaves it is refused."""
+    """Folder that all picture paths are relative to; a path that leaves it is refused. On disk, or
+    `hf://datasets/<org>/<name>@<revision>[/<folder>]`."""
+    unpack: list[str] = field(default_factory=list)
+    """Archives under the root that are unpacked once, as patterns: `images_zip/*.zip` is unpacked
+    into the root, `images_zip/*.zip -> images` into that folder of it."""
     follow_links: bool = False
     """Accept links inside the root that lead out of it, as the caches of hubs have them."""
     format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "caption"] = "mmeb"
@@ -95,6 +101,8 @@ class DataConfig:
     media: MediaConfig = field(default_factory=MediaConfig)
     max_bad_rows: float = 0.05
     """Share of a set's rows that may be set aside before the job refuses to start."""
+    offline: bool = True
+    """Sets that are not on disk must be in a cache already; false: they are fetched into it."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,18 @@ class EvalConfig:
     job `warm_start` draws that many written traces from all sets together.)"""
 
 
+def is_address(path: str) -> bool:
+    """Return whether a set's `path` or `root` is an address, such as `s3://bucket/rows.json`."""
+    return re.match(r"[A-Za-z][\w+.-]*(::[\w+.-]+)*://", path) is not None
+
+
+def may_hold_secret(path: str) -> bool:
+    """Return whether an address has a place for a password or key; settings are logged."""
+    if not is_address(path) or path.startswith("hf://"):
+        return False
+    return "?" in path or re.search(r"://[^/]*@", path) is not None
+
+
 def _media_problems(node: MediaConfig) -> list[str]:
     problems = positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
     for name in ("image", "page", "frame", "crop"):
@@ -194,6 +214,13 @@ COMMON_CHECKS = {
     MediaConfig: _media_problems,
     DataSetConfig: lambda n: [
         *not_negative(n, "weight", "limit", "sample"),
+        *(
+            f"{key}: set '{n.name}' has an address with a password, a key or '?'; settings are "
+            "logged: set such in the variables of its client (for s3:// AWS_ACCESS_KEY_ID), or "
+            "download the file yourself"
+            for key in ("path", "root")
+            if may_hold_secret(getattr(n, key))
+        ),
         *(
             [
                 f"sample: set '{n.name}' has limit={n.limit}, which takes the first rows; set one "

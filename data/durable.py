@@ -6,6 +6,8 @@ from pathlib import Path
 
 NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 """What file systems answer that cannot write out a folder by itself."""
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+"""What a full disk and a used-up quota answer."""
 
 
 def sync_tree(folder: Path) -> None:

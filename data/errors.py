@@ -5,6 +5,8 @@ EmbedRLError
   DataError(ValueError)          a row, picture or trace cannot be used
     TCoTError                    a text is not a T-CoT trace
     RowError                     a row cannot be used because of one of its fields
+    NotFetched                   files of a data set are not on this machine
+    NotUnpacked                  archives of a data set are not unpacked yet
   JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
   RunFolderError(RuntimeError)   a file of the run folder cannot be written
@@ -51,6 +53,14 @@ class RowError(DataError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class NotFetched(DataError):
+    """Files of a data set are in no cache of this machine, and the settings say not to fetch."""
+
+
+class NotUnpacked(DataError):
+    """Archives of a data set are not unpacked yet, and a look at it does not unpack them."""
 
 
 class JudgeError(EmbedRLError, RuntimeError):

@@ -130,7 +130,9 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
     sets: list[CheckedSet] = []
     problems = [*repeated_names(data.train), *repeated_names(data.eval)]
     for held_out, every in ((False, data.train), (True, data.eval)):
-        for settings, loaded in zip(every, load_each(every, media=data.media), strict=True):
+        for settings, loaded in zip(
+            every, load_each(every, media=data.media, offline=data.offline), strict=True
+        ):
             if isinstance(loaded, DataError):
                 problems.append(str(loaded))
                 continue

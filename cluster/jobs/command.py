@@ -20,7 +20,9 @@ from data.errors import (
     ClusterError,
     DataError,
     EmbedRLError,
+    NotFetched,
     NothingToTrainOn,
+    NotUnpacked,
     StopRequested,
     WeightSyncError,
 )
@@ -141,12 +143,20 @@ def _set_problems(config: Any) -> list[str]:
     problems = [*repeated_names(train), *repeated_names(held_out)]
     configs = [*train, *held_out]
     few = [replace(c, limit=min(c.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)) for c in configs]
-    for settings, loaded in zip(configs, load_each(few, media=data.media), strict=True):
+    for settings, loaded in zip(
+        configs, load_each(few, media=data.media, offline=True, unpack=False), strict=True
+    ):
         kind = {"llavahound": "video", "colpali": "page"}.get(settings.format, settings.kind)
         line = (
             f"{settings.name}: {settings.path} "
             f"({settings.format}, {kind}, weight {settings.weight:g})"
         )
+        if isinstance(loaded, NotUnpacked):
+            print(f"{line}: not looked at; the job unpacks archives first")
+            continue
+        if isinstance(loaded, NotFetched) and not data.offline:
+            print(f"{line}: not looked at; the job fetches it first")
+            continue
         if isinstance(loaded, DataError):
             print(f"{line}: cannot be read")
             problems.append(str(loaded))

@@ -19,6 +19,7 @@ from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.prompts import load_templates
 from data.sets.load_sets import BadRow, LoadedSet, load_sets
+from data.sets.locations import local_set
 from data.sets.row_files import FileRow, read_rows
 from data.sets.row_formats import ANSWER_KNOWN, JSON_FIELDS
 from data.sets.rule_teacher import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
@@ -50,13 +51,15 @@ def main(config: RuleTracesConfig) -> int:
         print(folder.finished_line)
         return 0
     loaded = load_sets(config.data.train, limits=config.data)
-    refuse_cells_outside(config.data.train, loaded)
+    # `load_sets` has fetched what was not on disk.
+    local_sets = [local_set(settings) for settings in config.data.train]
+    refuse_cells_outside(local_sets, loaded)
     teacher = RuleTeacher(loaded)
-    roots = [settings.root for settings in config.data.train]
+    roots = [settings.root for settings in local_sets]
     kept = HeldOut(loaded, roots, share=config.heldout, seed=config.run.seed)
     sets = [
         trace_set(settings, loaded_set, teacher, kept, config)
-        for settings, loaded_set in zip(config.data.train, loaded, strict=True)
+        for settings, loaded_set in zip(local_sets, loaded, strict=True)
     ]
     bad = [row for traced_set in sets for row in traced_set.bad]
     folder.write_json("quarantine.json", [{"where": b.where, "reason": b.reason} for b in bad])

@@ -43,7 +43,7 @@ BROKEN_FILE = "broken_steps.txt"
 PLACEMENT = {
     *("ranks", "actors", "min_actors", "max_actors", "cpus", "gpus"),
     *("timeout_s", "nodes_timeout_s"),
-    "max_step_bytes",
+    *("max_step_bytes", "offline"),
 }
 """Settings that say where a run computes and not what: they may change when it is resumed."""
 STEPS = "steps"

@@ -28,13 +28,6 @@ _opened: dict[tuple[str, int, int], "pa.Table"] = {}
 _opening = threading.Lock()
 
 
-def cache_folder() -> Path:
-    """Return the folder in which files are kept that only save time."""
-    import datasets
-
-    return Path(datasets.config.HF_DATASETS_CACHE)
-
-
 def is_table(path: Path) -> bool:
     """Return whether a file begins as parquet and Arrow files do."""
     return _begins(path).startswith(TABLES)

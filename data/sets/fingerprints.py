@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from configs.common import DataSetConfig
 from data.containers.addresses import file_of
 from data.containers.cells import is_table
+from data.sets.locations import local_set
 from data.sets.row_files import row_files
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ def rows_fingerprint(
     files = [Path(file_of(uri)) for uri in sampled_uris]
     sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     return {
-        **{f"file of set '{config.name}'": _row_files(Path(config.path)) for config in sets},
+        **{
+            f"file of set '{config.name}'": _row_files(Path(local_set(config).path))
+            for config in sets
+        },
         "rows in use": "{} rows, {}".format(*_count_and_hash(keys)),
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }

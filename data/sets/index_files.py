@@ -19,13 +19,13 @@ from uuid import uuid4
 
 import numpy as np
 
-from configs.common import DataSetConfig
-from data.containers.cells import cache_folder
+from configs.common import DataSetConfig, MediaConfig
 from data.content_numbers import Contents
 from data.errors import DataError
 from data.sets.fingerprints import WHOLE_BYTES, file_hash
 from data.sets.index import PairTable, PictureTable, Texts
 from data.sets.json_rows import JsonRows
+from data.sets.locations import cache_folder
 from data.sets.row_files import row_files
 from data.sets.rows import Rows
 from data.sets.scan import BadRow
@@ -66,12 +66,13 @@ class SetIndex:
     """What a person should know of the set."""
 
 
-def index_folder(config: DataSetConfig, **limits: int) -> Path:
+def index_folder(config: DataSetConfig, media: MediaConfig) -> Path:
     """Return the folder in which the index of a set is kept.
 
     Raises:
         DataError: the set's files are not there.
     """
+    limits = (media.max_frames, media.max_file_bytes)
     settings = asdict(config)
     settings.pop("weight")  # decides nothing about a pair
     settings["root"] = os.path.realpath(config.root)
@@ -86,7 +87,7 @@ def index_folder(config: DataSetConfig, **limits: int) -> Path:
             ) from error
         files.append((os.path.realpath(file), state.st_mtime_ns, content))
     facts = json.dumps([settings, limits, files, _code()], sort_keys=True, default=str)
-    return cache_folder() / "embed-rl" / blake2b(facts.encode(), digest_size=16).hexdigest()
+    return cache_folder("indexes") / blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
 @cache
@@ -125,7 +126,7 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
             return  # another job was faster
         raise DataError(
             f"{folder.parent}: the index of a data set cannot be written there ({error}); make "
-            "room, or set HF_DATASETS_CACHE to a folder that can be written"
+            "room, or set EMBED_RL_CACHE to a folder that can be written"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

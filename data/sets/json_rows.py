@@ -86,10 +86,11 @@ def map_file(path: Path) -> bytes | mmap.mmap:
 def find_rows(path: Path, content: bytes | mmap.mmap) -> np.ndarray:
     """Return the first byte and the end of each row, int64 [R, 2].
 
-    Of lines only the first is parsed: another that is malformed is told of where it is read.
+    Lines are parsed up to the first good one: others that are malformed are told of where they
+    are read.
 
     Raises:
-        DataError: the array, or the first line, is malformed; line and column are named.
+        DataError: the array, or each line, is malformed; line and column are named.
     """
     begin = len(_BOM) if content[: len(_BOM)] == _BOM else 0
     while begin < len(content) and content[begin : begin + 1].isspace():
@@ -101,35 +102,47 @@ def find_rows(path: Path, content: bytes | mmap.mmap) -> np.ndarray:
 
 
 def _lines(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tuple[int, int]]:
-    first = True
+    reason: DataError | None = None
+    known = False
     while begin < len(content):
         # Not other separators of lines: JSON strings may hold them as they are.
         end = content.find(b"\n", begin)
         end = len(content) if end < 0 else end
         line = content[begin:end]
         if line.strip():
-            if first:
-                _check_first_line(path, content, line)
-            first = False
+            if not known and (why := _why_no_row(path, content, begin, line)):
+                reason = reason or why
+            else:
+                known = True
             yield begin, end
         begin = end + 1
+    if reason and not known:
+        raise reason
 
 
-def _check_first_line(path: Path, content: bytes | mmap.mmap, line: bytes) -> None:
+def _why_no_row(
+    path: Path, content: bytes | mmap.mmap, begin: int, line: bytes
+) -> DataError | None:
+    """Return why the file would be refused if no line were better; None: the line is JSON.
+
+    Raises:
+        DataError: the file is one object over several lines.
+    """
     try:
         json.loads(line)
     except UnicodeDecodeError as error:
-        raise not_utf8(path, error) from error
+        return not_utf8(path, error)
     except json.JSONDecodeError as error:
-        if len(content) <= SHOWN_OBJECT and _is_json(content[:]):
+        number = content[:begin].count(b"\n") + 1
+        if number == 1 and len(content) <= SHOWN_OBJECT and _is_json(content[:]):
             raise DataError(
                 f"{path}: expected rows as JSON, CSV, parquet or Arrow, found one object over "
                 "several lines; put the rows into an array: [{...}, {...}]"
             ) from error
-        number = content[: content.find(line)].count(b"\n") + 1
-        raise _malformed(path, number, error.colno, error.msg) from error
+        return _malformed(path, number, error.colno, error.msg)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: malformed JSON ({error}); mend the file") from error
+        return DataError(f"{path}: malformed JSON ({error}); mend the file")
+    return None
 
 
 def _is_json(text: bytes) -> bool:

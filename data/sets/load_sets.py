@@ -23,10 +23,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.content_numbers import text_number
-from data.errors import DataError
+from data.errors import DataError, NotUnpacked
 from data.relevance import Relevance
+from data.sets.archives import unpack_archives, waiting_archives
 from data.sets.index import PairTable, Texts
 from data.sets.index_files import KEPT_FROM, SetIndex, index_folder, load_index, save_index
+from data.sets.locations import linked_folder, local_set
 from data.sets.picture_copies import COMPARED_BYTES, find_copies
 from data.sets.picture_paths import KnownFiles
 from data.sets.row_files import read_rows, row_files
@@ -160,32 +162,36 @@ def load_set(
     *,
     max_frames: int = MediaConfig.max_frames,
     max_file_bytes: int = MediaConfig.max_file_bytes,
+    offline: bool = True,
 ) -> LoadedSet:
     """Read one data set; bad rows are set aside with a reason, a bad file is refused.
 
-    Traces must be right for ``max_frames`` shown frames of a video.
+    Traces must be right for ``max_frames`` shown frames of a video. ``offline``: nothing is
+    fetched. Archives are unpacked first.
 
     Raises:
-        DataError: the file is missing, or `hardest_by` can rank no row.
+        DataError: the file is missing, `hardest_by` can rank no row, or an archive cannot be
+            unpacked.
     """
     media = MediaConfig(max_frames=max_frames, max_file_bytes=max_file_bytes)
-    [loaded] = load_each([config], media=media)
+    [loaded] = load_each([config], media=media, offline=offline)
     if isinstance(loaded, DataError):
         raise loaded
     return loaded
 
 
 def load_each(
-    configs: Sequence[DataSetConfig], *, media: MediaConfig
+    configs: Sequence[DataSetConfig], *, media: MediaConfig, offline: bool, unpack: bool = True
 ) -> list[LoadedSet | DataError]:
     """Read data sets; return each, or why its file is refused.
 
-    Equal pictures of sets with the same root are the same picture.
+    Equal pictures of sets with the same root are the same picture. ``offline``: nothing is fetched;
+    without ``unpack`` a set whose archives are not unpacked yet is a `NotUnpacked`.
     """
     opened: list[_OpenedSet | DataError] = []
     for config in configs:
         try:
-            opened.append(_open_set(config, media.max_frames, media.max_file_bytes))
+            opened.append(_open_set(config, media, offline=offline, unpack=unpack))
         except DataError as error:
             opened.append(error)
     loaded: list[LoadedSet | DataError | None] = [
@@ -202,19 +208,44 @@ def load_each(
     return [entry for entry in loaded if entry is not None]
 
 
-def _open_set(config: DataSetConfig, max_frames: int, max_file_bytes: int) -> _OpenedSet:
+def _open_set(
+    config: DataSetConfig, media: MediaConfig, *, offline: bool, unpack: bool
+) -> _OpenedSet:
     """Return what is known of a set: from the cache, else from its rows."""
+    local = local_set(config, offline=offline)
+    if not Path(local.root).is_dir():
+        raise DataError(
+            f"data set '{config.name}': root folder {local.root} not found; set its `root`"
+        )
+    if unpack:
+        unpack_archives(local)
+    elif waiting := waiting_archives(local):
+        raise NotUnpacked(f"data set '{config.name}': {len(waiting)} archives are not unpacked yet")
 
     def reader_of(rows: Rows) -> PairReader:
         return PairReader(
-            rows=rows, config=config, max_frames=max_frames, max_file_bytes=max_file_bytes
+            rows=rows,
+            config=local,
+            written_path=config.path,
+            max_frames=media.max_frames,
+            max_file_bytes=media.max_file_bytes,
+            links_to=linked_folder(config),
         )
 
+    try:
+        return _open_local_set(local, media, reader_of)
+    except DataError as error:
+        raise DataError(str(error).replace(local.path, config.path)) from error
+
+
+def _open_local_set(
+    config: DataSetConfig, media: MediaConfig, reader_of: Callable[[Rows], PairReader]
+) -> _OpenedSet:
     path, json_fields = Path(config.path), JSON_FIELDS[config.format]
     large = path.exists() and _bytes(path) >= LARGE
     folder = None
     if large:
-        folder = index_folder(config, max_frames=max_frames, max_file_bytes=max_file_bytes)
+        folder = index_folder(config, media)
         if kept := load_index(folder):
             index, spans = kept
             reader = reader_of(read_rows(path, json_fields=json_fields, spans=spans))
@@ -253,7 +284,7 @@ def _read_set(reader: PairReader) -> SetIndex:
         counts=scan.counts,
         bad_rows=tuple(sorted([*scan.bad_rows, *repeated], key=lambda row: row.index)),
         unranked=tuple(
-            BadRow(rows.place(index), reason, index, config.hardest_by)
+            BadRow(reader.place(index), reader.shown(reason), index, config.hardest_by)
             for index, reason in unranked.items()
         ),
         unknown_fields=dict(scan.unknown_fields),
@@ -261,7 +292,7 @@ def _read_set(reader: PairReader) -> SetIndex:
         media_usable=int(scan.usable.sum()),
         rows=len(rows),
         read=len(in_use),
-        files=names,
+        files=tuple(map(reader.shown, names)),
         file_ends=ends,
         warnings=tuple(warnings),
     )
@@ -299,7 +330,7 @@ def _with_unique_ids(scan: Scan, reader: PairReader) -> tuple[PairTable, list[Ba
         taken.add(text_number(ids[place]))
     bad = [
         BadRow(
-            where := reader.rows.place(row),
+            where := reader.place(row),
             f"{where}, field 'id': duplicate: a row before says the same under id '{name[:80]}'; "
             "remove one",
             row,
@@ -359,7 +390,9 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
     """
     loaded: list[LoadedSet] = []
     problems: list[str] = []
-    for config, data_set in zip(configs, load_each(configs, media=limits.media), strict=True):
+    for config, data_set in zip(
+        configs, load_each(configs, media=limits.media, offline=limits.offline), strict=True
+    ):
         if isinstance(data_set, DataError):
             problems.append(str(data_set))
             continue

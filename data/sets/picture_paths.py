@@ -50,15 +50,19 @@ class PictureFiles:
         *,
         follow_links: bool = False,
         max_file_bytes: int = MediaConfig.max_file_bytes,
+        links_to: Path | None = None,
         known: KnownFiles | None = None,
     ) -> None:
         """Larger PDFs and video files than ``max_file_bytes`` are not opened.
+
+        Links under the root may lead into ``links_to``, with ``follow_links`` anywhere.
 
         With ``known`` no file is looked at: whether it is there shows when it is decoded.
         """
         self.max_file_bytes = max_file_bytes
         self.base = root.resolve()
         self.follow_links = follow_links
+        self._links_to = links_to
         self.looked_at: dict[str, LookedAt] = {}
         """Files and cells by path or address."""
         self._counts: dict[tuple[str, Callable[[str], int]], int | str] = {}
@@ -248,7 +252,8 @@ class PictureFiles:
                 f"expected a path inside {self.base}, found {shown} which leaves it; move the "
                 "file under the root or set the data set's root higher"
             )
-        if not self.follow_links:
+        accepted = self._links_to is not None and real.is_relative_to(self._links_to)
+        if not (accepted or self.follow_links):
             raise DataError(
                 f"{shown} is a link to {real}, outside {self.base}; copy the file (from a "
                 "hub, download with local_dir), or set the data set's follow_links: true"

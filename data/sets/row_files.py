@@ -1,7 +1,7 @@
 """Rows of JSON, CSV, parquet and Arrow files. Any other file is refused by the name of its kind."""
 
+import codecs
 import gzip
-import io
 import json
 import mmap
 import re
@@ -9,10 +9,11 @@ import tempfile
 import zlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from errno import ENOSPC
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from data.sets.rows import FileRow, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import csv
 
 BATCH = 256
 """Rows of a table that are made at once where one after the other is asked for."""
@@ -97,7 +99,11 @@ class TableRows(Rows):
         counts: Sequence[int],
         table: Callable[[Path], "pa.Table"],
         json_fields: Set[str],
+        broken: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
+        """``broken``: why rows, by their index, cannot be read; the table has empty rows there."""
+        self._broken = broken
+        self.can_be_sent = table is open_table
         self.files = tuple(str(file.resolve()) for file in files)
         self._named, self._table, self._json_fields = files, table, json_fields
         self._ends = list(accumulate(counts))
@@ -111,15 +117,21 @@ class TableRows(Rows):
             first = row - row % BATCH
             if (file, first) != made:
                 made, batch = (file, first), self._rows(file, first, BATCH)
-            yield batch[row - first]
+            yield self._refused(index) or batch[row - first]
 
     def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the files by name, and the rows of all up to the end of each."""
         return tuple(map(str, self._named)), tuple(self._ends)
 
     def _row(self, number: int) -> FileRow:
+        if refused := self._refused(number):
+            raise refused
         file, row = self._find(number)
         return self._rows(file, row, 1)[0]
+
+    def _refused(self, number: int) -> RowError | None:
+        reason = self._broken.get(number)
+        return RowError(f"{self._place(number)}: {reason}") if reason else None
 
     def _place(self, number: int) -> str:
         file, row = self._find(number)
@@ -231,21 +243,44 @@ def _table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
 
 
 def _csv_rows(
-    path: Path, content: bytes | None, separator: str, json_fields: Set[str]
+    path: Path, content: bytes | mmap.mmap | None, separator: str, json_fields: Set[str]
 ) -> TableRows:
     import pyarrow as pa
     from pyarrow import csv
 
-    try:
-        table = csv.read_csv(
-            path if content is None else io.BytesIO(content),
-            # With threads, no message says which row is broken.
-            read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
-            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                default_column_type=pa.string(), strings_can_be_null=True, null_values=[""]
-            ),
+    broken: dict[int, str] = {}
+
+    def set_aside(row: csv.InvalidRow) -> str:
+        # The first line, which has the names, is number 1.
+        broken[row.number - 2] = (
+            f"expected {row.expected_columns} cells, as many as the first line names, found "
+            f"{row.actual_columns} in {row.text[:80]!a}; mend the line"
         )
+        return "skip"
+
+    def read(handler: Callable[[csv.InvalidRow], str] | None = None) -> pa.Table:
+        return _through_a_file(
+            csv.open_csv(
+                path if content is None else pa.BufferReader(content),
+                # With threads, no message says which row is broken.
+                read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
+                parse_options=csv.ParseOptions(
+                    delimiter=separator, newlines_in_values=True, invalid_row_handler=handler
+                ),
+                convert_options=csv.ConvertOptions(
+                    default_column_type=pa.string(), strings_can_be_null=True, null_values=[""]
+                ),
+            )
+        )
+
+    try:
+        try:
+            table = read()
+        except pa.ArrowInvalid:
+            # The handler gets lines as text.
+            if not _is_utf8(path, content):
+                raise
+            table = read(set_aside)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(
             f"{path}: malformed CSV ({str(error)[:MESSAGE_CHARS]}); mend the file: its first "
@@ -254,11 +289,50 @@ def _csv_rows(
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
         raise DataError(f"{path}: two columns are called '{twice[0][:80]}'; rename one")
-    return TableRows([path], [table.num_rows], lambda _: table, json_fields)
+    if broken and not table.num_rows:
+        number, reason = next(iter(broken.items()))
+        raise DataError(f"{path}: row {number + 1}: {reason}; no other line is a row either")
+    whole = _with_empty_rows(table, sorted(broken))
+    return TableRows([path], [whole.num_rows], lambda _: whole, json_fields, broken)
 
 
-def _json_rows(path: Path, content: bytes | mmap.mmap) -> JsonRows:
-    return JsonRows(path, content, find_rows(path, content))
+def _through_a_file(batches: "csv.CSVStreamingReader") -> "pa.Table":
+    """Return the table of some batches, mapped from a file that nobody else sees."""
+    import pyarrow as pa
+
+    with tempfile.TemporaryFile() as file:
+        with pa.ipc.new_file(file, batches.schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        file.flush()
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_file(pa.BufferReader(content)).read_all()
+
+
+def _is_utf8(path: Path, content: bytes | mmap.mmap | None) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text = map_file(path) if content is None else content
+    try:
+        for first in range(0, len(text), _BLOCK):
+            decoder.decode(text[first : first + _BLOCK])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _with_empty_rows(table: "pa.Table", places: list[int]) -> "pa.Table":
+    """Return a table with rows of nulls added, which then have these indices (ascending)."""
+    import pyarrow as pa
+
+    nulls = [pa.nulls(1, field.type) for field in table.schema]
+    empty = pa.Table.from_arrays(nulls, schema=table.schema)
+    parts, begin = [], 0
+    for added, place in enumerate(places):
+        end = place - added
+        parts += [table.slice(begin, end - begin), empty]
+        begin = end
+    return pa.concat_tables([*parts, table.slice(begin)])
 
 
 def _unpacked(path: Path) -> bytes | mmap.mmap:

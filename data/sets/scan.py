@@ -70,24 +70,29 @@ class PairReader:
 
     rows: Rows
     config: DataSetConfig
+    """Its `path` and `root` are on disk."""
+    written_path: str
+    """The path as the settings have it, for messages."""
     max_frames: int
     max_file_bytes: int
+    links_to: Path | None = None
+    """Where links under the root may lead."""
+
+    def shown(self, text: str) -> str:
+        """Return a message that names the set's files as the settings do."""
+        return text.replace(self.config.path, self.written_path)
+
+    def place(self, index: int) -> str:
+        """Return file and row for messages, rows counted from 1."""
+        return self.shown(self.rows.place(index))
 
     def files(self, known: KnownFiles | None = None) -> PictureFiles:
-        """Return the picture files under the set's root.
-
-        Raises:
-            DataError: there is no such folder.
-        """
-        root = Path(self.config.root)
-        if known is None and not root.is_dir():
-            raise DataError(
-                f"data set '{self.config.name}': root folder {root} not found; set its `root`"
-            )
+        """Return the picture files under the set's root."""
         return PictureFiles(
-            root,
+            Path(self.config.root),
             follow_links=self.config.follow_links,
             max_file_bytes=self.max_file_bytes,
+            links_to=self.links_to,
             known=known,
         )
 
@@ -99,17 +104,12 @@ class PairReader:
         Raises:
             DataError: the row cannot be used.
         """
-        where = self.rows.place(index)
+        where = self.place(index)
         return RowReader(row, where, self.config, index, files, self.max_frames, boxes).pairs()
 
 
 def scan_rows(reader: PairReader, in_use: Sequence[int], done: Callable[[int], object]) -> Scan:
-    """Read rows of the files; ``done`` is called with the number of rows that were read since.
-
-    Raises:
-        DataError: the set's root is missing.
-    """
-    reader.files()
+    """Read rows of the files; ``done`` is called with the number of rows that were read since."""
     spans = [(first, min(first + CHUNK, len(in_use))) for first in range(0, len(in_use), CHUNK)]
     chunks = [in_use[first:end] for first, end in spans]
     if len(in_use) <= IN_ONE_PROCESS or not reader.rows.can_be_sent:
@@ -138,7 +138,7 @@ def _scan_chunk(reader: PairReader, numbers: Sequence[int]) -> Scan:
             of_row = reader.pairs(row, number, files, boxes)
         except DataError as error:
             name = error.field if isinstance(error, RowError) else ""
-            bad.append(BadRow(reader.rows.place(number), str(error), number, name))
+            bad.append(BadRow(reader.place(number), reader.shown(str(error)), number, name))
             continue
         pairs += of_row
         places += range(len(of_row))
@@ -238,7 +238,7 @@ def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
             yield from _one_by_one(reader, numbers[: len(numbers) // 2])
             yield from _one_by_one(reader, numbers[len(numbers) // 2 :])
             return
-        where = reader.rows.place(numbers[0])
+        where = reader.place(numbers[0])
         reason = f"{where}: a file that it names ends the process that reads it; replace the file"
         bad = [BadRow(where, reason, numbers[0])]
         yield replace(_scan_chunk(reader, []), bad_rows=bad)

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from cluster.jobs.command import run_job
@@ -227,6 +229,28 @@ def test_a_dry_run_looks_only_at_sets_that_the_job_reads(path, birds, capsys, tm
     out = capsys.readouterr().out.split("# data sets")[1]
     assert "birds: birds.json" in out
     assert "lost" not in out
+
+
+@pytest.mark.parametrize(("offline", "code"), [("false", 0), ("true", 2)])
+def test_a_dry_run_fetches_nothing(path, birds, capsys, monkeypatch, tmp_path, offline, code):
+    monkeypatch.setenv("EMBED_RL_CACHE", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").pipe_file("/birds.json", (tmp_path / "birds.json").read_bytes())
+    sets = "data.train=[{name: birds, path: 'memory://birds.json', root: pictures}]"
+    argv = [path, "--dry-run", sets, f"data.offline={offline}"]
+    assert run_job(WarmStartConfig, never, argv=argv) == code
+    seen = capsys.readouterr()
+    assert ("not looked at; the job fetches it first" in seen.out) == (code == 0)
+    assert ("set data.offline: false to fetch it" in seen.err) == (code == 2)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_unpacks_nothing(path, birds, capsys, tmp_path):
+    with zipfile.ZipFile(tmp_path / "pictures/more.zip", "w") as file:
+        file.write(tmp_path / "pictures/a.png", "b.png")
+    sets = "data.train=[{name: birds, path: birds.json, root: pictures, unpack: ['*.zip']}]"
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run", sets]) == 0
+    assert "not looked at; the job unpacks archives first" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path / "pictures")) == ["a.png", "more.zip"]
 
 
 def test_a_dry_run_leaves_no_folder_behind(path, birds, tmp_path):

@@ -86,6 +86,15 @@ def test_written_files_are_data_sets_with_traces(config, capsys):
     assert json.loads((run / "quarantine.json").read_text()) == []
 
 
+def test_rows_that_an_address_names_get_the_same_traces(config):
+    main(config)
+    sets = [replace(settings, path=f"file://{settings.path}") for settings in config.data.train]
+    other = replace(config.run, dir=f"{config.run.dir}-2")
+    main(replace(config, run=other, data=replace(config.data, train=sets)))
+    for name in ("train/filtered_names.json", "heldout/clips.json"):
+        assert Path(config.run.dir, name).read_bytes() == Path(other.dir, name).read_bytes()
+
+
 def test_rows_keep_their_columns_and_ids(config):
     main(config)
     rows = read_rows(Path(config.run.dir) / "train/filtered_clips.json")

@@ -118,7 +118,8 @@ def test_a_run_may_go_on_elsewhere(tmp_path):
     RunFolder(config, job="warm_start").log_metrics(1, {"a": 0.5})
     learner = replace(config.learner, ranks=4, gpus=1.0, timeout_s=60.0)
     run = replace(config.run, nodes_timeout_s=600.0)
-    RunFolder(replace(config, run=run, learner=learner), job="warm_start")
+    data = replace(config.data, offline=False)
+    RunFolder(replace(config, run=run, learner=learner, data=data), job="warm_start")
     with pytest.raises(ConfigError, match=r"learner\.zero_stage: there 2, now 3"):
         RunFolder(replace(config, learner=replace(learner, zero_stage=3)), job="warm_start")
 

@@ -5,7 +5,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import pytest
 
 import data.sets.index_files
@@ -26,10 +25,10 @@ from tests.media_files import write_pdf, write_video
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Keep the index of every set, however small, in a folder of this test."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EMBED_RL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
     monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
-    return tmp_path / "cache/embed-rl"
+    return tmp_path / "cache/indexes"
 
 
 @pytest.fixture
@@ -120,7 +119,7 @@ def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         load_set(config)
     monkeypatch.undo()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache.parent))
+    monkeypatch.setenv("EMBED_RL_CACHE", str(cache.parent))
     monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
     monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
     assert len(load_set(config).pairs) == 4
@@ -132,7 +131,7 @@ def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch
 
 def test_a_cache_that_cannot_be_written_is_named(config, cache):
     cache.parent.write_text("a file")
-    with pytest.raises(DataError, match=r"cache/embed-rl: the index .* set HF_DATASETS_CACHE to"):
+    with pytest.raises(DataError, match=r"cache/indexes: the index .* set EMBED_RL_CACHE to"):
         load_set(config)
 
 
@@ -142,7 +141,9 @@ def test_a_row_that_ends_its_process_is_set_aside(tmp_path, monkeypatch):
     config = DataSetConfig(name="set", path="rows", root=str(tmp_path))
     deadly = 5
     rows = DeadlyRows(8, deadly)
-    reader = PairReader(rows=rows, config=config, max_frames=8, max_file_bytes=1)
+    reader = PairReader(
+        rows=rows, config=config, written_path="rows", max_frames=8, max_file_bytes=1
+    )
     counted: list[int] = []
     scan = scan_rows(reader, range(8), counted.append)
     assert scan.pairs.rows.tolist() == [number for number in range(8) if number != deadly]

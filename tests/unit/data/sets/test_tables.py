@@ -391,9 +391,10 @@ def test_cells_of_csv_are_texts(tmp_path, text, rows):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"qry,pos_text\na,b\nc\n", "Row #3: Expected 2 columns, got 1"),
+        (b"qry,pos_text\nc\nd\n", "row 1: expected 2 cells, as many as the first line names"),
         (b"qry,qry\na,b\n", "two columns are called 'qry'"),
         (b"qry,pos_text\na,\xff\n", "invalid UTF8"),
+        (b"qry,pos_text\na,b,\xff\n", "its text is UTF-8"),
         (b"qry,pos_text", "first line holds the names of the columns"),
     ],
 )
@@ -403,6 +404,27 @@ def test_malformed_csv_is_refused_with_the_row(tmp_path, content, words):
     with pytest.raises(DataError, match=words) as caught:
         read_rows(path)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("block", [1 << 20, 24])
+def test_a_line_of_csv_with_other_cells_than_the_first_is_set_aside(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(data.sets.row_files, "CSV_BLOCK", block)
+    config = write_set(tmp_path, [], hardest_by="rate", sample=2)
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'qry,pos_text,rate\nbad\n"a\n1",b,3\n\nc,d\ne,f,1,x\ng,h,2\nbad,\xc3\xa9\n')
+    loaded = load_set(replace(config, path=str(path)))
+    assert [(pair.query.text, pair.row) for pair in loaded.pairs] == [("a\n1", 1), ("g", 4)]
+    expected = "expected 3 cells, as many as the first line names, found"
+    assert [bad.reason for bad in loaded.unranked] == [
+        f"{path} row 1: {expected} 1 in 'bad'; mend the line",
+        f"{path} row 3: {expected} 2 in 'c,d'; mend the line",
+        f"{path} row 4: {expected} 4 in 'e,f,1,x'; mend the line",
+        f"{path} row 6: {expected} 2 in 'bad,\\xe9'; mend the line",
+    ]
+    assert read_rows(path).at([4, 0])[0] == {"qry": "g", "pos_text": "h", "rate": "2"}
+    every = load_set(replace(config, path=str(path), hardest_by="", sample=0))
+    assert [bad.index for bad in every.bad_rows] == [0, 2, 3, 5]
+    assert every.bad_rows[0].reason == f"{path} row 1: {expected} 1 in 'bad'; mend the line"
 
 
 def test_a_cell_that_should_hold_json_and_does_not_is_set_aside(tmp_path):
