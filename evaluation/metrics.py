@@ -6,8 +6,9 @@ candidates.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import ir_measures
 import numpy as np
@@ -134,15 +135,20 @@ class CandidatePool:
     """The candidates that the queries of one data set are ranked over."""
 
     items: tuple[Item, ...]
-    """The unique targets of the set, in order of appearance."""
+    """The unique targets of the set, in order of appearance, then its unique distractors."""
     relevant: Mapping[str, frozenset[int]]
     """By `Pair.key` of the query: indices of the items that are right."""
 
 
-def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, CandidatePool]:
+def pools_of(
+    pairs: Sequence[Pair],
+    relevance: Relevance,
+    distractors: Mapping[str, Iterable[Item]] = MappingProxyType({}),
+) -> dict[str, CandidatePool]:
     """Return the candidate pool of each data set (`Pair.source`), as benchmarks rank per set.
 
-    ``relevance`` says which of the items are right for each query.
+    ``relevance`` says which of the items are right for each query. ``distractors`` are further
+    items by data set.
     """
     by_source: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -150,6 +156,8 @@ def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Candidate
     pools = {}
     for source, own in by_source.items():
         items = {pair.target.key(): pair.target for pair in own}
+        for item in distractors.get(source, ()):
+            items.setdefault(item.key(), item)
         targets = list(items)
         relevant: dict[str, frozenset[int]] = {}
         # Many queries of a data set have the same right targets: they share one set of indices.

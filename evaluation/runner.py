@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -203,15 +204,18 @@ def evaluate(
     reasoners: Mapping[str, Reason],
     embed: Embed,
     settings: Settings,
+    distractors: Mapping[str, Iterable[Item]] = MappingProxyType({}),
 ) -> Evaluation:
     """Return the metrics of every variant on the same pairs.
 
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
     engines can serve all of them. A query is ranked over its row's own candidates where it has
-    some, else over the unique targets of its data set.
+    some, else over the unique targets of its data set and the set's ``distractors``. Pairs with the
+    same `query_id` are one query.
     """
     relevance = Relevance(pairs)
-    pools = pools_of(pairs, relevance)
+    pools = pools_of(pairs, relevance, distractors)
+    pairs = _queries_of(pairs)
     right = [_right_of(pair, pools, relevance) for pair in pairs]
     ends = _ends_of(pairs, pools)
     traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
@@ -237,6 +241,14 @@ def evaluate(
             result = _sum_up(variant.name, OVERALL, rows, failed, settings)
             results.append(replace(result, kind=kind))
     return Evaluation(results=tuple(results), queries=tuple(queries))
+
+
+def _queries_of(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the first pair of each query."""
+    first: dict[tuple[str, str | int], Pair] = {}
+    for number, pair in enumerate(pairs):
+        first.setdefault((pair.source, pair.query_id or number), pair)
+    return list(first.values())
 
 
 def _query(pair: Pair) -> _End:
