@@ -58,16 +58,17 @@ class DataSetConfig:
     name: str = MISSING
     """Name of the set in logs, metrics and tables."""
     path: str = MISSING
-    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files."""
+    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files; of a `beir`
+    set the folder with its three parts."""
     root: str = MISSING
     """Folder that all picture paths are relative to; a path that leaves it is refused."""
     follow_links: bool = False
     """Accept links inside the root that lead out of it, as the caches of hubs have them."""
-    format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "caption"] = "mmeb"
+    format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "beir", "caption"] = "mmeb"
     """What the rows look like; data/README.md shows each format."""
     kind: Literal["image", "page"] = "image"
-    """What single pictures are; pages have prompts and pixel limits of their own. In `colpali` all
-    are pages."""
+    """What single pictures are; pages have prompts and pixel limits of their own. In `colpali` and
+    `beir` all are pages."""
     extra_fields: Literal["refuse", "ignore"] = "refuse"
     """Fields that the format does not know: more rows with one than data.max_bad_rows allows are
     refused, as a misspelt field leaves its rows without what it holds; `ignore` where the set has

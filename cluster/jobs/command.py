@@ -140,7 +140,8 @@ def _set_problems(config: Any) -> list[str]:
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
     for settings in [*train, *held_out]:
-        kind = {"llavahound": "video", "colpali": "page"}.get(settings.format, settings.kind)
+        kinds = {"llavahound": "video", "colpali": "page", "beir": "page"}
+        kind = kinds.get(settings.format, settings.kind)
         line = (
             f"{settings.name}: {settings.path} "
             f"({settings.format}, {kind}, weight {settings.weight:g})"

@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.sets.load_sets import LoadedSet
-from data.types import Pair
+from data.types import Item
 
 log = logging.getLogger(__name__)
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -198,8 +198,11 @@ def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
     """Return the names of the data sets with pictures, where the model reads text only."""
     if sees_pictures(folder):
         return []
-    return [data_set.name for data_set in sets if any(_shows(pair) for pair in data_set.pairs)]
+    return [data_set.name for data_set in sets if any(item.uris for item in _items(data_set))]
 
 
-def _shows(pair: Pair) -> bool:
-    return any(item.uris for item in (pair.query, pair.target, *pair.candidates))
+def _items(data_set: LoadedSet) -> Iterator[Item]:
+    """Yield what a Reasoner or an Embedder may have to read of a set."""
+    for pair in data_set.pairs:
+        yield from (pair.query, pair.target, *pair.candidates)
+    yield from data_set.distractors.values()

@@ -7,6 +7,7 @@ from pathlib import Path
 from configs.common import DataSetConfig
 from data.containers.addresses import file_of
 from data.containers.cells import is_table
+from data.sets.beir_rows import part_files
 from data.sets.load_sets import LoadedSet
 from data.sets.row_files import row_files
 
@@ -44,7 +45,7 @@ def rows_fingerprint(
     files = [Path(file_of(uri)) for uri in sampled_uris]
     sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     return {
-        **{f"file of set '{config.name}'": _row_files(Path(config.path)) for config in sets},
+        **{f"file of set '{config.name}'": _row_files(config) for config in sets},
         "rows in use": f"{len(rows)} rows, {_hash(rows)}",
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }
@@ -84,14 +85,16 @@ def _file(path: Path, *, whole: bool) -> str:
     return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
-def _row_files(path: Path) -> str:
-    files = row_files(path)
+def _row_files(config: DataSetConfig) -> str:
+    path = Path(config.path)
+    parts = part_files(path).values() if config.format == "beir" else [row_files(path)]
+    files = [file for part in parts for file in part]
     # Tables may hold the pictures too, and are as large as a model.
-    parts = [
+    hashes = [
         _file(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
         for file in files
     ]
-    return parts[0] if files == [path] else f"{len(files)} files, {_hash(parts)}"
+    return hashes[0] if files == [path] else f"{len(files)} files, {_hash(hashes)}"
 
 
 def _hash(words: Iterable[str]) -> str:

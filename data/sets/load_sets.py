@@ -20,11 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.errors import DataError, RowError
+from data.sets.beir_rows import BeirRows
 from data.sets.picture_paths import COMPARED_BYTES, PictureFiles
 from data.sets.row_files import FileRow, file_ends, read_rows, row_place, rows_at
-from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, UNITS, RowReader, TrueBoxes
+from data.sets.row_formats import (
+    JSON_FIELDS,
+    KNOWN_FIELDS,
+    UNITS,
+    RowReader,
+    TrueBoxes,
+    corpus_item,
+)
 from data.sets.subsets import rows_in_use
-from data.types import Kind, Pair
+from data.types import Item, Kind, Pair
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +66,12 @@ class LoadedSet:
     pairs: tuple[Pair, ...]
     bad_rows: tuple[BadRow, ...]
     rows: int = 0
-    """Rows of the file, those that the set does not use as well."""
+    """Rows of the files, those that the set does not use as well."""
     read: int = 0
     """Rows that were read of them."""
+    distractors: Mapping[int, Item] = field(default_factory=dict)
+    """Further candidates for its queries in an evaluation, right for none of them: the rest of its
+    corpus, by the row's number in the set's files."""
     unranked: tuple[BadRow, ...] = ()
     """Rows of the file that were set aside before, as the set's `hardest_by` cannot rank them."""
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
@@ -90,7 +101,12 @@ def load_set(
     Raises:
         DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
     """
-    rows = read_rows(Path(config.path), json_fields=JSON_FIELDS[config.format])
+    path, json_fields = Path(config.path), JSON_FIELDS[config.format]
+    rows = (
+        BeirRows(path, json_fields)
+        if config.format == "beir"
+        else read_rows(path, json_fields=json_fields)
+    )
     in_use, unranked = rows_in_use(rows, config)
     used_rows = rows_at(rows, in_use)
     files = files or files_of(config)
@@ -108,8 +124,19 @@ def load_set(
         try:
             pairs += ids.unique(reader.pairs(), where)
         except DataError as error:
-            field_name = error.field if isinstance(error, RowError) else ""
-            bad.append(BadRow(where, str(error), index, field_name))
+            bad.append(_bad_row(error, where, index))
+    read, distractors = len(used_rows), {}
+    if isinstance(rows, BeirRows):
+        numbers, entries = rows.rest_of_corpus(pair.row for pair in pairs)
+        read += len(numbers)
+        with_bar = _with_bar(entries, f"reading the corpus of {config.name}")
+        for number, entry in zip(numbers, with_bar, strict=True):
+            index, where = len(rows) + number, rows.corpus.place(number)
+            reader = RowReader(entry, where, config, index, files, max_frames, boxes)
+            try:
+                distractors[index] = corpus_item(reader)
+            except DataError as error:
+                bad.append(_bad_row(error, where, index))
     names, ends = file_ends(rows, config.path)
     ids.tell(config.name)
     _hint_at_units(config.name, boxes)
@@ -118,8 +145,9 @@ def load_set(
         name=config.name,
         pairs=tuple(pairs),
         bad_rows=tuple(bad),
-        rows=len(rows),
-        read=len(used_rows),
+        rows=ends[-1],
+        read=read,
+        distractors=distractors,
         unranked=tuple(
             BadRow(row_place(rows, config.path, index), reason, index, config.hardest_by)
             for index, reason in unranked.items()
@@ -128,6 +156,10 @@ def load_set(
         files=names,
         file_ends=ends,
     )
+
+
+def _bad_row(error: DataError, where: str, index: int) -> BadRow:
+    return BadRow(where, str(error), index, error.field if isinstance(error, RowError) else "")
 
 
 def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[LoadedSet]:

@@ -119,9 +119,14 @@ class TableRows(Sequence[FileRow]):
                 made, batch = (file, first), self._rows(file, first, BATCH)
             yield batch[row - first]
 
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of a column in all files; `UNREAD` for those that cannot be decoded."""
+        for file in self.files:
+            yield from _values(self._table(Path(file)).column(name))
+
     def at(self, indices: Sequence[int]) -> "TableRows":
         """Return the rows at these indices, unread."""
-        part = object.__new__(TableRows)
+        part = object.__new__(type(self))
         # A million indices of a whole set are no list.
         whole = self._indices == range(len(self))
         chosen = indices if whole else [self._indices[index] for index in indices]
@@ -175,11 +180,11 @@ def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[Fi
     """
     try:
         if path.is_dir():
-            return _table_rows(row_files(path), json_fields)
+            return table_rows(row_files(path), json_fields)
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
         if head.startswith(TABLES):
-            return _table_rows([path], json_fields)
+            return table_rows([path], json_fields)
         packed = path.suffix.lower() == ".gz" and head.startswith(_GZIP)
         content = _unpacked(path) if packed else None
         if content is not None:
@@ -234,6 +239,15 @@ def file_ends(rows: Sequence[FileRow], path: Path | str) -> tuple[tuple[str, ...
     return rows.file_ends() if isinstance(rows, TableRows) else ((str(path),), (len(rows),))
 
 
+def table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
+    """Return the rows of parquet or Arrow files.
+
+    Raises:
+        DataError: a file is missing, or is no table.
+    """
+    return TableRows(files, [count_rows(file) for file in files], open_table, json_fields)
+
+
 def row_files(path: Path) -> list[Path]:
     """Return the files of a set: itself, or the parquet files in a folder, in natural order.
 
@@ -272,10 +286,6 @@ def row_files(path: Path) -> list[Path]:
                 f"{name}{missing[0]:0{digits}}-of-{total}.parquet is missing; download it"
             )
     return sorted(files, key=lambda file: natural_order(file.name))
-
-
-def _table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
-    return TableRows(files, [count_rows(file) for file in files], open_table, json_fields)
 
 
 def _csv_rows(

@@ -2,9 +2,10 @@
 
 Formats, a row of each in `data/README.md`: `mmeb` (MMEB-train), `llavahound` (LLaVA-Hound, for
 video), `mmeb_eval` (MMEB-V2 image rows, gold at index 0), `colpali` (the training sets of ViDoRe
-and VisRAG) and `caption` (LLaVA-style, supervised only). All may have an `id`, and an `error`, with
-which a row is refused. All but the last may have `label` (targets of a set with the same one are
-equal), `query_cot`, `pos_cot`, `cot_knows_answer`, `qry_evidence` and `pos_evidence`.
+and VisRAG), `beir` (queries, corpus and qrels; each qrel is a row) and `caption` (LLaVA-style,
+supervised only). All may have an `id`, and an `error`, with which a row is refused. All but the
+last may have `label` (targets of a set with the same one are equal), `query_cot`, `pos_cot`,
+`cot_knows_answer`, `qry_evidence` and `pos_evidence`.
 
 Texts are normalised here and nowhere else: an item's text is what models read, and its identity.
 """
@@ -25,6 +26,7 @@ from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
 from data.media.frames import sample_frames
+from data.sets.beir_rows import CORPUS, IDS, QUERIES
 from data.sets.picture_paths import PictureFiles
 from data.sets.row_files import FileRow, PictureCell
 from data.tcot import parse
@@ -46,6 +48,7 @@ _FIELDS = {
     "llavahound": ("'qry'", "'pos'"),
     "mmeb_eval": ("'qry_text' or 'qry_img_path'", "'tgt_text' or 'tgt_img_path'"),
     "colpali": ("'query'", "'image'"),
+    "beir": ("'query'", "'image' or 'text'"),
 }
 """Where each format's query and target stand."""
 PICTURE_FIELDS = {
@@ -53,6 +56,7 @@ PICTURE_FIELDS = {
     "llavahound": ("qry.video", "pos.video", ""),
     "mmeb_eval": ("qry_img_path", "tgt_img_path", "tgt_img_path"),
     "colpali": ("", "image", ""),
+    "beir": ("", "corpus.image", "corpus.image"),
     "caption": ("image", "", ""),
 }
 """Where each format's pictures stand: of the query, of the target, of other targets."""
@@ -74,6 +78,7 @@ KNOWN_FIELDS = {
     "colpali": _PAIR_FIELDS
     | {"query", "image", "image_filename", "answer", "source", "options", "page"}
     | {"model", "prompt", "answer_type"},
+    "beir": _PAIR_FIELDS | {"query-id", "corpus-id", "score", "answer"} | {"queries", "corpus"},
     "caption": frozenset(("id", "image", "conversations", "error")),
 }
 _NO_TEXT = frozenset(("qry_evidence", "pos_evidence", ANSWER_KNOWN))
@@ -82,6 +87,7 @@ JSON_FIELDS = {
     "llavahound": _NO_TEXT | {"qry", "pos"},
     "mmeb_eval": _NO_TEXT | {"tgt_text", "tgt_img_path"},
     "colpali": _NO_TEXT,
+    "beir": _NO_TEXT,
     "caption": frozenset(("image", "conversations")),
 }
 """Fields of each format that are no text: in a table their cells may hold JSON."""
@@ -477,6 +483,42 @@ def _read_colpali(reader: RowReader) -> tuple[Pair, ...]:
     return (replace(pair, label=pair.label or (file and clean(f"{source}/{file}"))),)
 
 
+def _read_beir(reader: RowReader) -> tuple[Pair, ...]:
+    score = reader.row.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not score > 0:
+        raise reader.refused(
+            "score", f"expected a number, found {reprlib.repr(score)}; mend or remove the row"
+        )
+    for part, column in IDS.items():
+        if part not in reader.row:
+            raise reader.refused(
+                column,
+                f"expected the id of a row in the set's {part}, found "
+                f"{reprlib.repr(reader.row.get(column))}; remove the row, or add what it names",
+            )
+    query = Item(text=clean(reader.text("query", of=reader.row[QUERIES])))
+    entry = f"{reader.where}, corpus-id {reprlib.repr(reader.row[IDS[CORPUS]])}"
+    page = corpus_item(replace(reader, row=reader.row[CORPUS], where=entry))
+    return (reader.pair(query, page, query_id=reader.name(IDS[QUERIES])),)
+
+
+def corpus_item(entry: RowReader) -> Item:
+    """Return what a row of a corpus shows: its picture, which is a page, and title and text.
+
+    Raises:
+        DataError: it cannot be used, or is empty; the message names file, row and field.
+    """
+    text = " ".join(filter(None, (clean(entry.text(name)) for name in ("title", "text"))))
+    item = entry.picture_item(text, entry.picture("image"), "image", Kind.PAGE)
+    if not item.text and not item.uris:
+        fields = _FIELDS["beir"][1]
+        raise RowError(
+            f"{entry.where}, field {fields}: the entry is empty: no text and no picture",
+            fields.replace("'", ""),
+        )
+    return item
+
+
 def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
     """Return a pair for each round: its question on the picture, without the rounds before."""
     rounds = reader.rounds(reader.row) or [("", "")]
@@ -508,5 +550,6 @@ _READERS: dict[str, Callable[[RowReader], tuple[Pair, ...]]] = {
     "llavahound": _read_llavahound,
     "mmeb_eval": _read_mmeb_eval,
     "colpali": _read_colpali,
+    "beir": _read_beir,
     "caption": _read_caption,
 }

@@ -9,7 +9,8 @@ from typing import Any
 
 from configs.common import DataSetConfig
 from data.errors import DataError
-from data.sets.row_files import FileRow, row_place
+from data.sets.beir_rows import BeirRows
+from data.sets.row_files import FileRow, row_place, rows_at
 
 
 def rows_in_use(
@@ -23,23 +24,23 @@ def rows_in_use(
     Raises:
         DataError: no row can be ranked.
     """
-    in_use: Sequence[int] = range(len(rows))
-    unranked: Mapping[int, str] = {}
+    every: Sequence[int] = rows.kept if isinstance(rows, BeirRows) else range(len(rows))
+    in_use, unranked = every, {}
     if config.hardest_by and rows:
-        in_use, unranked = _hardest(rows, config)
+        in_use, unranked = _hardest(rows, every, config)
     elif config.sample:
-        count = min(config.sample, len(rows))
-        in_use = [number * len(rows) // count for number in range(count)]
+        count = min(config.sample, len(every))
+        in_use = [every[number * len(every) // count] for number in range(count)]
     return in_use[: config.limit] if config.limit else in_use, unranked
 
 
 def _hardest(
-    rows: Sequence[FileRow], config: DataSetConfig
+    rows: Sequence[FileRow], every: Sequence[int], config: DataSetConfig
 ) -> tuple[Sequence[int], Mapping[int, str]]:
     column = config.hardest_by
     numbers: dict[int, float] = {}
     unranked: dict[int, str] = {}
-    for index, row in enumerate(rows):
+    for index, row in zip(every, rows_at(rows, every), strict=True):
         value = row.get(column)
         number = _number(value)
         # Not math.isfinite: it fails for whole numbers that no float can hold.
