@@ -170,7 +170,7 @@ class TableRows(Sequence[FileRow]):
 
 
 def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[FileRow]:
-    """Return the rows of a JSON, CSV, parquet or Arrow file, or of a folder of parquet files.
+    """Return the rows of a JSON, CSV, parquet or Arrow file, or of several parquet files.
 
     ``json_fields``: fields in which a table's text that begins with `[` or `{` is read as JSON.
 
@@ -179,8 +179,9 @@ def read_rows(path: Path, *, json_fields: Set[str] = frozenset()) -> Sequence[Fi
             rows that are no objects.
     """
     try:
-        if path.is_dir():
-            return table_rows(row_files(path), json_fields)
+        files = row_files(path)
+        if files != [path]:
+            return table_rows(files, json_fields)
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
         if head.startswith(TABLES):
@@ -251,12 +252,20 @@ def table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
 def row_files(path: Path) -> list[Path]:
     """Return the files of a set: itself, or the parquet files in a folder, in natural order.
 
+    Of a folder with several splits, `<folder>/test` names the files `test-00000-of-00001.parquet`
+    and so on.
+
     Raises:
         DataError: a folder without parquet files, with those of several sets, or with a gap.
     """
     if not path.is_dir():
-        return [path]
-    files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
+        beside = [] if path.exists() else path.parent.glob("*.parquet")
+        shards = [(file, _SHARD.fullmatch(file.name)) for file in beside]
+        files = [file for file, match in shards if match and match["name"] == f"{path.name}-"]
+        if not files:
+            return [path]
+    else:
+        files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
     if not files:
         raise DataError(
             f"{path}: expected parquet files in the folder, found none; give a file of rows in the "
@@ -268,7 +277,7 @@ def row_files(path: Path) -> list[Path]:
         names = ", ".join(f"{name}...-of-{total}.parquet" for name, total in series)
         raise DataError(
             f"{path}: expected the parquet files of one set, found {names}; give each a folder of "
-            "its own"
+            f"its own, or name one of them, as in {path / series[0][0].rstrip('-')}"
         )
     if series:
         name, total = series[0]
