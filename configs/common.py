@@ -66,6 +66,9 @@ class DataSetConfig:
     """Accept links inside the root that lead out of it, as the caches of hubs have them."""
     format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "beir", "caption"] = "mmeb"
     """What the rows look like; data/README.md shows each format."""
+    traces: list[str] = field(default_factory=list)
+    """Files of traces that belong to `beir` or `mmeb_eval` rows, as Embed-RL's code writes them:
+    `<set>_query.json`, `<set>_corpus.json` or `<set>_corpus_cot.json`."""
     kind: Literal["image", "page"] = "image"
     """What single pictures are; pages have prompts and pixel limits of their own. In `colpali` and
     `beir` all are pages."""
@@ -209,6 +212,14 @@ COMMON_CHECKS = {
                 f"'{n.hardest_by}'; set sample to the number of rows, or remove hardest_by"
             ]
             if n.hardest_by and not n.sample
+            else []
+        ),
+        *(
+            [
+                f"traces: set '{n.name}' has format={n.format}, whose rows hold their traces "
+                "themselves; leave the key out"
+            ]
+            if n.traces and n.format not in ("beir", "mmeb_eval")
             else []
         ),
     ],

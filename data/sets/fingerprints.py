@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from configs.common import DataSetConfig
@@ -88,7 +89,7 @@ def _file(path: Path, *, whole: bool) -> str:
 def _row_files(config: DataSetConfig) -> str:
     path = Path(config.path)
     parts = part_files(path).values() if config.format == "beir" else [row_files(path)]
-    files = [file for part in parts for file in part]
+    files = [*chain.from_iterable(parts), *map(Path, config.traces)]
     # Tables may hold the pictures too, and are as large as a model.
     hashes = [
         _file(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)

@@ -32,6 +32,7 @@ from data.sets.row_formats import (
     corpus_item,
 )
 from data.sets.subsets import rows_in_use
+from data.sets.trace_files import read_traces
 from data.types import Item, Kind, Pair
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ def load_set(
     set's root, where another set knows them already.
 
     Raises:
-        DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
+        DataError: the file is missing or holds no rows, `hardest_by` can rank no row, or a file of
+            `traces` cannot be read.
     """
     path, json_fields = Path(config.path), JSON_FIELDS[config.format]
     rows = (
@@ -107,6 +109,7 @@ def load_set(
         if config.format == "beir"
         else read_rows(path, json_fields=json_fields)
     )
+    traces = read_traces(config.traces)
     in_use, unranked = rows_in_use(rows, config)
     used_rows = rows_at(rows, in_use)
     files = files or files_of(config)
@@ -120,6 +123,7 @@ def load_set(
     for index, row in zip(in_use, with_bar, strict=True):
         where = row_place(rows, config.path, index)
         unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
+        row = traces.added_to(row)
         reader = RowReader(row, where, config, index, files, max_frames, boxes)
         try:
             pairs += ids.unique(reader.pairs(), where)
