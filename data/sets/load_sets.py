@@ -30,6 +30,7 @@ from data.sets.row_formats import (
     RowReader,
     TrueBoxes,
     corpus_item,
+    format_told,
 )
 from data.sets.subsets import rows_in_use
 from data.sets.trace_files import read_traces
@@ -41,6 +42,8 @@ BAR_AFTER_S = 3.0
 """Sets that take longer to read show a progress bar."""
 LISTED = 20
 """Rows set aside whose reasons are logged one by one."""
+TELLING_ROWS = 20
+"""First rows that show which format a file has, where none of its rows can be used."""
 TELLING_BOXES = 16
 """Boxes from which on it is more than chance that all of them look like pixels."""
 TELLING_SIZE = 640
@@ -75,6 +78,8 @@ class LoadedSet:
     corpus, by the row's number in the set's files."""
     unranked: tuple[BadRow, ...] = ()
     """Rows of the file that were set aside before, as the set's `hardest_by` cannot rank them."""
+    other_format: str = ""
+    """The format that the rows plainly have instead of the set's; then none of them can be used."""
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     """Rows by the field in them that the format does not know."""
     files: tuple[str, ...] = ()
@@ -156,10 +161,17 @@ def load_set(
             BadRow(row_place(rows, config.path, index), reason, index, config.hardest_by)
             for index, reason in unranked.items()
         ),
+        other_format="" if pairs else _other_format(rows_at(rows, in_use[:TELLING_ROWS]), config),
         unknown_fields={} if config.extra_fields == "ignore" else dict(unknown),
         files=names,
         file_ends=ends,
     )
+
+
+def _other_format(rows: Sequence[FileRow], config: DataSetConfig) -> str:
+    """Return the format that all of some rows plainly have, empty where it is the set's own."""
+    told = {format_told(row) for row in rows}
+    return told.pop() if len(told) == 1 and config.format not in told else ""
 
 
 def _bad_row(error: DataError, where: str, index: int) -> BadRow:
@@ -216,7 +228,9 @@ def repeated_names(configs: list[DataSetConfig]) -> list[str]:
 
 
 def log_bad_rows(one: LoadedSet) -> None:
-    """Log why rows were set aside, and how many."""
+    """Log why rows were set aside, and how many; `set_problems` tells of rows of another format."""
+    if one.other_format:
+        return
     for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
         for bad in bad_rows[:LISTED]:
             log.warning("row set aside: %s", bad.reason)
@@ -234,6 +248,11 @@ def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) 
     """Return why a set cannot be used; its unknown fields are logged where it can."""
     if not one.read:
         return [f"data set '{one.name}': {config.path} holds no row"]
+    if one.other_format:
+        return [
+            f"data set '{one.name}', format: expected rows of {config.format} in {config.path}, "
+            f"found rows that look like {one.other_format}; set the set's format to that"
+        ]
     problems = []
     for bad_rows, rows in ((one.unranked, one.rows), (one.bad_rows, one.read)):
         if not bad_rows or (one.pairs and len(bad_rows) <= max_bad_rows * rows):

@@ -91,6 +91,15 @@ JSON_FIELDS = {
     "caption": frozenset(("image", "conversations")),
 }
 """Fields of each format that are no text: in a table their cells may hold JSON."""
+_SIDES = ("qry", "pos")
+"""The two parts of a `llavahound` row."""
+_TELLING_FIELDS = {
+    "mmeb_eval": ("tgt_text", "tgt_img_path"),
+    "mmeb": ("pos_text", "pos_image_path"),
+    "caption": ("conversations",),
+    "colpali": ("query",),
+}
+"""Fields by which a row of another format is told; one of them is enough."""
 _PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<video>|<image>")
 
 TrueBoxes = tuple[list[float], str]
@@ -218,6 +227,8 @@ class RowReader:
         value = of.get(field)
         if value in (None, ""):
             return []
+        if not isinstance(value, list | str):
+            raise self.wrong(field, "a path or a list of paths", value)
         if isinstance(value, str):
             name = self.whole(field, value)
             if not _is_video_file(name) and self.folder(name, field) is None:
@@ -403,6 +414,14 @@ def _is_video_file(name: str) -> bool:
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
+def format_told(row: FileRow) -> str:
+    """Return the format that a row plainly has; empty: it may be any."""
+    if any(isinstance(row.get(part), dict) and "conversations" in row[part] for part in _SIDES):
+        return "llavahound"
+    formats = (form for form, names in _TELLING_FIELDS.items() if not row.keys().isdisjoint(names))
+    return next(formats, "")
+
+
 @lru_cache(1 << 14)
 def clean(text: str) -> str:
     """Return a text as models read it: without picture placeholders and blanks at its ends.
@@ -437,7 +456,7 @@ def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
 def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
     """Video side: its human turn and frames. Text side: its gpt turn, which is the content."""
     items: dict[str, Item] = {}
-    for side in ("qry", "pos"):
+    for side in _SIDES:
         part = reader.row.get(side)
         if not isinstance(part, dict):
             raise reader.wrong(side, "an object with conversations", part)
