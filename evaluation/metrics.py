@@ -7,7 +7,7 @@ candidates.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import ir_measures
@@ -43,6 +43,8 @@ class QueryRanking:
     relevant: frozenset[int]
     rank: int
     """1-based rank of the best relevant candidate among all."""
+    grades: Mapping[int, int] = field(default_factory=dict)
+    """`Pair.grade` of relevant candidates, where it is not 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str
     if not rankings:
         return {name: {} for name in MEASURES}
     qrels = {
-        query: {str(index): 1 for index in ranking.relevant} for query, ranking in rankings.items()
+        query: {str(index): ranking.grades.get(index, 1) for index in ranking.relevant}
+        for query, ranking in rankings.items()
     }
     # trec_eval breaks ties by name. With distinct scores there are no ties: our order decides.
     run = {

@@ -1,8 +1,8 @@
 """Queries, corpus and qrels in three tables, as retrieval benchmarks are published, read as rows.
 
-A qrel says that an entry of the corpus is right for a query. Each qrel with a score above 0 is a
-row; further qrels of the same two are not. Only ids are in memory: the query and the entry are
-read with the row that names them.
+A qrel says that an entry of the corpus is right for a query, and how much, by its score. Each qrel
+with a score above 0 is a row, of several about the same two the highest. Only ids are in memory:
+the query and the entry are read with the row that names them.
 """
 
 from collections.abc import Iterable, Sequence, Set
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 QUERIES, CORPUS, QRELS = PARTS = ("queries", "corpus", "qrels")
 IDS = {QUERIES: "query-id", CORPUS: "corpus-id"}
 """The column that names the rows of a part, there and in the qrels."""
+MAX_GRADE = 1_000_000
+"""Scores are grades such as 0, 1 and 2."""
 _ID, _TEXT = "whole numbers or texts", "texts"
 _PICTURE, _NUMBER = "bytes, {bytes, path} or texts", "numbers"
 _COLUMNS = {
@@ -83,15 +85,17 @@ class BeirRows(TableRows):
         One whose score is no number is kept, and set aside when it is read.
         """
         pairs: dict[int, tuple[str | None, str | None]] = {}
-        known = set()
+        best: dict[tuple[str | None, str | None], tuple[float, int]] = {}
         columns = (self.column(name) for name in _COLUMNS[QRELS])
         for number, (query, entry, score) in enumerate(zip(*columns, strict=True)):
             ids = _id(query), _id(entry)
-            if ids in known or (isinstance(score, int | float) and score <= 0):
-                continue
+            if isinstance(score, int | float) and score == score:
+                most, before = best.get(ids, (0, -1))
+                if score <= most:
+                    continue
+                pairs.pop(before, None)
+                best[ids] = score, number
             pairs[number] = ids
-            if isinstance(score, int | float) and score > 0:
-                known.add(ids)
         return pairs
 
     def _rows(self, file: int, first: int, count: int) -> list[FileRow]:

@@ -26,7 +26,7 @@ from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
 from data.media.frames import sample_frames
-from data.sets.beir_rows import CORPUS, IDS, QUERIES
+from data.sets.beir_rows import CORPUS, IDS, MAX_GRADE, QUERIES
 from data.sets.picture_paths import PictureFiles
 from data.sets.row_files import FileRow, PictureCell
 from data.tcot import parse
@@ -504,9 +504,11 @@ def _read_colpali(reader: RowReader) -> tuple[Pair, ...]:
 
 def _read_beir(reader: RowReader) -> tuple[Pair, ...]:
     score = reader.row.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not score > 0:
+    if not isinstance(score, int | float) or not 0 < score <= MAX_GRADE:
         raise reader.refused(
-            "score", f"expected a number, found {reprlib.repr(score)}; mend or remove the row"
+            "score",
+            f"expected a number up to {MAX_GRADE}, found {reprlib.repr(score)}; mend or remove the "
+            "row",
         )
     for part, column in IDS.items():
         if part not in reader.row:
@@ -518,7 +520,8 @@ def _read_beir(reader: RowReader) -> tuple[Pair, ...]:
     query = Item(text=clean(reader.text("query", of=reader.row[QUERIES])))
     entry = f"{reader.where}, corpus-id {reprlib.repr(reader.row[IDS[CORPUS]])}"
     page = corpus_item(replace(reader, row=reader.row[CORPUS], where=entry))
-    return (reader.pair(query, page, query_id=reader.name(IDS[QUERIES])),)
+    query_id = reader.name(IDS[QUERIES])
+    return (reader.pair(query, page, query_id=query_id, grade=max(1, round(score))),)
 
 
 def corpus_item(entry: RowReader) -> Item:

@@ -297,6 +297,26 @@ def test_pairs_of_one_query_id_are_measured_once_with_all_their_targets() -> Non
     assert of(found, "r")["ruby"].chance == pytest.approx(3 / 4)
 
 
+def test_ndcg_weighs_by_the_grades_of_a_query_and_a_set() -> None:
+    more = {"query_id": "1"}
+    pairs = [
+        *captions("red", **more),
+        *captions("crimson", grade=2, **more),
+        image_pair("blue"),
+        *captions("red", source="other", query_id="1"),
+        *captions("crimson", source="other", query_id="1"),
+    ]
+    found = evaluate(
+        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+    )
+    query, _, other = (q for q in found.queries if q.variant == "r")
+    assert [r.item.text for r in query.retrieved] == ["red", "blue", "crimson"]
+    # 1 at rank 1 and 2 at rank 3, of at best 2 at rank 1 and 1 at rank 2.
+    assert query.metrics["ndcg_at_5"] == pytest.approx((1 + 2 / 2) / (2 + 1 / np.log2(3)))
+    assert query.metrics["hit_at_1"] == 1.0
+    assert other.metrics["ndcg_at_5"] == pytest.approx(1.0)
+
+
 def test_a_row_whose_candidates_lack_the_gold_is_left_out() -> None:
     pairs = [image_pair("red", candidates=(Item(text="blue"),))]
     found = evaluate(pairs, reasoners={}, embed=Embedder(), settings=SETTINGS)

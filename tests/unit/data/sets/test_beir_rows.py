@@ -73,14 +73,14 @@ def test_all_corpus_entries_are_in_the_pool_and_all_golds_are_right(tmp_path, co
     ]
 
 
-def test_only_scores_above_0_count_and_each_pair_once(tmp_path, corpus):
+def test_only_scores_above_0_count_and_the_highest_of_each_pair(tmp_path, corpus):
     qrels = {
         "query-id": [1, 1, 2, 2, 3, 3],
         "corpus-id": [10, 10, 11, 12, 13, 13],
-        "score": [0.0, 2.0, 1.0, -1.0, 1.0, 3.0],
+        "score": [0.0, 2.0, 0.4, -1.0, 1.0, 3.0],
     }
     loaded = load_set(write_beir(tmp_path, QUERIES, corpus, qrels))
-    assert [pair.row for pair in loaded.pairs] == [1, 2, 4]
+    assert [(pair.row, pair.grade) for pair in loaded.pairs] == [(1, 2), (2, 1), (5, 3)]
     assert [*loaded.distractors] == [6 + 2]
 
 
