@@ -156,10 +156,11 @@ def _set_problems(config: Any) -> list[str]:
             problems.append(str(error))
             continue
         there, asked = files.found()
+        more = f"{len(loaded.distractors)} distractors, " if loaded.distractors else ""
         pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
         print(
             f"{line}: {loaded.rows} rows; of the first {loaded.read}: {len(loaded.pairs)} pairs, "
-            f"{len(loaded.bad_rows)} rows set aside, {pictures}"
+            f"{more}{len(loaded.bad_rows)} rows set aside, {pictures}"
         )
         log_bad_rows(loaded)
         problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)

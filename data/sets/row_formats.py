@@ -72,7 +72,7 @@ KNOWN_FIELDS = {
     "mmeb": _PAIR_FIELDS
     | {"qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"}
     | {"qry_inst", "pos_inst"},
-    "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"},
+    "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"} | {"video", "conversations"},
     "mmeb_eval": _PAIR_FIELDS
     | {"qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path"},
     "colpali": _PAIR_FIELDS
@@ -84,7 +84,7 @@ KNOWN_FIELDS = {
 _NO_TEXT = frozenset(("qry_evidence", "pos_evidence", ANSWER_KNOWN))
 JSON_FIELDS = {
     "mmeb": _NO_TEXT,
-    "llavahound": _NO_TEXT | {"qry", "pos"},
+    "llavahound": _NO_TEXT | {"qry", "pos"} | {"video", "conversations"},
     "mmeb_eval": _NO_TEXT | {"tgt_text", "tgt_img_path"},
     "colpali": _NO_TEXT,
     "beir": _NO_TEXT,
@@ -270,12 +270,12 @@ class RowReader:
             last = speaker
         return rounds
 
-    def one_round(self, side: str, of: FileRow) -> tuple[str, str]:
-        """Return what human and gpt say in a part with a single round, or none."""
+    def one_round(self, field: str, of: FileRow) -> tuple[str, str]:
+        """Return what human and gpt say in conversations of a single round, or none."""
         rounds = self.rounds(of)
         if len(rounds) > 1:
             raise self.refused(
-                f"{side}.conversations",
+                field,
                 f"expected one round of a human and a gpt turn, found {len(rounds)}; write a row "
                 "for each",
             )
@@ -416,7 +416,8 @@ def _is_video_file(name: str) -> bool:
 
 def format_told(row: FileRow) -> str:
     """Return the format that a row plainly has; empty: it may be any."""
-    if any(isinstance(row.get(part), dict) and "conversations" in row[part] for part in _SIDES):
+    sides = [part for side in _SIDES if isinstance(part := row.get(side), dict)]
+    if any("conversations" in part for part in sides) or {"video", "conversations"} <= row.keys():
         return "llavahound"
     formats = (form for form, names in _TELLING_FIELDS.items() if not row.keys().isdisjoint(names))
     return next(formats, "")
@@ -454,13 +455,24 @@ def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
 
 
 def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
-    """Video side: its human turn and frames. Text side: its gpt turn, which is the content."""
+    """Video side: its human turn and frames. Text side: its gpt turn, which is the content.
+
+    A row without sides is one of LLaVA-Hound's own: a video with a question and its answer.
+    """
+    if reader.row.get("conversations") is not None:
+        human, gpt = reader.one_round("conversations", reader.row)
+        names = reader.paths("video", of=reader.row)
+        if not names:
+            raise reader.refused("video", "expected a path or a list of paths, found none")
+        uris = reader.frames(names, "video")
+        query = Item(text=clean(human), kind=Kind.VIDEO, uris=uris)
+        return (reader.pair(query, Item(text=clean(gpt))),)
     items: dict[str, Item] = {}
     for side in _SIDES:
         part = reader.row.get(side)
         if not isinstance(part, dict):
             raise reader.wrong(side, "an object with conversations", part)
-        human, gpt = reader.one_round(side, part)
+        human, gpt = reader.one_round(f"{side}.conversations", part)
         frames = reader.paths("video", of=part)
         if frames and frames != BLANK_VIDEO:
             uris = reader.frames(frames, f"{side}.video")

@@ -159,6 +159,39 @@ def test_llavahound_rows_give_a_text_and_a_video(config, form, name):
     assert pair.target_trace == row["pos_cot"]
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rows_of_llavahounds_own_files(config, form):
+    """ShareGPTVideo's `video_caption_300k.jsonl`; `video` is a folder of frames, by its name."""
+    rows = [
+        {
+            "id": "v_1_0",
+            "video": "v_1",
+            "conversations": talk("<video>\nDescribe it.", "A man rides."),
+        },
+        {"id": "v_1_1", "video": "v_9", "conversations": talk("<video>\nWho?", "a man")},
+        {"id": "v_1_2", "conversations": talk("Who?", "a man")},
+        {
+            "id": "v_1_3",
+            "video": "v_1",
+            "conversations": [*talk("<video>\nWho?", "a man"), *talk("Where?", "at sea")],
+        },
+    ]
+    path = Path(config.path).with_suffix(f".{form}")
+    if form == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    root = f"{config.root}/MMEB-train/llavahound"
+    loaded = load_set(replace(config, path=str(path), root=root, format="llavahound"))
+    (pair,) = loaded.pairs
+    uris = tuple(f"{config.root}/{frame}" for frame in FRAMES)
+    assert pair.query == Item(text="Describe it.", kind=Kind.VIDEO, uris=uris)
+    assert pair.target == Item(text="A man rides.")
+    assert pair.pair_id == "v_1_0"
+    assert [bad.field for bad in loaded.bad_rows] == ["video", "video", "conversations"]
+    assert loaded.unknown_fields == {}
+
+
 def test_training_rows_with_traces_of_both_sides(config):
     """`MMEB-train-sample-cot/<D>.json`: the rows, `query_cot`, `pos_cot` and `error`."""
     kinds = ((Kind.IMAGE, Kind.TEXT), (Kind.TEXT, Kind.IMAGE))
