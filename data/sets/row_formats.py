@@ -93,13 +93,18 @@ JSON_FIELDS = {
 """Fields of each format that are no text: in a table their cells may hold JSON."""
 _SIDES = ("qry", "pos")
 """The two parts of a `llavahound` row."""
-_TELLING_FIELDS = {
-    "mmeb_eval": ("tgt_text", "tgt_img_path"),
-    "mmeb": ("pos_text", "pos_image_path"),
-    "caption": ("conversations",),
-    "colpali": ("query",),
-}
-"""Fields by which a row of another format is told; one of them is enough."""
+_TELLING_FIELDS = (
+    ("beir", {"query-id"}),
+    ("beir", {"corpus-id"}),
+    ("llavahound", {"video", "conversations"}),
+    ("mmeb_eval", {"tgt_text"}),
+    ("mmeb_eval", {"tgt_img_path"}),
+    ("mmeb", {"pos_text"}),
+    ("mmeb", {"pos_image_path"}),
+    ("caption", {"conversations"}),
+    ("colpali", {"query", "image"}),
+)
+"""Fields that only rows of a format have, the first that fit count."""
 _PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<video>|<image>")
 
 TrueBoxes = tuple[list[float], str]
@@ -417,10 +422,9 @@ def _is_video_file(name: str) -> bool:
 def format_told(row: FileRow) -> str:
     """Return the format that a row plainly has; empty: it may be any."""
     sides = [part for side in _SIDES if isinstance(part := row.get(side), dict)]
-    if any("conversations" in part for part in sides) or {"video", "conversations"} <= row.keys():
+    if any("conversations" in part for part in sides):
         return "llavahound"
-    formats = (form for form, names in _TELLING_FIELDS.items() if not row.keys().isdisjoint(names))
-    return next(formats, "")
+    return next((form for form, names in _TELLING_FIELDS if names <= row.keys()), "")
 
 
 @lru_cache(1 << 14)

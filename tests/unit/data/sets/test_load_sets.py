@@ -854,6 +854,11 @@ def test_rows_of_another_format_are_told_once_for_the_set(read, tmp_path, caplog
     assert caplog.records == []
 
 
+def test_a_part_of_a_beir_set_is_told_and_an_unknown_row_is_not(read):
+    assert read({"query-id": 1, "query": "who?"}, format="colpali").other_format == "beir"
+    assert read({"query": "who?"}, format="mmeb").other_format == ""
+
+
 def test_rows_of_two_formats_are_told_row_by_row(read, tmp_path):
     loaded = read(FORMAT_ROWS["colpali"], {**MMEB, "qry_image_path": "lost.png"})
     assert loaded.other_format == ""
