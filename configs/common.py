@@ -59,8 +59,9 @@ class DataSetConfig:
     name: str = MISSING
     """Name of the set in logs, metrics and tables."""
     path: str = MISSING
-    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files; on disk,
-    `hf://datasets/<org>/<name>@<revision>/<file or folder>`, or another URL that fsspec opens."""
+    """JSON array, JSON-lines, CSV, parquet or Arrow file, or a folder of parquet files; of a `beir`
+    set the folder with its three parts. On disk, `hf://datasets/<org>/<name>@<revision>/<file or
+    folder>`, or another URL that fsspec opens."""
     root: str = MISSING
     """Folder that all picture paths are relative to; a path that leaves it is refused. On disk, or
     `hf://datasets/<org>/<name>@<revision>[/<folder>]`."""
@@ -69,11 +70,14 @@ class DataSetConfig:
     into the root, `images_zip/*.zip -> images` into that folder of it."""
     follow_links: bool = False
     """Accept links inside the root that lead out of it, as the caches of hubs have them."""
-    format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "caption"] = "mmeb"
+    format: Literal["mmeb", "llavahound", "mmeb_eval", "colpali", "beir", "caption"] = "mmeb"
     """What the rows look like; data/README.md shows each format."""
+    traces: list[str] = field(default_factory=list)
+    """Files of traces that belong to `beir` or `mmeb_eval` rows, as Embed-RL's code writes them:
+    `<set>_query.json`, `<set>_corpus.json` or `<set>_corpus_cot.json`."""
     kind: Literal["image", "page"] = "image"
-    """What single pictures are; pages have prompts and pixel limits of their own. In `colpali` all
-    are pages."""
+    """What single pictures are; pages have prompts and pixel limits of their own. In `colpali` and
+    `beir` all are pages."""
     extra_fields: Literal["refuse", "ignore"] = "refuse"
     """Fields that the format does not know: more rows with one than data.max_bad_rows allows are
     refused, as a misspelt field leaves its rows without what it holds; `ignore` where the set has
@@ -235,6 +239,14 @@ COMMON_CHECKS = {
                 f"'{n.hardest_by}'; set sample to the number of rows, or remove hardest_by"
             ]
             if n.hardest_by and not n.sample
+            else []
+        ),
+        *(
+            [
+                f"traces: set '{n.name}' has format={n.format}, whose rows hold their traces "
+                "themselves; leave the key out"
+            ]
+            if n.traces and n.format not in ("beir", "mmeb_eval")
             else []
         ),
     ],

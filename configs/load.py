@@ -198,19 +198,20 @@ def _refused(merged: Any, path: tuple[str, ...], value: Any) -> list[str]:
     name = ".".join(path)
     if any(key.isdigit() for key in path):
         return [f"{name}: a list is given whole, as <key>=[...], not entry by entry"]
-    parts: list[Any] = []
-    for entry in value if isinstance(value, list) else []:
-        parts += (
-            [[{key: setting}] for key, setting in entry.items()]
-            if isinstance(entry, dict)
-            else [[entry]]
-        )
+    parts: list[tuple[str, Any]] = []
+    for index, entry in enumerate(value if isinstance(value, list) else []):
+        place = f" (in {name}[{index}]"
+        if not isinstance(entry, dict):
+            parts.append((f"{place})", [entry]))
+            continue
+        owner = f", '{entry['name']}')" if isinstance(entry.get("name"), str) else ")"
+        parts += [(f"{place}.{key}{owner}", [{key: setting}]) for key, setting in entry.items()]
     messages: list[str] = []
-    for part in parts or [value]:
+    for place, part in parts or [("", value)]:
         try:
             OmegaConf.merge(merged, _nest(path, part))
         except _REFUSALS as error:
-            messages.append(f"{name}: {str(error).splitlines()[0]}")
+            messages.append(f"{name}: {str(error).splitlines()[0]}{place}")
     return messages
 
 

@@ -138,6 +138,11 @@ class Pair:
     target: Item
     row: int = 0
     """Number of its row in the data set's file, from 0."""
+    query_id: str = ""
+    """Pairs of a data set with the same one are one query with several right targets, which an
+    evaluation measures once. Empty: the pair is a query of its own."""
+    grade: int = 1
+    """How right the target is for the query, from 1 on; nDCG weighs by it."""
     label: str = ""
     """Targets of its data set with the same label are equal, as those of the same content are; see
     `data.relevance`. Empty: none."""

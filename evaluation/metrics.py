@@ -6,8 +6,9 @@ candidates.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import ir_measures
 import numpy as np
@@ -42,6 +43,8 @@ class QueryRanking:
     relevant: frozenset[int]
     rank: int
     """1-based rank of the best relevant candidate among all."""
+    grades: Mapping[int, int] = field(default_factory=dict)
+    """`Pair.grade` of relevant candidates, where it is not 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str
     if not rankings:
         return {name: {} for name in MEASURES}
     qrels = {
-        query: {str(index): 1 for index in ranking.relevant} for query, ranking in rankings.items()
+        query: {str(index): ranking.grades.get(index, 1) for index in ranking.relevant}
+        for query, ranking in rankings.items()
     }
     # trec_eval breaks ties by name. With distinct scores there are no ties: our order decides.
     run = {
@@ -134,15 +138,20 @@ class CandidatePool:
     """The candidates that the queries of one data set are ranked over."""
 
     items: tuple[Item, ...]
-    """The unique targets of the set, in order of appearance."""
+    """The unique targets of the set, in order of appearance, then its unique distractors."""
     relevant: Mapping[str, frozenset[int]]
     """By `Pair.key` of the query: indices of the items that are right."""
 
 
-def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, CandidatePool]:
+def pools_of(
+    pairs: Sequence[Pair],
+    relevance: Relevance,
+    distractors: Mapping[str, Iterable[Item]] = MappingProxyType({}),
+) -> dict[str, CandidatePool]:
     """Return the candidate pool of each data set (`Pair.source`), as benchmarks rank per set.
 
-    ``relevance`` says which of the items are right for each query.
+    ``relevance`` says which of the items are right for each query. ``distractors`` are further
+    items by data set.
     """
     by_source: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -150,6 +159,8 @@ def pools_of(pairs: Sequence[Pair], relevance: Relevance) -> dict[str, Candidate
     pools = {}
     for source, own in by_source.items():
         items = {pair.target.key(): pair.target for pair in own}
+        for item in distractors.get(source, ()):
+            items.setdefault(item.key(), item)
         targets = list(items)
         relevant: dict[str, frozenset[int]] = {}
         # Many queries of a data set have the same right targets: they share one set of indices.

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -33,6 +34,9 @@ Reason = Callable[[list[tuple[str, Content]]], Mapping[str, str]]
 """Greedy traces by key, of one Reasoner; a key that is absent from the answer has failed."""
 Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
 """Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
+
+Grades = dict[tuple[str, str], dict[str, int]]
+"""Grades that are not 1: by data set and key of the query, then by key of the target."""
 
 NO_COT = "no_cot"
 TEXT_SUFFIX = "_text"
@@ -203,15 +207,19 @@ def evaluate(
     reasoners: Mapping[str, Reason],
     embed: Embed,
     settings: Settings,
+    distractors: Mapping[str, Iterable[Item]] = MappingProxyType({}),
 ) -> Evaluation:
     """Return the metrics of every variant on the same pairs.
 
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
     engines can serve all of them. A query is ranked over its row's own candidates where it has
-    some, else over the unique targets of its data set.
+    some, else over the unique targets of its data set and the set's ``distractors``. Pairs with the
+    same `query_id` are one query.
     """
     relevance = Relevance(pairs)
-    pools = pools_of(pairs, relevance)
+    pools = pools_of(pairs, relevance, distractors)
+    grades = _grades_of(pairs)
+    pairs = _queries_of(pairs)
     right = [_right_of(pair, pools, relevance) for pair in pairs]
     ends = _ends_of(pairs, pools)
     traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
@@ -221,7 +229,7 @@ def evaluate(
     for variant in variants_of(reasoners):
         said = traces.get(variant.reasoner)
         vectors = _embed(ends, said, variant, embed=embed, settings=settings, cache=cache)
-        query_results = _rank(pairs, pools, right, variant, said, vectors, settings)
+        query_results = _rank(pairs, pools, right, grades, variant, said, vectors, settings)
         queries.extend(query_results)
         for source in (OVERALL, *pools):
             rows = [query for query in query_results if source in (OVERALL, query.source)]
@@ -237,6 +245,24 @@ def evaluate(
             result = _sum_up(variant.name, OVERALL, rows, failed, settings)
             results.append(replace(result, kind=kind))
     return Evaluation(results=tuple(results), queries=tuple(queries))
+
+
+def _queries_of(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the first pair of each query."""
+    first: dict[tuple[str, str | int], Pair] = {}
+    for number, pair in enumerate(pairs):
+        first.setdefault((pair.source, pair.query_id or number), pair)
+    return list(first.values())
+
+
+def _grades_of(pairs: Sequence[Pair]) -> Grades:
+    grades: Grades = {}
+    for pair in pairs:
+        if pair.grade != 1:
+            of_target = grades.setdefault((pair.source, pair.key(Side.QUERY)), {})
+            key = pair.target.key()
+            of_target[key] = max(pair.grade, of_target.get(key, 1))
+    return grades
 
 
 def _query(pair: Pair) -> _End:
@@ -334,6 +360,7 @@ def _rank(
     pairs: Sequence[Pair],
     pools: Mapping[str, CandidatePool],
     right: Sequence[frozenset[int]],
+    grades: Grades,
     variant: Variant,
     traces: Mapping[_End, str | None] | None,
     vectors: _Vectors,
@@ -359,7 +386,12 @@ def _rank(
             reasons[serial] = f"target: {why}"
         else:
             similarity = matrix.rows @ unit_rows([vectors.found[end]])[0]
-            rankings[serial] = rank_candidates(similarity, relevant)
+            of_target = grades.get((pair.source, pair.key(Side.QUERY)), {})
+            keys = {row: matrix.items[row].key() for row in relevant} if of_target else {}
+            rankings[serial] = replace(
+                rank_candidates(similarity, relevant),
+                grades={row: of_target[key] for row, key in keys.items() if key in of_target},
+            )
             used[serial] = matrix
     values = measure_rankings(rankings)
     results = []

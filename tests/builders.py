@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from configs.common import DataSetConfig
@@ -97,6 +99,24 @@ def write_picture(path: Path, width: int = 40, height: int = 30) -> Path:
     pixels[..., 1] = np.arange(height)[:, None] % 256
     Image.fromarray(pixels).save(path)
     return path
+
+
+def write_beir(
+    folder: Path, queries: Any, corpus: Any, qrels: Any, split: str = "test", **changes: Any
+) -> DataSetConfig:
+    """Write three tables as the hub has them, beside a picture root; return the set's settings.
+
+    Each is a table, or columns.
+    """
+    root = folder / "root"
+    root.mkdir(parents=True, exist_ok=True)
+    for part, content in (("queries", queries), ("corpus", corpus), ("qrels", qrels)):
+        table = content if isinstance(content, pa.Table) else pa.table(content)
+        file = folder / "beir" / part / f"{split}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, file)
+    settings = {"name": "set", "path": str(folder / "beir"), "root": str(root), **changes}
+    return DataSetConfig(format="beir", **settings)
 
 
 def write_set(folder: Path, rows: Any, *, format: str = "mmeb", **changes: Any) -> DataSetConfig:

@@ -79,7 +79,9 @@ def main(config: CheckDataConfig) -> int:
     limits = config.data.media
     sets, problems = read_sets(config.data)
     groups = media_groups(
-        (pair for checked in sets for pair in checked.loaded.pairs), limits.max_frames
+        (pair for checked in sets for pair in checked.loaded.pairs),
+        limits.max_frames,
+        (item for checked in sets for item in checked.loaded.distractors.values()),
     )
     media: dict[str, Medium] = {}
     if groups:

@@ -146,7 +146,8 @@ def _set_problems(config: Any) -> list[str]:
     for settings, loaded in zip(
         configs, load_each(few, media=data.media, offline=True, unpack=False), strict=True
     ):
-        kind = {"llavahound": "video", "colpali": "page"}.get(settings.format, settings.kind)
+        kinds = {"llavahound": "video", "colpali": "page", "beir": "page"}
+        kind = kinds.get(settings.format, settings.kind)
         line = (
             f"{settings.name}: {settings.path} "
             f"({settings.format}, {kind}, weight {settings.weight:g})"
@@ -162,10 +163,11 @@ def _set_problems(config: Any) -> list[str]:
             problems.append(str(loaded))
             continue
         there, asked = loaded.media_usable, loaded.media_named
+        more = f"{len(loaded.distractors)} distractors, " if loaded.distractors else ""
         pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
         print(
             f"{line}: {loaded.rows} rows; of the first {loaded.read}: {len(loaded.pairs)} pairs, "
-            f"{len(loaded.bad_rows)} rows set aside, {pictures}"
+            f"{more}{len(loaded.bad_rows)} rows set aside, {pictures}"
         )
         log_bad_rows(loaded)
         problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)

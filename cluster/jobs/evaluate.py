@@ -4,7 +4,7 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -24,13 +24,12 @@ from data.media.frames import frames_only
 from data.model.chat import load_encoder
 from data.model.model_folder import check_reasoner, warn_embedder_ignores, warn_older_input
 from data.prompts import pictures_of
-from data.sets.load_sets import load_sets
+from data.sets.load_sets import LoadedSet, load_sets
 from data.types import (
     Content,
     EmbedRequest,
     GenerationRequest,
     GroupKey,
-    Pair,
     Picture,
     Side,
     TrajectoryKey,
@@ -74,7 +73,7 @@ def main(config: EvaluateConfig) -> int:
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with connected, Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker:
         with closing(Decoder()) as decoder:
-            shown = shown_by(pairs, data.media.max_frames)
+            shown = shown_by(loaded, data.media.max_frames)
             uris = {picture.uri for picture in shown}
             pictures, failed = decoder.share(uris, data.media, frames=frames_only(shown))
         for reason in failed.values():
@@ -111,6 +110,7 @@ def main(config: EvaluateConfig) -> int:
                 resamples=config.bootstrap,
                 seed=config.run.seed,
             ),
+            distractors={data_set.name: data_set.distractors.values() for data_set in loaded},
         )
         for pool in embedder:
             pool.close()
@@ -119,7 +119,7 @@ def main(config: EvaluateConfig) -> int:
         save_evaluation(result, folder.path)
         tracker.log_file(folder.path / RESULTS_FILE)
     print_table(result, console)
-    folder.finish(queries=len(pairs))
+    folder.finish(queries=len({(query.source, query.pair_id) for query in result.queries}))
     return 0
 
 
@@ -152,9 +152,11 @@ def greedy_traces(
     return {trajectory.key.group.pair_id: trajectory.text for trajectory in trajectories}
 
 
-def shown_by(pairs: list[Pair], max_frames: int) -> set[Picture]:
-    """Return every picture that the pairs and their candidates show."""
-    items = (item for p in pairs for item in (p.query, p.target, *p.candidates))
+def shown_by(sets: Sequence[LoadedSet], max_frames: int) -> set[Picture]:
+    """Return every picture that the pairs of sets, their candidates and distractors show."""
+    pairs = (pair for data_set in sets for pair in data_set.pairs)
+    items = [item for p in pairs for item in (p.query, p.target, *p.candidates)]
+    items += [item for data_set in sets for item in data_set.distractors.values()]
     return {picture for item in items for picture in pictures_of(item, max_frames)}
 
 

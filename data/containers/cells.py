@@ -183,6 +183,8 @@ def _parquet_table(path: Path, key: tuple[str, int, int]) -> "pa.Table":
 
     if "::" in str(path):
         raise DataError(f"{path}: '::' in a path has a meaning for `datasets`; rename the folder")
+    if not count_rows(path):
+        return _rowless_table(path)  # `datasets` fails on it
     datasets.disable_progress_bars()
     cache = datasets.config.HF_DATASETS_CACHE
     log.info("%s: %d MiB, read through the cache %s", path, key[2] >> 20, cache)
@@ -197,6 +199,15 @@ def _parquet_table(path: Path, key: tuple[str, int, int]) -> "pa.Table":
                 f"({str(error)[:MESSAGE_CHARS]}); make room there, or set HF_DATASETS_CACHE to a "
                 "folder that can be written and has room for the set"
             ) from error
+        raise _unreadable(path, "parquet", error) from error
+
+
+def _rowless_table(path: Path) -> "pa.Table":
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path)
+    except Exception as error:  # a broken file may raise anything
         raise _unreadable(path, "parquet", error) from error
 
 

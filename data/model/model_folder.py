@@ -199,4 +199,8 @@ def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
     if sees_pictures(folder):
         return []
     kinds = [kind for kind in Kind if kind is not Kind.TEXT]
-    return [data_set.name for data_set in sets if data_set.table.shows(kinds)]
+    return [
+        data_set.name
+        for data_set in sets
+        if data_set.table.shows(kinds) or any(item.uris for item in data_set.distractors.values())
+    ]

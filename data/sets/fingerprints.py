@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.common import DataSetConfig
 from data.containers.addresses import file_of
 from data.containers.cells import is_table
+from data.sets.beir_rows import part_files
 from data.sets.locations import local_set
 from data.sets.row_files import row_files
 
@@ -48,10 +50,7 @@ def rows_fingerprint(
     files = [Path(file_of(uri)) for uri in sampled_uris]
     sizes = [file.stat().st_size if file.is_file() else -1 for file in files]
     return {
-        **{
-            f"file of set '{config.name}'": _row_files(Path(local_set(config).path))
-            for config in sets
-        },
+        **{f"file of set '{config.name}'": _set_files(local_set(config)) for config in sets},
         "rows in use": "{} rows, {}".format(*_count_and_hash(keys)),
         "pictures": f"{len(shown)} pictures, sizes of some {_hash(map(str, sizes))}",
     }
@@ -93,14 +92,25 @@ def file_hash(path: Path, *, whole: bool) -> str:
     return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
-def _row_files(path: Path) -> str:
-    files = row_files(path)
+def set_files(config: DataSetConfig) -> list[Path]:
+    """Return the files in which a set's rows are, and what belongs to them.
+
+    Raises:
+        DataError: see `row_files` and `part_files`.
+    """
+    path = Path(config.path)
+    parts = part_files(path).values() if config.format == "beir" else [row_files(path)]
+    return [*chain.from_iterable(parts), *map(Path, config.traces)]
+
+
+def _set_files(config: DataSetConfig) -> str:
+    files = set_files(config)
     # Tables may hold the pictures too, and are as large as a model.
-    parts = [
+    hashes = [
         file_hash(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
         for file in files
     ]
-    return parts[0] if files == [path] else f"{len(files)} files, {_hash(parts)}"
+    return hashes[0] if files == [Path(config.path)] else f"{len(files)} files, {_hash(hashes)}"
 
 
 def _hash(words: Iterable[str]) -> str:

@@ -22,11 +22,10 @@ import numpy as np
 from configs.common import DataSetConfig, MediaConfig
 from data.content_numbers import Contents
 from data.errors import DataError
-from data.sets.fingerprints import WHOLE_BYTES, file_hash
+from data.sets.fingerprints import WHOLE_BYTES, file_hash, set_files
 from data.sets.index import PairTable, PictureTable, Texts
 from data.sets.json_rows import JsonRows
 from data.sets.locations import cache_folder
-from data.sets.row_files import row_files
 from data.sets.rows import Rows
 from data.sets.scan import BadRow
 
@@ -62,6 +61,8 @@ class SetIndex:
     files: tuple[str, ...]
     file_ends: tuple[int, ...]
     """Rows of its files up to the end of each."""
+    other_format: str
+    """The format that the rows plainly have instead of the set's; then none of them can be used."""
     warnings: tuple[str, ...]
     """What a person should know of the set."""
 
@@ -77,7 +78,7 @@ def index_folder(config: DataSetConfig, media: MediaConfig) -> Path:
     settings.pop("weight")  # decides nothing about a pair
     settings["root"] = os.path.realpath(config.root)
     files = []
-    for file in row_files(Path(config.path)):
+    for file in set_files(config):
         try:
             state = file.stat()
             content = file_hash(file, whole=state.st_size <= WHOLE_BYTES)

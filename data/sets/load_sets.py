@@ -23,27 +23,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.containers.addresses import file_of
 from data.content_numbers import text_number
-from data.errors import DataError, NotUnpacked
+from data.errors import DataError, NotUnpacked, RowError
 from data.relevance import Relevance
 from data.sets.archives import unpack_archives, waiting_archives
-from data.sets.index import PairTable, Texts
+from data.sets.beir_rows import BeirRows
+from data.sets.fingerprints import set_files
+from data.sets.index import PairTable, PictureTable, Texts
 from data.sets.index_files import KEPT_FROM, SetIndex, index_folder, load_index, save_index
 from data.sets.locations import linked_folder, local_set
 from data.sets.picture_copies import COMPARED_BYTES, find_copies
 from data.sets.picture_paths import KnownFiles
-from data.sets.row_files import read_rows, row_files
-from data.sets.row_formats import JSON_FIELDS, KNOWN_FIELDS, SAMPLED_BOXES, UNITS, TrueBoxes
+from data.sets.row_files import read_rows
+from data.sets.row_formats import (
+    JSON_FIELDS,
+    KNOWN_FIELDS,
+    SAMPLED_BOXES,
+    UNITS,
+    TrueBoxes,
+    corpus_item,
+    format_told,
+)
 from data.sets.rows import Rows
-from data.sets.scan import BadRow, PairReader, Scan, scan_rows
+from data.sets.scan import BadRow, PairReader, Scan, picture_table, scan_rows
 from data.sets.subsets import rows_in_use
-from data.types import Kind, Pair
+from data.sets.trace_files import read_traces
+from data.types import Item, Kind, Pair
 
 log = logging.getLogger(__name__)
 
 BAR_AFTER_S = 3.0
 """Sets that take longer to read show a progress bar."""
+TELLING_ROWS = 20
+"""First rows that show which format a file has, where none of its rows can be used."""
 LISTED = 20
-"""Rows set aside whose reasons are logged one by data_set."""
+"""Rows set aside whose reasons are logged one by one."""
 TELLING_BOXES = 16
 """Boxes from which on it is more than chance that all of them look like pixels."""
 TELLING_SIZE = 640
@@ -137,7 +150,12 @@ class LoadedSet:
     media_usable: int = 0
     """Those of them that can be used, as far as is known before decoding."""
     copies: int = 0
-    """Files and cells with the same bytes as an earlier one, which count as that data_set."""
+    """Files and cells with the same bytes as an earlier one, which count as that one."""
+    distractors: Mapping[int, Item] = field(default_factory=dict)
+    """Further candidates for its queries in an evaluation, right for none of them: the rest of its
+    corpus, by the row's number in the set's files."""
+    other_format: str = ""
+    """The format that the rows plainly have instead of the set's; then none of them can be used."""
 
     def place(self, index: int) -> tuple[str, int]:
         """Return the file of a row, and the row's number in it from 1."""
@@ -155,6 +173,7 @@ class _OpenedSet:
     config: DataSetConfig
     reader: PairReader
     index: SetIndex
+    distractors: Mapping[int, Item] = field(default_factory=dict)
 
 
 def load_set(
@@ -170,8 +189,8 @@ def load_set(
     fetched. Archives are unpacked first.
 
     Raises:
-        DataError: the file is missing, `hardest_by` can rank no row, or an archive cannot be
-            unpacked.
+        DataError: the file is missing, `hardest_by` can rank no row, an archive cannot be unpacked,
+            or a file of `traces` cannot be read.
     """
     media = MediaConfig(max_frames=max_frames, max_file_bytes=max_file_bytes)
     [loaded] = load_each([config], media=media, offline=offline)
@@ -222,6 +241,8 @@ def _open_set(
     elif waiting := waiting_archives(local):
         raise NotUnpacked(f"data set '{config.name}': {len(waiting)} archives are not unpacked yet")
 
+    traces = read_traces(local.traces)
+
     def reader_of(rows: Rows) -> PairReader:
         return PairReader(
             rows=rows,
@@ -230,6 +251,7 @@ def _open_set(
             max_frames=media.max_frames,
             max_file_bytes=media.max_file_bytes,
             links_to=linked_folder(config),
+            traces=traces,
         )
 
     try:
@@ -242,15 +264,18 @@ def _open_local_set(
     config: DataSetConfig, media: MediaConfig, reader_of: Callable[[Rows], PairReader]
 ) -> _OpenedSet:
     path, json_fields = Path(config.path), JSON_FIELDS[config.format]
-    large = path.exists() and _bytes(path) >= LARGE
     folder = None
-    if large:
+    if config.format != "beir" and _bytes(config) >= LARGE:
         folder = index_folder(config, media)
         if kept := load_index(folder):
             index, spans = kept
             reader = reader_of(read_rows(path, json_fields=json_fields, spans=spans))
             if not _any_usable(reader, index.bad_rows):
                 return _OpenedSet(config=config, reader=reader, index=index)
+    if config.format == "beir":
+        reader = reader_of(rows := BeirRows(path, json_fields))
+        index = _read_set(reader)
+        return _with_distractors(_OpenedSet(config=config, reader=reader, index=index), rows)
     reader = reader_of(read_rows(path, json_fields=json_fields))
     index = _read_set(reader)
     if folder and index.read >= KEPT_FROM:
@@ -258,8 +283,41 @@ def _open_local_set(
     return _OpenedSet(config=config, reader=reader, index=index)
 
 
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in row_files(path))
+def _with_distractors(opened: _OpenedSet, rows: BeirRows) -> _OpenedSet:
+    """Read the rest of a set's corpus, too."""
+    reader, index = opened.reader, opened.index
+    files = reader.files()
+    numbers, entries = rows.rest_of_corpus(index.pairs.rows.tolist())
+    distractors: dict[int, Item] = {}
+    bad = []
+    with _bar(len(numbers), f"reading the corpus of {opened.config.name}") as advance:
+        for number, entry in zip(numbers, entries.read(), strict=True):
+            place, where = len(rows) + number, reader.shown(rows.corpus.place(number))
+            try:
+                if isinstance(entry, RowError):
+                    raise entry
+                distractors[place] = corpus_item(reader.row_reader(entry, where, place, files, []))
+            except DataError as error:
+                bad.append(BadRow(where, str(error), place, getattr(error, "field", "")))
+            advance(1)
+    names, uris = files.names(), (uri for item in distractors.values() for uri in item.uris)
+    table = picture_table(dict.fromkeys(uris, False), files)
+    index = replace(
+        index,
+        pictures=PictureTable.join([index.pictures, table]),
+        counts={**index.counts, **files.counts()},
+        bad_rows=(*index.bad_rows, *bad),
+        media_named=index.media_named + len(names),
+        media_usable=index.media_usable + sum(names.values()),
+        rows=index.file_ends[-1],
+        read=index.read + len(numbers),
+    )
+    return replace(opened, index=index, distractors=distractors)
+
+
+def _bytes(config: DataSetConfig) -> int:
+    """Return the size of a set's files; one that is not there is told of where it is read."""
+    return sum(file.stat().st_size for file in set_files(config) if file.is_file())
 
 
 def _any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
@@ -294,8 +352,15 @@ def _read_set(reader: PairReader) -> SetIndex:
         read=len(in_use),
         files=tuple(map(reader.shown, names)),
         file_ends=ends,
+        other_format="" if len(pairs) else _other_format(rows.at(in_use[:TELLING_ROWS]), config),
         warnings=tuple(warnings),
     )
+
+
+def _other_format(rows: Rows, config: DataSetConfig) -> str:
+    """Return the format that all of some rows plainly have, empty where it is the set's own."""
+    told = {"" if isinstance(row, RowError) else format_told(row) for row in rows.read()}
+    return told.pop() if len(told) == 1 and config.format not in told else ""
 
 
 def _with_unique_ids(scan: Scan, reader: PairReader) -> tuple[PairTable, list[BadRow], list[str]]:
@@ -378,7 +443,21 @@ def _with_copies(opened: Sequence[_OpenedSet]) -> Iterator[LoadedSet]:
             media_named=index.media_named,
             media_usable=index.media_usable,
             copies=len(own),
+            distractors=_renamed(entry.distractors, index.pictures.uris, pictures.uris, moved),
+            other_format=index.other_format,
         )
+
+
+def _renamed(
+    items: Mapping[int, Item], old: Texts, new: Texts, moved: np.ndarray
+) -> dict[int, Item]:
+    """Return items with the pictures that stand for others; ``moved``: which those are."""
+    places = np.flatnonzero(moved) if items else np.zeros(0, dtype=np.int64)
+    first = dict(zip(old.take(places), new.take(places), strict=True))
+    return {
+        row: replace(item, uris=tuple(first.get(uri, uri) for uri in item.uris))
+        for row, item in items.items()
+    }
 
 
 def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[LoadedSet]:
@@ -417,7 +496,9 @@ def repeated_names(configs: list[DataSetConfig]) -> list[str]:
 
 
 def log_bad_rows(data_set: LoadedSet) -> None:
-    """Log why rows were set aside, and how many."""
+    """Log why rows were set aside, and how many; `set_problems` tells of rows of another format."""
+    if data_set.other_format:
+        return
     for bad_rows, rows in ((data_set.unranked, data_set.rows), (data_set.bad_rows, data_set.read)):
         for bad in bad_rows[:LISTED]:
             log.warning("row set aside: %s", bad.reason)
@@ -435,6 +516,12 @@ def set_problems(data_set: LoadedSet, config: DataSetConfig, *, max_bad_rows: fl
     """Return why a set cannot be used; its unknown fields are logged where it can."""
     if not data_set.read:
         return [f"data set '{data_set.name}': {config.path} holds no row"]
+    if data_set.other_format:
+        return [
+            f"data set '{data_set.name}', format: expected rows of {config.format} in "
+            f"{config.path}, found rows that look like {data_set.other_format}; set the set's "
+            "format to that"
+        ]
     problems = []
     for bad_rows, rows in ((data_set.unranked, data_set.rows), (data_set.bad_rows, data_set.read)):
         if not bad_rows or (data_set.pairs and len(bad_rows) <= max_bad_rows * rows):

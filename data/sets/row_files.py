@@ -119,6 +119,11 @@ class TableRows(Rows):
                 made, batch = (file, first), self._rows(file, first, BATCH)
             yield self._refused(index) or batch[row - first]
 
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield the cells of a column in all files; `UNREAD` for those that cannot be decoded."""
+        for file in self.files:
+            yield from _values(self._table(Path(file)).column(name))
+
     def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the files by name, and the rows of all up to the end of each."""
         return tuple(map(str, self._named)), tuple(self._ends)
@@ -177,12 +182,13 @@ def read_rows(
             column) where no row can be told from the next.
     """
     try:
-        if path.is_dir():
-            return _table_rows(row_files(path), json_fields)
+        files = row_files(path)
+        if files != [path]:
+            return table_rows(files, json_fields)
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
         if head.startswith(TABLES):
-            return _table_rows([path], json_fields)
+            return table_rows([path], json_fields)
         packed = path.suffix.lower() == ".gz" and head.startswith(_GZIP)
         content = _unpacked(path) if packed else map_file(path)
         separator = _refuse_other_kinds(path, content[:_HEAD_BYTES])
@@ -198,15 +204,32 @@ def read_rows(
         raise DataError(f"{path}: cannot be read ({error}); check the data set's `path`") from error
 
 
+def table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
+    """Return the rows of parquet or Arrow files.
+
+    Raises:
+        DataError: a file is missing, or is no table.
+    """
+    return TableRows(files, [count_rows(file) for file in files], open_table, json_fields)
+
+
 def row_files(path: Path) -> list[Path]:
     """Return the files of a set: itself, or the parquet files in a folder, in natural order.
+
+    Of a folder with several splits, `<folder>/test` names the files `test-00000-of-00001.parquet`
+    and so on.
 
     Raises:
         DataError: a folder without parquet files, with those of several sets, or with a gap.
     """
     if not path.is_dir():
-        return [path]
-    files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
+        beside = [] if path.exists() else path.parent.glob("*.parquet")
+        shards = [(file, _SHARD.fullmatch(file.name)) for file in beside]
+        files = [file for file, match in shards if match and match["name"] == f"{path.name}-"]
+        if not files:
+            return [path]
+    else:
+        files = [file for file in path.glob("*.parquet") if not file.name.startswith(".")]
     if not files:
         raise DataError(
             f"{path}: expected parquet files in the folder, found none; give a file of rows in the "
@@ -218,7 +241,7 @@ def row_files(path: Path) -> list[Path]:
         names = ", ".join(f"{name}...-of-{total}.parquet" for name, total in series)
         raise DataError(
             f"{path}: expected the parquet files of one set, found {names}; give each a folder of "
-            "its own"
+            f"its own, or name one of them, as in {path / series[0][0].rstrip('-')}"
         )
     if series:
         name, total = series[0]
@@ -236,10 +259,6 @@ def row_files(path: Path) -> list[Path]:
                 f"{name}{missing[0]:0{digits}}-of-{total}.parquet is missing; download it"
             )
     return sorted(files, key=lambda file: natural_order(file.name))
-
-
-def _table_rows(files: list[Path], json_fields: Set[str]) -> TableRows:
-    return TableRows(files, [count_rows(file) for file in files], open_table, json_fields)
 
 
 def _csv_rows(

@@ -2,9 +2,10 @@
 
 Formats, a row of each in `data/README.md`: `mmeb` (MMEB-train), `llavahound` (LLaVA-Hound, for
 video), `mmeb_eval` (MMEB-V2 image rows, gold at index 0), `colpali` (the training sets of ViDoRe
-and VisRAG) and `caption` (LLaVA-style, supervised only). All may have an `id`, and an `error`, with
-which a row is refused. All but the last may have `label` (targets of a set with the same one are
-equal), `query_cot`, `pos_cot`, `cot_knows_answer`, `qry_evidence` and `pos_evidence`.
+and VisRAG), `beir` (queries, corpus and qrels; each qrel is a row) and `caption` (LLaVA-style,
+supervised only). All may have an `id`, and an `error`, with which a row is refused. All but the
+last may have `label` (targets of a set with the same one are equal), `query_cot`, `pos_cot`,
+`cot_knows_answer`, `qry_evidence` and `pos_evidence`.
 
 Texts are normalised here and nowhere else: an item's text is what models read, and its identity.
 """
@@ -25,6 +26,7 @@ from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
 from data.media.frames import sample_frames
+from data.sets.beir_rows import CORPUS, IDS, MAX_GRADE, QUERIES
 from data.sets.picture_paths import PictureFiles
 from data.sets.row_files import PictureCell
 from data.sets.rows import FileRow
@@ -47,6 +49,7 @@ _FIELDS = {
     "llavahound": ("'qry'", "'pos'"),
     "mmeb_eval": ("'qry_text' or 'qry_img_path'", "'tgt_text' or 'tgt_img_path'"),
     "colpali": ("'query'", "'image'"),
+    "beir": ("'query'", "'image' or 'text'"),
 }
 """Where each format's query and target stand."""
 PICTURE_FIELDS = {
@@ -54,6 +57,7 @@ PICTURE_FIELDS = {
     "llavahound": ("qry.video", "pos.video", ""),
     "mmeb_eval": ("qry_img_path", "tgt_img_path", "tgt_img_path"),
     "colpali": ("", "image", ""),
+    "beir": ("", "corpus.image", "corpus.image"),
     "caption": ("image", "", ""),
 }
 """Where each format's pictures stand: of the query, of the target, of other targets."""
@@ -69,23 +73,39 @@ KNOWN_FIELDS = {
     "mmeb": _PAIR_FIELDS
     | {"qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"}
     | {"qry_inst", "pos_inst"},
-    "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"},
+    "llavahound": _PAIR_FIELDS | {"dataset_name", "qry", "pos"} | {"video", "conversations"},
     "mmeb_eval": _PAIR_FIELDS
     | {"qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path"},
     "colpali": _PAIR_FIELDS
     | {"query", "image", "image_filename", "answer", "source", "options", "page"}
     | {"model", "prompt", "answer_type"},
+    "beir": _PAIR_FIELDS | {"query-id", "corpus-id", "score", "answer"} | {"queries", "corpus"},
     "caption": frozenset(("id", "image", "conversations", "error")),
 }
 _NO_TEXT = frozenset(("qry_evidence", "pos_evidence", ANSWER_KNOWN))
 JSON_FIELDS = {
     "mmeb": _NO_TEXT,
-    "llavahound": _NO_TEXT | {"qry", "pos"},
+    "llavahound": _NO_TEXT | {"qry", "pos"} | {"video", "conversations"},
     "mmeb_eval": _NO_TEXT | {"tgt_text", "tgt_img_path"},
     "colpali": _NO_TEXT,
+    "beir": _NO_TEXT,
     "caption": frozenset(("image", "conversations")),
 }
 """Fields of each format that are no text: in a table their cells may hold JSON."""
+_SIDES = ("qry", "pos")
+"""The two parts of a `llavahound` row."""
+_TELLING_FIELDS = (
+    ("beir", {"query-id"}),
+    ("beir", {"corpus-id"}),
+    ("llavahound", {"video", "conversations"}),
+    ("mmeb_eval", {"tgt_text"}),
+    ("mmeb_eval", {"tgt_img_path"}),
+    ("mmeb", {"pos_text"}),
+    ("mmeb", {"pos_image_path"}),
+    ("caption", {"conversations"}),
+    ("colpali", {"query", "image"}),
+)
+"""Fields that only rows of a format have, the first that fit count."""
 _PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<video>|<image>")
 
 TrueBoxes = tuple[list[float], str]
@@ -213,6 +233,8 @@ class RowReader:
         value = of.get(field)
         if value in (None, ""):
             return []
+        if not isinstance(value, list | str):
+            raise self.wrong(field, "a path or a list of paths", value)
         if isinstance(value, str):
             name = self.whole(field, value)
             if not _is_video_file(name) and self.folder(name, field) is None:
@@ -254,12 +276,12 @@ class RowReader:
             last = speaker
         return rounds
 
-    def one_round(self, side: str, of: FileRow) -> tuple[str, str]:
-        """Return what human and gpt say in a part with a single round, or none."""
+    def one_round(self, field: str, of: FileRow) -> tuple[str, str]:
+        """Return what human and gpt say in conversations of a single round, or none."""
         rounds = self.rounds(of)
         if len(rounds) > 1:
             raise self.refused(
-                f"{side}.conversations",
+                field,
                 f"expected one round of a human and a gpt turn, found {len(rounds)}; write a row "
                 "for each",
             )
@@ -398,6 +420,14 @@ def _is_video_file(name: str) -> bool:
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
+def format_told(row: FileRow) -> str:
+    """Return the format that a row plainly has; empty: it may be any."""
+    sides = [part for side in _SIDES if isinstance(part := row.get(side), dict)]
+    if any("conversations" in part for part in sides):
+        return "llavahound"
+    return next((form for form, names in _TELLING_FIELDS if names <= row.keys()), "")
+
+
 @lru_cache(1 << 14)
 def clean(text: str) -> str:
     """Return a text as models read it: without picture placeholders and blanks at its ends.
@@ -430,13 +460,24 @@ def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
 
 
 def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
-    """Video side: its human turn and frames. Text side: its gpt turn, which is the content."""
+    """Video side: its human turn and frames. Text side: its gpt turn, which is the content.
+
+    A row without sides is one of LLaVA-Hound's own: a video with a question and its answer.
+    """
+    if reader.row.get("conversations") is not None:
+        human, gpt = reader.one_round("conversations", reader.row)
+        names = reader.paths("video", of=reader.row)
+        if not names:
+            raise reader.refused("video", "expected a path or a list of paths, found none")
+        uris = reader.frames(names, "video")
+        query = Item(text=clean(human), kind=Kind.VIDEO, uris=uris)
+        return (reader.pair(query, Item(text=clean(gpt))),)
     items: dict[str, Item] = {}
-    for side in ("qry", "pos"):
+    for side in _SIDES:
         part = reader.row.get(side)
         if not isinstance(part, dict):
             raise reader.wrong(side, "an object with conversations", part)
-        human, gpt = reader.one_round(side, part)
+        human, gpt = reader.one_round(f"{side}.conversations", part)
         frames = reader.paths("video", of=part)
         if frames and frames != BLANK_VIDEO:
             uris = reader.frames(frames, f"{side}.video")
@@ -478,6 +519,45 @@ def _read_colpali(reader: RowReader) -> tuple[Pair, ...]:
     return (replace(pair, label=pair.label or (file and clean(f"{source}/{file}"))),)
 
 
+def _read_beir(reader: RowReader) -> tuple[Pair, ...]:
+    score = reader.row.get("score")
+    if not isinstance(score, int | float) or not 0 < score <= MAX_GRADE:
+        raise reader.refused(
+            "score",
+            f"expected a number up to {MAX_GRADE}, found {reprlib.repr(score)}; mend or remove the "
+            "row",
+        )
+    for part, column in IDS.items():
+        if part not in reader.row:
+            raise reader.refused(
+                column,
+                f"expected the id of a row in the set's {part}, found "
+                f"{reprlib.repr(reader.row.get(column))}; remove the row, or add what it names",
+            )
+    query = Item(text=clean(reader.text("query", of=reader.row[QUERIES])))
+    entry = f"{reader.where}, corpus-id {reprlib.repr(reader.row[IDS[CORPUS]])}"
+    page = corpus_item(replace(reader, row=reader.row[CORPUS], where=entry))
+    query_id = reader.name(IDS[QUERIES])
+    return (reader.pair(query, page, query_id=query_id, grade=max(1, round(score))),)
+
+
+def corpus_item(entry: RowReader) -> Item:
+    """Return what a row of a corpus shows: its picture, which is a page, and title and text.
+
+    Raises:
+        DataError: it cannot be used, or is empty; the message names file, row and field.
+    """
+    text = " ".join(filter(None, (clean(entry.text(name)) for name in ("title", "text"))))
+    item = entry.picture_item(text, entry.picture("image"), "image", Kind.PAGE)
+    if not item.text and not item.uris:
+        fields = _FIELDS["beir"][1]
+        raise RowError(
+            f"{entry.where}, field {fields}: the entry is empty: no text and no picture",
+            fields.replace("'", ""),
+        )
+    return item
+
+
 def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
     """Return a pair for each round: its question on the picture, without the rounds before."""
     rounds = reader.rounds(reader.row) or [("", "")]
@@ -509,5 +589,6 @@ _READERS: dict[str, Callable[[RowReader], tuple[Pair, ...]]] = {
     "llavahound": _read_llavahound,
     "mmeb_eval": _read_mmeb_eval,
     "colpali": _read_colpali,
+    "beir": _read_beir,
     "caption": _read_caption,
 }

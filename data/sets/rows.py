@@ -20,6 +20,11 @@ class Rows(Sequence[FileRow]):
     def __len__(self) -> int:
         return len(self._indices)
 
+    @property
+    def kept(self) -> Sequence[int]:
+        """The rows that a set may use, by their indices."""
+        return range(len(self))
+
     @overload
     def __getitem__(self, index: int) -> FileRow: ...
     @overload

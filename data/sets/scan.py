@@ -19,7 +19,8 @@ from data.errors import DataError, RowError
 from data.sets.index import PairTable, PictureTable, Texts
 from data.sets.picture_paths import KnownFiles, PictureFiles
 from data.sets.row_formats import KNOWN_FIELDS, RowReader, TrueBoxes
-from data.sets.rows import Rows
+from data.sets.rows import FileRow, Rows
+from data.sets.trace_files import TraceFiles
 from data.types import Pair
 
 CHUNK = 2_000
@@ -77,6 +78,8 @@ class PairReader:
     max_file_bytes: int
     links_to: Path | None = None
     """Where links under the root may lead."""
+    traces: TraceFiles = field(default_factory=TraceFiles)
+    """Traces that files beside the rows have."""
 
     def shown(self, text: str) -> str:
         """Return a message that names the set's files as the settings do."""
@@ -96,16 +99,22 @@ class PairReader:
             known=known,
         )
 
+    def row_reader(
+        self, row: FileRow, where: str, index: int, files: PictureFiles, boxes: list[TrueBoxes]
+    ) -> RowReader:
+        """Return what reads a row of the files; true boxes are added to ``boxes``."""
+        row = self.traces.added_to(row)
+        return RowReader(row, where, self.config, index, files, self.max_frames, boxes)
+
     def pairs(
-        self, row: dict[str, object], index: int, files: PictureFiles, boxes: list[TrueBoxes]
+        self, row: FileRow, index: int, files: PictureFiles, boxes: list[TrueBoxes]
     ) -> tuple[Pair, ...]:
         """Return the pairs of a row of the files.
 
         Raises:
             DataError: the row cannot be used.
         """
-        where = self.place(index)
-        return RowReader(row, where, self.config, index, files, self.max_frames, boxes).pairs()
+        return self.row_reader(row, self.place(index), index, files, boxes).pairs()
 
 
 def scan_rows(reader: PairReader, in_use: Sequence[int], done: Callable[[int], object]) -> Scan:

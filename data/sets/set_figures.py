@@ -73,16 +73,16 @@ Contents = dict[str, dict[Hashable, _Places]]
 frames that are shown), `query_texts` and `target_texts` of items without pictures."""
 
 
-def media_groups(pairs: Iterable[Pair], max_frames: int) -> list[dict[str, list[Any]]]:
-    """Return the media that the pairs show, in groups that are decoded at once.
+def media_groups(
+    pairs: Iterable[Pair], max_frames: int, distractors: Iterable[Item] = ()
+) -> list[dict[str, list[Any]]]:
+    """Return the media that pairs and distractors show, in groups that are decoded at once.
 
     A group has `uris`, and `as_frame`: whether each is shown as a frame of a video only.
     """
+    items = [item for pair in pairs for _, item in _items(pair)]
     shown = {
-        picture
-        for pair in pairs
-        for _, item in _items(pair)
-        for picture in pictures_of(item, max_frames)
+        picture for item in (*items, *distractors) for picture in pictures_of(item, max_frames)
     }
     frames = frames_only(shown)
     groups = decoded_together(sorted({picture.uri for picture in shown}))
@@ -112,13 +112,12 @@ def refusals(
         yield _refusal(loaded, bad.index, bad.field, bad.reason)
     fields = PICTURE_FIELDS[checked.settings.format]
     told: set[tuple[int, str, str]] = set()
-    for pair in loaded.pairs:
-        for place, item in _items(pair):
-            for picture in pictures_of(item, max_frames):
-                key = (pair.row, fields[place], picture.uri)
-                if (reason := media[picture.uri].reason) and key not in told:
-                    told.add(key)
-                    yield _refusal(loaded, pair.row, fields[place], reason)
+    for row, place, item in _rows_items(loaded):
+        for picture in pictures_of(item, max_frames):
+            key = (row, fields[place], picture.uri)
+            if (reason := media[picture.uri].reason) and key not in told:
+                told.add(key)
+                yield _refusal(loaded, row, fields[place], reason)
 
 
 def readable_pairs(
@@ -144,8 +143,7 @@ def describe_set(
     bad = loaded.bad_rows
     shown = {
         picture.uri
-        for pair in loaded.pairs
-        for _, item in _items(pair)
+        for _, _, item in _rows_items(loaded)
         for picture in pictures_of(item, limits.max_frames)
     }
     sizes = {uri: (media[uri].height, media[uri].width) for uri in shown if not media[uri].reason}
@@ -159,6 +157,7 @@ def describe_set(
         "rows_set_aside": len(bad),
         "rows_set_aside_by_field": dict(Counter(row.field for row in bad).most_common()),
         "pairs": len(loaded.pairs),
+        "distractors": len(loaded.distractors),
         "pairs_with_broken_media": len(loaded.pairs)
         - len(readable_pairs(loaded, media, limits.max_frames)),
         "media": {
@@ -189,13 +188,13 @@ def contents_of(loaded: LoadedSet, media: Mapping[str, Medium], max_frames: int)
     """
     contents: Contents = {"pictures": {}, "query_texts": {}, "target_texts": {}}
     seen: set[tuple[str, ...]] = set()
+    for _, _, item in _rows_items(loaded):
+        uris = tuple(picture.uri for picture in pictures_of(item, max_frames))
+        if uris and uris not in seen and not any(media[uri].reason for uri in uris):
+            seen.add(uris)
+            key = tuple(media[uri].digest for uri in uris)
+            contents["pictures"].setdefault(key, _Places()).add(uris[0])
     for pair in loaded.pairs:
-        for _, item in _items(pair):
-            uris = tuple(picture.uri for picture in pictures_of(item, max_frames))
-            if uris and uris not in seen and not any(media[uri].reason for uri in uris):
-                seen.add(uris)
-                key = tuple(media[uri].digest for uri in uris)
-                contents["pictures"].setdefault(key, _Places()).add(uris[0])
         for side in Side:
             item = pair.item(side)
             if item.kind is Kind.TEXT and item.instructed_text():
@@ -256,6 +255,15 @@ def _items(pair: Pair) -> Iterator[tuple[int, Item]]:
     for item in (*pair.hard_negatives, *pair.candidates):
         if item is not pair.target:
             yield 2, item
+
+
+def _rows_items(loaded: LoadedSet) -> Iterator[tuple[int, int, Item]]:
+    """Yield what a set shows, with its row and its place in `PICTURE_FIELDS`."""
+    for pair in loaded.pairs:
+        for place, item in _items(pair):
+            yield pair.row, place, item
+    for row, item in loaded.distractors.items():
+        yield row, 2, item
 
 
 def _refusal(loaded: LoadedSet, index: int, field: str, reason: str) -> dict[str, Any]:

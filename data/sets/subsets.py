@@ -21,21 +21,23 @@ def rows_in_use(rows: Rows, config: DataSetConfig) -> tuple[Sequence[int], Mappi
     Raises:
         DataError: no row can be ranked.
     """
-    in_use: Sequence[int] = range(len(rows))
-    unranked: Mapping[int, str] = {}
+    every = rows.kept
+    in_use, unranked = every, dict[int, str]()
     if config.hardest_by and rows:
-        in_use, unranked = _hardest(rows, config)
+        in_use, unranked = _hardest(rows, every, config)
     elif config.sample:
-        count = min(config.sample, len(rows))
-        in_use = [number * len(rows) // count for number in range(count)]
+        count = min(config.sample, len(every))
+        in_use = [every[number * len(every) // count] for number in range(count)]
     return in_use[: config.limit] if config.limit else in_use, unranked
 
 
-def _hardest(rows: Rows, config: DataSetConfig) -> tuple[Sequence[int], Mapping[int, str]]:
+def _hardest(
+    rows: Rows, every: Sequence[int], config: DataSetConfig
+) -> tuple[Sequence[int], dict[int, str]]:
     column = config.hardest_by
     numbers: dict[int, float] = {}
     unranked: dict[int, str] = {}
-    for index, row in enumerate(rows.read()):
+    for index, row in zip(every, rows.at(every).read(), strict=True):
         if isinstance(row, RowError):
             unranked[index] = str(row)
             continue

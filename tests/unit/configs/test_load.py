@@ -243,6 +243,16 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
             "data.train[0].sample: set 'a' has limit=9, which takes the first rows; set one of",
         ),
         (
+            "data.train=[{name: a, path: p, root: r}, {name: b, path: p, root: r, kind: video}]",
+            "data.train: Invalid value 'video', expected one of ['image', 'page'] "
+            "(in data.train[1].kind, 'b')",
+        ),
+        (
+            "data.train=[{name: a, path: p, root: r, traces: [t.json]}]",
+            "data.train[0].traces: set 'a' has format=mmeb, whose rows hold their traces "
+            "themselves; leave the key out",
+        ),
+        (
             "data.train=[{name: a, path: p, root: r, sample: 0, hardest_by: rate}]",
             "data.train[0].hardest_by: set 'a' has sample=0, so no rows are chosen by column 'rate'"
             "; set sample to the number of rows",

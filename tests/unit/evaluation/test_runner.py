@@ -262,6 +262,61 @@ def test_a_row_with_its_own_candidates_is_ranked_over_those() -> None:
     assert of(found, "r")["blue-0"].candidates == 3
 
 
+def test_distractors_are_candidates_of_their_set_alone_and_one_may_come_first() -> None:
+    pairs = [image_pair(colour) for colour in ("red", "blue")] + [text_pair("red")]
+    distractors = {"color": [Item(text=text) for text in ("pink", "red", "grey")]}
+    embedder = Embedder()
+    found = evaluate(
+        pairs,
+        reasoners={"r": Reasoner(TRUE_BOX)},
+        embed=embedder,
+        settings=SETTINGS,
+        distractors=distractors,
+    )
+    assert of(found, "r")["red-0"].candidates == 4  # an equal of a target is that target
+    assert of(found, "r")["red-0"].rank == 1
+    assert of(found, "r")["red"].candidates == 1
+    assert of(found, NO_COT)["red-0"].rank > 2
+    assert any("grey" in repr(request.content) for request in embedder.asked)
+
+
+def test_pairs_of_one_query_id_are_measured_once_with_all_their_targets() -> None:
+    pairs = [
+        *captions("ruby", "red", query_id="1"),
+        *captions("pink", query_id="2"),
+        image_pair("blue"),
+        image_pair("blue", number=1),
+    ]
+    found = evaluate(
+        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+    )
+    ranks = {name: query.rank for name, query in of(found, "r").items()}
+    assert ranks == {"ruby": 1, "pink": 1, "blue-0": 1, "blue-1": 1}
+    assert found.overall()["r"].queries == 4
+    # Of ruby, red, pink and blue; the query of `2` is the same picture.
+    assert of(found, "r")["ruby"].chance == pytest.approx(3 / 4)
+
+
+def test_ndcg_weighs_by_the_grades_of_a_query_and_a_set() -> None:
+    more = {"query_id": "1"}
+    pairs = [
+        *captions("red", **more),
+        *captions("crimson", grade=2, **more),
+        image_pair("blue"),
+        *captions("red", source="other", query_id="1"),
+        *captions("crimson", source="other", query_id="1"),
+    ]
+    found = evaluate(
+        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+    )
+    query, _, other = (q for q in found.queries if q.variant == "r")
+    assert [r.item.text for r in query.retrieved] == ["red", "blue", "crimson"]
+    # 1 at rank 1 and 2 at rank 3, of at best 2 at rank 1 and 1 at rank 2.
+    assert query.metrics["ndcg_at_5"] == pytest.approx((1 + 2 / 2) / (2 + 1 / np.log2(3)))
+    assert query.metrics["hit_at_1"] == 1.0
+    assert other.metrics["ndcg_at_5"] == pytest.approx(1.0)
+
+
 def test_a_row_whose_candidates_lack_the_gold_is_left_out() -> None:
     pairs = [image_pair("red", candidates=(Item(text="blue"),))]
     found = evaluate(pairs, reasoners={}, embed=Embedder(), settings=SETTINGS)

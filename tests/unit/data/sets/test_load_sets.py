@@ -632,7 +632,11 @@ def test_a_trace_of_a_video_points_at_frames_that_are_shown(read):
             "list of texts, found str",
         ),
         ({"conversations": turns("a", ""), "video": [5]}, "video", "expected a list of texts"),
-        ({"conversations": turns("a", ""), "video": 5}, "video", "expected a list of texts"),
+        (
+            {"conversations": turns("a", ""), "video": 5},
+            "video",
+            "expected a path or a list of paths",
+        ),
         ({"conversations": turns("a", ""), "video": "x.mp4"}, "qry.video", "'x.mp4' not found"),
         ({"conversations": turns("a", ""), "video": "root"}, "video", "str 'root', which is none"),
         ({"conversations": turns("a", ""), "video": ".."}, "video", "leaves it"),
@@ -815,3 +819,47 @@ def test_all_bad_sets_are_named_at_once(tmp_path):
     assert "data set 'one'" in str(caught.value)
     assert "lost.json" in str(caught.value)
     assert "'one' is used 2 times" in str(caught.value)
+
+
+FORMAT_ROWS = {
+    "mmeb": MMEB,
+    "llavahound": {
+        "qry": {"conversations": turns("what?", ""), "video": VIDEO},
+        "pos": {"conversations": turns("", "a jump")},
+    },
+    "mmeb_eval": {"qry_text": "a", "tgt_text": ["b"], "tgt_img_path": [""]},
+    "colpali": {"query": "who?", "image": "a.png"},
+    "caption": {"image": "a.png", "conversations": turns("what?", "a cat")},
+}
+
+
+@pytest.mark.parametrize("form", FORMAT_ROWS)
+@pytest.mark.parametrize("said", FORMAT_ROWS)
+def test_rows_of_another_format_are_told_once_for_the_set(read, tmp_path, caplog, form, said):
+    rows = [FORMAT_ROWS[form]] * 3
+    loaded = read(*rows, format=said)
+    assert loaded.other_format == ("" if form == said else form)
+    if form == said:
+        assert len(loaded.pairs) == 3
+        return
+    assert not loaded.pairs
+    caplog.clear()
+    config = write_set(tmp_path, rows, format=said)
+    with pytest.raises(DataError) as caught:
+        load_sets([config], limits=DataConfig())
+    assert str(caught.value) == (
+        f"data set 'set', format: expected rows of {said} in {config.path}, found rows that look "
+        f"like {form}; set the set's format to that"
+    )
+    assert caplog.records == []
+
+
+def test_a_part_of_a_beir_set_is_told_and_an_unknown_row_is_not(read):
+    assert read({"query-id": 1, "query": "who?"}, format="colpali").other_format == "beir"
+    assert read({"query": "who?"}, format="mmeb").other_format == ""
+
+
+def test_rows_of_two_formats_are_told_row_by_row(read, tmp_path):
+    loaded = read(FORMAT_ROWS["colpali"], {**MMEB, "qry_image_path": "lost.png"})
+    assert loaded.other_format == ""
+    assert len(loaded.bad_rows) == 2

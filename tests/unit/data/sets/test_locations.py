@@ -218,7 +218,7 @@ def test_a_file_of_an_object_store_is_fetched_once_and_then_read_offline(store, 
     (loaded,) = load_sets([config], limits=DataConfig(offline=False))
     assert loaded.files == ("memory://bucket/rows.jsonl",)
     store.rm_file("/bucket/rows.jsonl")
-    [*assert load_set(config).pairs] == [*loaded.pairs]
+    assert [*load_set(config).pairs] == [*loaded.pairs]
     assert local_set(config, offline=False).path.endswith("/rows.jsonl")
 
 

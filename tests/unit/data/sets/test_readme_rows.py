@@ -4,21 +4,29 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from data.cues import CUE_KEYS, parse_evidence
 from data.sets.load_sets import load_set
 from data.sets.row_formats import KNOWN_FIELDS
 from data.types import Kind
-from tests.builders import write_picture, write_set
+from tests.builders import write_beir, write_picture, write_set
 
 README = (Path(__file__).parents[4] / "data/README.md").read_text()
 ROWS = re.findall(r"^`(\w+)`.*?```json\n(.+?)\n```", README, flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.usefixtures("table_cache")
 @pytest.mark.parametrize(("form", "row"), ROWS, ids=[form for form, _ in ROWS])
 def test_each_shown_row_is_read(form, row, tmp_path):
-    config = write_set(tmp_path, [json.loads(row)], format=form)
+    if form == "beir":
+        parts = json.loads(row)
+        config = write_beir(
+            tmp_path, **{part: pa.Table.from_pylist([parts[part]]) for part in parts}
+        )
+    else:
+        config = write_set(tmp_path, [json.loads(row)], format=form)
     for width, name in enumerate(re.findall(r'"((?:images|videos)/[^"]+)"', row), start=40):
         write_picture(Path(config.root) / name, width)
     loaded = load_set(config)

@@ -155,6 +155,7 @@ def test_the_figures_of_a_set(pictures):
         "rows_set_aside": 1,
         "rows_set_aside_by_field": {"qry": 1},
         "pairs": 3,
+        "distractors": 0,
         "pairs_with_broken_media": 1,
         "media": {
             "named": 3,

@@ -494,3 +494,9 @@ def test_the_fingerprint_of_a_folder_sees_all_its_files(tmp_path):
     (folder / "part-1.parquet").write_bytes(b"x")
     (line,) = changed_inputs(before, fingerprint())
     assert "file of set 'a': there 2 files, " in line
+
+
+def test_a_table_without_rows_is_empty_and_not_broken(tmp_path):
+    path = tmp_path / "none.parquet"
+    pq.write_table(pa.table({"qry": pa.array([], pa.string())}), path)
+    assert list(read_rows(path)) == []
