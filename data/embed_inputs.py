@@ -11,9 +11,12 @@ Published Embedders were trained on this order (Embed-RL, supplement B.3):
 Nothing stands between the texts.
 """
 
+from itertools import groupby
+
+from configs.common import DataConfig
 from data.cues import evidence_pictures
 from data.errors import TCoTError
-from data.prompts import pictures_of
+from data.prompts import join_texts, own_text, pictures_of
 from data.tcot import parse, split_thinking
 from data.types import Content, Evidence, Instruction, Item, Kind, Picture
 
@@ -23,15 +26,21 @@ SUFFIX = "Summarize the above content in one word:"
 
 
 def embed_content(
-    item: Item, trace: str | None, *, max_frames: int, evidence: Evidence = Evidence.FULL
+    item: Item,
+    trace: str | None,
+    *,
+    max_frames: int,
+    item_tokens: int = DataConfig.item_tokens,
+    evidence: Evidence = Evidence.FULL,
 ) -> Content:
     """Return the Embedder's user turn for an item.
 
     A ``trace`` of None or "" leaves the item alone, as Evidence.NONE does. A trace that does not
-    parse is given as text, without evidence: what it points at is unknown.
+    parse is given as text, without evidence: what it points at is unknown. Of the
+    item's own text the Embedder reads ``item_tokens`` tokens at most; 0: all.
     """
     shown = pictures_of(item, max_frames)
-    text = (Instruction(item.instruction), item.text)
+    text = (Instruction(item.instruction), own_text(item, item_tokens))
     head = (*text, *shown) if item.kind is Kind.VIDEO else (*shown, *text)
     if not trace or evidence is Evidence.NONE:
         return _joined(*head, SUFFIX)
@@ -58,11 +67,9 @@ def _joined(*parts: str | Picture) -> Content:
     instruction stays apart.
     """
     content: list[str | Picture] = []
-    for part in parts:
-        if content and _is_text(part) and _is_text(content[-1]):
-            content[-1] += part
-        elif part != "":
-            content.append(part)
+    for texts, group in groupby((part for part in parts if part != ""), _is_text):
+        run = tuple(group)
+        content += (join_texts(*run),) if texts else run
     return tuple(content)
 
 

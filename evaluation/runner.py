@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
 from data.relevance import Relevance
@@ -50,6 +51,7 @@ class Settings:
     max_frames: int
     resamples: int
     seed: int
+    item_tokens: int = DataConfig.item_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +278,7 @@ def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_E
             end.side,
             templates=settings.templates,
             max_frames=settings.max_frames,
+            item_tokens=settings.item_tokens,
             seeks_video=end.seeks_video,
         )
         keys[end] = _content_key(content)
@@ -307,7 +310,11 @@ def _embed(
             failed[end] = "trace failed" if trace is None else "empty trace"
             continue
         content = embed_content(
-            end.item, trace, max_frames=settings.max_frames, evidence=variant.evidence
+            end.item,
+            trace,
+            max_frames=settings.max_frames,
+            item_tokens=settings.item_tokens,
+            evidence=variant.evidence,
         )
         keys[end] = _content_key(content)
         requests[keys[end]] = content

@@ -195,11 +195,11 @@ def make_row(
     Hard negatives are shown in the form of the target. A hard negative is left out if it is right
     by ``relevance``, if it lacks a trace though the target has one, or if a picture is broken.
     """
-    most = config.data.media.max_frames
+    most, tokens = config.data.media.max_frames, config.data.item_tokens
     query, target = (draw_evidence(rng, config) for _ in Side)
 
     def content(item: Item, trace: str, evidence: Evidence) -> Content:
-        return embed_content(item, trace, max_frames=most, evidence=evidence)
+        return embed_content(item, trace, max_frames=most, item_tokens=tokens, evidence=evidence)
 
     bare = target is Evidence.NONE or not pair.target_trace
     usable = [
@@ -282,6 +282,7 @@ def held_out_hit_at_1(
                     pair.item(side),
                     "" if pair.answer_known else pair.trace(side),
                     max_frames=config.data.media.max_frames,
+                    item_tokens=config.data.item_tokens,
                     evidence=evidence,
                 )
                 for pair in pairs
