@@ -72,6 +72,9 @@ class DataSetConfig:
     """Fields that the format does not know: more rows with one than data.max_bad_rows allows are
     refused, as a misspelt field leaves its rows without what it holds; `ignore` where the set has
     more columns on purpose."""
+    raw_text: bool = False
+    """Leave the white space of item texts as the rows have it, as some benchmarks were measured.
+    Texts are then equal only if their white space is, too."""
     weight: float = 1.0
     """Batches are drawn from this set with probability proportional to weight x size."""
     limit: int = 0
