@@ -1,6 +1,6 @@
 """Item + trace to what the Embedder reads; the only builder, used by training, reward, evaluation.
 
-Published Embedders were trained on this order (Embed-RL, supplement B.3):
+Embed-RL's Embedders were trained on this order (supplement B.3):
 
 1. the item: its pictures, its instruction, its text; of a video its frames come last
 2. the trace up to the end of its thinking part
@@ -8,7 +8,7 @@ Published Embedders were trained on this order (Embed-RL, supplement B.3):
 4. the rest of the trace
 5. the fixed suffix
 
-Nothing stands between the texts.
+Nothing stands between the texts. For other Embedders see `media_first`.
 """
 
 from itertools import groupby
@@ -53,6 +53,19 @@ def embed_content(
             pointed = ()
     before, after = split_thinking(trace)
     return _joined(*head, before, *pointed, after, SUFFIX)
+
+
+def media_first(content: Content) -> Content:
+    """Return an Embedder's input with the frames of a video before instruction and text.
+
+    Other Embedders were trained on an item's videos, then its pictures, then its texts
+    (Qwen3-VL-Embedding's `format_model_input`). A trace, which none of them was trained on, keeps
+    its crops and frames where it points at them.
+    """
+    media = [i for i, part in enumerate(content) if not isinstance(part, str)]
+    first = media[0] if media else 0
+    end = next((i for i in range(first, len(content)) if isinstance(content[i], str)), first)
+    return _joined(*content[first:end], *content[:first], *content[end:])
 
 
 def instruction_as_text(content: Content) -> Content:

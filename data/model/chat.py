@@ -15,7 +15,7 @@ from PIL import Image
 
 from configs.common import MediaConfig
 from configs.reward import Pooling
-from data.embed_inputs import SUFFIX, instruction_as_text
+from data.embed_inputs import SUFFIX, instruction_as_text, media_first
 from data.errors import ConfigError, DataError
 from data.media.sizes import fit
 from data.model.model_folder import load_processor, sees_pictures
@@ -104,10 +104,11 @@ class TextEncoder:
 
         `emb_token`: the user's turn and after it `<emb>`, where the Embedder pools. Any other
         pooling: the content without our own suffix, with the special tokens that the tokenizer
-        adds by itself. A model that sees pictures gets it as the user's turn after the instruction
-        as system message (as Qwen3-VL-Embedding's own code does), a text-only one as plain text
-        right after the instruction, without pictures. Beyond ``max_tokens`` the latter's item text
-        is cut further, so that the trace stays whole; what still does not fit is cut at the end.
+        adds by itself. A model that sees pictures gets it as the user's turn, the item's media
+        before its texts, after the instruction as system message (as Qwen3-VL-Embedding's own code
+        does); a text-only one as plain text right after the instruction, without pictures. Beyond
+        ``max_tokens`` the latter's item text is cut further, so that the trace stays whole; what
+        still does not fit is cut at the end.
 
         An instruction in the content itself is the system message in the place of ``instruction``;
         with `emb_token`, and for a text-only model, it begins the text.
@@ -295,7 +296,7 @@ class ChatEncoder(TextEncoder):
     def _embed_bare(
         self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
     ) -> EncodedPrompt:
-        content = _without_suffix(self._cut(content))
+        content = _without_suffix(self._cut(media_first(content)))
         own = [part.strip() for part in content if isinstance(part, Instruction)]
         if own:
             # Its end is marked, as Qwen3-VL-Embedding's own code does.

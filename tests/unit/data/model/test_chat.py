@@ -403,6 +403,24 @@ def test_an_embedder_with_pictures_reads_instruction_turn_and_its_tokenizers_las
         assert own.expanded.count(encoder.image_token_id) == sum(patches(own.images))
 
 
+@pytest.mark.parametrize("text", ["what color", ""])
+def test_other_embedders_with_pictures_read_a_videos_frames_before_its_text(encoder, text):
+    item = Item(text=text, instruction="Find it.", kind=Kind.VIDEO, uris=("wide", "big"))
+    trace = f'<thinking> star{{"key_frames": [2]}}</thinking>{REST}'
+
+    def user_turn(item, trace):
+        content = embed_content(item, trace, max_frames=8)
+        words = encoder.tokenizer.decode(encoder.embed(content, PICTURES, pooling="last").ids)
+        return words.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+
+    thinking = trace.removesuffix(REST)
+    assert user_turn(item, None) == f"{SHOWN}{SHOWN}{text}"
+    assert user_turn(item, trace) == f"{SHOWN}{SHOWN}{text}{thinking}{SHOWN}{REST}"
+    image = replace(item, kind=Kind.IMAGE, uris=("wide",))
+    assert user_turn(image, None) == f"{SHOWN}{text}"
+    assert user_turn(replace(image, kind=Kind.TEXT, uris=()), None) == text
+
+
 def test_other_embedders_read_an_instruction_before_the_text(bert, text_only):
     asked = (WIDE, Instruction("a red"), "star" + SUFFIX)
     told = ("a red star" + SUFFIX,)
