@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from cluster.jobs.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
+from configs.common import DataSetConfig
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
-from configs.schema import EvaluateConfig, RuleTracesConfig
+from configs.schema import EmbedderConfig, EvaluateConfig, RuleTracesConfig, WarmStartConfig
 from data.errors import (
     ClusterError,
     DataError,
@@ -25,7 +26,15 @@ from data.errors import (
     WeightSyncError,
 )
 from data.model.model_folder import check_folder
-from data.sets.load_sets import files_of, load_set, log_bad_rows, repeated_names, set_problems
+from data.sets.load_sets import (
+    LoadedSet,
+    files_of,
+    load_set,
+    log_bad_rows,
+    no_traces,
+    repeated_names,
+    set_problems,
+)
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -139,6 +148,9 @@ def _set_problems(config: Any) -> list[str]:
     train = [] if isinstance(config, EvaluateConfig) else data.train
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
+    learns = isinstance(config, WarmStartConfig | EmbedderConfig)
+    bare: set[DataSetConfig] = set()
+    """Sets without any trace, all rows of which were read."""
     for settings in [*train, *held_out]:
         kind = {"llavahound": "video", "colpali": "page"}.get(settings.format, settings.kind)
         line = (
@@ -159,10 +171,24 @@ def _set_problems(config: Any) -> list[str]:
         print(
             f"{line}: {loaded.rows} rows; of the first {loaded.read}: {len(loaded.pairs)} pairs, "
             f"{len(loaded.bad_rows)} rows set aside, {pictures}"
+            + (f", {_traced(loaded) or 'none'} with a trace" if learns else "")
         )
         log_bad_rows(loaded)
         problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
+        if loaded.read == loaded.rows and not _traced(loaded):
+            bare.add(settings)
+    if isinstance(config, WarmStartConfig):
+        needed = {"train": train} | ({"eval": held_out} if config.evaluation.every else {})
+        problems += [
+            no_traces(split, (settings.name for settings in sets))
+            for split, sets in needed.items()
+            if bare.issuperset(sets)
+        ]
     return problems
+
+
+def _traced(loaded: LoadedSet) -> int:
+    return sum(bool(pair.query_trace or pair.target_trace) for pair in loaded.pairs)
 
 
 def _model_problems(config: Any) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -231,6 +231,15 @@ def set_problems(one: LoadedSet, config: DataSetConfig, *, max_bad_rows: float) 
         else:
             log.warning("%s%s%s; they are ignored", text, named, more)
     return problems
+
+
+def no_traces(split: str, names: Iterable[str]) -> str:
+    """Return why supervised training has nothing to learn from the sets of ``data.<split>``."""
+    return (
+        f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
+        f"caption sets), found none in: {', '.join(names) or 'none'}; have a teacher write them, "
+        "or make them with cluster.jobs.rule_traces"
+    )
 
 
 def _nearest(name: str, known: frozenset[str]) -> str:

@@ -12,7 +12,7 @@ from cluster.jobs.command import run_job
 from cluster.placement import Role
 from cluster.run.stopping import Interrupted
 from configs.errors import ConfigError
-from configs.schema import EvaluateConfig, WarmStartConfig
+from configs.schema import EmbedderConfig, EvaluateConfig, WarmStartConfig
 from data.errors import (
     ActorLost,
     CheckpointError,
@@ -22,7 +22,8 @@ from data.errors import (
     StopRequested,
     WeightSyncError,
 )
-from tests.builders import write_picture
+from data.types import Kind
+from tests.builders import TRACES, write_picture
 
 ROOT = Path(__file__).resolve().parents[4]
 TEXT = """
@@ -30,6 +31,7 @@ run: {dir: runs/x}
 model: models/m
 data: {train: [{name: birds, path: birds.json, root: pictures}]}
 """
+ROW = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def birds(path, tmp_path):
     def write(rows):
         (tmp_path / "birds.json").write_text(json.dumps(rows))
 
-    write([{"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}] * 3)
+    write([{**ROW, "pos_cot": TRACES[Kind.TEXT]}] * 3)
     return write
 
 
@@ -164,7 +166,8 @@ def test_a_dry_run_reads_only_the_first_rows_and_counts_all(path, birds, capsys)
 
 def test_a_dry_run_tells_what_the_pictures_of_a_set_are(path, birds, capsys):
     talk = {"conversations": [{"from": "human", "value": "q"}]}
-    birds([{"qry": {**talk, "video": ["a.png"]}, "pos": talk}])
+    trace = TRACES[Kind.TEXT]
+    birds([{"qry": {**talk, "video": ["a.png"]}, "pos": talk, "pos_cot": trace}])
     argv = [
         path,
         "--dry-run",
@@ -172,9 +175,6 @@ def test_a_dry_run_tells_what_the_pictures_of_a_set_are(path, birds, capsys):
     ]
     assert run_job(WarmStartConfig, never, argv=argv) == 0
     assert "birds.json (llavahound, video, weight 1)" in capsys.readouterr().out
-
-
-ROW = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}
 
 
 @pytest.mark.parametrize(
@@ -195,6 +195,21 @@ def test_a_dry_run_ends_with_two_where_the_data_would_stop_the_job(
     assert printed in seen.out
     assert error in seen.err
     assert seen.err.endswith("exit code 2\n")
+
+
+@pytest.mark.parametrize(
+    ("rows", "traced", "code"), [(3, 0, 2), (3, 1, 0), (1500, 0, 0)], ids=["bare", "traced", "many"]
+)
+def test_a_dry_run_says_how_many_pairs_have_traces(path, birds, capsys, rows, traced, code):
+    trace = {"pos_cot": TRACES[Kind.TEXT]}
+    birds([{"qry": f"{i}", "pos_text": "t", **(trace if i < traced else {})} for i in range(rows)])
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == code
+    seen = capsys.readouterr()
+    assert f"no pictures, {traced or 'none'} with a trace" in seen.out
+    refused = "data.train: expected rows with a written trace (query_cot or pos_cot; caption in"
+    assert (refused in seen.err) == (code == 2)
+    assert run_job(EmbedderConfig, never, argv=[path, "--dry-run", "run.dir=runs/e"]) == 0
+    assert f"no pictures, {traced or 'none'} with a trace" in capsys.readouterr().out
 
 
 def test_a_dry_run_names_all_that_is_missing(path, capsys, tmp_path):
