@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.jobs.settings_help import JobParser
@@ -16,7 +17,13 @@ from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in
 from configs.common import DataSetConfig
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
-from configs.schema import EmbedderConfig, EvaluateConfig, RuleTracesConfig, WarmStartConfig
+from configs.schema import (
+    EmbedderConfig,
+    EvaluateConfig,
+    ReportConfig,
+    RuleTracesConfig,
+    WarmStartConfig,
+)
 from data.errors import (
     ClusterError,
     DataError,
@@ -112,7 +119,7 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     """Print resolved settings, the resource plan and the data sets, whose first rows are read.
 
     Raises:
-        DataError: the job could not start with this run folder, these data sets and models.
+        DataError: the job could not start with this run folder, these runs, data sets and models.
     """
     print("# settings\n" + to_yaml(config))
     print("# resources")
@@ -122,6 +129,9 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
     print("# run folder")
     problems = _folder_problems(config)
+    if isinstance(config, ReportConfig):
+        print("# runs")
+        problems += _run_problems(config)
     print("# data sets")
     problems += [*_set_problems(config), *_model_problems(config)]
     if problems:
@@ -138,6 +148,21 @@ def _folder_problems(config: Any) -> list[str]:
     except ConfigError as error:
         return [str(error)]
     return []
+
+
+def _run_problems(config: ReportConfig) -> list[str]:
+    """Print which files of the runs are there; return which are not."""
+    from evaluation.summary import run_files
+
+    stages = [Path(stage) for stage in config.stages]
+    problems = []
+    for key, file in run_files(evaluate=Path(config.evaluate), rl=Path(config.rl), stages=stages):
+        print(f"{key}: {file}: {'there' if file.is_file() else 'missing'}")
+        if not file.is_file():
+            problems.append(
+                f"{key}: {file} not found; run the job that writes it first, or correct the folder"
+            )
+    return problems
 
 
 def _set_problems(config: Any) -> list[str]:

@@ -12,7 +12,7 @@ from cluster.jobs.command import run_job
 from cluster.placement import Role
 from cluster.run.stopping import Interrupted
 from configs.errors import ConfigError
-from configs.schema import EmbedderConfig, EvaluateConfig, WarmStartConfig
+from configs.schema import EmbedderConfig, EvaluateConfig, ReportConfig, WarmStartConfig
 from data.errors import (
     ActorLost,
     CheckpointError,
@@ -210,6 +210,23 @@ def test_a_dry_run_says_how_many_pairs_have_traces(path, birds, capsys, rows, tr
     assert (refused in seen.err) == (code == 2)
     assert run_job(EmbedderConfig, never, argv=[path, "--dry-run", "run.dir=runs/e"]) == 0
     assert f"no pictures, {traced or 'none'} with a trace" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_report_names_the_files_of_runs_there_and_missing(path, capsys, tmp_path):
+    (tmp_path / "job.yaml").write_text("{run: {dir: runs/r}, evaluate: e, rl: r, stages: [r]}")
+    files = ["e/evaluation.json", "e/evaluation.parquet", "r/metrics.jsonl", "r/stage.json"]
+    keys = ["evaluate", "evaluate", "rl", "stages"]
+    for there, (file, key) in enumerate(zip(files, keys, strict=True)):
+        assert run_job(ReportConfig, never, argv=[path, "--dry-run"]) == 2
+        seen = capsys.readouterr()
+        states = ["there"] * there + ["missing"] * (4 - there)
+        for named, name, state in zip(keys, files, states, strict=True):
+            assert f"{named}: {name}: {state}\n" in seen.out
+        assert seen.err.count("not found; run the job that writes it first") == 4 - there
+        assert f"{key}: {file} not found" in seen.err
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert run_job(ReportConfig, never, argv=[path, "--dry-run"]) == 0
 
 
 def test_a_dry_run_names_all_that_is_missing(path, capsys, tmp_path):
