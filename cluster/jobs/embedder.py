@@ -137,7 +137,9 @@ def write_readme(export: Path, config: EmbedderConfig) -> None:
     """Say beside the weights how they must be read: a plain load succeeds and means nothing."""
     text = resources.files("data").joinpath("templates/embedder_readme.txt").read_text("utf-8")
     sizes = ", ".join(map(str, config.dimensions)) or "the whole vector alone"
-    filled = Template(text).substitute(suffix=SUFFIX, emb=EMB_TOKEN, sizes=sizes)
+    filled = Template(text).substitute(
+        suffix=SUFFIX, emb=EMB_TOKEN, sizes=sizes, item_tokens=config.data.item_tokens
+    )
     (export / "README.md").write_text(filled, encoding="utf-8")
 
 
