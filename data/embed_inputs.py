@@ -36,8 +36,8 @@ def embed_content(
     """Return the Embedder's user turn for an item.
 
     A ``trace`` of None or "" leaves the item alone, as Evidence.NONE does. A trace that does not
-    parse is given as text, without evidence: what it points at is unknown. Of the
-    item's own text the Embedder reads ``item_tokens`` tokens at most; 0: all.
+    parse is given as text, without evidence: what it points at is unknown. Of the item's own text
+    the Embedder reads ``item_tokens`` tokens at most; 0: all.
     """
     shown = pictures_of(item, max_frames)
     text = (Instruction(item.instruction), own_text(item, item_tokens))
