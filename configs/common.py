@@ -82,6 +82,9 @@ class DataSetConfig:
     """Fields that the format does not know: more rows with one than data.max_bad_rows allows are
     refused, as a misspelt field leaves its rows without what it holds; `ignore` where the set has
     more columns on purpose."""
+    raw_text: bool = False
+    """Leave the white space of item texts as the rows have it, as some benchmarks were measured.
+    Texts are then equal only if their white space is, too."""
     weight: float = 1.0
     """Batches are drawn from this set with probability proportional to weight x size."""
     limit: int = 0
@@ -103,6 +106,9 @@ class DataConfig:
     templates: Literal["full", "brief"] = "full"
     """Prompt set: `full` explains the grammar with examples, `brief` is for warm-started models."""
     media: MediaConfig = field(default_factory=MediaConfig)
+    item_tokens: int = 480
+    """Tokens of an item's text that Reasoner and Embedder read, counted by the tokenizer of each;
+    the rest of the text is cut. Instructions and traces are never cut. 0: no text is cut."""
     max_bad_rows: float = 0.05
     """Share of a set's rows that may be set aside before the job refuses to start."""
     offline: bool = True
@@ -252,6 +258,7 @@ COMMON_CHECKS = {
     ],
     DataConfig: lambda n: [
         *share(n, "max_bad_rows"),
+        *not_negative(n, "item_tokens"),
         *(
             ["train: every weight is 0, so no set can be drawn"]
             if n.train and not any(data_set.weight > 0 for data_set in n.train)

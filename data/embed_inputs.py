@@ -1,6 +1,6 @@
 """Item + trace to what the Embedder reads; the only builder, used by training, reward, evaluation.
 
-Published Embedders were trained on this order (Embed-RL, supplement B.3):
+Embed-RL's Embedders were trained on this order (supplement B.3):
 
 1. the item: its pictures, its instruction, its text; of a video its frames come last
 2. the trace up to the end of its thinking part
@@ -8,12 +8,15 @@ Published Embedders were trained on this order (Embed-RL, supplement B.3):
 4. the rest of the trace
 5. the fixed suffix
 
-Nothing stands between the texts.
+Nothing stands between the texts. For other Embedders see `media_first`.
 """
 
+from itertools import groupby
+
+from configs.common import DataConfig
 from data.cues import evidence_pictures
 from data.errors import TCoTError
-from data.prompts import pictures_of
+from data.prompts import join_texts, own_text, pictures_of
 from data.tcot import parse, split_thinking
 from data.types import Content, Evidence, Instruction, Item, Kind, Picture
 
@@ -23,15 +26,21 @@ SUFFIX = "Summarize the above content in one word:"
 
 
 def embed_content(
-    item: Item, trace: str | None, *, max_frames: int, evidence: Evidence = Evidence.FULL
+    item: Item,
+    trace: str | None,
+    *,
+    max_frames: int,
+    item_tokens: int = DataConfig.item_tokens,
+    evidence: Evidence = Evidence.FULL,
 ) -> Content:
     """Return the Embedder's user turn for an item.
 
     A ``trace`` of None or "" leaves the item alone, as Evidence.NONE does. A trace that does not
-    parse is given as text, without evidence: what it points at is unknown.
+    parse is given as text, without evidence: what it points at is unknown. Of the item's own text
+    the Embedder reads ``item_tokens`` tokens at most; 0: all.
     """
     shown = pictures_of(item, max_frames)
-    text = (Instruction(item.instruction), item.text)
+    text = (Instruction(item.instruction), own_text(item, item_tokens))
     head = (*text, *shown) if item.kind is Kind.VIDEO else (*shown, *text)
     if not trace or evidence is Evidence.NONE:
         return _joined(*head, SUFFIX)
@@ -46,6 +55,19 @@ def embed_content(
     return _joined(*head, before, *pointed, after, SUFFIX)
 
 
+def media_first(content: Content) -> Content:
+    """Return an Embedder's input with the frames of a video before instruction and text.
+
+    Other Embedders were trained on an item's videos, then its pictures, then its texts
+    (Qwen3-VL-Embedding's `format_model_input`). A trace, which none of them was trained on, keeps
+    its crops and frames where it points at them.
+    """
+    media = [i for i, part in enumerate(content) if not isinstance(part, str)]
+    first = media[0] if media else 0
+    end = next((i for i in range(first, len(content)) if isinstance(content[i], str)), first)
+    return _joined(*content[first:end], *content[:first], *content[end:])
+
+
 def instruction_as_text(content: Content) -> Content:
     """Return a content in which the instruction is the beginning of the text that follows it."""
     return _joined(*(f"{part} " if isinstance(part, Instruction) else part for part in content))
@@ -58,11 +80,9 @@ def _joined(*parts: str | Picture) -> Content:
     instruction stays apart.
     """
     content: list[str | Picture] = []
-    for part in parts:
-        if content and _is_text(part) and _is_text(content[-1]):
-            content[-1] += part
-        elif part != "":
-            content.append(part)
+    for texts, group in groupby((part for part in parts if part != ""), _is_text):
+        run = tuple(group)
+        content += (join_texts(*run),) if texts else run
     return tuple(content)
 
 

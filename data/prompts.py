@@ -10,13 +10,20 @@ from functools import cache, lru_cache
 from importlib import resources
 from string import Template
 
+from configs.common import DataConfig
 from data.errors import DataError
 from data.media.frames import sample_frames
-from data.types import Content, Item, Kind, Pair, Picture, Side
+from data.types import Content, Item, ItemText, Kind, Pair, Picture, Side
 
 
 def reasoner_content(
-    pair: Pair, side: Side, *, templates: str, max_frames: int, answer: str = ""
+    pair: Pair,
+    side: Side,
+    *,
+    templates: str,
+    max_frames: int,
+    item_tokens: int = DataConfig.item_tokens,
+    answer: str = "",
 ) -> Content:
     """Return the user turn that asks for a trace of one side of a pair: pictures, then text.
 
@@ -28,6 +35,7 @@ def reasoner_content(
         side,
         templates=templates,
         max_frames=max_frames,
+        item_tokens=item_tokens,
         seeks_video=side is Side.QUERY and pair.target.kind is Kind.VIDEO,
         answer=answer,
     )
@@ -39,12 +47,14 @@ def item_content(
     *,
     templates: str,
     max_frames: int,
+    item_tokens: int = DataConfig.item_tokens,
     seeks_video: bool = False,
     answer: str = "",
 ) -> Content:
     """Return the user turn that asks for a trace of one item (Embed-RL, appendix F).
 
-    ``answer`` is what the right target says, for a teacher who may know it; empty: unknown.
+    ``answer`` is what the right target says, for a teacher who may know it; empty: unknown. Of the
+    item's own text a model reads ``item_tokens`` tokens at most; 0: all.
 
     Raises:
         DataError: the set has no prompt for this; only queries of `full` can know the answer.
@@ -60,10 +70,31 @@ def item_content(
             f"expected a prompt '{name}' in the template set '{templates}', found none; use the "
             "set 'full', and give the answer to queries only"
         )
-    text = prompts[name].substitute(
-        text=item.instructed_text(), frames=min(len(item.uris), max_frames), answer=answer.strip()
+    frames, answer = min(len(item.uris), max_frames), answer.strip()
+    before, after = (
+        Template(part).substitute(frames=frames, answer=answer)
+        for part in prompts[name].template.split("$text")
     )
+    # The instruction, with the blank that parts it from a text.
+    instruction = item.instructed_text().removesuffix(item.text)
+    text = join_texts(before, instruction, own_text(item, item_tokens), after)
     return (*pictures_of(item, max_frames), text)
+
+
+def own_text(item: Item, item_tokens: int) -> ItemText:
+    """Return an item's own text, of which ``item_tokens`` tokens are read at most; 0: all."""
+    return ItemText(item.text, slice(0, len(item.text)), item_tokens)
+
+
+def join_texts(*texts: str) -> str:
+    """Return the texts as one; where an item's own text was among them, the one text says where."""
+    whole, start = "".join(texts), 0
+    for text in texts:
+        if isinstance(text, ItemText):
+            own = slice(start + text.own.start, start + text.own.stop)
+            return ItemText(whole, own, text.most)
+        start += len(text)
+    return whole
 
 
 def filter_content(task: str, query_trace: str, target_trace: str) -> Content:

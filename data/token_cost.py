@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from configs.common import MediaConfig
 from data.media.sizes import crop_pixels, limits_of
-from data.types import Content, Picture
+from data.types import Content, ItemText, Picture
 
 CHARS_PER_TOKEN = 4
 PIXELS_PER_TOKEN = 32 * 32
@@ -20,9 +20,16 @@ def content_cost(
     counts as the smallest.
     """
     return sum(
-        len(part) / CHARS_PER_TOKEN if isinstance(part, str) else picture_cost(part, sizes, limits)
+        _text_cost(part) if isinstance(part, str) else picture_cost(part, sizes, limits)
         for part in content
     )
+
+
+def _text_cost(text: str) -> float:
+    unread = 0.0
+    if isinstance(text, ItemText) and text.most:
+        unread = max(0.0, len(text[text.own]) / CHARS_PER_TOKEN - text.most)
+    return len(text) / CHARS_PER_TOKEN - unread
 
 
 def picture_cost(

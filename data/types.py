@@ -184,6 +184,24 @@ class Instruction(str):
     """The part of a content that is the task: some models read it as the system message."""
 
 
+class ItemText(str):
+    """A text of a content that holds an item's own text: a reader may cut that, and nothing else.
+
+    ``own`` says where in the text it is. ``most`` is how many tokens of it are read; 0: all.
+    """
+
+    own: slice
+    most: int
+
+    def __new__(cls, text: str, own: slice, most: int) -> "ItemText":
+        made = super().__new__(cls, text)
+        made.own, made.most = own, most
+        return made
+
+    def __reduce__(self) -> tuple[type, tuple[str, slice, int]]:
+        return ItemText, (str(self), self.own, self.most)
+
+
 @quick_to_pickle
 @dataclass(frozen=True, slots=True)
 class Picture:

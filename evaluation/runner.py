@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
 from data.relevance import Relevance
@@ -54,6 +55,7 @@ class Settings:
     max_frames: int
     resamples: int
     seed: int
+    item_tokens: int = DataConfig.item_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +304,7 @@ def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_E
             end.side,
             templates=settings.templates,
             max_frames=settings.max_frames,
+            item_tokens=settings.item_tokens,
             seeks_video=end.seeks_video,
         )
         keys[end] = _content_key(content)
@@ -333,7 +336,11 @@ def _embed(
             failed[end] = "trace failed" if trace is None else "empty trace"
             continue
         content = embed_content(
-            end.item, trace, max_frames=settings.max_frames, evidence=variant.evidence
+            end.item,
+            trace,
+            max_frames=settings.max_frames,
+            item_tokens=settings.item_tokens,
+            evidence=variant.evidence,
         )
         keys[end] = _content_key(content)
         requests[keys[end]] = content

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import DataError
 from evaluation.metrics import OVER_SETS
-from evaluation.results_file import load_evaluation
+from evaluation.results_file import QUERIES_FILE, RESULTS_FILE, load_evaluation
 from evaluation.runner import TEXT_SUFFIX, Evaluation
 
 STAGE_FILE = "stage.json"
@@ -50,6 +50,16 @@ def load_runs(*, evaluate: Path, rl: Path, stages: Sequence[Path]) -> Runs:
         records=tuple(load_metrics(rl / METRICS_FILE)),
         stages=tuple(load_stage(folder) for folder in stages),
     )
+
+
+def run_files(*, evaluate: Path, rl: Path, stages: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the files that `load_runs` reads, each with the setting that names its folder."""
+    return [
+        ("evaluate", evaluate / RESULTS_FILE),
+        ("evaluate", evaluate / QUERIES_FILE),
+        ("rl", rl / METRICS_FILE),
+        *(("stages", folder / STAGE_FILE) for folder in stages),
+    ]
 
 
 def load_metrics(path: Path) -> list[dict[str, float]]:

@@ -92,18 +92,8 @@ def main(config: CheckDataConfig) -> int:
     problems += media_problems(summary, config.data)
     console = plain_console()
     console.print(table_of(summary))
-    for leak in summary["leaks"][:LEAKS_SHOWN]:
-        console.print(
-            f"training set '{leak['train']}' and held-out set '{leak['held_out']}' have in common: "
-            f"{leak['count']} {leak['what'].replace('_', ' ')}",
-            highlight=False,
-        )
-    if summary["leaks"]:
-        console.print(
-            f"{len(summary['leaks'])} such lines are in {CHECK_FILE} under 'leaks'; remove from "
-            "one set what must not be in both",
-            highlight=False,
-        )
+    for line in leak_lines(summary["leaks"]):
+        console.print(line, highlight=False)
     console.print(
         f"wrote {QUARANTINE_FILE} ({entries} entries), {CHECK_FILE} and {SHEET_FILE} to "
         f"{folder.path}",
@@ -114,6 +104,31 @@ def main(config: CheckDataConfig) -> int:
         raise DataError("\n".join(problems))
     folder.finish(rows=sum(checked.loaded.read for checked in sets), entries=entries)
     return 0
+
+
+def leak_lines(leaks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what to print of leaks: the target texts of all sets, such as labels, in one line."""
+
+    def in_common(leak: Mapping[str, Any]) -> str:
+        return (
+            f"training set '{leak['train']}' and held-out set '{leak['held_out']}' have in common: "
+            f"{leak['count']} {leak['what'].replace('_', ' ')}"
+        )
+
+    texts = [leak for leak in leaks if leak["what"] == "target_texts"]
+    lines = [in_common(leak) for leak in leaks if leak["what"] != "target_texts"][:LEAKS_SHOWN]
+    if texts:
+        most = max(texts, key=lambda leak: leak["count"])
+        lines.append(
+            f"{in_common(most)}, as class labels may be; {len(texts)} pairs of sets share target "
+            "texts, this one most of them"
+        )
+    if leaks:
+        lines.append(
+            f"{CHECK_FILE} names {len(leaks)} cases under 'leaks'; remove from one set what must "
+            "not be in both"
+        )
+    return lines
 
 
 def media_problems(summary: Mapping[str, Any], data: DataConfig) -> list[str]:

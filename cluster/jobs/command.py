@@ -9,13 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.jobs.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
-from configs.schema import EvaluateConfig, RuleTracesConfig
+from configs.schema import (
+    EmbedderConfig,
+    EvaluateConfig,
+    ReportConfig,
+    RuleTracesConfig,
+    WarmStartConfig,
+)
 from data.errors import (
     ClusterError,
     DataError,
@@ -27,7 +34,14 @@ from data.errors import (
     WeightSyncError,
 )
 from data.model.model_folder import check_folder
-from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
+from data.sets.load_sets import (
+    LoadedSet,
+    load_each,
+    log_bad_rows,
+    no_traces,
+    repeated_names,
+    set_problems,
+)
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -105,7 +119,7 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     """Print resolved settings, the resource plan and the data sets, whose first rows are read.
 
     Raises:
-        DataError: the job could not start with this run folder, these data sets and models.
+        DataError: the job could not start with this run folder, these runs, data sets and models.
     """
     print("# settings\n" + to_yaml(config))
     print("# resources")
@@ -115,6 +129,9 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
     print("# run folder")
     problems = _folder_problems(config)
+    if isinstance(config, ReportConfig):
+        print("# runs")
+        problems += _run_problems(config)
     print("# data sets")
     problems += [*_set_problems(config), *_model_problems(config)]
     if problems:
@@ -133,6 +150,21 @@ def _folder_problems(config: Any) -> list[str]:
     return []
 
 
+def _run_problems(config: ReportConfig) -> list[str]:
+    """Print which files of the runs are there; return which are not."""
+    from evaluation.summary import run_files
+
+    stages = [Path(stage) for stage in config.stages]
+    problems = []
+    for key, file in run_files(evaluate=Path(config.evaluate), rl=Path(config.rl), stages=stages):
+        print(f"{key}: {file}: {'there' if file.is_file() else 'missing'}")
+        if not file.is_file():
+            problems.append(
+                f"{key}: {file} not found; run the job that writes it first, or correct the folder"
+            )
+    return problems
+
+
 def _set_problems(config: Any) -> list[str]:
     """Print each data set that the job reads; return why it could not start with them."""
     data = getattr(config, "data", None)
@@ -141,6 +173,9 @@ def _set_problems(config: Any) -> list[str]:
     train = [] if isinstance(config, EvaluateConfig) else data.train
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
+    learns = isinstance(config, WarmStartConfig | EmbedderConfig)
+    bare: set[str] = set()
+    """Names of sets without any trace, all rows of which were read."""
     configs = [*train, *held_out]
     few = [replace(c, limit=min(c.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)) for c in configs]
     for settings, loaded in zip(
@@ -168,10 +203,24 @@ def _set_problems(config: Any) -> list[str]:
         print(
             f"{line}: {loaded.rows} rows; of the first {loaded.read}: {len(loaded.pairs)} pairs, "
             f"{more}{len(loaded.bad_rows)} rows set aside, {pictures}"
+            + (f", {_traced(loaded) or 'none'} with a trace" if learns else "")
         )
         log_bad_rows(loaded)
         problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
+        if loaded.read == loaded.rows and not _traced(loaded):
+            bare.add(settings.name)
+    if isinstance(config, WarmStartConfig):
+        needed = {"train": train} | ({"eval": held_out} if config.evaluation.every else {})
+        problems += [
+            no_traces(split, (settings.name for settings in sets))
+            for split, sets in needed.items()
+            if bare.issuperset(settings.name for settings in sets)
+        ]
     return problems
+
+
+def _traced(loaded: LoadedSet) -> int:
+    return int((loaded.table.traces > 0).sum())
 
 
 def _model_problems(config: Any) -> list[str]:

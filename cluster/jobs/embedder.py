@@ -137,7 +137,9 @@ def write_readme(export: Path, config: EmbedderConfig) -> None:
     """Say beside the weights how they must be read: a plain load succeeds and means nothing."""
     text = resources.files("data").joinpath("templates/embedder_readme.txt").read_text("utf-8")
     sizes = ", ".join(map(str, config.dimensions)) or "the whole vector alone"
-    filled = Template(text).substitute(suffix=SUFFIX, emb=EMB_TOKEN, sizes=sizes)
+    filled = Template(text).substitute(
+        suffix=SUFFIX, emb=EMB_TOKEN, sizes=sizes, item_tokens=config.data.item_tokens
+    )
     (export / "README.md").write_text(filled, encoding="utf-8")
 
 
@@ -198,11 +200,11 @@ def make_row(
     Hard negatives are shown in the form of the target. A hard negative is left out if it is right
     by ``relevance``, if it lacks a trace though the target has one, or if a picture is broken.
     """
-    most = config.data.media.max_frames
+    most, tokens = config.data.media.max_frames, config.data.item_tokens
     query, target = (draw_evidence(rng, config) for _ in Side)
 
     def content(item: Item, trace: str, evidence: Evidence) -> Content:
-        return embed_content(item, trace, max_frames=most, evidence=evidence)
+        return embed_content(item, trace, max_frames=most, item_tokens=tokens, evidence=evidence)
 
     bare = target is Evidence.NONE or not pair.target_trace
     usable = [
@@ -285,6 +287,7 @@ def held_out_hit_at_1(
                     pair.item(side),
                     "" if pair.answer_known else pair.trace(side),
                     max_frames=config.data.media.max_frames,
+                    item_tokens=config.data.item_tokens,
                     evidence=evidence,
                 )
                 for pair in pairs

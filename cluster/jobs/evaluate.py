@@ -107,6 +107,7 @@ def main(config: EvaluateConfig) -> int:
             settings=Settings(
                 templates=data.templates,
                 max_frames=data.media.max_frames,
+                item_tokens=data.item_tokens,
                 resamples=config.bootstrap,
                 seed=config.run.seed,
             ),

@@ -151,6 +151,7 @@ def new_pipeline(
             judge=actors.judge,
             second=actors.second,
             max_frames=config.data.media.max_frames,
+            item_tokens=config.data.item_tokens,
             compute=actors.ranker.rank_sides,
             relevance=relevance,
         ),

@@ -6,7 +6,7 @@ Example: python -m cluster.jobs.rule_traces configs/emoji/traces.yaml
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from data.prompts import load_templates
 from data.sets.load_sets import BadRow, LoadedSet, load_sets
 from data.sets.locations import local_set
 from data.sets.row_files import FileRow, read_rows
-from data.sets.row_formats import ANSWER_KNOWN, JSON_FIELDS
+from data.sets.row_formats import ANSWER_KNOWN, JSON_FIELDS, KNOWN_FIELDS
 from data.sets.rule_teacher import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 
@@ -43,8 +43,8 @@ def main(config: RuleTracesConfig) -> int:
 
     ``train/`` holds for each set `filtered_<name>.json` (all traces by rule), `teacher_<name>.json`
     (a share of them off target) and `sight_<name>.json` (captions); ``heldout/`` holds
-    `<name>.json` (traces by rule) and `sight_<name>.json`. Rows keep their columns and paths, so
-    the sets' roots stay the same.
+    `<name>.json` (traces by rule) and `sight_<name>.json`. Rows keep their paths, so the sets'
+    roots stay the same, and the columns that their format knows or `hardest_by` names.
     """
     folder = RunFolder(config, job="rule_traces")
     if folder.finished:
@@ -160,38 +160,50 @@ def refuse_bad_sets(sets: list[TracedSet], data: DataConfig) -> None:
 def write_set(
     one: TracedSet, teacher: RuleTeacher, folder: Path, captioned: set[str]
 ) -> list[FileRow]:
-    """Write one set's files and return its training captions."""
+    """Write one set's files and return its training captions; tell which columns are left out."""
     settings = one.settings
     name, root = settings.name, settings.root
     rows = read_rows(Path(settings.path), json_fields=JSON_FIELDS[settings.format])
+    columns = KNOWN_FIELDS[settings.format] | {settings.hardest_by}
+    used = (rows[pair.pair.row] for pair in (*one.train, *one.heldout))
+    if unknown := sorted({column for row in used for column in row} - columns):
+        print(
+            f"{name}: the rows with traces lack columns that the format '{settings.format}' does "
+            f"not know: {', '.join(unknown)}"
+        )
     captions = captions_of(one.train, teacher, root=root, seen=captioned)
     files = {
-        f"train/filtered_{name}.json": traced_rows(one.train, rows, biased=False),
-        f"train/teacher_{name}.json": traced_rows(one.train, rows, biased=True),
+        f"train/filtered_{name}.json": traced_rows(one.train, rows, columns, biased=False),
+        f"train/teacher_{name}.json": traced_rows(one.train, rows, columns, biased=True),
         f"train/sight_{name}.json": captions,
-        f"heldout/{name}.json": traced_rows(one.heldout, rows, biased=False),
+        f"heldout/{name}.json": traced_rows(one.heldout, rows, columns, biased=False),
         f"heldout/sight_{name}.json": captions_of(one.heldout, teacher, root=root, seen=captioned),
     }
     for path, content in files.items():
         if content:
             file = folder / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Cells of tables may be dates, and what else JSON does not know.
+            # A table's column of `hardest_by` may hold numbers that JSON does not know.
             text = json.dumps(content, indent=0, ensure_ascii=False, default=str)
             file.write_text(text + "\n", encoding="utf-8")
     return captions
 
 
 def traced_rows(
-    traced: Iterable[TracedPair], rows: Sequence[FileRow], *, biased: bool
+    traced: Iterable[TracedPair],
+    rows: Sequence[FileRow],
+    columns: Collection[str],
+    *,
+    biased: bool,
 ) -> list[FileRow]:
-    """Return the rows with their ids and traces."""
+    """Return these columns of the rows, with ids and traces."""
     traced_file_rows = []
     for pair in traced:
         traces = pair.biased if biased else pair.by_rule
-        columns = {COLUMNS[side]: text for side, text in traces.items()}
-        columns |= {ANSWER_KNOWN: True}  # the rule takes its words from both sides
-        traced_file_rows.append(rows[pair.pair.row] | {"id": pair.pair.pair_id} | columns)
+        row = {name: cell for name, cell in rows[pair.pair.row].items() if name in columns}
+        row |= {COLUMNS[side]: text for side, text in traces.items()}
+        row |= {ANSWER_KNOWN: True}  # the rule takes its words from both sides
+        traced_file_rows.append(row | {"id": pair.pair.pair_id})
     return traced_file_rows
 
 

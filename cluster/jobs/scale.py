@@ -7,7 +7,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -19,6 +21,9 @@ from cluster.session import check_listening, join_ray
 from configs.errors import ConfigError
 from data.errors import ClusterError
 from evaluation.summary import STAGE_FILE
+
+ANSWER_TIMEOUT_S = 2 * TARGETS_TIMEOUT_S
+"""To join the cluster and to ask the job. A Ray that ends meanwhile keeps `ray.init` waiting."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         counts = dict(map(_count, arguments.counts))
         os.chdir(project_root())
-        ask(Path(arguments.run), counts)
+        with _answered_in_time(arguments.run):
+            ask(Path(arguments.run), counts)
     except (ClusterError, ConfigError) as error:
         print(f"\n{error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -79,6 +85,29 @@ def ask(run: Path, counts: dict[str, int]) -> None:
         raise error.cause from error
     except RayError as error:
         raise ClusterError(f"{namespace}: the job did not answer: {error}") from error
+
+
+@contextmanager
+def _answered_in_time(run: str) -> Iterator[None]:
+    """End this process with a message if what is inside does not end in ANSWER_TIMEOUT_S."""
+
+    def end() -> None:
+        print(
+            f"\n{run}: no answer of the job's Ray in {ANSWER_TIMEOUT_S:g} s; it may have ended "
+            "just now: see the job's log. If the job runs on, set RAY_ADDRESS to the address "
+            "that the log names, and try again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # no exception reaches the main thread, which waits inside of Ray
+
+    timer = threading.Timer(ANSWER_TIMEOUT_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _count(text: str) -> tuple[str, int]:

@@ -30,7 +30,7 @@ from data.model.chat import TextEncoder, load_encoder
 from data.model.model_folder import check_reasoner
 from data.sets.feed import supervised_rows
 from data.sets.fingerprints import model_fingerprint, rows_fingerprint
-from data.sets.load_sets import load_sets
+from data.sets.load_sets import load_sets, no_traces
 from data.types import Content, Picture, Pictures, TrainSample
 
 SupervisedRow = tuple[str, Content, str]
@@ -109,12 +109,7 @@ def load_rows(config: WarmStartConfig, split: str) -> list[SupervisedRow]:
         drawn_indices = rng.permutation(len(set_rows))[: round(part * len(set_rows))]
         rows += set_rows * int(whole) + [set_rows[int(i)] for i in drawn_indices]
     if not rows and (split == "train" or config.evaluation.every):
-        names = ", ".join(settings.name for settings in sets) or "none"
-        raise DataError(
-            f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
-            f"caption sets), found none in: {names}; have a teacher write them, or make them with "
-            "cluster.jobs.rule_traces"
-        )
+        raise DataError(no_traces(split, (settings.name for settings in sets)))
     if split == "eval":
         order = rng.permutation(len(rows))
         rows = [rows[int(i)] for i in order[: config.evaluation.samples]]

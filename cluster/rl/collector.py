@@ -205,6 +205,7 @@ class Collector:
             side,
             templates=self.config.data.templates,
             max_frames=self.config.data.media.max_frames,
+            item_tokens=self.config.data.item_tokens,
         )
 
     def share_pictures_of(

@@ -15,6 +15,7 @@ import numpy as np
 from cluster.pictures import SharedPictures
 from cluster.pools.judge import JudgePool
 from cluster.pools.reward import Embedded, RewardPool
+from configs.common import DataConfig
 from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitor_table import monitor_of
@@ -72,6 +73,7 @@ class Scorer:
         judge: JudgePool | None,
         max_frames: int,
         relevance: Relevance,
+        item_tokens: int = DataConfig.item_tokens,
         second: RewardPool | None = None,
         compute: Compute = rank_sides,
     ) -> None:
@@ -82,6 +84,7 @@ class Scorer:
         self.judge = judge
         self.second = second
         self.max_frames = max_frames
+        self.item_tokens = item_tokens
         self.bank = CandidateBank(config.bank)
         self.cache = EmbeddingCache(CACHED_ITEMS)
 
@@ -167,6 +170,7 @@ class Scorer:
                 pair.item(key.group.side),
                 trace,
                 max_frames=self.max_frames,
+                item_tokens=self.item_tokens,
                 evidence=Evidence(self.config.evidence),
             ),
         )
@@ -176,7 +180,9 @@ class Scorer:
     ) -> tuple[dict[tuple[int, Side], np.ndarray], int]:
         """Return the items' embeddings without trace, and how many were in the cache."""
         contents = {
-            (serial, side): embed_content(pair.item(side), None, max_frames=self.max_frames)
+            (serial, side): embed_content(
+                pair.item(side), None, max_frames=self.max_frames, item_tokens=self.item_tokens
+            )
             for serial, pair in pairs.items()
             for side in Side
         }
@@ -240,6 +246,7 @@ class Scorer:
             scored,
             pairs,
             max_frames=self.max_frames,
+            item_tokens=self.item_tokens,
             evidence=Evidence(self.config.evidence),
             relevance=ranking.relevance,
         )

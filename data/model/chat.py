@@ -4,6 +4,7 @@ One encoder serves rollout, reward, contrastive and supervised training and eval
 all of them give a model identical token ids and pixels.
 """
 
+import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,14 @@ from PIL import Image
 
 from configs.common import MediaConfig
 from configs.reward import Pooling
-from data.embed_inputs import SUFFIX, instruction_as_text
+from data.embed_inputs import SUFFIX, instruction_as_text, media_first
 from data.errors import ConfigError, DataError
 from data.media.sizes import fit
 from data.model.model_folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
-from data.types import Content, Instruction, Picture, Pictures
+from data.types import Content, Instruction, ItemText, Picture, Pictures
+
+log = logging.getLogger(__name__)
 
 EMB_TOKEN = "<emb>"
 VISION_TOKENS = (
@@ -43,7 +46,7 @@ class EncodedPrompt:
     """As many picture tokens as the vision tower emits, as transformers wants it."""
     images: list[Image.Image]
     cut: int = 0
-    """Tokens that did not fit and are left out."""
+    """Tokens at the end that did not fit and are left out."""
 
 
 def load_encoder(folder: str, limits: MediaConfig) -> "TextEncoder":
@@ -68,6 +71,8 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self.cut_texts = 0
+        """How many item texts were cut, each as often as it was read."""
         added = tokenizer.added_tokens_decoder.values()
         special = {EMB_TOKEN, *VISION_TOKENS, *(str(token) for token in added if token.special)}
         special -= TAG_TEXTS  # some tokenizers hold them as special ones; a trace is made of them
@@ -78,7 +83,8 @@ class TextEncoder:
 
         Raises:
             ConfigError: the model has no chat template.
-            DataError: a picture was not loaded, or the model cannot be shown each once.
+            DataError: a picture was not loaded, the model cannot be shown each once, or an item's
+                text is too long for a tokenizer that cannot say where to cut.
         """
         text = self.text(content) + tail
         return self._prompt(
@@ -98,9 +104,11 @@ class TextEncoder:
 
         `emb_token`: the user's turn and after it `<emb>`, where the Embedder pools. Any other
         pooling: the content without our own suffix, with the special tokens that the tokenizer
-        adds by itself. A model that sees pictures gets it as the user's turn after the instruction
-        as system message (as Qwen3-VL-Embedding's own code does), a text-only one as plain text
-        right after the instruction, without pictures, its end cut off beyond ``max_tokens``.
+        adds by itself. A model that sees pictures gets it as the user's turn, the item's media
+        before its texts, after the instruction as system message (as Qwen3-VL-Embedding's own code
+        does); a text-only one as plain text right after the instruction, without pictures. Beyond
+        ``max_tokens`` the latter's item text is cut further, so that the trace stays whole; what
+        still does not fit is cut at the end.
 
         An instruction in the content itself is the system message in the place of ``instruction``;
         with `emb_token`, and for a text-only model, it begins the text.
@@ -113,11 +121,7 @@ class TextEncoder:
         if pooling == "emb_token":
             self.check_pooling(pooling)
             return self.encode(instruction_as_text(content), pictures, tail=EMB_TOKEN)
-        bare = tuple(
-            part.removesuffix(SUFFIX) if isinstance(part, str) and part.endswith(SUFFIX) else part
-            for part in content
-        )
-        return self._embed_bare(bare, pictures, instruction, max_tokens)
+        return self._embed_bare(content, pictures, instruction, max_tokens)
 
     def check_pooling(self, pooling: Pooling) -> None:
         """Refuse to pool at a token that the model does not have.
@@ -137,14 +141,14 @@ class TextEncoder:
         return tuple(part for part in content if isinstance(part, str))
 
     def text(self, content: Content, *, system: str = "") -> str:
-        """Return the chat-rendered prompt, open for the assistant's answer.
+        """Return the chat-rendered prompt, open for the assistant's answer; item texts are cut.
 
         Raises:
             ConfigError: the model has no chat template.
             DataError: a text-only model would have to be shown a picture.
         """
         turns = [{"role": "system", "content": self._parts((system,))}] if system else []
-        turns.append({"role": "user", "content": self._parts(content)})
+        turns.append({"role": "user", "content": self._parts(self._cut(content))})
         return self._render(turns)
 
     def response_ids(self, text: str) -> list[int]:
@@ -183,15 +187,58 @@ class TextEncoder:
     def _embed_bare(
         self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
     ) -> EncodedPrompt:
-        text = instruction + self._plain("".join(instruction_as_text(content)))
-        ids = self.tokenizer.encode(text)
-        kept = ids
+        def told(over: int = 0) -> str:
+            content_texts = _without_suffix(self._cut(instruction_as_text(content), over))
+            return instruction + self._plain("".join(content_texts))
+
+        ids = kept = self.tokenizer.encode(told())
         if max_tokens is not None and len(ids) > max_tokens:
+            text = told(len(ids) - max_tokens)
+            ids = self.tokenizer.encode(text)
             kept = self.tokenizer.encode(text, truncation=True, max_length=max_tokens)
         return EncodedPrompt(ids=kept, expanded=kept, images=[], cut=len(ids) - len(kept))
 
     def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
         return EncodedPrompt(ids=ids, expanded=ids, images=[])
+
+    def _cut(self, content: Content, over: int = 0) -> Content:
+        """Return the content with item texts cut to their limit, and by ``over`` more tokens."""
+        return tuple(
+            part[: part.own.start]
+            + self._cut_text(part[part.own], part.most, over)
+            + part[part.own.stop :]
+            if isinstance(part, ItemText)
+            else part
+            for part in content
+        )
+
+    def _cut_text(self, text: str, most: int, over: int) -> str:
+        """Return the first ``most`` tokens of a text, without the last ``over`` of them."""
+        tokens = self._count(text)
+        room = max(0, min(tokens, most or tokens) - over)
+        if tokens <= room:
+            return text
+        name = self.tokenizer.name_or_path
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                f"{name}: expected at most {room} tokens in an item's text, found {tokens}, and "
+                "its tokenizer (one without tokenizer.json) cannot say where to cut; shorten the "
+                "text, or set data.item_tokens=0"
+            )
+        self.cut_texts += 1
+        if self.cut_texts.bit_count() == 1:  # 1, 2, 4, 8, ...: a run must not drown in lines
+            log.warning(
+                "%s: %d item texts so far were longer than data.item_tokens=%d, or than what a "
+                "trace leaves of the model's length, and lost their end; the last has %d tokens",
+                *(name, self.cut_texts, most, tokens),
+            )
+        read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = [0, *(end for _, end in read["offset_mapping"][:room])]
+        # Cut inside a letter or a word, what remains may be more tokens than it was.
+        return next(text[:end] for end in reversed(ends) if self._count(text[:end]) <= room)
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _plain(self, text: str) -> str:
         """Return text without spelled-out special tokens: data must not pose as pictures or turns.
@@ -249,6 +296,7 @@ class ChatEncoder(TextEncoder):
     def _embed_bare(
         self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
     ) -> EncodedPrompt:
+        content = _without_suffix(self._cut(media_first(content)))
         own = [part.strip() for part in content if isinstance(part, Instruction)]
         if own:
             # Its end is marked, as Qwen3-VL-Embedding's own code does.
@@ -289,6 +337,13 @@ class ChatEncoder(TextEncoder):
             images=[np.asarray(image) for image in images], return_tensors="pt", do_resize=False
         )
         return {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+
+
+def _without_suffix(content: Content) -> Content:
+    return tuple(
+        part.removesuffix(SUFFIX) if isinstance(part, str) and part.endswith(SUFFIX) else part
+        for part in content
+    )
 
 
 def _check_limits(limits: MediaConfig, size: Any) -> None:

@@ -96,10 +96,18 @@ def supervised_rows(
                 continue
             if caption:
                 content: Content = item_content(
-                    pair.item(side), side, templates="brief", max_frames=data.media.max_frames
+                    pair.item(side),
+                    side,
+                    templates="brief",
+                    max_frames=data.media.max_frames,
+                    item_tokens=data.item_tokens,
                 )
             else:
                 content = reasoner_content(
-                    pair, side, templates=data.templates, max_frames=data.media.max_frames
+                    pair,
+                    side,
+                    templates=data.templates,
+                    max_frames=data.media.max_frames,
+                    item_tokens=data.item_tokens,
                 )
             yield f"{pair.source}/{pair.pair_id}/{side}", content, response

@@ -8,7 +8,7 @@ import logging
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -556,6 +556,15 @@ def set_problems(data_set: LoadedSet, config: DataSetConfig, *, max_bad_rows: fl
         else:
             log.warning("%s%s%s; they are ignored", text, named, more)
     return problems
+
+
+def no_traces(split: str, names: Iterable[str]) -> str:
+    """Return why supervised training has nothing to learn from the sets of ``data.<split>``."""
+    return (
+        f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
+        f"caption sets), found none in: {', '.join(names) or 'none'}; have a teacher write them, "
+        "or make them with cluster.jobs.rule_traces"
+    )
 
 
 def _nearest(name: str, known: frozenset[str]) -> str:

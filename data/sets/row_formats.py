@@ -144,6 +144,10 @@ class RowReader:
             raise self.wrong(field, "text", value)
         return self.whole(field, value)
 
+    def read(self, text: str) -> str:
+        """Return an item's text as models read it."""
+        return clean(text, raw=self.config.raw_text)
+
     def picture(self, field: str) -> str:
         """Return the path of a picture, or the address of its cell; empty: none."""
         value = self.row.get(field)
@@ -315,7 +319,7 @@ class RowReader:
 
         ``inst`` is the field of its instruction, if the format has one.
         """
-        text, instruction = clean(text), clean(self.text(inst)) if inst else ""
+        text, instruction = self.read(text), clean(self.text(inst)) if inst else ""
         if not name:
             return Item(text=text, instruction=instruction)
         kind = kind or Kind(self.config.kind)
@@ -429,14 +433,16 @@ def format_told(row: FileRow) -> str:
 
 
 @lru_cache(1 << 14)
-def clean(text: str) -> str:
+def clean(text: str, *, raw: bool = False) -> str:
     """Return a text as models read it: without picture placeholders and blanks at its ends.
 
     Line ends become one character and letters composed ones (NFC): tokenizers of the Qwen family
-    do the latter themselves, and files of different systems differ in nothing else.
+    do the latter themselves, and files of different systems differ in nothing else. ``raw`` leaves
+    the white space of a text alone, unless the text is nothing else.
     """
-    text = _PLACEHOLDER.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    return unicodedata.normalize("NFC", text).strip()
+    text = unicodedata.normalize("NFC", _PLACEHOLDER.sub("", text))
+    bare = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    return text if raw and bare else bare
 
 
 def _read_mmeb(reader: RowReader) -> tuple[Pair, ...]:
@@ -470,8 +476,8 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
         if not names:
             raise reader.refused("video", "expected a path or a list of paths, found none")
         uris = reader.frames(names, "video")
-        query = Item(text=clean(human), kind=Kind.VIDEO, uris=uris)
-        return (reader.pair(query, Item(text=clean(gpt))),)
+        query = Item(text=reader.read(human), kind=Kind.VIDEO, uris=uris)
+        return (reader.pair(query, Item(text=reader.read(gpt))),)
     items: dict[str, Item] = {}
     for side in _SIDES:
         part = reader.row.get(side)
@@ -481,9 +487,9 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
         frames = reader.paths("video", of=part)
         if frames and frames != BLANK_VIDEO:
             uris = reader.frames(frames, f"{side}.video")
-            items[side] = Item(text=clean(human), kind=Kind.VIDEO, uris=uris)
+            items[side] = Item(text=reader.read(human), kind=Kind.VIDEO, uris=uris)
         else:
-            items[side] = Item(text=clean(gpt) or clean(human))
+            items[side] = Item(text=reader.read(gpt) or reader.read(human))
     return (reader.pair(items["qry"], items["pos"]),)
 
 
@@ -512,7 +518,7 @@ def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
 
 def _read_colpali(reader: RowReader) -> tuple[Pair, ...]:
     """Return the query and its page; pages with the same file name and source are equal."""
-    query = Item(text=clean(reader.text("query")))
+    query = Item(text=reader.read(reader.text("query")))
     page = reader.picture_item("", reader.picture("image"), "image", Kind.PAGE)
     pair = reader.pair(query, page)
     file, source = reader.text("image_filename"), reader.text("source")
@@ -534,7 +540,7 @@ def _read_beir(reader: RowReader) -> tuple[Pair, ...]:
                 f"expected the id of a row in the set's {part}, found "
                 f"{reprlib.repr(reader.row.get(column))}; remove the row, or add what it names",
             )
-    query = Item(text=clean(reader.text("query", of=reader.row[QUERIES])))
+    query = Item(text=reader.read(reader.text("query", of=reader.row[QUERIES])))
     entry = f"{reader.where}, corpus-id {reprlib.repr(reader.row[IDS[CORPUS]])}"
     page = corpus_item(replace(reader, row=reader.row[CORPUS], where=entry))
     query_id = reader.name(IDS[QUERIES])
@@ -547,7 +553,7 @@ def corpus_item(entry: RowReader) -> Item:
     Raises:
         DataError: it cannot be used, or is empty; the message names file, row and field.
     """
-    text = " ".join(filter(None, (clean(entry.text(name)) for name in ("title", "text"))))
+    text = " ".join(filter(None, (entry.read(entry.text(name)) for name in ("title", "text"))))
     item = entry.picture_item(text, entry.picture("image"), "image", Kind.PAGE)
     if not item.text and not item.uris:
         fields = _FIELDS["beir"][1]
@@ -576,7 +582,7 @@ def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
             pair_id=pair_id if len(rounds) == 1 else f"{pair_id}-round-{number}",
             source=reader.config.name,
             row=reader.index,
-            query=Item(text=clean(human), kind=kind, uris=uris),
+            query=Item(text=reader.read(human), kind=kind, uris=uris),
             target=Item(text=""),
             query_trace=gpt,
         )

@@ -17,6 +17,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.relevance import Relevance
 from data.types import (
@@ -68,19 +69,22 @@ def counterfactuals(
     max_frames: int,
     relevance: Relevance,
     evidence: Evidence = Evidence.FULL,
+    item_tokens: int = DataConfig.item_tokens,
 ) -> list[Counterfactual]:
     """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
 
     Only traces with an outcome are drawn: a trace that earns nothing can lose nothing, and early in
     a run a misleading crop is rightly worth less than no crop. The other trace has the same kind
     and side, and its item has another right target by ``relevance``. ``pairs`` is by group serial;
-    ``evidence`` is how the round itself was embedded.
+    ``evidence`` and ``item_tokens`` are how the round itself was embedded.
     """
 
     def content(trace: ScoredTrajectory, text: str, *, evidence: Evidence) -> Content:
         group = trace.trajectory.key.group
         item = pairs[group.serial].item(group.side)
-        return embed_content(item, text, max_frames=max_frames, evidence=evidence)
+        return embed_content(
+            item, text, max_frames=max_frames, item_tokens=item_tokens, evidence=evidence
+        )
 
     order = sorted(scored, key=lambda trace: _draw(str(trace.trajectory.key)))
     others = _Others(order, pairs, relevance)

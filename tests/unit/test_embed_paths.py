@@ -3,11 +3,13 @@
 What vLLM runs is stood in for by the model's own processor: vLLM expands and cuts pictures with it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from cluster.jobs.embedder import contrastive_batches
+from cluster.jobs.embedder import contrastive_batches, held_out_hit_at_1
 from cluster.rl.scoring import Scorer
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.reward import RewardConfig
@@ -16,12 +18,13 @@ from data.media.pictures import load_pictures
 from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown
 from data.relevance import Relevance
-from data.sets.feed import PairFeed
+from data.sets.feed import PairFeed, supervised_rows
 from data.types import (
     EmbedRequest,
     Evidence,
     GroupKey,
     Item,
+    ItemText,
     Kind,
     Pair,
     Picture,
@@ -78,12 +81,12 @@ def pairs(tmp_path_factory):
     }
 
 
-def trained_on(pair, evidence):
+def trained_on(pair, evidence, data=DATA):
     """Return the contrastive row, and its pictures, as the job `embedder` makes them."""
     config = EmbedderConfig(
         run=RunConfig(dir="run"),
         model="model",
-        data=DATA,
+        data=data,
         batch=1,
         sub_batches=1,
         trace_dropout=float(evidence is Evidence.NONE),
@@ -95,7 +98,7 @@ def trained_on(pair, evidence):
     return rows[0], pictures
 
 
-def rewarded(pair, evidence):
+def rewarded(pair, evidence, item_tokens=DATA.item_tokens):
     """Return the Embedder's requests of both sides, and the pictures, as the job `rl` does."""
     reward = RewardConfig(model="model", evidence=str(evidence))
     scorer = Scorer(
@@ -103,6 +106,7 @@ def rewarded(pair, evidence):
         embedder=None,
         judge=None,
         max_frames=MEDIA.max_frames,
+        item_tokens=item_tokens,
         relevance=Relevance([pair]),
     )
     requests = {
@@ -116,22 +120,30 @@ def rewarded(pair, evidence):
     return requests, pictures
 
 
-def encoded(pair):
+def encoded(pair, item_tokens=DATA.item_tokens, prompts=None):
     """Return all contents that the evaluation embeds, over its three ways of embedding."""
     asked = []
 
-    def reason(prompts):
+    def reason(asked_for):
+        if prompts is not None:
+            prompts.extend(content for _, content in asked_for)
         first = pair.query.text
         return {
             key: pair.trace(Side.QUERY if content[-1] == first else Side.TARGET)
-            for key, content in prompts
+            for key, content in asked_for
         }
 
     def embed(requests):
         asked.extend(request.content for request in requests)
         return {request.key: np.ones(2) for request in requests}
 
-    settings = Settings(templates="brief", max_frames=MEDIA.max_frames, resamples=2, seed=0)
+    settings = Settings(
+        templates="brief",
+        max_frames=MEDIA.max_frames,
+        item_tokens=item_tokens,
+        resamples=2,
+        seed=0,
+    )
     evaluate([pair], reasoners={"reasoner": reason}, embed=embed, settings=settings)
     return asked
 
@@ -218,3 +230,41 @@ def test_the_reasoner_trains_on_the_prompt_that_its_engine_ran(pairs, encoder, k
     assert inputs["input_ids"][0, :length].tolist() == made["input_ids"][0].tolist()
     if prompt.images:
         assert torch.equal(inputs["pixel_values"], made["pixel_values"])
+
+
+class Group:
+    """Stands in for the learner group: keeps what it is asked to embed."""
+
+    def __init__(self):
+        self.asked = []
+
+    def embed(self, contents, pictures):
+        self.asked += contents
+        return np.ones((len(contents), 2))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_reader_of_an_item_cuts_its_text_alike(pairs, kind):
+    pair = pairs[kind]
+    data = replace(DATA, item_tokens=2)
+    row, pictures = trained_on(pair, Evidence.FULL, data)
+    requests, _ = rewarded(pair, Evidence.FULL, item_tokens=2)
+    prompts, group = [], Group()
+    config = EmbedderConfig(run=RunConfig(dir="run"), model="model", data=data)
+    held_out_hit_at_1(group, [pair], pictures, config, relevance=Relevance([pair]))
+    loaded = loaded_set(name="set", pairs=(pair,), bad_rows=())
+    contents = [
+        *(row.query, row.target),
+        *(request.content for request in requests.values()),
+        *encoded(pair, item_tokens=2, prompts=prompts),
+        *prompts,
+        *group.asked,
+        *(content for _, content, _ in supervised_rows(loaded, data=data, caption=False)),
+        *(content for _, content, _ in supervised_rows(loaded, data=data, caption=True)),
+    ]
+    assert prompts
+    assert group.asked
+    for content in contents:
+        (text,) = (part for part in content if isinstance(part, ItemText))
+        assert text.most == 2
+        assert text[text.own] in (pair.query.text, pair.target.text)

@@ -232,6 +232,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("reward.outcome_weight=-1", "reward.outcome_weight: expected at least 0"),
         ("reward.evidence=none", "reward.evidence: 'none' embeds no trace"),
         ("data.max_bad_rows=1.5", "data.max_bad_rows: expected a share"),
+        ("data.item_tokens=-1", "data.item_tokens: expected"),
         ("data.media.crop_min_pixels=9999999", "data.media.crop_min_pixels: expected 0 <"),
         ("data.media.max_frames=0", "data.media.max_frames: expected more than 0"),
         ("data.train=[{name: a, path: p, root: r, weight: 0}]", "data.train: every weight is 0"),

@@ -10,7 +10,7 @@ import pytest
 
 from data.embed_inputs import SUFFIX, embed_content, instruction_as_text
 from data.tcot import split_thinking
-from data.types import Box, Evidence, Instruction, Item, Kind, Picture
+from data.types import Box, Evidence, Instruction, Item, ItemText, Kind, Picture
 from tests.builders import TRACES
 
 IMAGE = Item(text="what?", kind=Kind.IMAGE, uris=("/a",))
@@ -33,7 +33,7 @@ def test_an_instruction_comes_before_the_text_and_apart_from_it():
     asked = replace(IMAGE, instruction="find")
     content = embed_content(asked, None, max_frames=8)
     assert content == (SHOWN, "find", f"what?{SUFFIX}")
-    assert [type(part) for part in content] == [Picture, Instruction, str]
+    assert [type(part) for part in content] == [Picture, Instruction, ItemText]
     assert instruction_as_text(content) == (SHOWN, f"find what?{SUFFIX}")
     bare = embed_content(replace(asked, text=""), None, max_frames=8)
     assert instruction_as_text(bare) == (SHOWN, f"find {SUFFIX}")

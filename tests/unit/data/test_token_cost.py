@@ -1,8 +1,9 @@
 """What contents cost, by hand."""
 
 from configs.common import MediaConfig
+from data.prompts import join_texts, own_text
 from data.token_cost import content_cost
-from data.types import Box, Kind, Picture
+from data.types import Box, Item, Kind, Picture
 
 MEDIA = MediaConfig(
     image_min_pixels=1024,
@@ -25,3 +26,11 @@ def test_the_cost_of_a_content_by_hand() -> None:
     # 40 characters; 64 x 64; cut to the image limit; raised to and cut to the crop's limits; least.
     assert content_cost(content, SIZES, MEDIA) == 10 + 4 + 8 + 2 + 4 + 1
     assert content_cost((), SIZES, MEDIA) == 0
+
+
+def test_an_item_text_costs_what_is_read_of_it() -> None:
+    def cost(item_tokens: int) -> float:
+        text = join_texts("x" * 40, own_text(Item(text="y" * 400), item_tokens), "z" * 20)
+        return content_cost((text,), SIZES, MEDIA)
+
+    assert [cost(tokens) for tokens in (0, 30, 99, 100, 101)] == [115, 45, 114, 115, 115]

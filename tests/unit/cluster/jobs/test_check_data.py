@@ -2,12 +2,20 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.jobs.check_data import QUARANTINE, decode_all, main, media_problems, read_sets
+from cluster.jobs.check_data import (
+    QUARANTINE,
+    decode_all,
+    leak_lines,
+    main,
+    media_problems,
+    read_sets,
+)
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.load import load
 from configs.schema import CheckDataConfig, RLConfig, problems
@@ -52,6 +60,24 @@ def test_the_files_name_the_refusals_the_figures_and_the_leaks(config, capsys):
     assert "training set 'mine' and held-out set '[held]' have in common: 1 query texts" in printed
     facts = json.loads((folder / "stage.json").read_text())
     assert (facts["rows"], facts["entries"]) == (6, 1)
+
+
+def test_shared_target_texts_of_all_sets_are_one_line():
+    leaks = [
+        {"train": train, "held_out": held_out, "what": what, "count": count}
+        for count, (train, held_out) in enumerate(product("ab", "cd"), start=1)
+        for what in ("query_texts", "target_texts")
+    ]
+    lines = leak_lines(leaks)
+    assert [line.rpartition(": ")[2] for line in lines[:4]] == [
+        f"{n} query texts" for n in (1, 2, 3, 4)
+    ]
+    assert lines[4:] == [
+        "training set 'b' and held-out set 'd' have in common: 4 target texts, as class labels may "
+        "be; 4 pairs of sets share target texts, this one most of them",
+        "check.json names 8 cases under 'leaks'; remove from one set what must not be in both",
+    ]
+    assert leak_lines([]) == []
 
 
 def test_a_check_is_made_again_as_files_may_have_been_mended(config):

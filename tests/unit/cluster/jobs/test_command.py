@@ -14,7 +14,7 @@ from cluster.jobs.command import run_job
 from cluster.placement import Role
 from cluster.run.stopping import Interrupted
 from configs.errors import ConfigError
-from configs.schema import EvaluateConfig, WarmStartConfig
+from configs.schema import EmbedderConfig, EvaluateConfig, ReportConfig, WarmStartConfig
 from data.errors import (
     ActorLost,
     CheckpointError,
@@ -24,7 +24,8 @@ from data.errors import (
     StopRequested,
     WeightSyncError,
 )
-from tests.builders import write_picture
+from data.types import Kind
+from tests.builders import TRACES, write_picture
 
 ROOT = Path(__file__).resolve().parents[4]
 TEXT = """
@@ -32,6 +33,7 @@ run: {dir: runs/x}
 model: models/m
 data: {train: [{name: birds, path: birds.json, root: pictures}]}
 """
+ROW = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def birds(path, tmp_path):
     def write(rows):
         (tmp_path / "birds.json").write_text(json.dumps(rows))
 
-    write([{"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}] * 3)
+    write([{**ROW, "pos_cot": TRACES[Kind.TEXT]}] * 3)
     return write
 
 
@@ -166,7 +168,8 @@ def test_a_dry_run_reads_only_the_first_rows_and_counts_all(path, birds, capsys)
 
 def test_a_dry_run_tells_what_the_pictures_of_a_set_are(path, birds, capsys):
     talk = {"conversations": [{"from": "human", "value": "q"}]}
-    birds([{"qry": {**talk, "video": ["a.png"]}, "pos": talk}])
+    trace = TRACES[Kind.TEXT]
+    birds([{"qry": {**talk, "video": ["a.png"]}, "pos": talk, "pos_cot": trace}])
     argv = [
         path,
         "--dry-run",
@@ -174,9 +177,6 @@ def test_a_dry_run_tells_what_the_pictures_of_a_set_are(path, birds, capsys):
     ]
     assert run_job(WarmStartConfig, never, argv=argv) == 0
     assert "birds.json (llavahound, video, weight 1)" in capsys.readouterr().out
-
-
-ROW = {"qry": "what?", "qry_image_path": "a.png", "pos_text": "a finch"}
 
 
 @pytest.mark.parametrize(
@@ -197,6 +197,38 @@ def test_a_dry_run_ends_with_two_where_the_data_would_stop_the_job(
     assert printed in seen.out
     assert error in seen.err
     assert seen.err.endswith("exit code 2\n")
+
+
+@pytest.mark.parametrize(
+    ("rows", "traced", "code"), [(3, 0, 2), (3, 1, 0), (1500, 0, 0)], ids=["bare", "traced", "many"]
+)
+def test_a_dry_run_says_how_many_pairs_have_traces(path, birds, capsys, rows, traced, code):
+    trace = {"pos_cot": TRACES[Kind.TEXT]}
+    birds([{"qry": f"{i}", "pos_text": "t", **(trace if i < traced else {})} for i in range(rows)])
+    assert run_job(WarmStartConfig, never, argv=[path, "--dry-run"]) == code
+    seen = capsys.readouterr()
+    assert f"no pictures, {traced or 'none'} with a trace" in seen.out
+    refused = "data.train: expected rows with a written trace (query_cot or pos_cot; caption in"
+    assert (refused in seen.err) == (code == 2)
+    assert run_job(EmbedderConfig, never, argv=[path, "--dry-run", "run.dir=runs/e"]) == 0
+    assert f"no pictures, {traced or 'none'} with a trace" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_a_report_names_the_files_of_runs_there_and_missing(path, capsys, tmp_path):
+    (tmp_path / "job.yaml").write_text("{run: {dir: runs/r}, evaluate: e, rl: r, stages: [r]}")
+    files = ["e/evaluation.json", "e/evaluation.parquet", "r/metrics.jsonl", "r/stage.json"]
+    keys = ["evaluate", "evaluate", "rl", "stages"]
+    for there, (file, key) in enumerate(zip(files, keys, strict=True)):
+        assert run_job(ReportConfig, never, argv=[path, "--dry-run"]) == 2
+        seen = capsys.readouterr()
+        states = ["there"] * there + ["missing"] * (4 - there)
+        for named, name, state in zip(keys, files, states, strict=True):
+            assert f"{named}: {name}: {state}\n" in seen.out
+        assert seen.err.count("not found; run the job that writes it first") == 4 - there
+        assert f"{key}: {file} not found" in seen.err
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    assert run_job(ReportConfig, never, argv=[path, "--dry-run"]) == 0
 
 
 def test_a_dry_run_names_all_that_is_missing(path, capsys, tmp_path):

@@ -257,6 +257,6 @@ def test_no_held_out_figure_comes_from_traces_that_know_the_answer(caplog):
 def test_an_export_says_how_it_must_be_read(tmp_path):
     write_readme(tmp_path, replace(CONFIG, dimensions=(64, 128)))
     text = (tmp_path / "README.md").read_text()
-    for words in ("`Summarize the above content in one word:`", "`<emb>`", "64, 128"):
+    for words in ("`Summarize the above content in one word:`", "`<emb>`", "64, 128", "first 480"):
         assert words in text
     assert "$" not in text

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -106,23 +107,41 @@ def test_rows_keep_their_columns_and_ids(config):
         assert row["cot_knows_answer"] is True
 
 
+def test_columns_that_the_next_job_would_refuse_are_left_out_and_named_once(config, capsys):
+    names = config.data.train[0]
+    rows = [row | {"note": "x", "split": 1, "hard": 0.5} for row in read_rows(Path(names.path))]
+    Path(names.path).write_text(json.dumps(rows))
+    names = replace(names, extra_fields="ignore", sample=ROWS, hardest_by="hard")
+    assert main(replace(config, data=replace(config.data, train=[names]))) == 0
+    told = (
+        "names: the rows with traces lack columns that the format 'mmeb' does not know: note, split"
+    )
+    assert capsys.readouterr().out.count(told) == 1
+    for file in ("train/filtered", "train/teacher"):
+        written = again(names, Path(config.run.dir) / f"{file}_names.json", extra_fields="refuse")
+        loaded = load_set(written)
+        assert loaded.pairs
+        assert loaded.unknown_fields == {}
+
+
 def test_pictures_in_cells_get_traces_and_stay_in_their_cells(config, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     names = config.data.train[0]
     root, rows = Path(names.root), [*read_rows(Path(names.path))]
     for row in rows:
         row["qry_image_path"] = (root / row["qry_image_path"]).read_bytes()
-        row["day"] = date(2026, 1, 2)
+        row |= {"day": date(2026, 1, 2), "hard": Decimal("1.5")}
     table = root / "names.parquet"
     pq.write_table(pa.Table.from_pylist(rows), table)
-    settings = again(names, table, extra_fields="ignore")
+    settings = again(names, table, extra_fields="ignore", sample=ROWS, hardest_by="hard")
     assert main(replace(config, data=replace(config.data, train=[settings]))) == 0
     run = Path(config.run.dir) / "train"
     for file, form in (("filtered_names.json", "mmeb"), ("sight_names.json", "caption")):
-        loaded = load_set(again(settings, run / file, format=form))
+        loaded = load_set(again(settings, run / file, format=form, sample=0, hardest_by=""))
         assert not loaded.bad_rows
         assert all(p.query.uris[0].startswith(f"{table}#row=") for p in loaded.pairs)
-    assert read_rows(run / "filtered_names.json")[0]["day"] == "2026-01-02"
+    row = read_rows(run / "filtered_names.json")[0]
+    assert (row["hard"], "day" in row) == ("1.5", False)
 
 
 def test_pictures_in_a_table_outside_the_root_are_refused(config, monkeypatch, tmp_path):

@@ -1,8 +1,15 @@
 """Sizes asked for on the command line, before any Ray is asked."""
 
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 from cluster.jobs.scale import main
+from tests.patience import PATIENCE_S
+
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_a_job_that_has_finished_takes_no_sizes(tmp_path, capsys):
@@ -28,3 +35,20 @@ def test_an_address_without_a_cluster_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert main([str(tmp_path), "rollout=2"]) == 1
     assert f"on the Ray cluster of RAY_ADDRESS={address}, found none" in capsys.readouterr().err
+
+
+def test_a_ray_that_never_answers_ends_the_command_with_a_message(tmp_path):
+    code = "import cluster.jobs.scale as s; s.ANSWER_TIMEOUT_S = 0.1; s.main(['run', 'rollout=2'])"
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"RAY_ADDRESS": address, "EMBED_RL_ROOT": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "run: no answer of the job's Ray in 0.1 s" in done.stderr

@@ -1,9 +1,12 @@
 """Content to token ids: picture tokens counted right, limits kept, data cannot pose as markup."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -12,6 +15,7 @@ from data.demo.model import CHAT_TEMPLATE, build_processor, train_tokenizer, wri
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import ConfigError, DataError
 from data.model.chat import EMB_TOKEN, ChatEncoder, TextEncoder, load_encoder
+from data.prompts import join_texts, own_text
 from data.tcot import TAG_TEXTS
 from data.types import Box, Instruction, Item, Kind, Picture
 
@@ -186,15 +190,19 @@ def test_limits_that_the_processor_would_overrule_are_refused(processor, change)
 WORDS = ["about", ":", "a", "red", "star", "blue", "circle", "[CLS]", "[SEP]", "[PAD]", "[UNK]"]
 
 
-@pytest.fixture
-def bert():
-    """A text-only encoder whose tokenizer frames every text as BERT's does."""
+def bert_encoder():
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     frame = [("[CLS]", WORDS.index("[CLS]")), ("[SEP]", WORDS.index("[SEP]"))]
     words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=frame)
     names = {f"{name.lower()}_token": f"[{name}]" for name in ("CLS", "SEP", "PAD", "UNK")}
     return TextEncoder(PreTrainedTokenizerFast(tokenizer_object=words, **names))
+
+
+@pytest.fixture
+def bert():
+    """A text-only encoder whose tokenizer frames every text as BERT's does."""
+    return bert_encoder()
 
 
 @pytest.fixture
@@ -246,6 +254,64 @@ def test_what_does_not_fit_is_cut_at_the_end_inside_the_frame_and_counted(bert):
     assert words_of(bert, prompt) == ["[CLS]", "a", "red", "star", "[SEP]"]
     assert prompt.cut == 3
     assert bert.embed(("a red star",), {}, pooling="mean", max_tokens=5).cut == 0
+
+
+LONG = Item(text=" star" * 600, instruction="what color")
+TRACE_WORDS = "left of the circle"
+
+
+def test_a_long_item_text_is_cut_and_its_instruction_and_trace_are_not(encoder, caplog):
+    told = join_texts("what color ", own_text(LONG, 4), " left of")
+    ids = encoder.encode((WIDE, told), PICTURES).ids
+    assert ids == encoder.encode((WIDE, "what color  star star star star left of"), PICTURES).ids
+    content = embed_content(LONG, TRACE_WORDS, max_frames=8, item_tokens=4)
+    for pooling in ("emb_token", "last"):
+        ids = encoder.embed(content, {}, pooling=pooling).ids
+        short = embed_content(replace(LONG, text=" star star star star"), TRACE_WORDS, max_frames=8)
+        assert ids == encoder.embed(short, {}, pooling=pooling).ids
+    assert encoder.cut_texts == 3
+    assert [record.args[1:] for record in caplog.records] == [(n, 4, 600) for n in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def by_tokenizer(processor):
+    return {"bytes": ChatEncoder(processor, LIMITS), "words": bert_encoder()}
+
+
+@pytest.mark.parametrize("name", ["bytes", "words"])
+@given(text=st.text(max_size=60) | st.text("aredst ", max_size=60), most=st.integers(1, 20))
+def test_a_cut_text_is_a_beginning_that_fits(by_tokenizer, name, text, most):
+    encoder = by_tokenizer[name]
+
+    def tokens(text):
+        return len(encoder.tokenizer.encode(text, add_special_tokens=False))
+
+    before = encoder.cut_texts
+    (read,) = encoder._cut((own_text(Item(text=text), most),))
+    assert text.startswith(read)
+    assert tokens(read) <= most
+    assert read or not text or tokens(text[0]) > most
+    assert (read == text) == (tokens(text) <= most)
+    assert encoder.cut_texts - before == (read != text)
+    assert encoder._cut((own_text(Item(text=text), 0),)) == (text,)
+
+
+def test_only_where_the_item_text_is_is_lost_on_the_way_to_another_process(encoder):
+    content = embed_content(LONG, TRACE_WORDS, max_frames=8, item_tokens=4)
+    sent = pickle.loads(pickle.dumps(content))
+    assert sent == content
+    assert encoder.embed(sent, {}) == encoder.embed(content, {})
+
+
+def test_a_text_only_embedder_cuts_the_item_and_not_the_trace(bert):
+    content = embed_content(Item(text="red star " * 9), " a blue circle", max_frames=8)
+    prompt = bert.embed(content, {}, pooling="mean", instruction="about: ", max_tokens=9)
+    words = ["[CLS]", "about", ":", "red", "star", "a", "blue", "circle", "[SEP]"]
+    assert words_of(bert, prompt) == words
+    assert (prompt.cut, bert.cut_texts) == (0, 1)
+    prompt = bert.embed(content, {}, pooling="mean", instruction="about: ", max_tokens=6)
+    assert words_of(bert, prompt) == ["[CLS]", "about", ":", "a", "blue", "[SEP]"]
+    assert prompt.cut == 1
 
 
 BOX = '{"bbox_2d": [0, 0, 500, 500]}'
@@ -335,6 +401,24 @@ def test_an_embedder_with_pictures_reads_instruction_turn_and_its_tokenizers_las
             "Represent this.", system
         )
         assert own.expanded.count(encoder.image_token_id) == sum(patches(own.images))
+
+
+@pytest.mark.parametrize("text", ["what color", ""])
+def test_other_embedders_with_pictures_read_a_videos_frames_before_its_text(encoder, text):
+    item = Item(text=text, instruction="Find it.", kind=Kind.VIDEO, uris=("wide", "big"))
+    trace = f'<thinking> star{{"key_frames": [2]}}</thinking>{REST}'
+
+    def user_turn(item, trace):
+        content = embed_content(item, trace, max_frames=8)
+        words = encoder.tokenizer.decode(encoder.embed(content, PICTURES, pooling="last").ids)
+        return words.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+
+    thinking = trace.removesuffix(REST)
+    assert user_turn(item, None) == f"{SHOWN}{SHOWN}{text}"
+    assert user_turn(item, trace) == f"{SHOWN}{SHOWN}{text}{thinking}{SHOWN}{REST}"
+    image = replace(item, kind=Kind.IMAGE, uris=("wide",))
+    assert user_turn(image, None) == f"{SHOWN}{text}"
+    assert user_turn(replace(image, kind=Kind.TEXT, uris=()), None) == text
 
 
 def test_other_embedders_read_an_instruction_before_the_text(bert, text_only):

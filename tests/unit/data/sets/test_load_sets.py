@@ -341,6 +341,29 @@ def test_texts_that_read_alike_are_one_item_on_every_place_of_every_format(read)
     assert set(pair.candidates) == {item}
 
 
+def test_a_set_with_raw_texts_keeps_their_white_space_and_nothing_else(read):
+    text = "<|image_1|>\r\n Cafe\u0301  with\n\n"
+    kept = "\r\n Caf\u00e9  with\n\n"
+    row = {**MMEB, "qry": text, "pos_text": text, "neg_text": " \n", "label": " a "}
+    (pair,) = read({**row, "qry_inst": " Find. "}, raw_text=True).pairs
+    assert (pair.query.text, pair.target.text, pair.query.instruction) == (kept, kept, "Find.")
+    assert (pair.label, pair.hard_negatives) == ("a", ())
+    assert kept in pair.target.key()
+    (pair,) = read(row).pairs
+    assert pair.query.text == "Caf\u00e9  with"
+    row = hound((turns(text, ""), VIDEO), (turns(text, " \n"), BLANK))
+    (pair,) = read(row, format="llavahound", raw_text=True).pairs
+    assert (pair.query.text, pair.target.text) == (kept, kept)
+    row = {**EVAL, "tgt_text": [text, " \n"], "tgt_img_path": ["", ""]}
+    assert "entry 1: empty" in reason(read(row, format="mmeb_eval", raw_text=True))
+    row = {"image": "a.png", "conversations": turns(text, "a dog")}
+    (pair,) = read(row, format="caption", raw_text=True).pairs
+    assert pair.query.text == kept
+    row = {"query": text, "image": "a.png"}
+    (pair,) = read(row, format="colpali", raw_text=True).pairs
+    assert pair.query.text == kept
+
+
 def test_line_ends_inside_a_text_are_one_kind():
     assert clean("a\r\nb\rc\nd") == "a\nb\nc\nd"
 
