@@ -57,6 +57,12 @@ def rows_fingerprint(
     }
 
 
+def file_fingerprint(path: Path) -> str:
+    """Return size and hash of a file of rows."""
+    # Tables may hold the pictures too, and are as large as a model.
+    return file_hash(path, whole=not is_table(path) or path.stat().st_size <= WHOLE_BYTES)
+
+
 def pairs_fingerprint(
     sets: Sequence[DataSetConfig], loaded: "Sequence[LoadedSet]"
 ) -> dict[str, str]:
@@ -95,11 +101,7 @@ def file_hash(path: Path, *, whole: bool) -> str:
 
 def _row_files(path: Path) -> str:
     files = row_files(path)
-    # Tables may hold the pictures too, and are as large as a model.
-    parts = [
-        file_hash(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
-        for file in files
-    ]
+    parts = [file_fingerprint(file) for file in files]
     return parts[0] if files == [path] else f"{len(files)} files, {_hash(parts)}"
 
 
