@@ -27,7 +27,7 @@ from cluster.session import session
 from configs.common import DataConfig, MediaConfig
 from configs.schema import CheckDataConfig
 from data.errors import ClusterError, DataError
-from data.sets.fingerprints import file_fingerprint
+from data.sets.fingerprints import files_fingerprint
 from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
 from data.sets.near_duplicates import (
     NearDuplicate,
@@ -265,13 +265,14 @@ def write_files(
     pairs = list(zip(sets, contents, strict=True))
     report = near_duplicates(sets, media, frames)
     near = report.duplicates
-    files = [Path(file) for checked in sets for file in checked.loaded.files]
-    checked_files = json.dumps({str(file): file_fingerprint(file) for file in files})
+    files: dict[str, str] = {}
+    for checked in sets:
+        files |= files_fingerprint(checked.settings, checked.loaded.files)
     folder.write_table(
         NEAR_FILE,
         pa.Table.from_pylist(
             [near_row(entry) for entry in near],
-            schema=NEAR.with_metadata({CHECKED_FILES: checked_files}),
+            schema=NEAR.with_metadata({CHECKED_FILES: json.dumps(files)}),
         ),
     )
     summary = {

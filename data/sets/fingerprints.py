@@ -63,6 +63,12 @@ def file_fingerprint(path: Path) -> str:
     return file_hash(path, whole=not is_table(path) or path.stat().st_size <= WHOLE_BYTES)
 
 
+def files_fingerprint(config: DataSetConfig, names: Iterable[str]) -> dict[str, str]:
+    """Return size and hash of a set's files of rows, by their names as the settings write them."""
+    on_disk = local_set(config).path
+    return {name: file_fingerprint(Path(name.replace(config.path, on_disk))) for name in names}
+
+
 def pairs_fingerprint(
     sets: Sequence[DataSetConfig], loaded: "Sequence[LoadedSet]"
 ) -> dict[str, str]:

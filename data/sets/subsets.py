@@ -6,7 +6,7 @@ Of these it leaves out those that a file of near duplicates names.
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,12 +23,14 @@ checked, by path, as JSON."""
 
 
 def rows_in_use(
-    rows: Rows, config: DataSetConfig
+    rows: Rows, config: DataSetConfig, shown: Callable[[str], str]
 ) -> tuple[Sequence[int], Mapping[int, str], list[str]]:
     """Return the indices of the rows that a set uses, ascending, from 0.
 
     The mapping has the index of each row that `hardest_by` cannot rank, with the reason; the set
     does not use such rows. The list says how many rows are left out, if the set has `leave_out`.
+
+    ``shown`` returns the name of a file as the settings write it, which may be an address.
 
     Raises:
         DataError: no row can be ranked, `leave_out` does not fit the set's files, or it leaves no
@@ -44,7 +46,7 @@ def rows_in_use(
     in_use = in_use[: config.limit] if config.limit else in_use
     if not config.leave_out or not in_use:
         return in_use, unranked, []
-    named = _left_out(rows, config)
+    named = _left_out(rows, config, shown)
     stay = [index for index in in_use if index not in named]
     if not stay:
         raise DataError(
@@ -58,7 +60,7 @@ def rows_in_use(
     return stay, unranked, [told]
 
 
-def _left_out(rows: Rows, config: DataSetConfig) -> Set[int]:
+def _left_out(rows: Rows, config: DataSetConfig, shown: Callable[[str], str]) -> Set[int]:
     """Return the indices of the rows of the set's files that its `leave_out` names."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -83,14 +85,14 @@ def _left_out(rows: Rows, config: DataSetConfig) -> Set[int]:
     firsts: dict[Path, tuple[int, int]] = {}
     begin = 0
     for name, end in zip(*rows.file_ends(), strict=True):
-        path = Path(name).resolve()
+        path = Path(shown(name)).resolve()
         if path not in checked:
             files = reprlib.repr(sorted(map(str, checked)))
             raise DataError(
                 f"{where}: expected rows of {name}, found that check_data read {files} when it "
                 "wrote the file; run check_data on this set too, or remove leave_out"
             )
-        if (now := file_fingerprint(path)) != checked[path]:
+        if (now := file_fingerprint(Path(name))) != checked[path]:
             raise DataError(
                 f"{where}: {name} has changed since check_data read it (then {checked[path]}, now "
                 f"{now}), so row numbers may mean other rows; run check_data again"

@@ -101,6 +101,15 @@ def test_rows_that_nearly_repeat_held_out_ones_are_named_and_a_set_leaves_them_o
     assert pq.read_table(Path(again.run.dir) / NEAR_FILE).equals(table)
 
 
+def test_a_set_at_an_address_leaves_rows_out_too(config):
+    data = config.data
+    [mine] = [replace(settings, path=f"file://{settings.path}") for settings in data.train]
+    assert main(replace(config, data=replace(data, train=[mine]))) == 0
+    path = Path(config.run.dir) / NEAR_FILE
+    assert pq.read_table(path)["file"].to_pylist() == [mine.path]
+    assert [pair.row for pair in load_set(replace(mine, leave_out=str(path))).pairs] == [0, 1, 3]
+
+
 def test_the_contact_sheet_shows_the_first_near_duplicates_only(config):
     rows = [{"qry": "the same question", "pos_text": "the same answer"}] * (2 * PAIRS_SHOWN)
     Path(config.data.train[0].path).write_text(json.dumps(rows))

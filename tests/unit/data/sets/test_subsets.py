@@ -5,7 +5,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -138,7 +137,7 @@ def test_a_part_of_the_file_may_be_chosen_with_pyarrow(tmp_path, config):
 def test_a_kept_index_heeds_a_changed_file_and_tells_of_the_rows_again(
     tmp_path, config, monkeypatch, caplog
 ):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EMBED_RL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
     monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
     settings = leave_out(config, [(config.path, 1)])
@@ -146,7 +145,7 @@ def test_a_kept_index_heeds_a_changed_file_and_tells_of_the_rows_again(
         caplog.clear()
         assert rows_of(settings) == [*range(1, 10)]
         assert "1 of 10 rows left out" in caplog.text
-    assert len(list((tmp_path / "cache/embed-rl").iterdir())) == 1
+    assert len(list((tmp_path / "cache/indexes").iterdir())) == 1
     leave_out(config, [(config.path, 2)])
     assert rows_of(settings) == [0, *range(2, 10)]
     Path(settings.leave_out).unlink()
