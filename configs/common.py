@@ -95,6 +95,9 @@ class DataSetConfig:
     hardest_by: str = ""
     """Column of numbers, small for hard rows, such as the share of right answers: `sample` then
     takes the rows with the smallest numbers, of rows with equal numbers the earlier ones."""
+    leave_out: str = ""
+    """Parquet file of rows that the set does not use: `near_duplicates.parquet`, which check_data
+    writes. Rows of other sets in it do not matter. Other rows do not take their place."""
 
 
 @dataclass(frozen=True)

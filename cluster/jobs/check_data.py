@@ -1,12 +1,16 @@
 """Read every row of data sets, decode every picture, frame and page that is shown, say what is bad.
 
+It names rows that nearly repeat others, too.
+
 Example: python -m cluster.jobs.check_data configs/demo/check_data.yaml
 """
 
+import json
 import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,15 @@ from cluster.session import session
 from configs.common import DataConfig, MediaConfig
 from configs.schema import CheckDataConfig
 from data.errors import ClusterError, DataError
+from data.sets.fingerprints import files_fingerprint
 from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
+from data.sets.near_duplicates import (
+    NearDuplicate,
+    describe_near,
+    near_by_set,
+    near_duplicates,
+    near_row,
+)
 from data.sets.set_figures import (
     CheckedSet,
     Medium,
@@ -33,14 +45,16 @@ from data.sets.set_figures import (
     leaks,
     media_groups,
     readable_pairs,
-    refusals,
+    set_aside,
 )
-from evaluation.report.contact_sheet import build_sheet
+from data.sets.subsets import CHECKED_FILES
+from evaluation.report.contact_sheet import PAIRS_SHOWN, NearItems, build_sheet
 from evaluation.summary import STAGE_FILE
 
 log = logging.getLogger(__name__)
 
 QUARANTINE_FILE = "quarantine.parquet"
+NEAR_FILE = "near_duplicates.parquet"
 CHECK_FILE = "check.json"
 SHEET_FILE = "contact_sheet.html"
 QUARANTINE = pa.schema(
@@ -50,6 +64,20 @@ QUARANTINE = pa.schema(
         ("row", pa.int64()),
         ("field", pa.string()),
         ("reason", pa.string()),
+    ]
+)
+NEAR = pa.schema(
+    [
+        ("data_set", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("side", pa.string()),
+        ("what", pa.string()),
+        ("similarity", pa.float64()),
+        ("of_data_set", pa.string()),
+        ("of_file", pa.string()),
+        ("of_row", pa.int64()),
+        ("of_side", pa.string()),
     ]
 )
 GROUPS_PER_TASK = 64
@@ -67,7 +95,9 @@ def roles(config: CheckDataConfig) -> list[Role]:
 
 
 def main(config: CheckDataConfig) -> int:
-    """Write `quarantine.parquet`, `check.json` and `contact_sheet.html`; print a table.
+    """Write `quarantine.parquet`, `near_duplicates.parquet`, `check.json` and `contact_sheet.html`.
+
+    A table is printed.
 
     Raises:
         DataError: a job would refuse a set; the files are written before.
@@ -94,9 +124,18 @@ def main(config: CheckDataConfig) -> int:
     console.print(table_of(summary))
     for line in leak_lines(summary["leaks"]):
         console.print(line, highlight=False)
+    for near in summary["near_duplicates"]:
+        console.print(f"{words_of(near)}: {near['rows']} rows", highlight=False)
+    if summary["near_duplicates"]:
+        console.print(
+            f"look at them in {SHEET_FILE}; data sets with leave_out: {folder.path / NEAR_FILE} "
+            "leave these rows out",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
-        f"wrote {QUARANTINE_FILE} ({entries} entries), {CHECK_FILE} and {SHEET_FILE} to "
-        f"{folder.path}",
+        f"wrote {QUARANTINE_FILE} ({entries} entries), {NEAR_FILE}, {CHECK_FILE} and {SHEET_FILE} "
+        f"to {folder.path}",
         highlight=False,
         soft_wrap=True,
     )
@@ -132,13 +171,13 @@ def leak_lines(leaks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def media_problems(summary: Mapping[str, Any], data: DataConfig) -> list[str]:
-    """Return which sets have more pairs with broken media than jobs may set aside."""
+    """Return which sets have more pairs set aside for their media than jobs may set aside."""
     return [
-        f"data set '{entry['name']}': media of {entry['pairs_with_broken_media']} of "
+        f"data set '{entry['name']}': media of {entry['pairs_set_aside']} of "
         f"{entry['pairs']} pairs cannot be decoded, more than "
         f"data.max_bad_rows={data.max_bad_rows}; see {QUARANTINE_FILE}, and replace the files"
         for entry in summary["sets"]
-        if entry["pairs_with_broken_media"] > data.max_bad_rows * entry["pairs"]
+        if entry["pairs_set_aside"] > data.max_bad_rows * entry["pairs"]
     ]
 
 
@@ -147,8 +186,10 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
     sets: list[CheckedSet] = []
     problems = [*repeated_names(data.train), *repeated_names(data.eval)]
     for held_out, every in ((False, data.train), (True, data.eval)):
+        # What an earlier check wrote does not change what this one reads.
+        whole = [replace(settings, leave_out="") for settings in every]
         for settings, loaded in zip(
-            every, load_each(every, media=data.media, offline=data.offline), strict=True
+            whole, load_each(whole, media=data.media, offline=data.offline), strict=True
         ):
             if isinstance(loaded, DataError):
                 problems.append(str(loaded))
@@ -233,23 +274,68 @@ def write_files(
     *,
     title: str,
 ) -> tuple[dict[str, Any], int]:
-    """Write the job's files; return what `check.json` holds, and the quarantine's entries."""
+    """Write the job's files; return what `check.json` holds, and the entries set aside."""
     frames = limits.max_frames
-    quarantine = [row for checked in sets for row in refusals(checked, media, frames)]
-    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(quarantine, schema=QUARANTINE))
+    entries = [row for checked in sets for row in set_aside(checked, media, frames)]
+    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(entries, schema=QUARANTINE))
     contents = [contents_of(checked.loaded, media, frames) for checked in sets]
     pairs = list(zip(sets, contents, strict=True))
+    report = near_duplicates(sets, media, frames)
+    near = report.duplicates
+    files: dict[str, str] = {}
+    for checked in sets:
+        files |= files_fingerprint(checked.settings, checked.loaded.files)
+    folder.write_table(
+        NEAR_FILE,
+        pa.Table.from_pylist(
+            [near_row(entry) for entry in near],
+            schema=NEAR.with_metadata({CHECKED_FILES: json.dumps(files)}),
+        ),
+    )
     summary = {
-        "sets": [describe_set(checked, media, own, limits) for checked, own in pairs],
+        "sets": [
+            describe_set(checked, media, own, limits) | {"near": counts}
+            for (checked, own), counts in zip(pairs, report.contents, strict=True)
+        ],
         "leaks": leaks(pairs),
+        "near_duplicates": describe_near(near),
     }
     folder.write_json(CHECK_FILE, summary)
     readable = [
         (heading(checked), readable_pairs(checked.loaded, media, frames)) for checked in sets
     ]
-    sheet = build_sheet(readable, title=f"{title}: the data sets", limits=limits)
+    sheet = build_sheet(
+        readable, near_sections(near), title=f"{title}: the data sets", limits=limits
+    )
     write_atomically(folder.path / SHEET_FILE, sheet)
-    return summary, len(quarantine)
+    return summary, len(entries)
+
+
+def near_sections(near: Sequence[NearDuplicate]) -> list[tuple[str, list[NearItems]]]:
+    """Return the contact sheet's near duplicates: one for each row, by the two sets."""
+    sections = []
+    for summary, (_, _, entries) in zip(describe_near(near), near_by_set(near), strict=True):
+        items = [
+            NearItems(
+                caption="{data_set} row {row}, {side} {what}: {similarity:.0%} like "
+                "{of_data_set} row {of_row}, {of_side}".format(**near_row(entry)),
+                items=(
+                    (entry.checked.loaded.pairs[entry.pair], entry.side),
+                    (entry.of_checked.loaded.pairs[entry.of_pair], entry.of_side),
+                ),
+            )
+            for entry in entries[:PAIRS_SHOWN]
+        ]
+        sections.append((words_of(summary), items))
+    return sections
+
+
+def words_of(near: Mapping[str, Any]) -> str:
+    """Return in words which rows of `describe_near` nearly repeat which."""
+    rows = f"{'held-out' if near['held_out'] else 'training'} set '{near['data_set']}'"
+    if near["of_held_out"] and not near["held_out"]:
+        return f"rows of {rows} that nearly repeat parts of held-out set '{near['of_data_set']}'"
+    return f"rows of {rows} that nearly repeat earlier rows of it"
 
 
 def heading(checked: CheckedSet) -> str:
@@ -266,8 +352,9 @@ def table_of(summary: Mapping[str, Any]) -> Table:
         "set aside",
         "pairs",
         "media",
-        "broken",
+        "set aside",
         "twice",
+        "near",
         "query tokens",
     ):
         table.add_column(column, justify="right")
@@ -276,8 +363,9 @@ def table_of(summary: Mapping[str, Any]) -> Table:
         table.add_row(
             Text(f"{entry['name']}{' (held out)' if entry['held_out'] else ''}"),
             *(str(entry[key]) for key in ("rows_read", "rows_set_aside", "pairs")),
-            *(str(entry["media"][key]) for key in ("shown", "broken")),
+            *(str(entry["media"][key]) for key in ("shown", "set_aside")),
             str(entry["twice"]["pictures"]["count"]),
+            str(entry["near"]["pictures"]),
             "-".join(str(tokens[key]) for key in ("min", "max")) if tokens else "",
         )
     return table

@@ -56,6 +56,18 @@ def rows_fingerprint(
     }
 
 
+def file_fingerprint(path: Path) -> str:
+    """Return size and hash of a file of rows."""
+    # Tables may hold the pictures too, and are as large as a model.
+    return file_hash(path, whole=not is_table(path) or path.stat().st_size <= WHOLE_BYTES)
+
+
+def files_fingerprint(config: DataSetConfig, names: Iterable[str]) -> dict[str, str]:
+    """Return size and hash of a set's files of rows, by their names as the settings write them."""
+    on_disk = local_set(config).path
+    return {name: file_fingerprint(Path(name.replace(config.path, on_disk))) for name in names}
+
+
 def pairs_fingerprint(
     sets: Sequence[DataSetConfig], loaded: "Sequence[LoadedSet]"
 ) -> dict[str, str]:
@@ -105,11 +117,7 @@ def set_files(config: DataSetConfig) -> list[Path]:
 
 def _set_files(config: DataSetConfig) -> str:
     files = set_files(config)
-    # Tables may hold the pictures too, and are as large as a model.
-    hashes = [
-        file_hash(file, whole=not is_table(file) or file.stat().st_size <= WHOLE_BYTES)
-        for file in files
-    ]
+    hashes = [file_fingerprint(file) for file in files]
     return hashes[0] if files == [Path(config.path)] else f"{len(files)} files, {_hash(hashes)}"
 
 

@@ -78,7 +78,8 @@ def index_folder(config: DataSetConfig, media: MediaConfig) -> Path:
     settings.pop("weight")  # decides nothing about a pair
     settings["root"] = os.path.realpath(config.root)
     files = []
-    for file in set_files(config):
+    left_out = [Path(config.leave_out)] if Path(config.leave_out).is_file() else []
+    for file in (*set_files(config), *left_out):
         try:
             state = file.stat()
             content = file_hash(file, whole=state.st_size <= WHOLE_BYTES)

@@ -329,7 +329,7 @@ def _any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
 def _read_set(reader: PairReader) -> SetIndex:
     """Read all rows that a set uses."""
     config, rows = reader.config, reader.rows
-    in_use, unranked = rows_in_use(rows, config)
+    in_use, unranked, told = rows_in_use(rows, config, reader.shown)
     with _bar(len(in_use), f"reading {config.name}") as advance:
         scan = scan_rows(reader, in_use, advance)
     pairs, repeated, warnings = _with_unique_ids(scan, reader)
@@ -353,7 +353,7 @@ def _read_set(reader: PairReader) -> SetIndex:
         files=tuple(map(reader.shown, names)),
         file_ends=ends,
         other_format="" if len(pairs) else _other_format(rows.at(in_use[:TELLING_ROWS]), config),
-        warnings=tuple(warnings),
+        warnings=(*told, *warnings),
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from configs.common import DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.media.frames import frames_only
+from data.media.perceptual_hash import perceptual_hash
 from data.media.pictures import decode_each, decoded_together, is_one_colour
 from data.prompts import pictures_of
 from data.sets.load_sets import LoadedSet
@@ -40,6 +41,8 @@ class Medium:
     digest: str = ""
     """Equal for pictures of equal size and pixels."""
     one_colour: bool = False
+    perceptual_hash: str = ""
+    """In hexadecimal digits; empty for a blank picture."""
     reason: str = ""
     """Why it cannot be decoded; empty where it can."""
 
@@ -99,17 +102,17 @@ def decode_group(group: Mapping[str, Sequence[Any]], limits: MediaConfig) -> lis
     ]
 
 
-def refusals(
+def set_aside(
     checked: CheckedSet, media: Mapping[str, Medium], max_frames: int
 ) -> Iterator[dict[str, Any]]:
-    """Yield what was refused, rows first: `data_set`, `file`, `row` (from 1), `field`, `reason`.
+    """Yield what was set aside, rows first: `data_set`, `file`, `row` (from 1), `field`, `reason`.
 
     The field is empty where the reason names none. Each row that shows a broken medium gets an
     entry.
     """
     loaded = checked.loaded
     for bad in (*loaded.unranked, *loaded.bad_rows):
-        yield _refusal(loaded, bad.index, bad.field, bad.reason)
+        yield _entry(loaded, bad.index, bad.field, bad.reason)
     fields = PICTURE_FIELDS[checked.settings.format]
     told: set[tuple[int, str, str]] = set()
     for row, place, item in _rows_items(loaded):
@@ -117,7 +120,7 @@ def refusals(
             key = (row, fields[place], picture.uri)
             if (reason := media[picture.uri].reason) and key not in told:
                 told.add(key)
-                yield _refusal(loaded, row, fields[place], reason)
+                yield _entry(loaded, row, fields[place], reason)
 
 
 def readable_pairs(
@@ -158,14 +161,14 @@ def describe_set(
         "rows_set_aside_by_field": dict(Counter(row.field for row in bad).most_common()),
         "pairs": len(loaded.pairs),
         "distractors": len(loaded.distractors),
-        "pairs_with_broken_media": len(loaded.pairs)
+        "pairs_set_aside": len(loaded.pairs)
         - len(readable_pairs(loaded, media, limits.max_frames)),
         "media": {
             "named": loaded.media_named,
             "usable": loaded.media_usable,
             "copies": loaded.copies,
             "shown": len(shown),
-            "broken": len(shown) - len(sizes),
+            "set_aside": len(shown) - len(sizes),
             "one_colour": sum(media[uri].one_colour for uri in shown),
         },
         "kinds": {
@@ -245,6 +248,7 @@ def _medium(result: np.ndarray | DataError) -> Medium:
         width=width,
         digest=digest.hexdigest(),
         one_colour=is_one_colour(result),
+        perceptual_hash=perceptual_hash(result).hex(),
     )
 
 
@@ -266,7 +270,7 @@ def _rows_items(loaded: LoadedSet) -> Iterator[tuple[int, int, Item]]:
         yield row, 2, item
 
 
-def _refusal(loaded: LoadedSet, index: int, field: str, reason: str) -> dict[str, Any]:
+def _entry(loaded: LoadedSet, index: int, field: str, reason: str) -> dict[str, Any]:
     file, row = loaded.place(index)
     return {"data_set": loaded.name, "file": file, "row": row, "field": field, "reason": reason}
 

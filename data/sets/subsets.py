@@ -1,25 +1,40 @@
-"""Which rows of its file a data set uses: the first, evenly spread ones, or the hardest."""
+"""Which rows of its file a data set uses: the first, evenly spread ones, or the hardest.
 
+Of these it leaves out those that a file of near duplicates names.
+"""
+
+import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from decimal import Decimal
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from configs.common import DataSetConfig
 from data.errors import DataError, RowError
+from data.sets.fingerprints import file_fingerprint
 from data.sets.rows import Rows
 
+CHECKED_FILES = b"checked_files"
+"""Entry of the metadata of `near_duplicates.parquet`: fingerprints of the files of rows that were
+checked, by path, as JSON."""
 
-def rows_in_use(rows: Rows, config: DataSetConfig) -> tuple[Sequence[int], Mapping[int, str]]:
+
+def rows_in_use(
+    rows: Rows, config: DataSetConfig, shown: Callable[[str], str]
+) -> tuple[Sequence[int], Mapping[int, str], list[str]]:
     """Return the indices of the rows that a set uses, ascending, from 0.
 
     The mapping has the index of each row that `hardest_by` cannot rank, with the reason; the set
-    does not use such rows.
+    does not use such rows. The list says how many rows are left out, if the set has `leave_out`.
+
+    ``shown`` returns the name of a file as the settings write it, which may be an address.
 
     Raises:
-        DataError: no row can be ranked.
+        DataError: no row can be ranked, `leave_out` does not fit the set's files, or it leaves no
+            row.
     """
     every = rows.kept
     in_use, unranked = every, dict[int, str]()
@@ -28,7 +43,73 @@ def rows_in_use(rows: Rows, config: DataSetConfig) -> tuple[Sequence[int], Mappi
     elif config.sample:
         count = min(config.sample, len(every))
         in_use = [every[number * len(every) // count] for number in range(count)]
-    return in_use[: config.limit] if config.limit else in_use, unranked
+    in_use = in_use[: config.limit] if config.limit else in_use
+    if not config.leave_out or not in_use:
+        return in_use, unranked, []
+    named = _left_out(rows, config, shown)
+    stay = [index for index in in_use if index not in named]
+    if not stay:
+        raise DataError(
+            f"data set '{config.name}', leave_out: {config.leave_out} names each of the "
+            f"{len(in_use)} rows in use of {config.path}; use another set, or remove leave_out"
+        )
+    told = (
+        f"data set '{config.name}': {len(in_use) - len(stay)} of {len(in_use)} rows left out, "
+        f"which {config.leave_out} names"
+    )
+    return stay, unranked, [told]
+
+
+def _left_out(rows: Rows, config: DataSetConfig, shown: Callable[[str], str]) -> Set[int]:
+    """Return the indices of the rows of the set's files that its `leave_out` names."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    where = f"data set '{config.name}', leave_out: {config.leave_out}"
+    expected = "expected near_duplicates.parquet as check_data writes it"
+    try:
+        with pq.ParquetFile(config.leave_out) as file:
+            metadata = file.schema_arrow.metadata or {}
+            table = file.read(columns=["file", "row"])
+        table = table.cast(pa.schema([("file", pa.string()), ("row", pa.int64())])).drop_null()
+        checked = {
+            Path(name).resolve(): str(fingerprint)
+            for name, fingerprint in json.loads(metadata[CHECKED_FILES]).items()
+        }
+    except (OSError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
+        raise DataError(
+            f"{where}: {expected}, cannot read that ({type(error).__name__}: {error}); run "
+            "check_data on this set, or remove leave_out"
+        ) from error
+    firsts: dict[Path, tuple[int, int]] = {}
+    begin = 0
+    for name, end in zip(*rows.file_ends(), strict=True):
+        path = Path(shown(name)).resolve()
+        if path not in checked:
+            files = reprlib.repr(sorted(map(str, checked)))
+            raise DataError(
+                f"{where}: expected rows of {name}, found that check_data read {files} when it "
+                "wrote the file; run check_data on this set too, or remove leave_out"
+            )
+        if (now := file_fingerprint(Path(name))) != checked[path]:
+            raise DataError(
+                f"{where}: {name} has changed since check_data read it (then {checked[path]}, now "
+                f"{now}), so row numbers may mean other rows; run check_data again"
+            )
+        firsts[path] = (begin, end)
+        begin = end
+    named = set()
+    for name in table["file"].unique().to_pylist():
+        begin, end = firsts.get(Path(name).resolve(), (0, 0))
+        for row in table["row"].filter(pc.equal(table["file"], name)).to_pylist() if end else ():
+            if not 1 <= row <= end - begin:
+                raise DataError(
+                    f"{where}: expected rows from 1 to {end - begin} of {name}, found row {row}; "
+                    "run check_data again"
+                )
+            named.add(begin + row - 1)
+    return named
 
 
 def _hardest(

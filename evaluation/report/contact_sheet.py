@@ -1,4 +1,7 @@
-"""A page of pairs as they are in the data sets: both sides, with the true evidence drawn in."""
+"""A page of pairs as they are in the data sets: both sides, with the true evidence drawn in.
+
+Behind them are near duplicates side by side, so that a person can judge them.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,13 +30,26 @@ class SheetItem:
     keywords: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearItems:
+    """Two items of which one nearly repeats the other."""
+
+    caption: str
+    items: tuple[tuple[Pair, Side], tuple[Pair, Side]]
+
+
 def build_sheet(
-    sets: Iterable[tuple[str, Sequence[Pair]]], *, title: str, limits: MediaConfig
+    sets: Iterable[tuple[str, Sequence[Pair]]],
+    near: Iterable[tuple[str, Sequence[NearItems]]] = (),
+    *,
+    title: str,
+    limits: MediaConfig,
 ) -> str:
     """Return the HTML of the page.
 
     Args:
         sets: the heading of each set, and the pairs to draw from.
+        near: headings, and the near duplicates to show under each.
         title: heading of the page.
         limits: of the pictures.
     """
@@ -48,7 +64,17 @@ def build_sheet(
         for name, pairs in sets
         if pairs
     ]
-    return render("contact_sheet.html.j2", title=title, sets=rows)
+    near_rows = [
+        (
+            heading,
+            [
+                (entry.caption, [_sheet_item(pair, side, limits) for pair, side in entry.items])
+                for entry in entries
+            ],
+        )
+        for heading, entries in near
+    ]
+    return render("contact_sheet.html.j2", title=title, sets=rows, near=near_rows)
 
 
 def _spread_evenly(pairs: Sequence[Pair]) -> list[Pair]:

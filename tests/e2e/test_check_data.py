@@ -79,6 +79,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "heldout": [sign(ROWS["signs"] + number) for number in range(ROWS["heldout"])],
     }
     rows["heldout"][3] = sign(40)  # which is trained on, too
+    copy = Image.open(root / "60.png").resize((128, 96))
+    copy.save(root / "copy.jpg", quality=50)
+    rows["heldout"][5]["qry_image_path"] = "copy.jpg"
     for (name, row), (change, _, _) in BAD.items():
         place = rows[name][row - 1]
         (place["qry"] if "video" in change else place).update(change)
@@ -133,17 +136,20 @@ def test_reading_leaves_the_good_rows(home: Path, printed: str) -> None:
 def test_the_figures_count_media_and_name_what_is_there_twice(home: Path, printed: str) -> None:
     summary = json.loads((home / "runs/check/check.json").read_text())
     signs, clips, heldout = summary["sets"]
-    assert (signs["rows"], signs["rows_set_aside"], signs["pairs_with_broken_media"]) == (100, 5, 1)
+    assert (signs["rows"], signs["rows_set_aside"], signs["pairs_set_aside"]) == (100, 5, 1)
     counts = {
         "named": 100,
         "usable": 97,
         "copies": 0,
         "shown": 95,
-        "broken": 1,
+        "set_aside": 1,
         "one_colour": 0,
     }
     assert signs["media"] == counts
-    assert (clips["media"]["broken"], clips["media"]["one_colour"]) == (0, clips["media"]["shown"])
+    assert (clips["media"]["set_aside"], clips["media"]["one_colour"]) == (
+        0,
+        clips["media"]["shown"],
+    )
     assert clips["kinds"] == {"query": {"video": 19}, "target": {"text": 19}}
     assert heldout["tokens"]["query"]["min"] > 100
     assert signs["twice"]["pictures"] == {
@@ -158,9 +164,28 @@ def test_the_figures_count_media_and_name_what_is_there_twice(home: Path, printe
 
 
 def test_the_contact_sheet_shows_both_sides_of_pairs_of_every_set(home: Path, printed: str) -> None:
-    sheet = (home / "runs/check/contact_sheet.html").read_text()
+    sheet, heading, near = (
+        (home / "runs/check/contact_sheet.html")
+        .read_text()
+        .partition('<h1 class="more">Near duplicates</h1>')
+    )
+    assert heading
+    assert near.count("data:image/") == 2 * near.count('class="pair"') > 0
     assert sheet.count('class="pair"') == 3 * 16
     assert sheet.count("data:image/") == 3 * 16
+
+
+def test_training_leaves_out_what_nearly_repeats_a_held_out_row(home: Path, printed: str) -> None:
+    path = home / "runs/check/near_duplicates.parquet"
+    lines = pq.read_table(path).to_pylist()
+    leaks = {(line["data_set"], line["row"], line["of_row"]) for line in lines}
+    assert {("signs", 41, 4), ("signs", 61, 6)} <= leaks
+    assert "data sets with leave_out: " in printed
+    signs = data_sets(home)["signs"]
+    before = {pair.row for pair in load_set(DataSetConfig(**signs)).pairs}
+    after = {pair.row for pair in load_set(DataSetConfig(**signs, leave_out=str(path))).pairs}
+    assert before - after == before & {line["row"] - 1 for line in lines}
+    assert 50 < len(after) < len(before)
 
 
 def test_a_refused_set_ends_with_two(home: Path, printed: str) -> None:

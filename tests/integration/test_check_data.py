@@ -6,6 +6,7 @@ import pytest
 
 from cluster.jobs.check_data import decode_all
 from configs.common import MediaConfig
+from data.media.perceptual_hash import HASH_BYTES
 from data.sets.set_figures import media_groups
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
@@ -32,3 +33,5 @@ def test_a_file_that_ends_its_process_is_the_only_one_that_is_broken(tmp_path: P
     assert [(media[uri].height, media[uri].width) for uri in good] == [(30, 40), (30, 50)]
     assert {(media[uri].height, media[uri].width) for uri in frames} == {(48, 64)}
     assert len({medium.digest for medium in media.values()}) == 5
+    assert {len(media[uri].perceptual_hash) for uri in good} == {2 * HASH_BYTES}
+    assert {media[uri].perceptual_hash for uri in frames} == {""}  # each is of one colour

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.jobs.check_data import (
+    NEAR,
+    NEAR_FILE,
     QUARANTINE,
     decode_all,
     leak_lines,
@@ -20,6 +22,8 @@ from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.load import load
 from configs.schema import CheckDataConfig, RLConfig, problems
 from data.errors import ClusterError, DataError
+from data.sets.load_sets import load_set
+from evaluation.report.contact_sheet import PAIRS_SHOWN
 from tests.builders import write_set
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -80,6 +84,78 @@ def test_shared_target_texts_of_all_sets_are_one_line():
     assert leak_lines([]) == []
 
 
+def test_rows_that_nearly_repeat_held_out_ones_are_named_and_a_set_leaves_them_out(config, capsys):
+    assert main(config) == 0
+    path, [mine], [held_out] = Path(config.run.dir) / NEAR_FILE, config.data.train, config.data.eval
+    table = pq.read_table(path)
+    assert table.schema.equals(NEAR)
+    [line] = table.to_pylist()
+    assert line == {
+        "data_set": "mine",
+        "file": mine.path,
+        "row": 3,
+        "side": "query",
+        "what": "text",
+        "similarity": 1.0,
+        "of_data_set": "[held]",
+        "of_file": held_out.path,
+        "of_row": 1,
+        "of_side": "query",
+    }
+    [group] = json.loads((Path(config.run.dir) / "check.json").read_text())["near_duplicates"]
+    assert (group["data_set"], group["of_data_set"], group["rows"]) == ("mine", "[held]", 1)
+    assert group["examples"] == [line]
+    printed = capsys.readouterr().out.replace("\n", " ")
+    words = "rows of training set 'mine' that nearly repeat parts of held-out set '[held]'"
+    assert f"{words}: 1 rows" in printed
+    assert f"data sets with leave_out: {path} leave these rows out" in printed
+    sheet = (Path(config.run.dir) / "contact_sheet.html").read_text()
+    assert "mine row 3, query text: 100% like [held] row 1, query" in sheet
+    shorter = [replace(settings, leave_out=str(path)) for settings in (mine, held_out)]
+    assert [pair.row for pair in load_set(shorter[0]).pairs] == [0, 1, 3]
+    assert len(load_set(shorter[1]).pairs) == 1
+    # A check reads the rows that sets leave out, too.
+    data = replace(config.data, train=shorter[:1], eval=shorter[1:])
+    again = replace(config, data=data, run=RunConfig(dir=f"{config.run.dir}-again"))
+    assert main(again) == 0
+    assert pq.read_table(Path(again.run.dir) / NEAR_FILE).equals(table)
+
+
+def test_a_set_at_an_address_leaves_rows_out_too(config):
+    data = config.data
+    [mine] = [replace(settings, path=f"file://{settings.path}") for settings in data.train]
+    assert main(replace(config, data=replace(data, train=[mine]))) == 0
+    path = Path(config.run.dir) / NEAR_FILE
+    assert pq.read_table(path)["file"].to_pylist() == [mine.path]
+    assert [pair.row for pair in load_set(replace(mine, leave_out=str(path))).pairs] == [0, 1, 3]
+
+
+def test_the_contact_sheet_shows_the_first_near_duplicates_only(config):
+    rows = [{"qry": "the same question", "pos_text": "the same answer"}] * (2 * PAIRS_SHOWN)
+    Path(config.data.train[0].path).write_text(json.dumps(rows))
+    few = replace(config, data=replace(config.data, eval=[]))
+    assert main(few) == 0
+    folder = Path(few.run.dir)
+    assert pq.read_table(folder / NEAR_FILE)["row"].unique().to_pylist() == [
+        *range(2, 2 * PAIRS_SHOWN + 1)
+    ]
+    _, _, near = (folder / "contact_sheet.html").read_text().partition("<h1 class=")
+    assert near.count('class="pair"') == PAIRS_SHOWN
+    [group] = json.loads((folder / "check.json").read_text())["near_duplicates"]
+    assert (group["rows"], len(group["examples"])) == (2 * PAIRS_SHOWN - 1, 5)
+
+
+def test_the_file_of_near_duplicates_knows_sets_without_any(config):
+    few = replace(config, data=replace(config.data, eval=[]))
+    assert main(few) == 0
+    path = Path(few.run.dir) / NEAR_FILE
+    assert pq.read_table(path).num_rows == 0
+    [settings] = few.data.train
+    assert len(load_set(replace(settings, leave_out=str(path))).pairs) == 4
+    with pytest.raises(DataError, match="expected rows of"):
+        load_set(replace(config.data.eval[0], leave_out=str(path)))
+
+
 def test_a_check_is_made_again_as_files_may_have_been_mended(config):
     assert main(config) == 0
     path = Path(config.data.train[0].path)
@@ -90,7 +166,7 @@ def test_a_check_is_made_again_as_files_may_have_been_mended(config):
 
 
 def test_a_set_with_too_many_broken_media_is_a_problem(config):
-    entry = {"name": "mine", "pairs": 10, "pairs_with_broken_media": 2}
+    entry = {"name": "mine", "pairs": 10, "pairs_set_aside": 2}
     assert media_problems({"sets": [entry]}, config.data) == []
     [problem] = media_problems({"sets": [entry | {"pairs": 9}]}, config.data)
     assert problem.startswith("data set 'mine': media of 2 of 9 pairs cannot be decoded, more than")

@@ -21,7 +21,7 @@ from data.sets.set_figures import (
     decode_group,
     describe_set,
     media_groups,
-    refusals,
+    set_aside,
 )
 from data.types import Item, Kind
 from evaluation.metrics import pools_of
@@ -314,13 +314,13 @@ def test_a_check_decodes_distractors_and_names_those_that_are_broken(tmp_path, c
         for row in decode_group(group, limits)
     }
     lines = [
-        (Path(x["file"]).parent.name, x["row"], x["field"]) for x in refusals(checked, media, 8)
+        (Path(x["file"]).parent.name, x["row"], x["field"]) for x in set_aside(checked, media, 8)
     ]
     assert lines == [("qrels", 1, "corpus.image"), ("corpus", 4, "corpus.image")]
     figures = describe_set(checked, media, contents_of(loaded, media, 8), limits)
     assert figures["distractors"] == 2
     assert figures["media"]["shown"] == 4
-    assert figures["media"]["broken"] == 2
+    assert figures["media"]["set_aside"] == 2
 
 
 def test_the_fingerprint_of_a_set_covers_its_three_parts(tmp_path, corpus):

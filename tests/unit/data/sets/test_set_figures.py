@@ -18,7 +18,7 @@ from data.sets.set_figures import (
     leaks,
     media_groups,
     readable_pairs,
-    refusals,
+    set_aside,
 )
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture, write_set
@@ -104,12 +104,13 @@ def test_what_cannot_be_decoded_has_its_reason_and_nothing_else(tmp_path):
 
 
 def decoded_nothing():
-    return {"height": 0, "width": 0, "digest": "", "one_colour": False, "reason": ""}
+    numbers = {"height": 0, "width": 0, "one_colour": False}
+    return {**numbers, "digest": "", "perceptual_hash": "", "reason": ""}
 
 
-def test_refusals_name_file_row_field_and_reason_rows_first(pictures):
+def test_what_is_set_aside_names_file_row_field_and_reason_rows_first(pictures):
     file = pictures.settings.path
-    row, medium = refusals(pictures, decoded(pictures), MEDIA.max_frames)
+    row, medium = set_aside(pictures, decoded(pictures), MEDIA.max_frames)
     assert row == {
         "data_set": "set",
         "file": file,
@@ -127,7 +128,7 @@ def test_a_broken_candidate_is_told_once_in_a_row_with_its_field(tmp_path):
     (root / "b.png").write_bytes(b"no picture")
     row = {"qry_text": "x", "tgt_text": [""] * 3, "tgt_img_path": ["b.png", "a.png", "b.png"]}
     checked = checked_set(write_set(tmp_path, [row, row | {"id": "2"}], format="mmeb_eval"))
-    lines = list(refusals(checked, decoded(checked), MEDIA.max_frames))
+    lines = list(set_aside(checked, decoded(checked), MEDIA.max_frames))
     assert [(line["row"], line["field"]) for line in lines] == [
         (1, "tgt_img_path"),
         (2, "tgt_img_path"),
@@ -156,13 +157,13 @@ def test_the_figures_of_a_set(pictures):
         "rows_set_aside_by_field": {"qry": 1},
         "pairs": 3,
         "distractors": 0,
-        "pairs_with_broken_media": 1,
+        "pairs_set_aside": 1,
         "media": {
             "named": 3,
             "usable": 3,
             "copies": 0,
             "shown": 3,
-            "broken": 1,
+            "set_aside": 1,
             "one_colour": 0,
         },
         "kinds": {"query": {"image": 3}, "target": {"text": 3}},

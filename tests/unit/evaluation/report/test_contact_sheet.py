@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from configs.common import MediaConfig
-from data.types import Box, Cues, Item, Kind
-from evaluation.report.contact_sheet import PAIRS_SHOWN, build_sheet
+from data.types import Box, Cues, Item, Kind, Side
+from evaluation.report.contact_sheet import PAIRS_SHOWN, NearItems, build_sheet
 from tests.builders import make_pair
 
 
@@ -30,6 +30,27 @@ def test_pairs_are_spread_evenly_over_the_set_and_an_empty_set_has_no_heading():
     assert [int(number) for number in shown] == list(range(0, 2 * PAIRS_SHOWN, 2))
     assert "<h2>many</h2>" in html
     assert "none" not in re.findall(r"<h2>(.+)</h2>", html)
+
+
+def test_near_duplicates_stand_side_by_side_under_their_own_heading(tmp_path):
+    pairs = []
+    for number in range(2):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (80, 60), (250 * number, 0, 0)).save(path)
+        item = Item(text="", kind=Kind.IMAGE, uris=(str(path),))
+        pairs.append(make_pair(query=item, target=Item(text=f"<i>{number}</i>")))
+    near = [
+        NearItems(caption="row <1>", items=((pairs[0], Side.QUERY), (pairs[1], Side.QUERY))),
+        NearItems(caption="row 2", items=((pairs[1], Side.TARGET), (pairs[0], Side.TARGET))),
+    ]
+    html = build_sheet([], [("rows & rows", near)], title="check", limits=MediaConfig())
+    assert '<h1 class="more">Near duplicates</h1>' in html
+    assert "<h2>rows &amp; rows</h2>" in html
+    assert "<h3>row &lt;1&gt;</h3>" in html
+    dark, red = images_in(html)
+    assert dark[..., 0].max() < 60 < red[..., 0].max()
+    assert html.index("&lt;i&gt;1&lt;/i&gt;") < html.index("&lt;i&gt;0&lt;/i&gt;")
+    assert "Near duplicates" not in sheet({})
 
 
 def test_texts_ids_and_names_are_escaped():
