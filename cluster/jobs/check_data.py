@@ -133,7 +133,12 @@ def read_sets(data: DataConfig) -> tuple[list[CheckedSet], list[str]]:
         for settings in every:
             try:
                 files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
-                loaded = load_set(settings, max_frames=data.media.max_frames, files=files)
+                loaded = load_set(
+                    settings,
+                    max_frames=data.media.max_frames,
+                    video=data.media.video,
+                    files=files,
+                )
             except DataError as error:
                 problems.append(str(error))
                 continue

@@ -149,7 +149,9 @@ def _set_problems(config: Any) -> list[str]:
         few = replace(settings, limit=most)
         try:
             files = files_of(settings, max_file_bytes=data.media.max_file_bytes)
-            loaded = load_set(few, max_frames=data.media.max_frames, files=files)
+            loaded = load_set(
+                few, max_frames=data.media.max_frames, video=data.media.video, files=files
+            )
         except DataError as error:
             print(f"{line}: cannot be read")
             problems.append(str(error))

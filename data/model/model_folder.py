@@ -9,7 +9,7 @@ from typing import Any
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.sets.load_sets import LoadedSet
-from data.types import Pair
+from data.types import Item, Pair
 
 log = logging.getLogger(__name__)
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -98,13 +98,32 @@ def sees_pictures(folder: str) -> bool:
     Raises:
         DataError: its configuration is not JSON.
     """
+    return not (Path(folder) / "config.json").is_file() or "vision_config" in _config(folder)
+
+
+def _config(folder: str) -> dict[str, Any]:
+    """Return a model's configuration; none where there is no file.
+
+    Raises:
+        DataError: it is not JSON.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        return True
+        return {}
     try:
-        return "vision_config" in json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy the file again") from error
+
+
+def sees_videos(folder: str) -> bool:
+    """Return whether the folder's model sees videos, and their times, as Qwen3-VL does.
+
+    Raises:
+        DataError: its configuration is not JSON.
+    """
+    config = _config(folder)
+    return "video_token_id" in config and str(config.get("model_type")).startswith("qwen3")
 
 
 def load_processor(folder: str) -> Any:
@@ -152,7 +171,8 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
 
     Raises:
         DataError: as `check_folder`.
-        ConfigError: the model reads text only and a data set holds pictures; it is named.
+        ConfigError: the model reads text only and a data set holds pictures, or it sees no videos
+            and a data set shows them; it is named.
     """
     check_folder(folder)
     unseen = _unseen_sets(folder, sets)
@@ -161,10 +181,16 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
             f"{folder}: a text-only Reasoner cannot see the pictures of {', '.join(unseen)}; use a "
             "vision-language model, or data sets of texts"
         )
+    _check_videos(folder, sets)
 
 
-def warn_embedder_ignores(folder: str, sets: Sequence[LoadedSet]) -> None:
-    """Say once that a text-only Embedder reads texts and traces, and no pictures."""
+def check_embedder(folder: str, sets: Sequence[LoadedSet]) -> None:
+    """Say once that a text-only Embedder reads texts and traces, and no pictures.
+
+    Raises:
+        ConfigError: it sees pictures, but no videos, and a data set shows videos; it is named.
+    """
+    _check_videos(folder, sets)
     unseen = _unseen_sets(folder, sets)
     if unseen:
         log.warning(
@@ -194,6 +220,23 @@ def warn_older_input(folder: str) -> None:
         )
 
 
+def _check_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
+    """Refuse videos for a model that sees pictures only."""
+    if sees_videos(folder) or not sees_pictures(folder):
+        return
+    videos = [
+        data_set.name
+        for data_set in sets
+        if any(item.times for pair in data_set.pairs for item in _items(pair))
+    ]
+    if videos:
+        raise ConfigError(
+            f"{folder}: expected a model that sees videos as Qwen3-VL does, found one of "
+            f"model_type '{_config(folder).get('model_type')}', and data set "
+            f"{', '.join(videos)} shows videos; set data.media.video=frames, or use another model"
+        )
+
+
 def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
     """Return the names of the data sets with pictures, where the model reads text only."""
     if sees_pictures(folder):
@@ -202,4 +245,8 @@ def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
 
 
 def _shows(pair: Pair) -> bool:
-    return any(item.uris for item in (pair.query, pair.target, *pair.candidates))
+    return any(item.uris for item in _items(pair))
+
+
+def _items(pair: Pair) -> tuple[Item, ...]:
+    return (pair.query, pair.target, *pair.candidates)

@@ -80,12 +80,13 @@ def load_set(
     config: DataSetConfig,
     *,
     max_frames: int = MediaConfig.max_frames,
+    video: str = MediaConfig.video,
     files: PictureFiles | None = None,
 ) -> LoadedSet:
     """Read one data set; bad rows are set aside with a reason, a bad file is refused.
 
-    Traces must be right for ``max_frames`` shown frames of a video. ``files`` are those under the
-    set's root, where another set knows them already.
+    Traces must be right for ``max_frames`` shown frames of a video. ``video`` as in MediaConfig.
+    ``files`` are those under the set's root, where another set knows them already.
 
     Raises:
         DataError: the file is missing or holds no rows, or `hardest_by` can rank no row.
@@ -104,7 +105,9 @@ def load_set(
     for index, row in zip(in_use, with_bar, strict=True):
         where = row_place(rows, config.path, index)
         unknown.update(row.keys() - KNOWN_FIELDS[config.format] - {config.hardest_by})
-        reader = RowReader(row, where, config, index, files, max_frames, boxes)
+        reader = RowReader(
+            row, where, config, index, files, max_frames, boxes, as_video=video == "video"
+        )
         try:
             pairs += ids.unique(reader.pairs(), where)
         except DataError as error:
@@ -146,7 +149,12 @@ def load_sets(configs: list[DataSetConfig], *, limits: DataConfig) -> list[Loade
             roots[key] = roots.get(key) or files_of(
                 config, max_file_bytes=limits.media.max_file_bytes
             )
-            data_set = load_set(config, max_frames=limits.media.max_frames, files=roots[key])
+            data_set = load_set(
+                config,
+                max_frames=limits.media.max_frames,
+                video=limits.media.video,
+                files=roots[key],
+            )
         except DataError as error:
             problems.append(str(error))
             continue

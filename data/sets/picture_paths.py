@@ -9,7 +9,7 @@ bytes count as one picture.
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from configs.common import MediaConfig
@@ -17,7 +17,7 @@ from data.containers.addresses import Address, parse_address
 from data.containers.cells import cell_size, read_cell
 from data.containers.pdf_pages import SUFFIX as PDF_SUFFIX
 from data.containers.pdf_pages import page_count, page_number
-from data.containers.video_files import frame_count
+from data.containers.video_files import frame_count, frame_times
 from data.errors import DataError
 from data.media.pictures import SUFFIXES, too_large
 
@@ -55,6 +55,8 @@ class PictureFiles:
         self._by_bytes: dict[bytes, str] = {}
         self._counts: dict[tuple[str, Callable[[str], int]], int | str] = {}
         """Pages of a PDF or frames of a video file, or why they cannot be counted."""
+        self._times: dict[tuple[str, tuple[int, ...]], tuple[float, ...]] = {}
+        """Times of frames that were asked for, by video file and numbers."""
 
     def path(self, name: str, *, where: str) -> str:
         """Return the absolute path of ``name`` under the root; equal pictures get one path.
@@ -106,6 +108,20 @@ class PictureFiles:
             return self._count(path, frame_count)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+
+    def frame_times(self, path: str, numbers: Sequence[int], *, where: str) -> tuple[float, ...]:
+        """Return when frames of a counted video file are shown, in seconds from its first frame.
+
+        Raises:
+            DataError: it cannot be read any more, or has other frames now.
+        """
+        key = path, tuple(numbers)
+        if key not in self._times:
+            try:
+                self._times[key] = frame_times(path, numbers)
+            except (DataError, IndexError, OSError) as error:
+                raise DataError(f"{where}: {error}") from error
+        return self._times[key]
 
     def folder(self, name: str, *, where: str) -> list[str] | None:
         """Return the names of a folder's picture files, 2 before 10; None: ``name`` is no folder.
