@@ -28,7 +28,9 @@ def kind_of(name):
 
 
 def filled(name):
-    return load_templates("full")[name].substitute(text="THE ITEM", frames=8, answer="THE ANSWER")
+    return load_templates("full")[name].substitute(
+        text="THE ITEM", frames=8, shown="THE FRAMES", answer="THE ANSWER"
+    )
 
 
 def test_there_is_a_prompt_for_every_kind_and_side_and_for_queries_with_the_answer():

@@ -10,12 +10,12 @@ import transformers
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.model.model_folder import (
+    check_embedder,
     check_folder,
     check_reasoner,
     load_pretrained,
     load_processor,
     sees_pictures,
-    warn_embedder_ignores,
     warn_older_input,
 )
 from data.sets.load_sets import LoadedSet
@@ -168,13 +168,13 @@ def test_pictures_among_a_rows_own_candidates_count(folder):
 
 def test_a_text_only_embedder_says_once_that_pictures_are_ignored(folder, sets, caplog):
     with caplog.at_level(logging.WARNING):
-        warn_embedder_ignores(folder(model_type="bert"), sets)
+        check_embedder(folder(model_type="bert"), sets)
     (line,) = caplog.messages
     assert "the pictures and evidence of photos are ignored" in line
 
 
 def test_nothing_is_said_where_nothing_is_ignored(folder, sets, caplog):
     with caplog.at_level(logging.WARNING):
-        warn_embedder_ignores(folder(model_type="bert"), sets[:1])
-        warn_embedder_ignores(folder(model_type="qwen3_vl", vision_config={}), sets)
+        check_embedder(folder(model_type="bert"), sets[:1])
+        check_embedder(folder(model_type="qwen3_vl", vision_config={}), sets)
     assert caplog.messages == []

@@ -27,8 +27,9 @@ def read(tmp_path):
     for width, name in enumerate(names, start=40):
         write_picture(tmp_path / "root" / name, width)
 
-    def load(*rows, max_frames=8, **settings):
-        return load_set(write_set(tmp_path, list(rows), **settings), max_frames=max_frames)
+    def load(*rows, max_frames=8, video="frames", **settings):
+        config = write_set(tmp_path, list(rows), **settings)
+        return load_set(config, max_frames=max_frames, video=video)
 
     return load
 
