@@ -1,8 +1,8 @@
 """What contents cost, by hand."""
 
 from configs.common import MediaConfig
-from data.token_cost import content_cost
-from data.types import Box, Kind, Picture
+from data.token_cost import STAMP_TOKENS, content_cost
+from data.types import Box, Kind, Picture, Video
 
 MEDIA = MediaConfig(
     image_min_pixels=1024,
@@ -25,3 +25,16 @@ def test_the_cost_of_a_content_by_hand() -> None:
     # 40 characters; 64 x 64; cut to the image limit; raised to and cut to the crop's limits; least.
     assert content_cost(content, SIZES, MEDIA) == 10 + 4 + 8 + 2 + 4 + 1
     assert content_cost((), SIZES, MEDIA) == 0
+
+
+def test_a_video_costs_half_of_its_frames_and_its_times_by_hand() -> None:
+    media = MediaConfig(frame_min_pixels=1024, frame_max_pixels=4096, video_total_pixels=16 * 1024)
+
+    def cost(name: str, count: int) -> float:
+        frames = (Picture(name, Kind.VIDEO),) * count
+        return content_cost((Video(frames, tuple(map(float, range(count)))),), SIZES, media)
+
+    assert cost("a", 4) == 2 * (4 + STAMP_TOKENS)
+    assert cost("wide", 4) == 2 * (4 + STAMP_TOKENS)
+    assert cost("wide", 8) == 4 * (2 + STAMP_TOKENS)  # the total leaves each frame 2048 pixels
+    assert cost("a", 1) == 4 + STAMP_TOKENS

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,38 @@ def test_nothing_is_said_where_nothing_is_ignored(folder, sets, caplog):
         check_embedder(folder(model_type="bert"), sets[:1])
         check_embedder(folder(model_type="qwen3_vl", vision_config={}), sets)
     assert caplog.messages == []
+
+
+CLIP = Item(text="", kind=Kind.VIDEO, uris=("/1.png", "/2.png"), times=(0.0, 0.5))
+SEES = {"vision_config": {}, "video_token_id": 3}
+
+
+@pytest.mark.parametrize("check", [check_reasoner, check_embedder])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen3_vl", "vision_config": {}},
+        {"model_type": "qwen2_5_vl", **SEES},  # its videos have no times
+    ],
+)
+def test_a_model_without_videos_is_refused_with_the_set_that_shows_them(folder, check, config):
+    path = folder(**config)
+    (Path(path) / "preprocessor_config.json").touch()
+    frames = replace(CLIP, times=())
+    check(path, [loaded("frames", make_pair(target=frames))])
+    with pytest.raises(
+        ConfigError, match=r"clips shows videos; set data\.media\.video=frames"
+    ):
+        check(path, [loaded("clips", make_pair(target=CLIP))])
+
+
+@pytest.mark.parametrize("check", [check_reasoner, check_embedder])
+def test_a_model_that_sees_videos_may_be_shown_them(folder, check):
+    path = folder(model_type="qwen3_vl", **SEES)
+    (Path(path) / "preprocessor_config.json").touch()
+    check(path, [loaded("clips", make_pair(query=CLIP))])
+
+
+def test_a_text_only_embedder_ignores_videos_as_it_does_pictures(folder, caplog):
+    check_embedder(folder(model_type="bert"), [loaded("clips", make_pair(query=CLIP))])
+    assert "the pictures and evidence of clips are ignored" in caplog.text
