@@ -77,11 +77,11 @@ def limits_of(picture: Picture, limits: MediaConfig) -> tuple[int, int]:
 def video_limits(video: Video, limits: MediaConfig) -> tuple[int, int]:
     """Return (min, max) pixels for each frame of that video.
 
-    All frames together stay within the video's total; where it leaves less than a frame should
-    have, this is what a frame gets.
+    All frames together stay within the video's total. Where a frame's share of it is small, half
+    of the share is the minimum: between the two lies a size of about the frame's own aspect.
     """
-    share = max(1, limits.video_total_pixels // max(2, len(video.frames)))
-    return min(limits.frame_min_pixels, share), min(limits.frame_max_pixels, share)
+    share = max(2, limits.video_total_pixels // max(2, len(video.frames)))
+    return min(limits.frame_min_pixels, share // 2), min(limits.frame_max_pixels, share)
 
 
 def crop_pixels(box: Box | None, height: int, width: int) -> tuple[int, int, int, int]:

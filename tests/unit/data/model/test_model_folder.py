@@ -198,9 +198,7 @@ def test_a_model_without_videos_is_refused_with_the_set_that_shows_them(folder, 
     (Path(path) / "preprocessor_config.json").touch()
     frames = replace(CLIP, times=())
     check(path, [loaded("frames", make_pair(target=frames))])
-    with pytest.raises(
-        ConfigError, match=r"clips shows videos; set data\.media\.video=frames"
-    ):
+    with pytest.raises(ConfigError, match=r"clips shows videos; set data\.media\.video=frames"):
         check(path, [loaded("clips", make_pair(target=CLIP))])
 
 
