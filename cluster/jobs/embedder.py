@@ -129,7 +129,7 @@ def main(config: EmbedderConfig) -> int:
         group.close()
     warn_of_leak(held_out, facts)
     write_readme(folder.path / "export", config)
-    folder.finish(**facts, input_form=INPUT_FORM)
+    folder.finish(**facts, input_form=INPUT_FORM, video=data.media.video)
     return 0
 
 

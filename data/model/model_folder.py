@@ -9,7 +9,7 @@ from typing import Any
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.sets.load_sets import LoadedSet
-from data.types import Item, Pair
+from data.types import Item, Kind, Pair
 
 log = logging.getLogger(__name__)
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -187,10 +187,13 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
 def check_embedder(folder: str, sets: Sequence[LoadedSet]) -> None:
     """Say once that a text-only Embedder reads texts and traces, and no pictures.
 
+    Also, that one of ours was trained on videos in the other form, frames or one video.
+
     Raises:
         ConfigError: it sees pictures, but no videos, and a data set shows videos; it is named.
     """
     _check_videos(folder, sets)
+    _warn_other_videos(folder, sets)
     unseen = _unseen_sets(folder, sets)
     if unseen:
         log.warning(
@@ -206,18 +209,37 @@ def warn_older_input(folder: str) -> None:
 
     Other folders, published ones among them, say nothing about that and are taken as they are.
     """
-    stage = Path(folder).absolute().parent / "stage.json"
-    try:
-        facts = json.loads(stage.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    ours = isinstance(facts, dict) and facts.get("job") == "embedder"
-    if ours and facts.get("input_form") != INPUT_FORM:
+    facts = _embedder_facts(folder)
+    if facts and facts.get("input_form") != INPUT_FORM:
         log.warning(
             "%s: trained by an older release, whose inputs had other line ends and the text of "
             "videos last: its vectors are worse here; train it again with the job `embedder`",
             folder,
         )
+
+
+def _warn_other_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
+    facts = _embedder_facts(folder)
+    items = (item for data_set in sets for pair in data_set.pairs for item in _items(pair))
+    shown = {"video" if item.times else "frames" for item in items if item.kind is Kind.VIDEO}
+    trained = facts.get("video", "frames")  # older releases knew no other form
+    if facts and shown - {trained}:
+        log.warning(
+            "%s: trained with data.media.video=%s, and videos are shown in the other form here: "
+            "its vectors are worse; set the same, or train it again with the job `embedder`",
+            folder,
+            trained,
+        )
+
+
+def _embedder_facts(folder: str) -> dict[str, Any]:
+    """Return what the job `embedder` says of the folder that it wrote; of other folders nothing."""
+    stage = Path(folder).absolute().parent / "stage.json"
+    try:
+        facts = json.loads(stage.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("job") == "embedder" else {}
 
 
 def _check_videos(folder: str, sets: Sequence[LoadedSet]) -> None:

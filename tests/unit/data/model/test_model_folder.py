@@ -212,3 +212,27 @@ def test_a_model_that_sees_videos_may_be_shown_them(folder, check):
 def test_a_text_only_embedder_ignores_videos_as_it_does_pictures(folder, caplog):
     check_embedder(folder(model_type="bert"), [loaded("clips", make_pair(query=CLIP))])
     assert "the pictures and evidence of clips are ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stage", "item", "warned"),
+    [
+        ({"job": "embedder", "video": "video"}, CLIP, ""),
+        ({"job": "embedder", "video": "video"}, replace(CLIP, times=()), "video=video"),
+        ({"job": "embedder"}, CLIP, "video=frames"),
+        ({"job": "embedder"}, SHOWN, ""),
+        ({"job": "warm_start"}, CLIP, ""),
+        (None, CLIP, ""),
+    ],
+)
+def test_an_embedder_that_was_trained_on_the_other_form_of_videos_is_warned_of(
+    tmp_path, caplog, stage, item, warned
+):
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", **SEES}))
+    if stage is not None:
+        (tmp_path / "stage.json").write_text(json.dumps(stage))
+    check_embedder(str(export), [loaded("clips", make_pair(query=item))])
+    assert ("trained with data.media." in caplog.text) == bool(warned)
+    assert warned in caplog.text
