@@ -67,8 +67,8 @@ def main(config: EmbedderConfig) -> int:
     data = config.data
     load_encoder(config.model, data.media)  # refuses limits that do not fit it
     train = load_sets(data.train, limits=data)
-    check_embedder(config.model, train)
     held_out_sets = load_sets(data.eval, limits=data)
+    check_embedder(config.model, [*train, *held_out_sets])
     Checkpoints(folder).check_inputs(
         {
             "data.train": pairs_fingerprint(data.train, train),

@@ -69,11 +69,15 @@ def frame_times(path: str, numbers: Sequence[int]) -> tuple[float, ...]:
     A file that gives no usable times has those of its frame rate, or else of `FRAME_RATE`.
 
     Raises:
-        DataError: as for `frame_count`.
-        IndexError: the file has no such frame.
+        DataError: as for `frame_count`; or the file has no such frame.
     """
     with _errors_named(path):
         times = _times_of(path)
+    if max(numbers) >= times.frames:
+        raise DataError(
+            f"{path}: expected a frame {max(numbers)}, found {times.frames} frames; change no file "
+            "while a job runs"
+        )
     seconds = (times.shown[list(numbers)] - times.shown[0]) * times.unit
     return tuple(seconds.round(3).tolist())
 

@@ -24,12 +24,8 @@ from data.tcot import TAG_TEXTS
 from data.types import Content, Instruction, Picture, Pictures, Video, pictures_in, visuals_in
 
 EMB_TOKEN = "<emb>"
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+VISION_START, VISION_END, VIDEO_TOKEN = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
+VISION_TOKENS = (VISION_START, VISION_END, "<|image_pad|>", VIDEO_TOKEN)
 MARKUP = (*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>")
 """Tokens that are never sampled, unless one of them ends a turn."""
 PUNCTUATION = frozenset(".,:;!?")
@@ -207,8 +203,9 @@ class TextEncoder:
 
     def _parts(self, content: Content) -> Any:
         """Return a turn's content in the form that the chat template takes."""
-        for picture in pictures_in(content):
-            raise DataError(f"{picture.uri}: a text-only model cannot be shown a picture")
+        unseen = next(pictures_in(content), None)
+        if unseen is not None:
+            raise DataError(f"{unseen.uri}: a text-only model cannot be shown a picture")
         return self._plain("".join(content))
 
     def _render(self, turns: list[dict[str, Any]]) -> str:
@@ -268,11 +265,12 @@ class ChatEncoder(TextEncoder):
         self.factor = int(image_processor.patch_size) * self.merge
         self.image_token = processor.image_token
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token = getattr(processor, "video_token", None)
-        self.video_token_id = self.video_token and self.tokenizer.convert_tokens_to_ids(
-            self.video_token
-        )
         _check_limits(limits, image_processor.size)
+
+    @property
+    def video_token_id(self) -> int | None:
+        """Id of the token that stands for a video; None: the tokenizer has none."""
+        return self._markup_ids.get(VIDEO_TOKEN)
 
     def shown(self, content: Content) -> Content:
         """Return the parts of an Embedder's input that this model can read: all."""
@@ -335,7 +333,7 @@ class ChatEncoder(TextEncoder):
             DataError: not one picture token per picture, or not one video token per video.
         """
         self._check_count(ids, self.image_token_id, self.image_token, images)
-        self._check_count(ids, self.video_token_id, self.video_token, clips)
+        self._check_count(ids, self.video_token_id, VIDEO_TOKEN, clips)
         shown_images, shown_clips = iter(images), iter(clips)
         expanded: list[int] = []
         for token in ids:
@@ -349,7 +347,7 @@ class ChatEncoder(TextEncoder):
         return expanded
 
     def _check_count(
-        self, ids: list[int], token_id: int | None, token: str | None, visuals: Sequence[Any]
+        self, ids: list[int], token_id: int | None, token: str, visuals: Sequence[Any]
     ) -> None:
         if ids.count(token_id) != len(visuals):
             raise DataError(
@@ -361,8 +359,9 @@ class ChatEncoder(TextEncoder):
         return (height // self.factor) * (width // self.factor)
 
     def _clip_ids(self, clip: Clip) -> list[int]:
-        start, end, *_ = map(self.tokenizer.convert_tokens_to_ids, VISION_TOKENS)
-        patches = [start, *[self.video_token_id] * self._merged(*clip.frames.shape[1:3]), end]
+        start, end = (self._markup_ids[token] for token in (VISION_START, VISION_END))
+        count = self._merged(*clip.frames.shape[1:3])
+        patches = [start, *[self._markup_ids[VIDEO_TOKEN]] * count, end]
         ids: list[int] = []
         for stamp in clip.stamps():
             ids += [*self.tokenizer.encode(stamp, add_special_tokens=False), *patches]

@@ -119,7 +119,7 @@ class PictureFiles:
         if key not in self._times:
             try:
                 self._times[key] = frame_times(path, numbers)
-            except (DataError, IndexError, OSError) as error:
+            except (DataError, OSError) as error:
                 raise DataError(f"{where}: {error}") from error
         return self._times[key]
 

@@ -73,6 +73,8 @@ def test_frames_of_no_steady_rate_have_their_own_times(tmp_path):
     path = write_video(tmp_path / "a.mp4", 4, times=(0, 1, 50, 75))
     assert frame_times(str(path), range(4)) == (0.0, 0.04, 2.0, 3.0)
     assert frame_times(str(path), [2, 0]) == (2.0, 0.0)
+    with pytest.raises(DataError, match=r"a\.mp4: expected a frame 4, found 4 frames"):
+        frame_times(str(path), [0, 4])
 
 
 def test_every_frame_comes_out_alone_as_it_does_with_all_others(tmp_path):
