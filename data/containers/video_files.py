@@ -78,8 +78,9 @@ def frame_times(path: str, numbers: Sequence[int]) -> tuple[float, ...]:
             f"{path}: expected a frame {max(numbers)}, found {times.frames} frames; change no file "
             "while a job runs"
         )
-    seconds = (times.shown[list(numbers)] - times.shown[0]) * times.unit
-    return tuple(seconds.round(3).tolist())
+    # As whole numbers of Python: those of a broken file may be too far apart for 64 bits.
+    first, *shown = times.shown[[0, *numbers]].tolist()
+    return tuple(round((time - first) * times.unit, 3) for time in shown)
 
 
 def decode_frames(
