@@ -21,8 +21,8 @@ from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
 from data.pickling import Packed
-from data.token_cost import picture_cost
-from data.types import Content, ContrastPair, EmbedRequest, Picture, StepReport, TrainSample
+from data.token_cost import visual_cost
+from data.types import Content, ContrastPair, EmbedRequest, StepReport, TrainSample, visuals_in
 from data.weights.types import Published
 from learner.micro_batches import MiniBatch, RowCost, cut_evenly, plan_micro_batches
 from learner.objectives import (
@@ -334,9 +334,8 @@ class LearnerGroup:
                 RowCost(
                     tokens=len(sample.prompt_ids) + len(sample.response_ids),
                     pictures={
-                        part: round(picture_cost(part, pictures.sizes, self._plan.media))
-                        for part in sample.content
-                        if isinstance(part, Picture)
+                        visual: round(visual_cost(visual, pictures.sizes, self._plan.media))
+                        for visual in visuals_in(sample.content)
                     },
                 )
                 for sample in samples

@@ -43,8 +43,17 @@ class MediaConfig:
     """The same for a crop that a trace points at."""
     crop_max_pixels: int = 768 * 32 * 32
     """The same for a crop that a trace points at."""
+    video: Literal["video", "frames"] = "video"
+    """How a video is shown. `video`: as one, its frames two by two with their times, as Qwen3-VL
+    was trained; half the picture tokens. `frames`: as separate pictures, for models without
+    video."""
     max_frames: int = 8
-    """Frames shown of a video; longer ones are sampled uniformly."""
+    """Frames shown of a video; longer ones are sampled uniformly. Published evaluations take 8 or
+    64. With `video: video` an odd number becomes the even one below it, and a video of one frame
+    shows it twice."""
+    video_total_pixels: int = 7_864_320
+    """With `video: video`, most pixels that all frames of a video have together: where frames are
+    many they get fewer pixels each, below frame_min_pixels too."""
     max_file_bytes: int = 64 << 20
     """Larger files are refused before decoding."""
     max_decode_pixels: int = 64 << 20
@@ -206,7 +215,11 @@ def may_hold_secret(path: str) -> bool:
 
 
 def _media_problems(node: MediaConfig) -> list[str]:
-    problems = positive(node, "max_frames", "max_file_bytes", "max_decode_pixels", "max_step_bytes")
+    problems = positive(
+        node,
+        *("max_frames", "video_total_pixels"),
+        *("max_file_bytes", "max_decode_pixels", "max_step_bytes"),
+    )
     for name in ("image", "page", "frame", "crop"):
         least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
         if not 0 < least <= most:

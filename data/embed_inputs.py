@@ -2,7 +2,7 @@
 
 Embed-RL's Embedders were trained on this order (supplement B.3):
 
-1. the item: its pictures, its instruction, its text; of a video its frames come last
+1. the item: its pictures, its instruction, its text; a video, or its frames, come last
 2. the trace up to the end of its thinking part
 3. the crops or key frames that it points at
 4. the rest of the trace
@@ -16,9 +16,9 @@ from itertools import groupby
 from configs.common import DataConfig
 from data.cues import evidence_pictures
 from data.errors import TCoTError
-from data.prompts import join_texts, own_text, pictures_of
+from data.prompts import join_texts, own_text, pictures_of, visuals_of
 from data.tcot import parse, split_thinking
-from data.types import Content, Evidence, Instruction, Item, Kind, Picture
+from data.types import Content, Evidence, Instruction, Item, Kind, Picture, Visual
 
 INPUT_FORM = 2
 """Written beside an Embedder's export: one trained on another form reads what it never saw."""
@@ -39,9 +39,9 @@ def embed_content(
     parse is given as text, without evidence: what it points at is unknown. Of the item's own text
     the Embedder reads ``item_tokens`` tokens at most; 0: all.
     """
-    shown = pictures_of(item, max_frames)
+    shown, seen = pictures_of(item, max_frames), visuals_of(item, max_frames)
     text = (Instruction(item.instruction), own_text(item, item_tokens))
-    head = (*text, *shown) if item.kind is Kind.VIDEO else (*shown, *text)
+    head = (*text, *seen) if item.kind is Kind.VIDEO else (*seen, *text)
     if not trace or evidence is Evidence.NONE:
         return _joined(*head, SUFFIX)
     pointed: tuple[Picture, ...] = ()
@@ -73,18 +73,18 @@ def instruction_as_text(content: Content) -> Content:
     return _joined(*(f"{part} " if isinstance(part, Instruction) else part for part in content))
 
 
-def _joined(*parts: str | Picture) -> Content:
+def _joined(*parts: str | Visual) -> Content:
     """Return the parts with texts that follow each other made one, as a chat template shows them.
 
     What data spells across two of them is then seen where special tokens are taken out. An
     instruction stays apart.
     """
-    content: list[str | Picture] = []
+    content: list[str | Visual] = []
     for texts, group in groupby((part for part in parts if part != ""), _is_text):
         run = tuple(group)
         content += (join_texts(*run),) if texts else run
     return tuple(content)
 
 
-def _is_text(part: str | Picture) -> bool:
+def _is_text(part: str | Visual) -> bool:
     return isinstance(part, str) and not isinstance(part, Instruction)

@@ -1,7 +1,8 @@
 """What the Reasoner is asked: (kind, side, task) to prompt content, from template files.
 
-Templates are text files with `$text` where the item's own text goes, and `$answer` where the
-right answer is known. Their version is a hash of the whole set, recorded with every trace.
+Templates are text files with `$text` where the item's own text goes, `$answer` where the right
+answer is known, and `$frames`, the number of a video's frames, and `$shown`, how they are shown.
+Their version is a hash of the whole set, recorded with every trace.
 """
 
 import hashlib
@@ -13,7 +14,10 @@ from string import Template
 from configs.common import DataConfig
 from data.errors import DataError
 from data.media.frames import sample_frames
-from data.types import Content, Item, ItemText, Kind, Pair, Picture, Side
+from data.types import Content, Item, ItemText, Kind, Pair, Picture, Side, Video, Visual
+
+AS_FRAMES = "The {frames} pictures are frames of one video, in order of time."
+AS_VIDEO = "The video shows {frames} frames, in order of time, two at each time stamp."
 
 
 def reasoner_content(
@@ -70,15 +74,16 @@ def item_content(
             f"expected a prompt '{name}' in the template set '{templates}', found none; use the "
             "set 'full', and give the answer to queries only"
         )
-    frames, answer = min(len(item.uris), max_frames), answer.strip()
+    frames = min(len(item.uris), max_frames)
+    shown, answer = (AS_VIDEO if item.times else AS_FRAMES).format(frames=frames), answer.strip()
     before, after = (
-        Template(part).substitute(frames=frames, answer=answer)
+        Template(part).substitute(frames=frames, shown=shown, answer=answer)
         for part in prompts[name].template.split("$text")
     )
     # The instruction, with the blank that parts it from a text.
     instruction = item.instructed_text().removesuffix(item.text)
     text = join_texts(before, instruction, own_text(item, item_tokens), after)
-    return (*pictures_of(item, max_frames), text)
+    return (*visuals_of(item, max_frames), text)
 
 
 def own_text(item: Item, item_tokens: int) -> ItemText:
@@ -116,6 +121,16 @@ def pictures_of(item: Item, max_frames: int) -> tuple[Picture, ...]:
     """
     uris = sample_frames(item.uris, max_frames) if item.kind is Kind.VIDEO else item.uris
     return tuple(Picture(uri, item.kind) for uri in uris)
+
+
+@lru_cache(1 << 12)
+def visuals_of(item: Item, max_frames: int) -> tuple[Visual, ...]:
+    """Return what a model sees of an item: its pictures, or its frames as one video.
+
+    Remembered as `pictures_of` is.
+    """
+    pictures = pictures_of(item, max_frames)
+    return (Video(pictures, sample_frames(item.times, max_frames)),) if item.times else pictures
 
 
 def uris_shown(items: Iterable[Item], max_frames: int) -> set[str]:

@@ -4,7 +4,7 @@ The types of the weights are in `data/weights/types.py`.
 
 Made by -> used by:
   Pair                data.sets         -> everyone
-  Picture, Content    prompts, inputs   -> rollout, reward, learner (what a model reads)
+  Picture, Video, Content  prompts, inputs -> rollout, reward, learner (what a model reads)
   Cues, TCoT          cues, tcot        -> embed_inputs, reward, evaluation
   GenerationRequest   cluster           -> rollout
   Trajectory          rollout           -> reward, learner
@@ -15,7 +15,7 @@ Made by -> used by:
 Results are joined by key, never by position.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -116,6 +116,9 @@ class Item:
     order for video; of a video file only those that are shown."""
     instruction: str = ""
     """The task in the data set's words, where these stand apart from the text."""
+    times: tuple[float, ...] = ()
+    """When each of `uris` is shown, in seconds from the video's first frame, where a model sees
+    them as one video; empty: as separate pictures."""
 
     def key(self) -> str:
         """Return the identity of the content: equal items are the same candidate."""
@@ -213,8 +216,35 @@ class Picture:
     box: Box | None = None
 
 
-Content = tuple[str | Picture, ...]
-"""What a model reads in one user turn: texts and pictures in order."""
+@quick_to_pickle
+@dataclass(frozen=True, slots=True)
+class Video:
+    """Frames in a model's input that are shown as one video."""
+
+    frames: tuple[Picture, ...]
+    """In order: an even number of them, as models merge two by two, or one, which is shown twice.
+    """
+    times: tuple[float, ...]
+    """When each of them is shown, in seconds."""
+
+
+Visual = Picture | Video
+"""What a model sees at one place of its input."""
+
+Content = tuple[str | Visual, ...]
+"""What a model reads in one user turn: texts, pictures and videos in order."""
+
+
+def visuals_in(content: Content) -> tuple[Visual, ...]:
+    """Return the pictures and videos of a content in order."""
+    return tuple(part for part in content if not isinstance(part, str))
+
+
+def pictures_in(content: Content) -> Iterator[Picture]:
+    """Yield the pictures of a content in order, the frames of its videos among them."""
+    for visual in visuals_in(content):
+        yield from visual.frames if isinstance(visual, Video) else (visual,)
+
 
 Pictures = Mapping[str, np.ndarray]
 """Decoded files by uri, uint8 [height, width, 3]; put once a step, shared by all actors."""
@@ -358,7 +388,7 @@ class TrainSample:
 
     key: str
     content: Content
-    """The prompt's pictures, in order, and texts; pixels are looked up by uri."""
+    """The prompt's pictures and videos, in order, and texts; pixels are looked up by uri."""
     prompt_ids: np.ndarray
     """int64 [P], picture tokens expanded."""
     response_ids: np.ndarray

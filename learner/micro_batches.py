@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from data.types import Picture, TrainSample
+from data.types import TrainSample, Visual
 
 T = TypeVar("T")
 MAX_PADDING = 0.05
@@ -19,8 +19,8 @@ class RowCost:
     """What planning must know of a row."""
 
     tokens: int
-    pictures: Mapping[Picture, int]
-    """Its distinct pictures, and how many tokens the vision tower makes of each."""
+    pictures: Mapping[Visual, int]
+    """Its distinct pictures and videos, and how many tokens the vision tower makes of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ def plan_micro_batches(
     order = sorted(range(len(rows)), key=lambda index: (-rows[index].tokens, index))
     # Numbers stand for pictures: a plan cuts its rows a dozen times, and hashing a `Picture` each
     # time costs more than all else.
-    numbers: dict[Picture, int] = {}
+    numbers: dict[Visual, int] = {}
     ordered = [
         (
             rows[index].tokens,

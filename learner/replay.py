@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.types import Box, Content, Kind, Picture, TrainSample
+from data.types import Box, Content, Kind, Picture, TrainSample, Video, Visual, pictures_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,7 @@ class KeptGroup:
 
     def pictures(self) -> set[Picture]:
         """Return what its prompts show; the pixels are not kept."""
-        parts = (part for sample in self.samples for part in sample.content)
-        return {part for part in parts if isinstance(part, Picture)}
+        return {picture for sample in self.samples for picture in pictures_in(sample.content)}
 
     def uris(self) -> set[str]:
         """Return the files of its pictures."""
@@ -98,7 +97,7 @@ def _aged(sample: TrainSample) -> TrainSample:
 def _to_json(sample: TrainSample) -> dict[str, Any]:
     return {
         "key": sample.key,
-        "content": [part if isinstance(part, str) else _picture(part) for part in sample.content],
+        "content": [part if isinstance(part, str) else _visual(part) for part in sample.content],
         "prompt_ids": sample.prompt_ids.tolist(),
         "response_ids": sample.response_ids.tolist(),
         "advantage": sample.advantage,
@@ -108,17 +107,26 @@ def _to_json(sample: TrainSample) -> dict[str, Any]:
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
-    box = None if picture.box is None else dataclasses.astuple(picture.box)
-    return {"uri": picture.uri, "kind": str(picture.kind), "box": box}
+def _visual(visual: Visual) -> dict[str, Any]:
+    if isinstance(visual, Video):
+        return {"frames": [_visual(frame) for frame in visual.frames], "times": [*visual.times]}
+    box = None if visual.box is None else dataclasses.astuple(visual.box)
+    return {"uri": visual.uri, "kind": str(visual.kind), "box": box}
+
+
+def _from_visual(state: Mapping[str, Any]) -> Visual:
+    if "frames" in state:
+        return Video(tuple(map(_picture, state["frames"])), tuple(state["times"]))
+    return _picture(state)
+
+
+def _picture(state: Mapping[str, Any]) -> Picture:
+    return Picture(state["uri"], Kind(state["kind"]), state["box"] and Box(*state["box"]))
 
 
 def _from_json(state: Mapping[str, Any]) -> TrainSample:
     content: Content = tuple(
-        part
-        if isinstance(part, str)
-        else Picture(part["uri"], Kind(part["kind"]), part["box"] and Box(*part["box"]))
-        for part in state["content"]
+        part if isinstance(part, str) else _from_visual(part) for part in state["content"]
     )
     return TrainSample(
         key=state["key"],

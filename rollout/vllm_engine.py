@@ -28,6 +28,7 @@ from configs.common import EngineConfig, MediaConfig, SamplingConfig
 from data.engine.arguments import engine_arguments
 from data.errors import DataError, EngineLost, WeightSyncError
 from data.model.chat import EncodedPrompt, load_encoder
+from data.model.model_folder import sees_videos
 from data.types import GenerationRequest, Trajectory
 from rollout.weights.report import StoreAddress, SyncReport
 from rollout.weights.transfer import WeightPuller, transfer_config
@@ -69,7 +70,9 @@ class VLLMEngine:
         self._advanced = time.monotonic()
         """When the engine last gave the tokens of a step."""
         most = max(1, media.max_frames) if self.encoder.sees_pictures else 0
-        arguments = engine_arguments(model, engine, max_pictures=most)
+        arguments = engine_arguments(
+            model, engine, max_pictures=most, videos=media.video == "video" and sees_videos(model)
+        )
         if current_platform.is_cpu():
             arguments |= _unsplit_prompts(engine)
         if store is not None:
@@ -116,8 +119,8 @@ class VLLMEngine:
             EngineLost: the engine's process died.
         """
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
-        if prompt.images:
-            inputs["multi_modal_data"] = {"image": prompt.images}
+        if media := prompt.multi_modal_data():
+            inputs["multi_modal_data"] = media
         for attempt in range(ATTEMPTS):
             # A key may come again: in a measurement, or where the answer was lost on its way.
             name = f"{next(self._calls)}/{request.key}#{attempt}"

@@ -4,6 +4,7 @@ Run for longer than the unit tests do: python -m tests.fuzz_pictures MINUTES [SE
 """
 
 import io
+import math
 import os
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from configs.common import MediaConfig
+from data.containers.video_files import frame_times
 from data.errors import DataError
 from data.media.pictures import load_picture
 from tests.media_files import write_pdf, write_video
@@ -155,16 +157,20 @@ def fault(path: Path, content: bytes, *, frame: bool, place: str = "") -> str | 
 
     ``place`` is that of the picture in the file.
 
-    A picture comes as pixels within the limits, or as an error of ours that names the file.
+    A picture comes as pixels within the limits, a frame with its time, or as an error of ours that
+    names the file.
     """
     path.write_bytes(content)
     try:
         pixels = load_picture(f"{path}{place}", LIMITS, frame=frame)
+        start, end = frame_times(str(path), [0, 3]) if place.startswith("#frame") else (0.0, 0.0)
     except DataError as error:
         names_it = str(error).startswith((f"{path}: ", f"{path}{place}: "))
         return None if names_it else f"does not name the file: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    if not start == 0 <= end < math.inf:
+        return f"times {start} and {end}"
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         return f"{pixels.dtype} of shape {pixels.shape}"
     if not 0 < pixels.shape[0] * pixels.shape[1] <= LIMITS.max_decode_pixels:

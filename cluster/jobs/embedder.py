@@ -32,7 +32,7 @@ from data.media.frames import frames_only
 from data.media.pictures import load_pictures
 from data.model.chat import EMB_TOKEN, load_encoder
 from data.model.emb_token import with_emb_token
-from data.model.model_folder import warn_embedder_ignores
+from data.model.model_folder import check_embedder
 from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
@@ -67,8 +67,8 @@ def main(config: EmbedderConfig) -> int:
     data = config.data
     load_encoder(config.model, data.media)  # refuses limits that do not fit it
     train = load_sets(data.train, limits=data)
-    warn_embedder_ignores(config.model, train)
     held_out_sets = load_sets(data.eval, limits=data)
+    check_embedder(config.model, [*train, *held_out_sets])
     Checkpoints(folder).check_inputs(
         {
             "data.train": pairs_fingerprint(data.train, train),
@@ -129,7 +129,7 @@ def main(config: EmbedderConfig) -> int:
         group.close()
     warn_of_leak(held_out, facts)
     write_readme(folder.path / "export", config)
-    folder.finish(**facts, input_form=INPUT_FORM)
+    folder.finish(**facts, input_form=INPUT_FORM, video=data.media.video)
     return 0
 
 

@@ -22,7 +22,7 @@ from cluster.session import session
 from configs.schema import EvaluateConfig
 from data.media.frames import frames_only
 from data.model.chat import load_encoder
-from data.model.model_folder import check_reasoner, warn_embedder_ignores, warn_older_input
+from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.prompts import pictures_of
 from data.sets.load_sets import LoadedSet, load_sets
 from data.types import (
@@ -67,7 +67,7 @@ def main(config: EvaluateConfig) -> int:
         check_reasoner(reasoner, loaded)
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_older_input(config.reward.model)
-    warn_embedder_ignores(config.reward.model, loaded)
+    check_embedder(config.reward.model, loaded)
     pairs = [pair for loaded_set in loaded for pair in loaded_set.pairs]
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)

@@ -31,9 +31,9 @@ from cluster.session import session, spare_collections
 from configs.schema import RLConfig
 from data.model.chat import load_encoder
 from data.model.model_folder import (
+    check_embedder,
     check_folder,
     check_reasoner,
-    warn_embedder_ignores,
     warn_older_input,
 )
 from data.relevance import Relevance
@@ -103,9 +103,10 @@ def check_models(config: RLConfig, sets: Sequence[LoadedSet]) -> None:
     check_reasoner(config.reasoner, sets)
     load_encoder(reward.model, media).check_pooling(reward.pooling)
     warn_older_input(reward.model)
-    warn_embedder_ignores(reward.model, sets)
+    check_embedder(reward.model, sets)
     if reward.second_model:
         load_encoder(reward.second_model, media).check_pooling(reward.pooling)
+        check_embedder(reward.second_model, sets)
     if reward.judge.model:
         check_folder(reward.judge.model)
 

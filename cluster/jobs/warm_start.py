@@ -31,7 +31,7 @@ from data.model.model_folder import check_reasoner
 from data.sets.feed import supervised_rows
 from data.sets.fingerprints import model_fingerprint, rows_fingerprint
 from data.sets.load_sets import load_sets, no_traces
-from data.types import Content, Picture, Pictures, TrainSample
+from data.types import Content, Pictures, TrainSample, pictures_in
 
 SupervisedRow = tuple[str, Content, str]
 """Key, prompt, response."""
@@ -89,8 +89,7 @@ def main(config: WarmStartConfig) -> int:
 
 def fingerprint(sets: list[DataSetConfig], rows: list[SupervisedRow]) -> dict[str, str]:
     """Return what the rows are; see `data.sets.fingerprints`."""
-    parts = (part for _, content, _ in rows for part in content)
-    uris = (part.uri for part in parts if isinstance(part, Picture))
+    uris = (picture.uri for _, content, _ in rows for picture in pictures_in(content))
     return rows_fingerprint(sets, (key for key, _, _ in rows), uris)
 
 
@@ -141,13 +140,13 @@ def encode(
 
     A row whose picture cannot be decoded is left out with a message.
     """
-    shown = [part for _, content, _ in rows for part in content if isinstance(part, Picture)]
+    shown = [picture for _, content, _ in rows for picture in pictures_in(content)]
     uris = {picture.uri for picture in shown}
     load = partial(load_pictures, limits=config.data.media, frames=frames_only(shown))
     pictures, failed = read_patiently(uris, load, time.sleep)
     samples = []
     for key, content, response in rows:
-        lost = [p.uri for p in content if isinstance(p, Picture) and p.uri in failed]
+        lost = [picture.uri for picture in pictures_in(content) if picture.uri in failed]
         if lost:
             print(f"quarantined: {key}: {failed[lost[0]]}", file=sys.stderr)
             continue

@@ -46,6 +46,8 @@ PLACEMENT = {
     *("max_step_bytes", "offline"),
 }
 """Settings that say where a run computes and not what: they may change when it is resumed."""
+OLDER = {"data.media.video": "frames"}
+"""Settings that are not what an older release did by default, with what it did."""
 STEPS = "steps"
 OPEN = {STEPS, "learner.optimizer.lr"}
 """Settings that may change as well; that they did is logged."""
@@ -345,8 +347,8 @@ def _allowed_changes(folder: Path, config: Any) -> tuple[dict[str, Any], bool]:
 def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
     """Return the settings that are not as in a file, but for those of a placement: old, new.
 
-    A key that the file lacks, being of an older release, has its default there. None where the
-    file is broken.
+    A key that the file lacks, being of an older release, has its default there, or what `OLDER`
+    says. None where the file is broken.
     """
     settings = settings_in(path.parent)
     if not settings:
@@ -357,7 +359,8 @@ def _changes(path: Path, config: Any) -> dict[str, tuple[Any, Any]]:
         )
         return {}
     old, new = _leaves(to_flat(settings)), _leaves(to_flat(config))
-    old = {key: value for key, value in _leaves(_defaults(config)).items() if key in new} | old
+    before = _leaves(_defaults(config)) | OLDER
+    old = {key: value for key, value in before.items() if key in new} | old
     interpolated = values_given(config)
     salt, digests = _digests_in(path)
     changes = {}

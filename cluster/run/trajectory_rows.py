@@ -13,6 +13,7 @@ from data.types import (
     ScoredTrajectory,
     Trajectory,
     TrajectoryKey,
+    pictures_in,
 )
 
 NO_SPREAD = "no_spread"
@@ -84,7 +85,7 @@ def trajectory_rows(
         }
         if key in contents:
             row["prompt"] = "\n".join(part for part in contents[key] if isinstance(part, str))
-            row["pictures"] = [part.uri for part in contents[key] if not isinstance(part, str)]
+            row["pictures"] = [picture.uri for picture in pictures_in(contents[key])]
         if key in sampled:
             trace = sampled[key]
             row |= {

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data.errors import DataError
 from data.media.file_kinds import HEAD, is_video, kind_of_file
+from data.media.frames import FRAME_RATE
 
 SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
@@ -47,6 +48,8 @@ class _Times:
     entries: np.ndarray
     """int64 [E, 2], ascending: each entry's time, and the time to seek to; [0, 2] where the file
     gives no usable times."""
+    unit: float
+    """Seconds that 1 stands for in `shown`."""
 
 
 def frame_count(path: str) -> int:
@@ -58,6 +61,26 @@ def frame_count(path: str) -> int:
     """
     with _errors_named(path):
         return _times_of(path).frames
+
+
+def frame_times(path: str, numbers: Sequence[int]) -> tuple[float, ...]:
+    """Return when frames of a video file are shown, in seconds from its first frame, to 1 ms.
+
+    A file that gives no usable times has those of its frame rate, or else of `FRAME_RATE`.
+
+    Raises:
+        DataError: as for `frame_count`; or the file has no such frame.
+    """
+    with _errors_named(path):
+        times = _times_of(path)
+    if max(numbers) >= times.frames:
+        raise DataError(
+            f"{path}: expected a frame {max(numbers)}, found {times.frames} frames; change no file "
+            "while a job runs"
+        )
+    # As whole numbers of Python: those of a broken file may be too far apart for 64 bits.
+    first, *shown = times.shown[[0, *numbers]].tolist()
+    return tuple(round((time - first) * times.unit, 3) for time in shown)
 
 
 def decode_frames(
@@ -156,6 +179,7 @@ def _read_times(path: str, size: int, changed: int) -> _Times:
     shown: list[int | None] = []
     entries: list[tuple[int, int]] = []
     with _opened(path) as (container, stream):
+        rate, unit = stream.average_rate, stream.time_base
         for packet in container.demux(stream):
             if not packet.size or packet.is_corrupt:
                 continue
@@ -175,9 +199,13 @@ def _read_times(path: str, size: int, changed: int) -> _Times:
         )
     if not entries or None in shown or len(set(shown)) < len(shown):
         # Decoders give frames in the order in which they are shown.
-        return _Times(len(shown), np.arange(len(shown)), np.empty((0, 2), np.int64))
+        none = np.empty((0, 2), np.int64)
+        return _Times(len(shown), np.arange(len(shown)), none, 1 / float(rate or FRAME_RATE))
     return _Times(
-        len(shown), np.sort(np.array(shown, np.int64)), np.array(sorted(entries)).reshape(-1, 2)
+        len(shown),
+        np.sort(np.array(shown, np.int64)),
+        np.array(sorted(entries)).reshape(-1, 2),
+        float(unit),
     )
 
 

@@ -9,6 +9,8 @@ from data.engine.lifeline import ACTOR_PID, EndsWithActor
 
 PICTURE_CACHE_GB = 1.0
 """Processed pictures an engine keeps, so that siblings of a prompt share the work."""
+VIDEO_AS_IT_IS = {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False}
+"""What a model's own video processor must leave alone: `data.media` has chosen frames and sizes."""
 
 
 def set_engine_environment(engine: EngineConfig) -> None:
@@ -29,16 +31,20 @@ def set_engine_environment(engine: EngineConfig) -> None:
     os.environ[ACTOR_PID] = str(os.getpid())
 
 
-def engine_arguments(model: str, engine: EngineConfig, *, max_pictures: int) -> dict[str, Any]:
+def engine_arguments(
+    model: str, engine: EngineConfig, *, max_pictures: int, videos: bool = False
+) -> dict[str, Any]:
     """Return vLLM's engine arguments for a model folder.
 
     ``max_pictures``: pictures (files, frames and crops) in one prompt at most; 0: the model reads
-    text only.
+    text only. ``videos``: a prompt may show a video, too.
     """
-    pictures = {
-        "limit_mm_per_prompt": {"image": max_pictures, "video": 0},
+    pictures: dict[str, Any] = {
+        "limit_mm_per_prompt": {"image": max_pictures, "video": int(videos)},
         "mm_processor_cache_gb": PICTURE_CACHE_GB,
     }
+    if videos:
+        pictures["mm_processor_kwargs"] = {"videos_kwargs": VIDEO_AS_IT_IS}
     return {
         "model": model,
         "trust_remote_code": False,

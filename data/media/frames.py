@@ -6,15 +6,25 @@ from typing import TypeVar
 from data.types import Kind, Picture
 
 T = TypeVar("T")
+FRAME_RATE = 2.0
+"""Frames a second of a video that comes without times, as frames one by one or in a folder. The
+rate that Qwen's own code assumes for lists of frames, and of the published training."""
 
 
-def sample_frames(uris: Sequence[T], most: int) -> tuple[T, ...]:
-    """Return at most ``most`` frames, spread uniformly with both ends kept."""
-    if len(uris) <= most:
+def sample_frames(uris: Sequence[T], most: int, *, paired: bool = False) -> tuple[T, ...]:
+    """Return at most ``most`` frames, spread uniformly with both ends kept.
+
+    ``paired``: an even number of them, rounded down as Qwen's own code does for video files; but
+    one, where there is one or ``most`` is 1.
+    """
+    count = min(len(uris), most)
+    if paired and count > 1:
+        count -= count % 2
+    if len(uris) == count:
         return tuple(uris)
-    if most == 1:
+    if count == 1:
         return tuple(uris[:1])
-    return tuple(uris[round(i * (len(uris) - 1) / (most - 1))] for i in range(most))
+    return tuple(uris[round(i * (len(uris) - 1) / (count - 1))] for i in range(count))
 
 
 def frames_only(shown: Iterable[Picture]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The size at which a model reads a picture, and the pixels of a crop.
+"""The size at which a model reads a picture or a video, and the pixels of a crop.
 
 Sizes are chosen here, in multiples of the model's factor and within the config's limits, so that
 every engine sees the same pixels; the models' own processors must not resize again.
@@ -6,11 +6,12 @@ every engine sees the same pixels; the models' own processors must not resize ag
 
 import math
 
+import numpy as np
 from PIL import Image
 
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.types import Box, Kind, Picture, Pictures
+from data.types import Box, Kind, Picture, Pictures, Video
 
 MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
@@ -73,6 +74,16 @@ def limits_of(picture: Picture, limits: MediaConfig) -> tuple[int, int]:
     return limits.image_min_pixels, limits.image_max_pixels
 
 
+def video_limits(video: Video, limits: MediaConfig) -> tuple[int, int]:
+    """Return (min, max) pixels for each frame of that video.
+
+    All frames together stay within the video's total. Where a frame's share of it is small, half
+    of the share is the minimum: between the two lies a size of about the frame's own aspect.
+    """
+    share = max(2, limits.video_total_pixels // max(2, len(video.frames)))
+    return min(limits.frame_min_pixels, share // 2), min(limits.frame_max_pixels, share)
+
+
 def crop_pixels(box: Box | None, height: int, width: int) -> tuple[int, int, int, int]:
     """Return the crop's (left, top, right, bottom) in pixels, at least MIN_CROP_PIXELS a side."""
     if box is None:
@@ -97,15 +108,41 @@ def fit(picture: Picture, pictures: Pictures, limits: MediaConfig, *, factor: in
     Raises:
         DataError: the file was not loaded.
     """
-    if picture.uri not in pictures:
-        raise DataError(f"{picture.uri}: picture was not loaded for this step")
-    pixels = pictures[picture.uri]
+    pixels = _pixels_of(picture.uri, pictures)
     left, top, right, bottom = crop_pixels(picture.box, pixels.shape[0], pixels.shape[1])
     image = Image.fromarray(pixels[top:bottom, left:right])
     least, most = limits_of(picture, limits)
     rows, columns = target_size(
         image.height, image.width, factor=factor, min_pixels=least, max_pixels=most
     )
+    return _resized(image, rows, columns)
+
+
+def fit_video(video: Video, pictures: Pictures, limits: MediaConfig, *, factor: int) -> np.ndarray:
+    """Return the video's frames at the size a model reads, uint8 [T, H, W, 3], T even.
+
+    All get one size, which suits the first of them. A video of one frame is a video that shows it
+    twice.
+
+    Raises:
+        DataError: a frame was not loaded.
+    """
+    images = [Image.fromarray(_pixels_of(frame.uri, pictures)) for frame in video.frames]
+    least, most = video_limits(video, limits)
+    rows, columns = target_size(
+        images[0].height, images[0].width, factor=factor, min_pixels=least, max_pixels=most
+    )
+    shown = [np.asarray(_resized(image, rows, columns)) for image in images]
+    return np.stack(shown if len(shown) > 1 else 2 * shown)
+
+
+def _pixels_of(uri: str, pictures: Pictures) -> np.ndarray:
+    if uri not in pictures:
+        raise DataError(f"{uri}: picture was not loaded for this step")
+    return pictures[uri]
+
+
+def _resized(image: Image.Image, rows: int, columns: int) -> Image.Image:
     if (image.height, image.width) == (rows, columns):
         return image
     return image.resize((columns, rows), Image.Resampling.BICUBIC)

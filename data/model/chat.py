@@ -1,4 +1,4 @@
-"""Content to what a model reads: token ids and pictures, through the model's own chat template.
+"""Content to what a model reads: token ids, pictures and videos, by the model's chat template.
 
 One encoder serves rollout, reward, contrastive and supervised training and evaluation, so that
 all of them give a model identical token ids and pixels.
@@ -6,7 +6,8 @@ all of them give a model identical token ids and pixels.
 
 import logging
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,24 +17,61 @@ from PIL import Image
 from configs.common import MediaConfig
 from configs.reward import Pooling
 from data.embed_inputs import SUFFIX, instruction_as_text, media_first
+from data.engine.arguments import VIDEO_AS_IT_IS
 from data.errors import ConfigError, DataError
-from data.media.sizes import fit
+from data.media.sizes import fit, fit_video
 from data.model.model_folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
-from data.types import Content, Instruction, ItemText, Picture, Pictures
+from data.types import (
+    Content,
+    Instruction,
+    ItemText,
+    Picture,
+    Pictures,
+    Video,
+    pictures_in,
+    visuals_in,
+)
 
 log = logging.getLogger(__name__)
 
 EMB_TOKEN = "<emb>"
-VISION_TOKENS = (
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+VISION_START, VISION_END, VIDEO_TOKEN = "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"
+VISION_TOKENS = (VISION_START, VISION_END, "<|image_pad|>", VIDEO_TOKEN)
 MARKUP = (*VISION_TOKENS, EMB_TOKEN, "<|im_start|>", "<|endoftext|>")
 """Tokens that are never sampled, unless one of them ends a turn."""
 PUNCTUATION = frozenset(".,:;!?")
+MERGED_FRAMES = 2
+"""Frames of a video that a model sees as one, with one time."""
+TICKS = 1000
+"""Times are given to engines as numbers of frames at so many a second: whole milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video in a prompt."""
+
+    frames: np.ndarray
+    """uint8 [T, H, W, 3], T even."""
+    ticks: list[int]
+    """When each of them is shown, in `TICKS` of a second."""
+
+    def stamps(self) -> list[str]:
+        """Return what the model reads before each two frames: when they are shown, on average."""
+        seconds = [tick / TICKS for tick in self.ticks]
+        pairs = zip(seconds[::MERGED_FRAMES], seconds[1::MERGED_FRAMES], strict=True)
+        return [f"<{(first + last) / 2:.1f} seconds>" for first, last in pairs]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what tells vLLM and transformers the times, and to take all frames."""
+        return {
+            "fps": float(TICKS),
+            "frames_indices": list(self.ticks),
+            "total_num_frames": max(self.ticks) + 1,
+            "duration": max(self.ticks) / TICKS,
+            "video_backend": "own",
+            "do_sample_frames": False,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +79,19 @@ class EncodedPrompt:
     """A prompt in the two forms that engines take."""
 
     ids: list[int]
-    """One picture token per picture, as vLLM wants it (it expands them itself)."""
+    """One token per picture and video, as vLLM wants it (it expands them itself)."""
     expanded: list[int]
-    """As many picture tokens as the vision tower emits, as transformers wants it."""
+    """As many picture tokens as the vision tower emits, and the times of videos, as transformers
+    wants it."""
     images: list[Image.Image]
+    clips: list[Clip] = field(default_factory=list)
     cut: int = 0
     """Tokens at the end that did not fit and are left out."""
+
+    def multi_modal_data(self) -> dict[str, Any]:
+        """Return the pictures and videos as vLLM takes them; empty: none."""
+        videos = [(clip.frames, clip.metadata()) for clip in self.clips]
+        return {name: data for name, data in (("image", self.images), ("video", videos)) if data}
 
 
 def load_encoder(folder: str, limits: MediaConfig) -> "TextEncoder":
@@ -171,9 +216,9 @@ class TextEncoder:
 
     def _parts(self, content: Content) -> Any:
         """Return a turn's content in the form that the chat template takes."""
-        unseen = [part.uri for part in content if isinstance(part, Picture)]
-        if unseen:
-            raise DataError(f"{unseen[0]}: a text-only model cannot be shown a picture")
+        unseen = next(pictures_in(content), None)
+        if unseen is not None:
+            raise DataError(f"{unseen.uri}: a text-only model cannot be shown a picture")
         return self._plain("".join(content))
 
     def _render(self, turns: list[dict[str, Any]]) -> str:
@@ -278,15 +323,20 @@ class ChatEncoder(TextEncoder):
         self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
         _check_limits(limits, image_processor.size)
 
+    @property
+    def video_token_id(self) -> int | None:
+        """Id of the token that stands for a video; None: the tokenizer has none."""
+        return self._markup_ids.get(VIDEO_TOKEN)
+
     def shown(self, content: Content) -> Content:
         """Return the parts of an Embedder's input that this model can read: all."""
         return content
 
     def _parts(self, content: Content) -> Any:
         return [
-            {"type": "image"}
-            if isinstance(part, Picture)
-            else {"type": "text", "text": self._plain(part)}
+            {"type": "text", "text": self._plain(part)}
+            if isinstance(part, str)
+            else {"type": "video" if isinstance(part, Video) else "image"}
             for part in content
         ]
 
@@ -306,30 +356,87 @@ class ChatEncoder(TextEncoder):
         return self._prompt(self.tokenizer.encode(text), shown, pictures)
 
     def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
+        visuals = visuals_in(content)
         images = [
-            fit(part, pictures, self.limits, factor=self.factor)
-            for part in content
-            if isinstance(part, Picture)
+            fit(visual, pictures, self.limits, factor=self.factor)
+            for visual in visuals
+            if isinstance(visual, Picture)
         ]
-        return EncodedPrompt(ids=ids, expanded=self.expand(ids, images), images=images)
+        clips = [self.clip(visual, pictures) for visual in visuals if isinstance(visual, Video)]
+        expanded = self.expand(ids, images, clips)
+        return EncodedPrompt(ids=ids, expanded=expanded, images=images, clips=clips)
 
-    def expand(self, ids: list[int], images: list[Image.Image]) -> list[int]:
-        """Return ``ids`` with each picture token repeated once per merged vision patch.
+    def clip(self, video: Video, pictures: Pictures) -> Clip:
+        """Return a video as the model sees it.
 
         Raises:
-            DataError: not one picture token per picture.
+            ConfigError: the model sees no videos, or not as Qwen3-VL does.
+            DataError: a frame was not loaded.
         """
-        if ids.count(self.image_token_id) != len(images):
-            raise DataError(
-                f"expected {len(images)} {self.image_token} in the prompt, found "
-                f"{ids.count(self.image_token_id)}: the model's chat template must show each "
-                "picture once"
-            )
-        counts = iter([(i.height // self.factor) * (i.width // self.factor) for i in images])
+        self._check_video_processor()
+        frames = fit_video(video, pictures, self.limits, factor=self.factor)
+        ticks = [round(seconds * TICKS) for seconds in video.times]
+        return Clip(frames, ticks * (len(frames) // len(ticks)))
+
+    def expand(
+        self, ids: list[int], images: Sequence[Image.Image], clips: Sequence[Clip] = ()
+    ) -> list[int]:
+        """Return ``ids`` with each picture token repeated once per merged vision patch.
+
+        A video's token becomes for each two of its frames their time, and their patches' tokens
+        between the tokens that begin and end a picture.
+
+        Raises:
+            DataError: not one picture token per picture, or not one video token per video.
+        """
+        self._check_count(ids, self.image_token_id, self.image_token, images)
+        self._check_count(ids, self.video_token_id, VIDEO_TOKEN, clips)
+        shown_images, shown_clips = iter(images), iter(clips)
         expanded: list[int] = []
         for token in ids:
-            expanded.extend([token] * next(counts) if token == self.image_token_id else [token])
+            if token == self.image_token_id:
+                image = next(shown_images)
+                expanded += [token] * self._merged(image.height, image.width)
+            elif token == self.video_token_id:
+                expanded += self._clip_ids(next(shown_clips))
+            else:
+                expanded.append(token)
         return expanded
+
+    def _check_count(
+        self, ids: list[int], token_id: int | None, token: str, visuals: Sequence[Any]
+    ) -> None:
+        if ids.count(token_id) != len(visuals):
+            raise DataError(
+                f"expected {len(visuals)} {token} in the prompt, found {ids.count(token_id)}: the "
+                "model's chat template must show each picture and each video once"
+            )
+
+    def _merged(self, height: int, width: int) -> int:
+        return (height // self.factor) * (width // self.factor)
+
+    def _clip_ids(self, clip: Clip) -> list[int]:
+        start, end = (self._markup_ids[token] for token in (VISION_START, VISION_END))
+        count = self._merged(*clip.frames.shape[1:3])
+        patches = [start, *[self._markup_ids[VIDEO_TOKEN]] * count, end]
+        ids: list[int] = []
+        for stamp in clip.stamps():
+            ids += [*self.tokenizer.encode(stamp, add_special_tokens=False), *patches]
+        return ids
+
+    def _check_video_processor(self) -> None:
+        processor = getattr(self.processor, "video_processor", None)
+        ours = (self.factor // self.merge, self.merge, MERGED_FRAMES)
+        theirs = tuple(
+            getattr(processor, name, None)
+            for name in ("patch_size", "merge_size", "temporal_patch_size")
+        )
+        if theirs != ours or self.video_token_id is None:
+            raise ConfigError(
+                f"{self.tokenizer.name_or_path}: expected a video processor as Qwen3-VL has it "
+                f"(patch_size, merge_size and temporal_patch_size {ours}), found {theirs}; set "
+                "data.media.video=frames"
+            )
 
     def pixels(self, images: list[Image.Image]) -> dict[str, Any]:
         """Return ``pixel_values`` [patches, channels] and ``image_grid_thw`` [images, 3]."""
@@ -337,6 +444,13 @@ class ChatEncoder(TextEncoder):
             images=[np.asarray(image) for image in images], return_tensors="pt", do_resize=False
         )
         return {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+
+    def clip_pixels(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        """Return ``pixel_values_videos`` [patches, channels] and ``video_grid_thw`` [videos, 3]."""
+        batch = self.processor.video_processor(
+            videos=[clip.frames for clip in clips], return_tensors="pt", **VIDEO_AS_IT_IS
+        )
+        return {name: batch[name] for name in ("pixel_values_videos", "video_grid_thw")}
 
 
 def _without_suffix(content: Content) -> Content:
@@ -353,7 +467,7 @@ def _check_limits(limits: MediaConfig, size: Any) -> None:
         f"data.media.{name}={getattr(limits, name)}"
         for name in vars(limits)
         if name.endswith("_pixels")
-        and name != "max_decode_pixels"
+        and name not in ("max_decode_pixels", "video_total_pixels")
         and not least <= getattr(limits, name) <= most
     ]
     if wrong:

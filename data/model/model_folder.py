@@ -98,13 +98,32 @@ def sees_pictures(folder: str) -> bool:
     Raises:
         DataError: its configuration is not JSON.
     """
+    return not (Path(folder) / "config.json").is_file() or "vision_config" in _config(folder)
+
+
+def _config(folder: str) -> dict[str, Any]:
+    """Return a model's configuration; none where there is no file.
+
+    Raises:
+        DataError: it is not JSON.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        return True
+        return {}
     try:
-        return "vision_config" in json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: malformed JSON ({error}); copy the file again") from error
+
+
+def sees_videos(folder: str) -> bool:
+    """Return whether the folder's model sees videos, and their times, as Qwen3-VL does.
+
+    Raises:
+        DataError: its configuration is not JSON.
+    """
+    config = _config(folder)
+    return "video_token_id" in config and str(config.get("model_type")).startswith("qwen3")
 
 
 def load_processor(folder: str) -> Any:
@@ -152,7 +171,8 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
 
     Raises:
         DataError: as `check_folder`.
-        ConfigError: the model reads text only and a data set holds pictures; it is named.
+        ConfigError: the model reads text only and a data set holds pictures, or it sees no videos
+            and a data set shows them; it is named.
     """
     check_folder(folder)
     unseen = _unseen_sets(folder, sets)
@@ -161,10 +181,19 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
             f"{folder}: a text-only Reasoner cannot see the pictures of {', '.join(unseen)}; use a "
             "vision-language model, or data sets of texts"
         )
+    _check_videos(folder, sets)
 
 
-def warn_embedder_ignores(folder: str, sets: Sequence[LoadedSet]) -> None:
-    """Say once that a text-only Embedder reads texts and traces, and no pictures."""
+def check_embedder(folder: str, sets: Sequence[LoadedSet]) -> None:
+    """Say once that a text-only Embedder reads texts and traces, and no pictures.
+
+    Also, that one of ours was trained on videos in the other form, frames or one video.
+
+    Raises:
+        ConfigError: it sees pictures, but no videos, and a data set shows videos; it is named.
+    """
+    _check_videos(folder, sets)
+    _warn_other_videos(folder, sets)
     unseen = _unseen_sets(folder, sets)
     if unseen:
         log.warning(
@@ -180,17 +209,49 @@ def warn_older_input(folder: str) -> None:
 
     Other folders, published ones among them, say nothing about that and are taken as they are.
     """
-    stage = Path(folder).absolute().parent / "stage.json"
-    try:
-        facts = json.loads(stage.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    ours = isinstance(facts, dict) and facts.get("job") == "embedder"
-    if ours and facts.get("input_form") != INPUT_FORM:
+    facts = _embedder_facts(folder)
+    if facts and facts.get("input_form") != INPUT_FORM:
         log.warning(
             "%s: trained by an older release, whose inputs had other line ends and the text of "
             "videos last: its vectors are worse here; train it again with the job `embedder`",
             folder,
+        )
+
+
+def _warn_other_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
+    facts = _embedder_facts(folder)
+    videos = [data_set.table for data_set in sets if data_set.table.shows([Kind.VIDEO])]
+    shown = {"video" if table.as_video else "frames" for table in videos}
+    trained = facts.get("video", "frames")  # older releases knew no other form
+    if facts and shown - {trained}:
+        log.warning(
+            "%s: trained with data.media.video=%s, and videos are shown in the other form here: "
+            "its vectors are worse; set the same, or train it again with the job `embedder`",
+            folder,
+            trained,
+        )
+
+
+def _embedder_facts(folder: str) -> dict[str, Any]:
+    """Return what the job `embedder` says of the folder that it wrote; of other folders nothing."""
+    stage = Path(folder).absolute().parent / "stage.json"
+    try:
+        facts = json.loads(stage.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) and facts.get("job") == "embedder" else {}
+
+
+def _check_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
+    """Refuse videos for a model that sees pictures only."""
+    if sees_videos(folder) or not sees_pictures(folder):
+        return
+    videos = [data_set.name for data_set in sets if data_set.table.as_video]
+    if videos:
+        raise ConfigError(
+            f"{folder}: expected a model that sees videos as Qwen3-VL does, found one of "
+            f"model_type '{_config(folder).get('model_type')}', and data set "
+            f"{', '.join(videos)} shows videos; set data.media.video=frames, or use another model"
         )
 
 

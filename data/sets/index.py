@@ -4,7 +4,7 @@ Order, masks and held-out splits come from it; a row is read when its pair is dr
 Shapes: P pairs, N hard negatives, U pictures (each address once, as the first row names it).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 KINDS = {kind: 1 << place for place, kind in enumerate(Kind)}
 """The bit of each kind of item in `PairTable.kinds`."""
+TIMED = 1 << len(KINDS)
+"""The bit of items with times."""
 
 
 class Texts(Sequence[str]):
@@ -73,7 +75,7 @@ class PairTable:
     labels: np.ndarray
     """uint64 [P]: see `label_number`."""
     kinds: np.ndarray
-    """uint8 [P]: the bits of `KINDS` of query, target and candidates."""
+    """uint8 [P]: the bits of `KINDS` of query, target and candidates, and `TIMED`."""
     traces: np.ndarray
     """uint8 [P]: 1, if the query has a trace, and 2, if the target has one."""
     queries: Contents
@@ -146,6 +148,11 @@ class PairTable:
         bits = sum(KINDS[kind] for kind in kinds)
         return bool((self.kinds & bits).any())
 
+    @property
+    def as_video(self) -> bool:
+        """Whether a pair shows a video as one, not as separate pictures."""
+        return bool((self.kinds & TIMED).any())
+
     def with_trace(self, side: Side) -> np.ndarray:
         """Return which pairs have a trace on that side, boolean [P]."""
         return (self.traces & (1 if side is Side.QUERY else 2)) > 0
@@ -166,6 +173,8 @@ class PictureTable:
     """int64 [U]: bytes of the file or of the cell."""
     shown: np.ndarray
     """bool [U]: whether a query or a target shows it; else only candidates and negatives do."""
+    times: np.ndarray
+    """float64 [U], seconds: when a frame of a video file is shown; NaN for other pictures."""
 
     @classmethod
     def join(cls, parts: Sequence["PictureTable"]) -> "PictureTable":
@@ -182,6 +191,13 @@ class PictureTable:
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         uris = columns.pop("uris").take(places)
         return PictureTable(uris=uris, **{name: column[places] for name, column in columns.items()})
+
+    def frame_times(self) -> Callable[[str], float]:
+        """Return what tells when a frame of a video file is shown, by its address."""
+        timed = np.flatnonzero(~np.isnan(self.times))
+        order = timed[np.argsort(self.numbers[timed])]
+        numbers, times = self.numbers[order], self.times[order]
+        return lambda uri: float(times[np.searchsorted(numbers, np.uint64(text_number(uri)))])
 
     def file(self, index: int) -> str:
         """Return the path of the file that holds a picture; of a cell its address."""
@@ -221,7 +237,7 @@ def joined(cls: type, parts: Sequence[Any]) -> Any:
 def _kinds(pair: Pair) -> int:
     bits = 0
     for item in (pair.query, pair.target, *pair.candidates):
-        bits |= KINDS[item.kind]
+        bits |= KINDS[item.kind] | (TIMED if item.times else 0)
     return bits
 
 

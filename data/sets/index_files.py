@@ -73,7 +73,7 @@ def index_folder(config: DataSetConfig, media: MediaConfig) -> Path:
     Raises:
         DataError: the set's files are not there.
     """
-    limits = (media.max_frames, media.max_file_bytes)
+    limits = (media.max_frames, media.max_file_bytes, media.video)
     settings = asdict(config)
     settings.pop("weight")  # decides nothing about a pair
     settings["root"] = os.path.realpath(config.root)
@@ -172,7 +172,7 @@ def _save_tables(folder: Path, index: SetIndex) -> None:
 
 
 _PAIR_COLUMNS = ("rows", "places", "labels", "kinds", "traces")
-_PICTURE_COLUMNS = ("numbers", "files", "reals", "sizes", "shown")
+_PICTURE_COLUMNS = ("numbers", "files", "reals", "sizes", "shown", "times")
 
 
 def _content_columns(name: str, contents: Contents) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 from PIL import Image
@@ -181,18 +181,19 @@ def load_set(
     *,
     max_frames: int = MediaConfig.max_frames,
     max_file_bytes: int = MediaConfig.max_file_bytes,
+    video: Literal["video", "frames"] = MediaConfig.video,
     offline: bool = True,
 ) -> LoadedSet:
     """Read one data set; bad rows are set aside with a reason, a bad file is refused.
 
-    Traces must be right for ``max_frames`` shown frames of a video. ``offline``: nothing is
-    fetched. Archives are unpacked first.
+    Traces must be right for ``max_frames`` shown frames of a video. ``video`` as in MediaConfig.
+    ``offline``: nothing is fetched. Archives are unpacked first.
 
     Raises:
         DataError: the file is missing, `hardest_by` can rank no row, an archive cannot be unpacked,
             or a file of `traces` cannot be read.
     """
-    media = MediaConfig(max_frames=max_frames, max_file_bytes=max_file_bytes)
+    media = MediaConfig(max_frames=max_frames, max_file_bytes=max_file_bytes, video=video)
     [loaded] = load_each([config], media=media, offline=offline)
     if isinstance(loaded, DataError):
         raise loaded
@@ -251,6 +252,7 @@ def _open_set(
             max_frames=media.max_frames,
             max_file_bytes=media.max_file_bytes,
             links_to=linked_folder(config),
+            as_video=media.video == "video",
             traces=traces,
         )
 
@@ -426,7 +428,7 @@ def _with_copies(opened: Sequence[_OpenedSet]) -> Iterator[LoadedSet]:
         pictures = index.pictures.renamed(copies.first)
         moved = pictures.numbers != index.pictures.numbers
         table = index.pairs.with_pictures(index.pictures.numbers[moved], pictures.numbers[moved])
-        known = KnownFiles(copies.first, index.counts)
+        known = KnownFiles(copies.first, index.counts, pictures.frame_times())
         yield LoadedSet(
             name=name,
             pairs=DrawnPairs(entry.reader, table, known),

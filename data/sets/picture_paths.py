@@ -5,9 +5,10 @@ a video file, a cell of a table. Which files are copies of others is found later
 (`data.sets.picture_copies`); when a row is read again, the first of the copies stands for all.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from data.containers.addresses import Address, parse_address
 from data.containers.cells import cell_size
 from data.containers.pdf_pages import SUFFIX as PDF_SUFFIX
 from data.containers.pdf_pages import page_count, page_number
-from data.containers.video_files import frame_count
+from data.containers.video_files import frame_count, frame_times
 from data.errors import DataError
 from data.media.pictures import SUFFIXES, too_large
 
@@ -39,6 +40,8 @@ class KnownFiles:
     """The file that stands for another, by the other's path; see `find_copies`."""
     counts: Mapping[str, int]
     """Pages of PDFs and frames of video files, by their paths."""
+    times: Callable[[str], float]
+    """When frames of video files are shown, by their addresses."""
 
 
 class PictureFiles:
@@ -71,6 +74,8 @@ class PictureFiles:
         self._known = known
         self._names: dict[tuple[str, bool], tuple[str, str]] = {}
         """Path and, where it cannot be used, the reason; by name, and whether a row's own cell."""
+        self._times: dict[str, float] = {}
+        """Times of frames of video files that were asked for, by their addresses."""
 
     def path(self, name: str, *, where: str) -> str:
         """Return the absolute path of ``name`` under the root.
@@ -136,6 +141,26 @@ class PictureFiles:
             return self._count(path, frame_count)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+
+    def frame_times(self, path: str, numbers: Sequence[int], *, where: str) -> tuple[float, ...]:
+        """Return when frames of a counted video file are shown, in seconds from its first frame.
+
+        Raises:
+            DataError: it cannot be read any more, or has other frames now.
+        """
+        uris = [f"{path}#frame={number}" for number in numbers]
+        if self._known is not None:
+            return tuple(self._known.times(uri) for uri in uris)
+        if any(uri not in self._times for uri in uris):
+            try:
+                self._times.update(zip(uris, frame_times(path, numbers), strict=True))
+            except (DataError, OSError) as error:
+                raise DataError(f"{where}: {error}") from error
+        return tuple(self._times[uri] for uri in uris)
+
+    def time(self, uri: str) -> float:
+        """Return the time of a frame that was asked for; NaN: it was not."""
+        return self._times.get(uri, math.nan)
 
     def folder(self, name: str, *, where: str) -> list[str] | None:
         """Return the names of a folder's picture files, 2 before 10; None: ``name`` is no folder.

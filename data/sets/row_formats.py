@@ -13,19 +13,19 @@ Texts are normalised here and nowhere else: an item's text is what models read, 
 import re
 import reprlib
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from configs.common import DataSetConfig
 from data.containers.addresses import parse_address
 from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
-from data.media.frames import sample_frames
+from data.media.frames import FRAME_RATE, sample_frames
 from data.sets.beir_rows import CORPUS, IDS, MAX_GRADE, QUERIES
 from data.sets.picture_paths import PictureFiles
 from data.sets.row_files import PictureCell
@@ -33,6 +33,7 @@ from data.sets.rows import FileRow
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
 
+T = TypeVar("T")
 BLANK_VIDEO = ["images/blank.jpg"]
 UNITS = {
     Kind.TEXT: "text_keywords is a list of words",
@@ -124,6 +125,8 @@ class RowReader:
     max_frames: int
     boxes: list[TrueBoxes]
     """True boxes of the whole set, added to."""
+    as_video: bool = True
+    """Whether a model sees a video as one, not as separate pictures."""
     whole_videos: set[str] = field(default_factory=set)
     """Video files that the row names whole, by their paths."""
 
@@ -134,7 +137,38 @@ class RowReader:
             DataError: the row cannot be used; the message names file, row and field.
         """
         self.refuse_error()
-        return _READERS[self.config.format](self)
+        return tuple(self._timed_pair(pair) for pair in _READERS[self.config.format](self))
+
+    def shown(self, frames: Sequence[T]) -> tuple[T, ...]:
+        """Return those of a video's frames that are shown."""
+        return sample_frames(frames, self.max_frames, paired=self.as_video)
+
+    def _timed_pair(self, pair: Pair) -> Pair:
+        """Return a pair whose videos are shown as such: each with its frames' times."""
+        items = (pair.query, pair.target, *pair.hard_negatives, *pair.candidates)
+        if not self.as_video or all(item.kind is not Kind.VIDEO for item in items):
+            return pair
+        return replace(
+            pair,
+            query=self._timed(pair.query),
+            target=self._timed(pair.target),
+            hard_negatives=tuple(map(self._timed, pair.hard_negatives)),
+            candidates=tuple(map(self._timed, pair.candidates)),
+        )
+
+    def _timed(self, item: Item) -> Item:
+        if item.kind is not Kind.VIDEO:
+            return item
+        uris = self.shown(item.uris)
+        return replace(item, uris=uris, times=self._times(uris))
+
+    def _times(self, uris: tuple[str, ...]) -> tuple[float, ...]:
+        """Return when frames are shown; frames that are no file's have no times of their own."""
+        addresses = [parse_address(uri) for uri in uris]
+        numbers = [address.frame for address in addresses if address.frame is not None]
+        if len(numbers) < len(uris) or len({address.path for address in addresses}) > 1:
+            return tuple(place / FRAME_RATE for place in range(len(uris)))
+        return self.files.frame_times(addresses[0].path, numbers, where=self.where)
 
     def text(self, field: str, *, of: FileRow | None = None) -> str:
         value = (self.row if of is None else of).get(field)
@@ -185,7 +219,7 @@ class RowReader:
         if not text.strip():
             return ""
         try:
-            parse(text, kind=item.kind, num_frames=min(len(item.uris), self.max_frames))
+            parse(text, kind=item.kind, num_frames=len(self.shown(item.uris)))
         except TCoTError as error:
             raise self.refused(
                 field, f"not a usable trace: {error}; have it written again or empty the field"
@@ -337,7 +371,7 @@ class RowReader:
                 path = self.path(names[0], field)
                 self.whole_videos.add(path)
                 numbers = range(self.frame_count(path, field))
-                return tuple(f"{path}#frame={n}" for n in sample_frames(numbers, self.max_frames))
+                return tuple(f"{path}#frame={n}" for n in self.shown(numbers))
             names = folder or names
         elif videos := [name for name in names if _is_video_file(name)]:
             raise self.refused(
@@ -403,7 +437,7 @@ class RowReader:
         if len(paths) == 1 and paths <= self.whole_videos:
             return self.frame_count(paths.pop(), field), numbers
         frames = len(item.uris)
-        return frames, sample_frames(range(frames), self.max_frames)
+        return frames, self.shown(range(frames))
 
     def _collect_boxes(self, value: Any, item: Item) -> None:
         """Remember boxes of four numbers, whatever their unit is."""

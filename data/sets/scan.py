@@ -78,6 +78,8 @@ class PairReader:
     max_file_bytes: int
     links_to: Path | None = None
     """Where links under the root may lead."""
+    as_video: bool = True
+    """Whether a model sees a video as one, not as separate pictures."""
     traces: TraceFiles = field(default_factory=TraceFiles)
     """Traces that files beside the rows have."""
 
@@ -104,7 +106,9 @@ class PairReader:
     ) -> RowReader:
         """Return what reads a row of the files; true boxes are added to ``boxes``."""
         row = self.traces.added_to(row)
-        return RowReader(row, where, self.config, index, files, self.max_frames, boxes)
+        return RowReader(
+            row, where, self.config, index, files, self.max_frames, boxes, self.as_video
+        )
 
     def pairs(
         self, row: FileRow, index: int, files: PictureFiles, boxes: list[TrueBoxes]
@@ -192,6 +196,7 @@ def picture_table(shown: Mapping[str, bool], files: PictureFiles) -> PictureTabl
         reals=_numbers([file.real for _, file in looked_at]),
         sizes=np.array([file.size for _, file in looked_at], dtype=np.int64),
         shown=np.array(list(shown.values()), dtype=bool),
+        times=np.array([files.time(uri) for uri in shown], dtype=np.float64),
     )
 
 

@@ -18,11 +18,11 @@ from data.errors import DataError
 from data.media.frames import frames_only
 from data.media.perceptual_hash import perceptual_hash
 from data.media.pictures import decode_each, decoded_together, is_one_colour
-from data.prompts import pictures_of
+from data.prompts import pictures_of, visuals_of
 from data.sets.load_sets import LoadedSet
 from data.sets.row_formats import PICTURE_FIELDS
 from data.token_cost import content_cost
-from data.types import Item, Kind, Pair, Picture, Side
+from data.types import Item, Kind, Pair, Side, pictures_in
 
 EXAMPLES = 5
 """Repeated contents that are listed as examples."""
@@ -277,10 +277,10 @@ def _entry(loaded: LoadedSet, index: int, field: str, reason: str) -> dict[str, 
 
 def _tokens(item: Item, sizes: Mapping[str, tuple[int, int]], limits: MediaConfig) -> float | None:
     """Return about how many tokens an item costs, None where a medium of it is broken."""
-    pictures: tuple[Picture, ...] = pictures_of(item, limits.max_frames)
-    if any(picture.uri not in sizes for picture in pictures):
+    content = (*visuals_of(item, limits.max_frames), item.instructed_text())
+    if any(picture.uri not in sizes for picture in pictures_in(content)):
         return None
-    return content_cost((*pictures, item.instructed_text()), sizes, limits)
+    return content_cost(content, sizes, limits)
 
 
 def _spread(values: Iterable[float | None]) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """Samples to padded micro-batches: the tensors that a rank computes with.
 
+A picture here may be a video, which the vision tower reads as one.
+
 Shape suffixes: B = rows, L = padded length, T = response tokens of all rows, laid end to end.
 """
 
@@ -14,18 +16,21 @@ from torch import Tensor
 from data.errors import DataError
 from data.media.sizes import fit
 from data.model.chat import ChatEncoder, TextEncoder
-from data.types import EmbedRequest, Picture, Pictures, TrainSample
+from data.types import EmbedRequest, Picture, Pictures, TrainSample, Video, Visual, visuals_in
 from learner.micro_batches import RowCost
+
+VIDEO_TYPE = 2
+"""What Qwen-VL's position code calls a video's token; a picture's is 1, others are 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patches:
-    """One picture as the vision tower reads it."""
+    """One picture or video as the vision tower reads it."""
 
     values: Tensor
     """float32 [patches, channels]."""
     grid: tuple[int, int, int]
-    """Frames, rows and columns of patches."""
+    """Frames (of a video merged ones), rows and columns of patches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +39,7 @@ class Row:
 
     key: str
     ids: np.ndarray
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Visual, ...]
     num_response: int = 0
     """Tokens at the end that carry loss."""
 
@@ -48,12 +53,17 @@ class Vision:
     grid: Tensor
     """Frames, rows and columns of patches of each, [pictures, 3]."""
     shown: Tensor
-    """Which of them the rows show, row after row in order."""
+    """Which of them the rows show as pictures, row after row in order."""
+    shown_videos: Tensor
+    """Which of them the rows show as videos."""
 
     def to(self, device: torch.device) -> "Vision":
         """Return them on that device."""
         return Vision(
-            values=self.values.to(device), grid=self.grid.to(device), shown=self.shown.to(device)
+            values=self.values.to(device),
+            grid=self.grid.to(device),
+            shown=self.shown.to(device),
+            shown_videos=self.shown_videos.to(device),
         )
 
 
@@ -96,6 +106,8 @@ class VisionTokens(TextTokens):
     """What collation must know of the tokens of a model that sees pictures."""
 
     image: int
+    video: int | None = None
+    """None: the model sees no videos."""
     start: int
     end: int
     merge: int
@@ -118,7 +130,7 @@ def train_row(sample: TrainSample) -> Row:
     return Row(
         key=sample.key,
         ids=np.concatenate([sample.prompt_ids, sample.response_ids]),
-        pictures=tuple(part for part in sample.content if isinstance(part, Picture)),
+        pictures=visuals_in(sample.content),
         num_response=len(sample.response_ids),
     )
 
@@ -133,43 +145,54 @@ def embed_row(request: EmbedRequest, pictures: Pictures, encoder: ChatEncoder) -
     return Row(
         key=request.key,
         ids=np.array(encoder.embed(request.content, pictures).expanded),
-        pictures=tuple(part for part in request.content if isinstance(part, Picture)),
+        pictures=visuals_in(request.content),
     )
 
 
 def process_pictures(
-    wanted: Iterable[Picture], pictures: Pictures, encoder: TextEncoder
-) -> dict[Picture, Patches]:
-    """Return the patches of each distinct picture: siblings share theirs.
+    wanted: Iterable[Visual], pictures: Pictures, encoder: TextEncoder
+) -> dict[Visual, Patches]:
+    """Return the patches of each distinct picture and video: siblings share theirs.
 
     A text-only model has been shown none.
 
     Raises:
         DataError: a picture was not loaded.
     """
-    distinct = list(dict.fromkeys(wanted))
-    if not distinct or not isinstance(encoder, ChatEncoder):
+    distinct = dict.fromkeys(wanted)
+    if not isinstance(encoder, ChatEncoder):
         return {}
-    pixels = encoder.pixels(
-        [fit(picture, pictures, encoder.limits, factor=encoder.factor) for picture in distinct]
-    )
-    grids = [(int(t), int(h), int(w)) for t, h, w in pixels["image_grid_thw"].tolist()]
-    values = torch.split(pixels["pixel_values"], [t * h * w for t, h, w in grids])
+    patches: dict[Visual, Patches] = {}
+    if images := [visual for visual in distinct if isinstance(visual, Picture)]:
+        pixels = encoder.pixels(
+            [fit(picture, pictures, encoder.limits, factor=encoder.factor) for picture in images]
+        )
+        patches |= _split(images, pixels["pixel_values"], pixels["image_grid_thw"])
+    if videos := [visual for visual in distinct if isinstance(visual, Video)]:
+        pixels = encoder.clip_pixels([encoder.clip(video, pictures) for video in videos])
+        patches |= _split(videos, pixels["pixel_values_videos"], pixels["video_grid_thw"])
+    return patches
+
+
+def _split(visuals: Sequence[Visual], values: Tensor, grid: Tensor) -> dict[Visual, Patches]:
+    """Return each one's part of ``values`` [patches, channels]; ``grid`` as in `Vision`."""
+    grids = [(int(t), int(h), int(w)) for t, h, w in grid.tolist()]
+    parts = torch.split(values, [math.prod(sides) for sides in grids])
     return {
-        picture: Patches(part, grid)
-        for picture, part, grid in zip(distinct, values, grids, strict=True)
+        visual: Patches(part, sides)
+        for visual, part, sides in zip(visuals, parts, grids, strict=True)
     }
 
 
-def row_cost(row: Row, patches: Mapping[Picture, Patches], tokens: TextTokens) -> RowCost:
+def row_cost(row: Row, patches: Mapping[Visual, Patches], tokens: TextTokens) -> RowCost:
     """Return what planning must know of a row; pictures cost a model that sees them."""
-    pictures: dict[Picture, int] = {}
+    pictures: dict[Visual, int] = {}
     if isinstance(tokens, VisionTokens):
         pictures = {p: _merged(patches[p], tokens) for p in row.pictures}
     return RowCost(tokens=len(row.ids), pictures=pictures)
 
 
-def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: TextTokens) -> Batch:
+def collate(rows: Sequence[Row], patches: Mapping[Visual, Patches], tokens: TextTokens) -> Batch:
     """Return the rows padded on the right; ``tokens`` says whether the model sees pictures.
 
     Where it does, every batch shows the vision tower at least one picture: without one, a filler
@@ -205,10 +228,13 @@ def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: Tex
         "attention_mask": torch.from_numpy(attention),
     }
     if vision is not None:
-        inputs |= {
-            "mm_token_type_ids": torch.from_numpy((input_ids == tokens.image).astype(np.int64)),
-            "image_grid_thw": vision.grid[vision.shown],
-        }
+        types = (input_ids == tokens.image).astype(np.int64)
+        if len(vision.shown):
+            inputs["image_grid_thw"] = vision.grid[vision.shown]
+        if len(vision.shown_videos):
+            types[input_ids == tokens.video] = VIDEO_TYPE
+            inputs["video_grid_thw"] = vision.grid[vision.shown_videos]
+        inputs["mm_token_type_ids"] = torch.from_numpy(types)
     return Batch(
         inputs=inputs,
         vision=vision,
@@ -219,15 +245,17 @@ def collate(rows: Sequence[Row], patches: Mapping[Picture, Patches], tokens: Tex
     )
 
 
-def _vision(shown: Sequence[Picture], patches: Mapping[Picture, Patches]) -> Vision | None:
+def _vision(shown: Sequence[Visual], patches: Mapping[Visual, Patches]) -> Vision | None:
     """Return what the vision tower must read; None where no picture is shown."""
     index = {picture: i for i, picture in enumerate(dict.fromkeys(shown))}
     if not index:
         return None
+    places = [(picture, index[picture]) for picture in shown]
     return Vision(
         values=torch.cat([patches[picture].values for picture in index]),
         grid=torch.tensor([patches[picture].grid for picture in index]),
-        shown=torch.tensor([index[picture] for picture in shown]),
+        shown=torch.tensor([i for p, i in places if isinstance(p, Picture)], dtype=torch.long),
+        shown_videos=torch.tensor([i for p, i in places if isinstance(p, Video)], dtype=torch.long),
     )
 
 
@@ -238,19 +266,22 @@ def _blank(tokens: VisionTokens) -> Vision:
         values=torch.zeros(side * side, tokens.channels),
         grid=torch.tensor([[1, side, side]]),
         shown=torch.tensor([0]),
+        shown_videos=torch.tensor([], dtype=torch.long),
     )
 
 
-def _check_pictures(row: Row, patches: Mapping[Picture, Patches], tokens: VisionTokens) -> None:
+def _check_pictures(row: Row, patches: Mapping[Visual, Patches], tokens: VisionTokens) -> None:
     """Refuse a row whose picture tokens and vision features would not match one to one."""
-    expected = sum(_merged(patches[p], tokens) for p in row.pictures)
-    count = int((row.ids == tokens.image).sum())
-    if count != expected:
-        raise DataError(
-            f"{row.key}: expected {expected} picture tokens for its {len(row.pictures)} pictures, "
-            f"found {count} in prompt and response; the prompt was expanded with other pixel "
-            "limits, or picture tokens were not banned in sampling"
-        )
+    for kind, name, token in ((Picture, "picture", tokens.image), (Video, "video", tokens.video)):
+        visuals = [visual for visual in row.pictures if isinstance(visual, kind)]
+        expected = sum(_merged(patches[visual], tokens) for visual in visuals)
+        count = 0 if token is None else int((row.ids == token).sum())
+        if count != expected:
+            raise DataError(
+                f"{row.key}: expected {expected} {name} tokens for its {len(visuals)} {name}s, "
+                f"found {count} in prompt and response; the prompt was expanded with other pixel "
+                f"limits, or {name} tokens were not banned in sampling"
+            )
 
 
 def _merged(patches: Patches, tokens: VisionTokens) -> int:

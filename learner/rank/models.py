@@ -145,6 +145,7 @@ def model_tokens(net: nn.Module, tokenizer: Any) -> TextTokens:
     channels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     return VisionTokens(
         image=net.config.image_token_id,
+        video=getattr(net.config, "video_token_id", None),
         start=net.config.vision_start_token_id,
         end=net.config.vision_end_token_id,
         pad=pad,
@@ -161,8 +162,7 @@ def with_positions(net: nn.Module, batch: Batch) -> Batch:
     """
     if batch.vision is None:
         return batch
-    names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
-    positions, _ = net.base_model.get_rope_index(**{name: batch.inputs[name] for name in names})
+    positions, _ = net.base_model.get_rope_index(**batch.inputs)
     return dataclasses.replace(batch, inputs={**batch.inputs, "position_ids": positions})
 
 
@@ -219,12 +219,24 @@ def _hidden(net: nn.Module, batch: Batch) -> Tensor:
     if batch.vision is None:
         return net.base_model(**batch.inputs, use_cache=False).last_hidden_state
     vision = batch.vision
+    # Videos too: the tower reads both alike.
     seen = net.base_model.get_image_features(vision.values, vision.grid, return_dict=True)
-    shown = vision.shown.tolist()
-    # By picture, and in Qwen3-VL by layer too: what the tower hands to the first text layers.
-    seen.pooler_output = [seen.pooler_output[i] for i in shown]
-    if getattr(seen, "deepstack_features", None) is not None:
-        seen.deepstack_features = [[layer[i] for i in shown] for layer in seen.deepstack_features]
+    shown = {"image": vision.shown.tolist(), "video": vision.shown_videos.tolist()}
+    outputs = {kind: _chosen(seen, places) for kind, places in shown.items() if places}
     return net.base_model(
-        **batch.inputs, mm_encoder_outputs={"image": seen}, use_cache=False
+        **batch.inputs, mm_encoder_outputs=outputs, use_cache=False
     ).last_hidden_state
+
+
+def _chosen(seen: Any, places: list[int]) -> Any:
+    """Return what the tower made of these pictures.
+
+    By picture, and in Qwen3-VL by layer too: what the tower hands to the first text layers.
+    """
+    chosen = copy.copy(seen)
+    chosen.pooler_output = [seen.pooler_output[i] for i in places]
+    if getattr(seen, "deepstack_features", None) is not None:
+        chosen.deepstack_features = [
+            [layer[i] for i in places] for layer in seen.deepstack_features
+        ]
+    return chosen

@@ -18,7 +18,15 @@ from torch import Tensor
 from data.errors import ConfigError, DataError
 from data.model.chat import load_encoder
 from data.model.model_folder import check_folder
-from data.types import ContrastPair, EmbedRequest, Picture, Pictures, StepReport, TrainSample
+from data.types import (
+    ContrastPair,
+    EmbedRequest,
+    Pictures,
+    StepReport,
+    TrainSample,
+    Visual,
+    visuals_in,
+)
 from data.weights.types import ParamSpec
 from learner.micro_batches import MiniBatch, plan_micro_batches
 from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
@@ -308,12 +316,12 @@ class LearnerWorker:
 
     def _patches(
         self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures
-    ) -> dict[Picture, Patches]:
-        parts = (part for samples in micro_batches for s in samples for part in s.content)
-        wanted = (part for part in parts if isinstance(part, Picture))
+    ) -> dict[Visual, Patches]:
+        contents = (sample.content for samples in micro_batches for sample in samples)
+        wanted = (visual for content in contents for visual in visuals_in(content))
         return process_pictures(wanted, pictures, self._encoder)
 
-    def _collate(self, rows: Sequence[Row], patches: Mapping[Picture, Patches]) -> Batch:
+    def _collate(self, rows: Sequence[Row], patches: Mapping[Visual, Patches]) -> Batch:
         batch = collate(rows, patches, self._tokens)
         return with_positions(self._engine.net, batch).to(self._device)
 

@@ -14,6 +14,7 @@ from data.cues import MAX_BOXES
 from data.engine.arguments import engine_arguments, pooling_type
 from data.errors import DataError, EngineLost
 from data.model.chat import EncodedPrompt, load_encoder
+from data.model.model_folder import sees_videos
 from data.types import Content, Pictures
 
 
@@ -41,7 +42,12 @@ class VLLMEmbedder:
         # A picture with its crops, or a video's frames with the key frames among them again.
         most = max(1 + MAX_BOXES, 2 * media.max_frames) if self.encoder.sees_pictures else 0
         self._arguments = AsyncEngineArgs(
-            **engine_arguments(model, engine, max_pictures=most),
+            **engine_arguments(
+                model,
+                engine,
+                max_pictures=most,
+                videos=media.video == "video" and sees_videos(model),
+            ),
             runner="pooling",
             pooler_config=PoolerConfig(pooling_type=pooling_type(pooling)),
         )
@@ -77,8 +83,8 @@ class VLLMEmbedder:
             EngineLost: the engine's process died.
         """
         inputs = TokensPrompt(prompt_token_ids=prompt.ids)
-        if prompt.images:
-            inputs["multi_modal_data"] = {"image": prompt.images}
+        if media := prompt.multi_modal_data():
+            inputs["multi_modal_data"] = media
         try:
             stream = self._llm.encode(inputs, PoolingParams(task="embed"), key)
             (output,) = [final async for final in stream]

@@ -17,6 +17,7 @@ SETTINGS = (
     *(f"reasoner={MODEL}", f"reward.model={MODEL}", "reward.gate_by_format=false"),
     *(f"steps={STEPS}", f"pairs={PAIRS}", f"siblings={SIBLINGS}", "checkpoint_every=2"),
     *(f"evaluation.every={STEPS}", "evaluation.samples=4"),
+    "data.media.video=video",  # test_demo_jobs.py shows frames, as the demo does
 )
 FIXED_METRICS = {
     *("reward/total", "reward/format", "reward/outcome", "rank/accuracy", "rank/margin"),

@@ -26,7 +26,7 @@ from configs.common import EngineConfig, MediaConfig, PoolConfig, RolloutConfig,
 from configs.learner import LearnerConfig
 from configs.reward import RewardConfig
 from data.model.chat import ChatEncoder
-from data.types import Kind, Picture
+from data.types import Content, Kind, Picture, Video
 from rollout.weights.report import StoreAddress
 from tests.patience import PATIENCE_S
 from tests.published import put_by_hand
@@ -100,8 +100,9 @@ def pictures() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def contents() -> dict[str, tuple[str | Picture, ...]]:
-    """Return prompts by name: text, one picture, several pictures, frames."""
+def contents() -> dict[str, Content]:
+    """Return prompts by name: text, pictures, a video as frames and as one beside a frame."""
+    frames = tuple(Picture(uri, Kind.VIDEO) for uri in "dbcd")
     return {
         "text": ("what color is the star",),
         "image": (Picture("a", Kind.IMAGE), "what color is the star"),
@@ -112,7 +113,8 @@ def contents() -> dict[str, tuple[str | Picture, ...]]:
             Picture("a", Kind.PAGE),
             "blue square",
         ),
-        "frames": (*(Picture(uri, Kind.VIDEO) for uri in "dbcd"), "green"),
+        "frames": (*frames, "green"),
+        "video": ("red", Video(frames, (0.0, 0.48, 2.0, 61.5)), "green", frames[1], "blue"),
     }
 
 

@@ -20,9 +20,12 @@ def model_inputs(encoder: ChatEncoder, prompt: EncodedPrompt, response: list[int
     """Return the inputs of one unpadded sequence."""
     ids = torch.tensor([prompt.expanded + response])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["mm_token_type_ids"] = (ids == encoder.image_token_id).long()
+    videos = (ids == encoder.video_token_id).long()
+    inputs["mm_token_type_ids"] = (ids == encoder.image_token_id).long() + 2 * videos
     if prompt.images:
         inputs |= encoder.pixels(prompt.images)
+    if prompt.clips:
+        inputs |= encoder.clip_pixels(prompt.clips)
     return inputs
 
 

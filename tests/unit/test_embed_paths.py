@@ -14,6 +14,7 @@ from cluster.rl.scoring import Scorer
 from configs.common import DataConfig, MediaConfig, RunConfig
 from configs.reward import RewardConfig
 from configs.schema import EmbedderConfig
+from data.engine.arguments import VIDEO_AS_IT_IS
 from data.media.pictures import load_pictures
 from data.model.chat import EMB_TOKEN, ChatEncoder
 from data.prompts import reasoner_content, uris_shown
@@ -27,10 +28,11 @@ from data.types import (
     ItemText,
     Kind,
     Pair,
-    Picture,
     Side,
     TrainSample,
     TrajectoryKey,
+    Video,
+    visuals_in,
 )
 from evaluation.runner import Settings, evaluate
 from learner.rank.batching import VisionTokens, collate, embed_row, process_pictures, train_row
@@ -46,11 +48,15 @@ MEDIA = MediaConfig(
     frame_max_pixels=64 * 64,
     crop_min_pixels=32 * 32,
     crop_max_pixels=96 * 96,
-    max_frames=3,
+    max_frames=4,
 )
 DATA = DataConfig(templates="brief", media=MEDIA)
-CASES = [(kind, evidence) for kind in Kind for evidence in Evidence]
+ONE_VIDEO = "one video"
+NAMES = (*Kind, ONE_VIDEO)
+"""Kinds of query; a video is frames, or one."""
+CASES = [(name, evidence) for name in NAMES for evidence in Evidence]
 EVERY_CASE = pytest.mark.parametrize(("kind", "evidence"), CASES, ids=lambda case: str(case))
+TRACE = {**TRACES, ONE_VIDEO: TRACES[Kind.VIDEO]}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Return a pair by kind of query, both sides with a trace; the video has more frames."""
+    """Return a pair by kind of query, both sides with a trace; the frames are more than shown."""
     root = tmp_path_factory.mktemp("pictures")
     uris = {
         Kind.TEXT: (),
@@ -68,16 +74,23 @@ def pairs(tmp_path_factory):
         Kind.PAGE: (str(write_picture(root / "page.png", 150, 220)),),
         Kind.VIDEO: tuple(str(write_picture(root / f"{i}.png", 80 + i, 60)) for i in range(5)),
     }
+    uris[ONE_VIDEO] = uris[Kind.VIDEO][:4]
+    times = {ONE_VIDEO: (0.0, 0.5, 2.0, 9.75)}
     return {
         kind: Pair(
             pair_id=str(kind),
             source="set",
-            query=Item(text=f"what color is the star {kind}?", kind=kind, uris=uris[kind]),
+            query=Item(
+                text=f"what color is the star {kind}?",
+                kind=Kind.VIDEO if kind is ONE_VIDEO else kind,
+                uris=uris[kind],
+                times=times.get(kind, ()),
+            ),
             target=Item(text="a red star"),
-            query_trace=TRACES[kind],
+            query_trace=TRACE[kind],
             target_trace=TRACES[Kind.TEXT],
         )
-        for kind in Kind
+        for kind in NAMES
     }
 
 
@@ -150,34 +163,63 @@ def encoded(pair, item_tokens=DATA.item_tokens, prompts=None):
 
 def learner_batch(row, pictures, encoder):
     """Return what the learner's forward takes, and the pixels of every picture that it shows."""
-    image, start, end, pad = encoder.tokenizer.convert_tokens_to_ids(
-        ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|endoftext|>"]
+    start, end, pad = encoder.tokenizer.convert_tokens_to_ids(
+        ["<|vision_start|>", "<|vision_end|>", "<|endoftext|>"]
     )
     tokens = VisionTokens(
-        image=image, start=start, end=end, pad=pad, merge=encoder.merge, channels=3 * 2 * 16 * 16
+        image=encoder.image_token_id,
+        video=encoder.video_token_id,
+        start=start,
+        end=end,
+        pad=pad,
+        merge=encoder.merge,
+        channels=3 * 2 * 16 * 16,
     )
     patches = process_pictures(row.pictures, pictures, encoder)
     batch = collate([row], patches, tokens)
     values = batch.vision.values.split(batch.vision.grid.prod(-1).tolist())
-    shown = torch.cat([values[index] for index in batch.vision.shown])
-    return batch.inputs | {"pixel_values": shown}
+    for name, places in (
+        ("pixel_values", batch.vision.shown),
+        ("pixel_values_videos", batch.vision.shown_videos),
+    ):
+        if len(places):
+            batch.inputs[name] = torch.cat([values[index] for index in places])
+    return batch.inputs
 
 
 def engine_inputs(prompt, text, encoder):
     """Return what the model's own processor makes of the prompt that an engine is given."""
     assert encoder.tokenizer.encode(text, add_special_tokens=False) == prompt.ids
-    made = encoder.processor(text=[text], images=prompt.images or None, return_tensors="pt")
+    metadata = [clip.metadata() for clip in prompt.clips]
+    videos = {
+        "videos": [clip.frames for clip in prompt.clips],
+        "video_metadata": [
+            {name: value for name, value in one.items() if name != "do_sample_frames"}
+            for one in metadata
+        ],
+        **VIDEO_AS_IT_IS,
+    }
+    made = encoder.processor(
+        text=[text],
+        images=prompt.images or None,
+        return_tensors="pt",
+        **(videos if prompt.clips else {}),
+    )
     assert made["input_ids"][0].tolist() == prompt.expanded
     return made
 
 
-def assert_same(inputs, made, num_pictures):
+def assert_same(inputs, made, num_visuals):
     length = made["input_ids"].shape[1]
     assert inputs["input_ids"][0, :length].tolist() == made["input_ids"][0].tolist()
     assert inputs["attention_mask"][0].sum() == length
-    if num_pictures:
-        assert inputs["image_grid_thw"].tolist() == made["image_grid_thw"].tolist()
-        assert torch.equal(inputs["pixel_values"], made["pixel_values"])
+    if num_visuals:
+        names = made.keys() - {"input_ids", "attention_mask", "mm_token_type_ids"}
+        assert names
+        for name in names:
+            assert torch.equal(inputs[name], made[name]), name
+        types = inputs["mm_token_type_ids"][0, :length]
+        assert types.tolist() == made["mm_token_type_ids"][0].tolist()
 
 
 @EVERY_CASE
@@ -192,10 +234,10 @@ def test_training_and_reward_feed_the_same_tokens_and_pixels(pairs, encoder, kin
         made = engine_inputs(prompt, encoder.text(request.content) + EMB_TOKEN, encoder)
         trained = embed_row(EmbedRequest(key="row", content=content), trained_pictures, encoder)
         inputs = learner_batch(trained, trained_pictures, encoder)
-        assert_same(inputs, made, len(prompt.images))
+        assert_same(inputs, made, len(prompt.images) + len(prompt.clips))
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", NAMES)
 def test_evaluation_embeds_what_training_and_reward_do(pairs, kind):
     asked = encoded(pairs[kind])
     assert len(asked) == len(set(asked))
@@ -206,16 +248,18 @@ def test_evaluation_embeds_what_training_and_reward_do(pairs, kind):
 @EVERY_CASE
 def test_each_way_shows_the_pictures_that_it_says(pairs, kind, evidence):
     row, _ = trained_on(pairs[kind], evidence)
-    shown = {Kind.TEXT: 0, Kind.VIDEO: 3}.get(kind, 1)
-    pointed = {Kind.TEXT: 0, Kind.VIDEO: 2}.get(kind, 1) if evidence is Evidence.FULL else 0
-    assert sum(isinstance(part, Picture) for part in row.query) == shown + pointed
+    shown = {Kind.TEXT: 0, Kind.VIDEO: 4}.get(kind, 1)
+    pointed = {Kind.TEXT: 0, Kind.VIDEO: 2, ONE_VIDEO: 2}.get(kind, 1)
+    visuals = visuals_in(row.query)
+    assert len(visuals) == shown + (pointed if evidence is Evidence.FULL else 0)
+    assert any(isinstance(visual, Video) for visual in visuals) == (kind is ONE_VIDEO)
     text = "".join(part for part in row.query if isinstance(part, str))
-    assert (TRACES[kind] in text) == (evidence is not Evidence.NONE)
+    assert (TRACE[kind] in text) == (evidence is not Evidence.NONE)
 
 
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("kind", NAMES)
 def test_the_reasoner_trains_on_the_prompt_that_its_engine_ran(pairs, encoder, kind):
-    content = reasoner_content(pairs[kind], Side.QUERY, templates="full", max_frames=3)
+    content = reasoner_content(pairs[kind], Side.QUERY, templates="full", max_frames=4)
     _, pictures = rewarded(pairs[kind], Evidence.FULL)
     prompt = encoder.encode(content, pictures)
     made = engine_inputs(prompt, encoder.text(content), encoder)
@@ -223,13 +267,11 @@ def test_the_reasoner_trains_on_the_prompt_that_its_engine_ran(pairs, encoder, k
         key="sample",
         content=content,
         prompt_ids=np.array(prompt.expanded),
-        response_ids=np.array(encoder.response_ids(TRACES[kind])),
+        response_ids=np.array(encoder.response_ids(TRACE[kind])),
     )
     inputs = learner_batch(train_row(sample), pictures, encoder)
-    length = len(prompt.expanded)
-    assert inputs["input_ids"][0, :length].tolist() == made["input_ids"][0].tolist()
-    if prompt.images:
-        assert torch.equal(inputs["pixel_values"], made["pixel_values"])
+    inputs["attention_mask"][:, len(prompt.expanded) :] = 0  # the response
+    assert_same(inputs, made, len(prompt.images) + len(prompt.clips))
 
 
 class Group:

@@ -30,11 +30,12 @@ from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, LoRAConfig, OptimizerConfig
 from data.errors import WeightSyncError
 from data.model.chat import ChatEncoder
-from data.types import Content, ContrastPair, Kind, Picture, TrainSample
+from data.types import Content, ContrastPair, Kind, Picture, TrainSample, Video
 from data.weights.parcels import Adapter, base_name, merge
 from data.weights.types import Bucket
 from learner.rank.contrastive import Temperature
 from learner.rank.lora import add_adapters, stored_weights
+from tests.integration.reference import model_inputs
 from tests.marks import extended
 from tests.patience import PATIENCE_S
 
@@ -87,13 +88,14 @@ def configure(group: LearnerGroup, **changes: object) -> None:
 
 def contents() -> list[Content]:
     image = Picture("a", Kind.IMAGE)
+    frames = (Picture("b", Kind.VIDEO), Picture("c", Kind.VIDEO))
     return [
         (image, "what color is the star?"),
         (image, "what color is the star?"),
         ("find the red star",),
         (Picture("b", Kind.IMAGE), image, "the same as the star but a circle"),
         ("green 1 2 3 4 5 6 7 8 9 " * 2,),
-        (*(Picture(name, Kind.VIDEO) for name in ("b", "c", "a")), "the star moves"),
+        (Video(frames, (0.0, 1.5)), frames[1], "the star moves"),
     ]
 
 
@@ -143,11 +145,8 @@ class Plain:
         self.optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.01)
 
     def hidden(self, content: Content, ids: list[int]) -> torch.Tensor:
-        images = self.encoder.encode(content, self.pictures).images
-        tokens = torch.tensor([ids])
-        kinds = (tokens == self.encoder.image_token_id).long()
-        pixels = self.encoder.pixels(images) if images else {}
-        inputs = {"input_ids": tokens, "mm_token_type_ids": kinds, **pixels}
+        prompt = dataclasses.replace(self.encoder.encode(content, self.pictures), expanded=ids)
+        inputs = model_inputs(self.encoder, prompt, [])
         return self.net.model(**inputs).last_hidden_state[0]
 
     def logits(self, sample: TrainSample) -> torch.Tensor:

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from data.engine.arguments import set_engine_environment
+from data.engine.arguments import engine_arguments, set_engine_environment
 from data.errors import DataError
 from data.model.chat import VISION_TOKENS
-from data.types import DroppedTrajectory, Kind, Picture, Trajectory
+from data.types import Content, DroppedTrajectory, Kind, Picture, Trajectory, visuals_in
+from learner.rank.batching import process_pictures
 from tests.integration.conftest import ENGINE
 from tests.integration.reference import logprobs, request
 
@@ -18,7 +20,7 @@ def _by_key(results: list) -> dict:
     return {str(result.key): result for result in results}
 
 
-@pytest.mark.parametrize("name", ["text", "image", "images", "frames"])
+@pytest.mark.parametrize("name", ["text", "image", "images", "frames", "video"])
 def test_logprobs_equal_the_learners(
     name, reasoner, tiny_model, encoder, contents, pictures
 ) -> None:
@@ -31,6 +33,46 @@ def test_logprobs_equal_the_learners(
         expected = logprobs(tiny_model, encoder, prompt, trace.response_ids)
         assert np.abs(trace.logprobs - expected).max() < 1e-3
         assert trace.finish in ("stop", "length")
+
+
+def test_vllm_reads_the_pixels_that_the_learner_trains_on(
+    tiny_folder, encoder, contents, pictures
+) -> None:
+    set_engine_environment(ENGINE)
+    from vllm import AsyncEngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing import ProcessorInputs
+    from vllm.multimodal.processing.context import TimingContext
+
+    arguments = engine_arguments(str(tiny_folder), ENGINE, max_pictures=4, videos=True)
+    model = AsyncEngineArgs(**arguments).create_model_config()
+    processor = MULTIMODAL_REGISTRY.create_processor(model)
+
+    def read(content: Content) -> dict:
+        prompt = encoder.encode(content, pictures)
+        media = processor.info.parse_mm_data(prompt.multi_modal_data())
+        inputs = ProcessorInputs(prompt=prompt.ids, mm_data_items=media)
+        made = processor.apply(inputs, TimingContext(enabled=False))
+        assert made["prompt_token_ids"] == prompt.expanded
+        return made
+
+    visuals = visuals_in(contents["video"])
+    patches = process_pictures(visuals, pictures, encoder)
+    made = read(contents["video"])
+    theirs = made["mm_kwargs"].get_data()
+    for visual, name, grid in zip(
+        visuals,
+        ("pixel_values_videos", "pixel_values"),
+        ("video_grid_thw", "image_grid_thw"),
+        strict=True,
+    ):
+        assert theirs[grid].tolist() == [list(patches[visual].grid)]
+        # vLLM hands on 8 bit, and normalises in the model.
+        values = theirs[name].float() / 127.5 - 1
+        assert torch.allclose(values, patches[visual].values, atol=1e-6)
+    later = replace(visuals[0], times=(0.0, 0.48, 2.0, 99.0))
+    other = read(("red", later, "green"))["mm_hashes"]["video"]
+    assert other != made["mm_hashes"]["video"]  # equal frames at other times are another video
 
 
 def test_equal_seeds_give_equal_traces_and_others_do_not(reasoner, contents, pictures) -> None:
@@ -69,7 +111,7 @@ def test_a_cut_trace_is_kept_and_marked(reasoner, contents, pictures) -> None:
 
 def test_many_prompts_at_once_do_not_kill_the_engine(reasoner, encoder, contents, pictures) -> None:
     # More prompt tokens than vLLM takes in one step by default: see _unsplit_prompts.
-    names = ("image", "images", "frames")
+    names = ("image", "images", "frames", "video")
     asked = [request(contents[n], pair_id=n, sibling=i, seed=i) for i in range(64) for n in names]
     assert sum(len(encoder.encode(r.content, pictures).expanded) for r in asked) > 4096
     results = _by_key(reasoner.generate(asked, pictures))

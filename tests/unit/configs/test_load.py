@@ -235,6 +235,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("data.item_tokens=-1", "data.item_tokens: expected"),
         ("data.media.crop_min_pixels=9999999", "data.media.crop_min_pixels: expected 0 <"),
         ("data.media.max_frames=0", "data.media.max_frames: expected more than 0"),
+        ("data.media.video_total_pixels=0", "video_total_pixels: expected more than 0"),
+        ("data.media.video=clip", "data.media.video"),
         ("data.train=[{name: a, path: p, root: r, weight: 0}]", "data.train: every weight is 0"),
         ("data.train=[{name: a, path: p, root: r, weight: -1}]", "data.train[0].weight"),
         ("data.train=[{name: a, path: p, root: r, limit: -1}]", "data.train[0].limit"),

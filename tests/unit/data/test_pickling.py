@@ -19,11 +19,17 @@ from data.types import (
     Side,
     TrainSample,
     TrajectoryKey,
+    Video,
 )
 from tests.builders import make_trajectory
 
 KEY = TrajectoryKey(GroupKey(3, "p3", Side.TARGET), 1)
-CONTENT = (Picture("/a.png", Kind.IMAGE, Box(0.1, 0.2, 0.3, 0.4)), "what is it?")
+FRAMES = (Picture("/a.mp4#frame=0", Kind.VIDEO), Picture("/a.mp4#frame=9", Kind.VIDEO))
+CONTENT = (
+    Picture("/a.png", Kind.IMAGE, Box(0.1, 0.2, 0.3, 0.4)),
+    Video(FRAMES, (0.0, 0.36)),
+    "what is it?",
+)
 
 
 @pytest.mark.parametrize(

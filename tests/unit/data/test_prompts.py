@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
 from data.prompts import (
     filter_content,
@@ -15,7 +16,8 @@ from data.prompts import (
     uris_shown,
 )
 from data.tcot import TAGS, parse
-from data.types import Item, Kind, Pair, Picture, Side
+from data.types import Item, Kind, Pair, Picture, Side, Video, pictures_in, visuals_in
+from tests.builders import TRACES
 
 NAMES = sorted(set(load_templates("full")) - {"filter"})
 WITH_ANSWER = [name for name in NAMES if name.endswith("_with_answer")]
@@ -28,7 +30,9 @@ def kind_of(name):
 
 
 def filled(name):
-    return load_templates("full")[name].substitute(text="THE ITEM", frames=8, answer="THE ANSWER")
+    return load_templates("full")[name].substitute(
+        text="THE ITEM", frames=8, shown="THE FRAMES", answer="THE ANSWER"
+    )
 
 
 def test_there_is_a_prompt_for_every_kind_and_side_and_for_queries_with_the_answer():
@@ -187,3 +191,23 @@ def test_a_reasoner_reads_the_instruction_before_the_text(side):
     )
     told = item_content(Item(text="Find it. a cat"), side, templates="brief", max_frames=8)
     assert asked == told
+
+
+def test_a_video_is_shown_as_one_with_its_times_and_a_key_frame_as_a_picture():
+    uris = tuple(f"/{i}" for i in range(4))
+    item = Item(text="what?", kind=Kind.VIDEO, uris=uris, times=(0.0, 0.5, 1.0, 9.0))
+    frames = tuple(Picture(uri, Kind.VIDEO) for uri in uris)
+    video, text = item_content(item, Side.QUERY, templates="full", max_frames=8)
+    assert video == Video(frames, item.times)
+    assert text.startswith("The video shows 4 frames, in order of time, two at each time stamp. A ")
+    assert pictures_of(item, 8) == tuple(pictures_in((video, text))) == frames
+    assert uris_shown([item], 8) == set(uris)
+    assert embed_content(item, "", max_frames=8)[-3:] == ("what?", video, SUFFIX)
+    pointed = embed_content(item, TRACES[Kind.VIDEO], max_frames=8)
+    assert visuals_in(pointed) == (video, frames[1], frames[2])
+
+
+def test_frames_of_a_video_are_told_as_pictures():
+    item = Item(text="what?", kind=Kind.VIDEO, uris=("/0", "/1"))
+    *_, text = item_content(item, Side.TARGET, templates="full", max_frames=8)
+    assert text.startswith("The 2 pictures are frames of one video, in order of time. The video,")

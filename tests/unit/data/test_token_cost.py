@@ -2,8 +2,8 @@
 
 from configs.common import MediaConfig
 from data.prompts import join_texts, own_text
-from data.token_cost import content_cost
-from data.types import Box, Item, Kind, Picture
+from data.token_cost import STAMP_TOKENS, content_cost
+from data.types import Box, Item, Kind, Picture, Video
 
 MEDIA = MediaConfig(
     image_min_pixels=1024,
@@ -34,3 +34,16 @@ def test_an_item_text_costs_what_is_read_of_it() -> None:
         return content_cost((text,), SIZES, MEDIA)
 
     assert [cost(tokens) for tokens in (0, 30, 99, 100, 101)] == [115, 45, 114, 115, 115]
+
+
+def test_a_video_costs_half_of_its_frames_and_its_times_by_hand() -> None:
+    media = MediaConfig(frame_min_pixels=1024, frame_max_pixels=4096, video_total_pixels=16 * 1024)
+
+    def cost(name: str, count: int) -> float:
+        frames = (Picture(name, Kind.VIDEO),) * count
+        return content_cost((Video(frames, tuple(map(float, range(count)))),), SIZES, media)
+
+    assert cost("a", 4) == 2 * (4 + STAMP_TOKENS)
+    assert cost("wide", 4) == 2 * (4 + STAMP_TOKENS)
+    assert cost("wide", 8) == 4 * (2 + STAMP_TOKENS)  # the total leaves each frame 2048 pixels
+    assert cost("a", 1) == 4 + STAMP_TOKENS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs.learner import GRPOConfig
 from data.errors import DataError
-from data.types import Box, Kind, Picture, TrainSample
+from data.types import Box, Kind, Picture, TrainSample, Video
 from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from learner.replay import ReplayBuffer
@@ -135,3 +135,14 @@ def test_a_replayed_trace_weighs_by_its_ratio_to_what_sampled_it(tis_cap):
     )
     # The engines are not blamed for its age.
     assert largest["logprob_gap"].item() == 0.0
+
+
+def test_a_video_survives_a_restart_with_its_frames_and_times():
+    frames = tuple(Picture(f"v.mp4#frame={number}", Kind.VIDEO) for number in (0, 7))
+    content = (Video(frames, (0.0, 0.233)), "what moves?", frames[1])
+    buffer, restored = ReplayBuffer(groups=1, age=9), ReplayBuffer(groups=1, age=9)
+    buffer.add([replace(one, content=content) for one in group()], version=0)
+    restored.restore(json.loads(json.dumps(buffer.state())))
+    [kept] = restored.draw(1, version=1)
+    assert {one.content for one in kept.samples} == {content}
+    assert kept.uris() == {"v.mp4#frame=0", "v.mp4#frame=7"}

@@ -20,7 +20,7 @@ from cluster.run.run_folder import (
     state_of,
     write_atomically,
 )
-from configs.common import DataConfig, DataSetConfig, RunConfig
+from configs.common import DataConfig, DataSetConfig, MediaConfig, RunConfig
 from configs.errors import ConfigError
 from configs.load import load
 from configs.reward import RewardConfig
@@ -513,3 +513,18 @@ def test_a_submitted_job_works_beside_its_virtual_environment(submitted):
 def test_a_submitted_job_without_a_home_is_told_what_to_set(submitted):
     with pytest.raises(ConfigError, match="set EMBED_RL_ROOT"):
         project_root()
+
+
+def test_a_run_of_a_release_without_whole_videos_goes_on_with_frames_only(tmp_path):
+    def config(video):
+        data = DataConfig(media=MediaConfig(video=video))
+        return WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m", data=data)
+
+    RunFolder(config("frames"), job="warm_start").log_metrics(1, {"a": 0.5})
+    path = tmp_path / "resolved.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "video:" not in line))
+    RunFolder(config("frames"), job="warm_start")
+    path.write_text("".join(line for line in lines if "video:" not in line))
+    with pytest.raises(ConfigError, match=r"data\.media\.video: there 'frames', now 'video'"):
+        RunFolder(config("video"), job="warm_start")

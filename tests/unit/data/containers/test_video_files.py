@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs.common import MediaConfig
-from data.containers.video_files import decode_frames, frame_count
+from data.containers.video_files import decode_frames, frame_count, frame_times
 from data.errors import DataError
 from data.media.frames import frames_only
 from data.media.pictures import load_picture, load_pictures
@@ -61,6 +61,20 @@ def test_frames_are_found_by_their_number_in_the_order_shown(tmp_path, name, cod
     assert_colours(pictures, numbers)
     assert pictures[0].shape == (48, 64, 3)
     assert pictures[0].dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
+def test_times_count_from_the_first_frame_whatever_the_container_begins_with(tmp_path, name):
+    path = write_video(tmp_path / name, 51)
+    assert frame_times(str(path), [0, 25, 30, 50]) == pytest.approx((0, 1, 1.2, 2), abs=2e-3)
+
+
+def test_frames_of_no_steady_rate_have_their_own_times(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 4, times=(0, 1, 50, 75))
+    assert frame_times(str(path), range(4)) == (0.0, 0.04, 2.0, 3.0)
+    assert frame_times(str(path), [2, 0]) == (2.0, 0.0)
+    with pytest.raises(DataError, match=r"a\.mp4: expected a frame 4, found 4 frames"):
+        frame_times(str(path), [0, 4])
 
 
 def test_every_frame_comes_out_alone_as_it_does_with_all_others(tmp_path):

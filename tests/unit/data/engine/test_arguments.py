@@ -28,3 +28,10 @@ def test_a_text_only_engine_is_told_nothing_of_pictures():
     assert seeing["limit_mm_per_prompt"] == {"image": 3, "video": 0}
     assert set(seeing) - set(blind) == {"limit_mm_per_prompt", "mm_processor_cache_gb"}
     assert {name: seeing[name] for name in blind} == blind
+
+
+def test_an_engine_of_videos_leaves_frames_and_sizes_as_they_are():
+    arguments = engine_arguments("m", EngineConfig(), max_pictures=3, videos=True)
+    assert arguments["limit_mm_per_prompt"] == {"image": 3, "video": 1}
+    kept = arguments["mm_processor_kwargs"]["videos_kwargs"]
+    assert kept == dict.fromkeys(("do_resize", "do_sample_frames", "cap_pixels_per_frame"), False)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ import transformers
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.model.model_folder import (
+    check_embedder,
     check_folder,
     check_reasoner,
     load_pretrained,
     load_processor,
     sees_pictures,
-    warn_embedder_ignores,
     warn_older_input,
 )
 from data.types import Item, Kind
@@ -167,13 +168,70 @@ def test_pictures_among_a_rows_own_candidates_count(folder):
 
 def test_a_text_only_embedder_says_once_that_pictures_are_ignored(folder, sets, caplog):
     with caplog.at_level(logging.WARNING):
-        warn_embedder_ignores(folder(model_type="bert"), sets)
+        check_embedder(folder(model_type="bert"), sets)
     (line,) = caplog.messages
     assert "the pictures and evidence of photos are ignored" in line
 
 
 def test_nothing_is_said_where_nothing_is_ignored(folder, sets, caplog):
     with caplog.at_level(logging.WARNING):
-        warn_embedder_ignores(folder(model_type="bert"), sets[:1])
-        warn_embedder_ignores(folder(model_type="qwen3_vl", vision_config={}), sets)
+        check_embedder(folder(model_type="bert"), sets[:1])
+        check_embedder(folder(model_type="qwen3_vl", vision_config={}), sets)
     assert caplog.messages == []
+
+
+CLIP = Item(text="", kind=Kind.VIDEO, uris=("/1.png", "/2.png"), times=(0.0, 0.5))
+SEES = {"vision_config": {}, "video_token_id": 3}
+
+
+@pytest.mark.parametrize("check", [check_reasoner, check_embedder])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen3_vl", "vision_config": {}},
+        {"model_type": "qwen2_5_vl", **SEES},  # its videos have no times
+    ],
+)
+def test_a_model_without_videos_is_refused_with_the_set_that_shows_them(folder, check, config):
+    path = folder(**config)
+    (Path(path) / "preprocessor_config.json").touch()
+    frames = replace(CLIP, times=())
+    check(path, [loaded("frames", make_pair(target=frames))])
+    with pytest.raises(ConfigError, match=r"clips shows videos; set data\.media\.video=frames"):
+        check(path, [loaded("clips", make_pair(target=CLIP))])
+
+
+@pytest.mark.parametrize("check", [check_reasoner, check_embedder])
+def test_a_model_that_sees_videos_may_be_shown_them(folder, check):
+    path = folder(model_type="qwen3_vl", **SEES)
+    (Path(path) / "preprocessor_config.json").touch()
+    check(path, [loaded("clips", make_pair(query=CLIP))])
+
+
+def test_a_text_only_embedder_ignores_videos_as_it_does_pictures(folder, caplog):
+    check_embedder(folder(model_type="bert"), [loaded("clips", make_pair(query=CLIP))])
+    assert "the pictures and evidence of clips are ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("stage", "item", "warned"),
+    [
+        ({"job": "embedder", "video": "video"}, CLIP, ""),
+        ({"job": "embedder", "video": "video"}, replace(CLIP, times=()), "video=video"),
+        ({"job": "embedder"}, CLIP, "video=frames"),
+        ({"job": "embedder"}, SHOWN, ""),
+        ({"job": "warm_start"}, CLIP, ""),
+        (None, CLIP, ""),
+    ],
+)
+def test_an_embedder_that_was_trained_on_the_other_form_of_videos_is_warned_of(
+    tmp_path, caplog, stage, item, warned
+):
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "config.json").write_text(json.dumps({"model_type": "qwen3_vl", **SEES}))
+    if stage is not None:
+        (tmp_path / "stage.json").write_text(json.dumps(stage))
+    check_embedder(str(export), [loaded("clips", make_pair(query=item))])
+    assert ("trained with data.media." in caplog.text) == bool(warned)
+    assert warned in caplog.text

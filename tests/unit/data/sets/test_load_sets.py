@@ -27,8 +27,9 @@ def read(tmp_path):
     for width, name in enumerate(names, start=40):
         write_picture(tmp_path / "root" / name, width)
 
-    def load(*rows, max_frames=8, **settings):
-        return load_set(write_set(tmp_path, list(rows), **settings), max_frames=max_frames)
+    def load(*rows, max_frames=8, video="frames", **settings):
+        config = write_set(tmp_path, list(rows), **settings)
+        return load_set(config, max_frames=max_frames, video=video)
 
     return load
 
@@ -886,3 +887,45 @@ def test_rows_of_two_formats_are_told_row_by_row(read, tmp_path):
     loaded = read(FORMAT_ROWS["colpali"], {**MMEB, "qry_image_path": "lost.png"})
     assert loaded.other_format == ""
     assert len(loaded.bad_rows) == 2
+
+
+# Videos that are shown as one: their frames come two by two, with their times.
+
+
+def one_video(read, names, *, max_frames=8):
+    row = hound((turns("what?", ""), names), (turns("", "a"), None))
+    (pair,) = read(row, format="llavahound", video="video", max_frames=max_frames).pairs
+    return pair.query
+
+
+@pytest.mark.parametrize(("max_frames", "shown"), [(8, 3), (2, 3), (3, 3), (1, 3), (8, 1)])
+def test_a_video_shows_an_even_number_of_its_frames_or_its_only_one(read, max_frames, shown):
+    item = one_video(read, VIDEO[:shown], max_frames=max_frames)
+    names = [uri.rpartition("/")[2] for uri in item.uris]
+    expected = ["1.jpg", "3.jpg"] if min(max_frames, shown) > 1 else ["1.jpg"]
+    assert names == expected
+    # No times are known of frames one by one: two a second.
+    assert item.times == (0.0, 0.5)[: len(names)]
+
+
+def test_a_videos_times_are_its_files_also_where_its_frames_are_named_one_by_one(read, root):
+    path = write_video(root / "v/a.mp4", 51)
+    item = one_video(read, "v/a.mp4", max_frames=5)
+    assert [int(uri.rpartition("=")[2]) for uri in item.uris] == [0, 17, 33, 50]
+    assert item.times == (0.0, 0.68, 1.32, 2.0)
+    item = one_video(read, ["v/a.mp4#frame=10", "v/a.mp4#frame=20"])
+    assert item.uris == (f"{path}#frame=10", f"{path}#frame=20")
+    assert item.times == (0.4, 0.8)
+    item = one_video(read, ["v/a.mp4#frame=10", "v/1.jpg"])
+    assert item.times == (0.0, 0.5)
+
+
+def test_true_frames_and_traces_of_a_video_count_the_frames_that_it_shows(read):
+    row = hound((turns("what?", ""), VIDEO), (turns("", "a"), None))
+    row["qry_evidence"] = {"key_frames": [3]}
+    (pair,) = read(row, format="llavahound", video="video").pairs
+    assert pair.query_evidence.key_frames == (1,)
+    row["query_cot"] = TRACES[Kind.VIDEO].replace("[2, 3]", "[3]")
+    (bad,) = read(row, format="llavahound", video="video").bad_rows
+    assert "query_cot" in bad.reason
+    assert not read(row, format="llavahound").bad_rows

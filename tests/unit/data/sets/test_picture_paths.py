@@ -198,7 +198,7 @@ def test_a_folder_whose_names_are_no_text_is_refused(root):
 
 def test_files_that_are_known_are_not_looked_at_again(root):
     write_pdf(root / "a.pdf", 3)
-    known = KnownFiles({f"{root}/b.pdf": f"{root}/a.pdf"}, {f"{root}/a.pdf": 3})
+    known = KnownFiles({f"{root}/b.pdf": f"{root}/a.pdf"}, {f"{root}/a.pdf": 3}, lambda _: 0.0)
     (root / "a.pdf").unlink()
     files = PictureFiles(root, known=known)
     assert files.path("b.pdf#page=2", where="here") == f"{root}/a.pdf#page=2"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.common import DataConfig
+from configs.common import DataConfig, MediaConfig
 from configs.load import load
 from configs.schema import EvaluateConfig
 from data.errors import DataError
@@ -139,7 +139,8 @@ def test_llavahound_rows_give_a_text_and_a_video(config, form, name):
     ((pair,),) = (
         loaded.pairs
         for loaded in load_sets(
-            [replace(config, path=str(path), format="llavahound")], limits=STRICT
+            [replace(config, path=str(path), format="llavahound")],
+            limits=replace(STRICT, media=MediaConfig(video="frames")),
         )
     )
     uris = tuple(f"{config.root}/{frame}" for frame in FRAMES)
@@ -182,7 +183,9 @@ def test_rows_of_llavahounds_own_files(config, form):
     else:
         pq.write_table(pa.Table.from_pylist(rows), path)
     root = f"{config.root}/MMEB-train/llavahound"
-    loaded = load_set(replace(config, path=str(path), root=root, format="llavahound"))
+    loaded = load_set(
+        replace(config, path=str(path), root=root, format="llavahound"), video="frames"
+    )
     (pair,) = loaded.pairs
     uris = tuple(f"{config.root}/{frame}" for frame in FRAMES)
     assert pair.query == Item(text="Describe it.", kind=Kind.VIDEO, uris=uris)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.errors import DataError
-from data.types import Kind, Picture, TrainSample
+from data.types import Kind, Picture, TrainSample, Video
 from learner.micro_batches import RowCost
 from learner.rank.batching import (
     Patches,
@@ -18,12 +18,15 @@ from learner.rank.batching import (
 )
 
 IMAGE, START, END, PAD = 5, 3, 4, 0
-TOKENS = VisionTokens(image=IMAGE, start=START, end=END, pad=PAD, merge=2, channels=6)
+VIDEO = 6
+TOKENS = VisionTokens(image=IMAGE, video=VIDEO, start=START, end=END, pad=PAD, merge=2, channels=6)
 PICTURE = Picture("a", Kind.IMAGE)
 WIDE = Picture("b", Kind.IMAGE)
+CLIP = Video((Picture("c", Kind.VIDEO),) * 4, (0.0, 0.5, 1.0, 1.5))
 PATCHES = {
     PICTURE: Patches(torch.ones(4, 6), (1, 2, 2)),
     WIDE: Patches(torch.full((8, 6), 2.0), (1, 2, 4)),
+    CLIP: Patches(torch.full((8, 6), 3.0), (2, 2, 2)),
 }
 
 
@@ -104,3 +107,29 @@ def test_a_sample_without_response_is_refused():
     )
     with pytest.raises(DataError, match="s: expected at least one prompt and one response"):
         train_row(sample)
+
+
+def test_videos_are_told_from_pictures_and_each_distinct_one_is_read_once():
+    ids = [START, IMAGE, END, 7, START, VIDEO, END, 7, START, VIDEO, END, 8]
+    rows = [Row(key=k, ids=np.array(ids), pictures=(PICTURE, CLIP), num_response=1) for k in "xy"]
+    assert row_cost(rows[0], PATCHES, TOKENS) == RowCost(tokens=12, pictures={PICTURE: 1, CLIP: 2})
+    batch = collate(rows, PATCHES, TOKENS)
+    types = [0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0]
+    assert batch.inputs["mm_token_type_ids"].tolist() == [types] * 2
+    assert batch.inputs["image_grid_thw"].tolist() == [[1, 2, 2]] * 2
+    assert batch.inputs["video_grid_thw"].tolist() == [[2, 2, 2]] * 2
+    assert batch.vision.grid.tolist() == [[1, 2, 2], [2, 2, 2]]
+    assert (batch.vision.shown.tolist(), batch.vision.shown_videos.tolist()) == ([0, 0], [1, 1])
+
+
+def test_a_batch_of_videos_alone_needs_no_filler_row():
+    ids = np.array([START, VIDEO, END, 7, START, VIDEO, END, 8])
+    batch = collate([Row(key="x", ids=ids, pictures=(CLIP,), num_response=1)], PATCHES, TOKENS)
+    assert batch.inputs["input_ids"].tolist() == [ids.tolist()]
+    assert "image_grid_thw" not in batch.inputs
+
+
+def test_video_tokens_must_match_the_videos():
+    row = Row(key="s", ids=np.array([START, VIDEO, IMAGE, END]), pictures=(CLIP, PICTURE))
+    with pytest.raises(DataError, match=r"s: expected 2 video tokens for its 1 videos, found 1"):
+        collate([row], PATCHES, TOKENS)

@@ -16,7 +16,7 @@ from transformers import (
 from configs.learner import LearnerConfig
 from data.errors import ConfigError, DataError
 from data.model.model_folder import check_folder, load_processor
-from data.types import Kind, Picture
+from data.types import Kind, Picture, Video
 from learner.rank.batching import Patches, Row, TextTokens, collate
 from learner.rank.contrastive import Temperature
 from learner.rank.models import (
@@ -27,6 +27,7 @@ from learner.rank.models import (
     freeze_vision,
     load_model,
     model_tokens,
+    with_positions,
 )
 from tests.tiny_model import write_tiny_model
 
@@ -149,6 +150,52 @@ def test_a_picture_that_rows_share_counts_as_if_each_had_its_own(qwen):
     assert shared.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(shared[name], gradient, atol=2e-5, rtol=1e-3)
+
+
+def test_videos_beside_pictures_count_as_in_the_models_own_forward_pass(qwen):
+    """Against it, row by row without padding: vectors."""
+    net = load_model(str(qwen), LearnerConfig(bf16=False, attention="eager")).eval()
+    tokens = model_tokens(net, load_processor(str(qwen)).tokenizer)
+    torch.manual_seed(0)
+    image, frame = Picture("a", Kind.IMAGE), Picture("b", Kind.VIDEO)
+    long, short = Video((frame,) * 6, (0.0,) * 6), Video((frame,) * 2, (1.0, 2.0))
+    grids = {image: (1, 4, 8), frame: (1, 2, 2), long: (3, 2, 4), short: (1, 4, 4)}
+    patches = {
+        visual: Patches(torch.randn(int(np.prod(grid)), tokens.channels), grid)
+        for visual, grid in grids.items()
+    }
+
+    def row(key, *shown):
+        ids = [20, 21]
+        for visual in shown:
+            token = tokens.video if isinstance(visual, Video) else tokens.image
+            groups, high, wide = grids[visual]
+            count = high * wide // tokens.merge**2
+            for group in range(groups):
+                ids += [22 + group, tokens.start, *[token] * count, tokens.end]
+        return Row(key=key, ids=np.array([*ids, 30, 31, 32]), pictures=shown, num_response=2)
+
+    rows = [row("v", long), row("w", image, short, frame), row("x"), row("y", short, long, image)]
+    head = EmbeddingHead(net, Temperature(0.02, learned=False))
+    with torch.no_grad():
+        together, _ = head(with_positions(net, collate(rows, patches, tokens)))
+        only_videos, _ = head(collate(rows[:1], patches, tokens))
+        alone = []
+        for one in rows:
+            ids = torch.from_numpy(one.ids)[None]
+            kinds = (ids == tokens.image).long() + 2 * (ids == tokens.video)
+            inputs = {"input_ids": ids, "mm_token_type_ids": kinds}
+            for kind, values, grid in (
+                (Picture, "pixel_values", "image_grid_thw"),
+                (Video, "pixel_values_videos", "video_grid_thw"),
+            ):
+                if shown := [visual for visual in one.pictures if isinstance(visual, kind)]:
+                    inputs[values] = torch.cat([patches[visual].values for visual in shown])
+                    inputs[grid] = torch.tensor([grids[visual] for visual in shown])
+            hidden = net.model(**inputs, use_cache=False).last_hidden_state[0, -1]
+            alone.append(torch.nn.functional.normalize(hidden, dim=0))
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(only_videos[0], alone[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_text_only_model_has_no_vision_tower_to_freeze(llama):
