@@ -2,7 +2,7 @@
 
 import os
 
-from data.sets.rows import FileRow, Rows
+from data.rows.rows import FileRow, Rows
 
 
 class DeadlyRows(Rows):

@@ -35,10 +35,10 @@ from data.model.emb_token import with_emb_token
 from data.model.model_folder import check_embedder
 from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
+from data.rows.row_formats import ANSWER_KNOWN
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
 from data.sets.load_sets import known_right, load_sets
-from data.sets.row_formats import ANSWER_KNOWN
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
 from evaluation.metrics import held_out_metrics
 

@@ -18,10 +18,10 @@ from data.containers.addresses import parse_address
 from data.embed_inputs import SUFFIX
 from data.errors import ConfigError, DataError
 from data.prompts import load_templates
+from data.rows.locations import local_set
+from data.rows.row_files import FileRow, read_rows
+from data.rows.row_formats import ANSWER_KNOWN, JSON_FIELDS, KNOWN_FIELDS
 from data.sets.load_sets import BadRow, LoadedSet, load_sets
-from data.sets.locations import local_set
-from data.sets.row_files import FileRow, read_rows
-from data.sets.row_formats import ANSWER_KNOWN, JSON_FIELDS, KNOWN_FIELDS
 from data.sets.rule_teacher import HeldOut, RuleTeacher, TracedPair, captions_of, trace_pairs
 from data.types import Side
 

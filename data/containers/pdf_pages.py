@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from data.containers.file_kinds import HEAD, kind_of_file
 from data.errors import DataError
-from data.media.file_kinds import HEAD, kind_of_file
 
 SUFFIX = ".pdf"
 """Ending of names that are read as PDFs even if they name no page."""

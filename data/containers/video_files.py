@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.containers.file_kinds import HEAD, is_video, kind_of_file
 from data.errors import DataError
-from data.media.file_kinds import HEAD, is_video, kind_of_file
-from data.media.frames import FRAME_RATE
 
+FRAME_RATE = 2.0
+"""Frames a second of a video that comes without times, as frames one by one or in a folder. The
+rate that Qwen's own code assumes for lists of frames, and of the published training."""
 SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
 )

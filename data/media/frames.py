@@ -6,9 +6,6 @@ from typing import TypeVar
 from data.types import Kind, Picture
 
 T = TypeVar("T")
-FRAME_RATE = 2.0
-"""Frames a second of a video that comes without times, as frames one by one or in a folder. The
-rate that Qwen's own code assumes for lists of frames, and of the published training."""
 
 
 def sample_frames(uris: Sequence[T], most: int, *, paired: bool = False) -> tuple[T, ...]:

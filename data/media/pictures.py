@@ -20,10 +20,10 @@ from configs.common import MediaConfig
 from data.containers import pdf_pages
 from data.containers.addresses import Address, parse_address
 from data.containers.cells import read_cell
+from data.containers.file_kinds import HEAD, kind_of_file
 from data.containers.video_files import decode_frames
 from data.cues import MIN_BOX_SIDE
 from data.errors import DataError
-from data.media.file_kinds import HEAD, kind_of_file
 from data.types import Pictures
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from configs.common import DataSetConfig
 from data.containers.addresses import file_of
 from data.containers.cells import is_table
-from data.sets.beir_rows import part_files
-from data.sets.locations import local_set
-from data.sets.row_files import row_files
+from data.rows.beir_rows import part_files
+from data.rows.locations import local_set
+from data.rows.row_files import row_files
 
 if TYPE_CHECKING:
     from data.sets.load_sets import LoadedSet

@@ -22,11 +22,11 @@ import numpy as np
 from configs.common import DataSetConfig, MediaConfig
 from data.content_numbers import Contents
 from data.errors import DataError
+from data.rows.json_rows import JsonRows
+from data.rows.locations import cache_folder
+from data.rows.rows import Rows
 from data.sets.fingerprints import WHOLE_BYTES, file_hash, set_files
 from data.sets.index import PairTable, PictureTable, Texts
-from data.sets.json_rows import JsonRows
-from data.sets.locations import cache_folder
-from data.sets.rows import Rows
 from data.sets.scan import BadRow
 
 if TYPE_CHECKING:

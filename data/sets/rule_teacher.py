@@ -29,8 +29,8 @@ from data.cues import MIN_BOX_SIDE, WHOLE_PICTURE
 from data.errors import DataError
 from data.media.pictures import load_pictures
 from data.prompts import pictures_of
+from data.rows.row_files import FileRow
 from data.sets.load_sets import BadRow, LoadedSet
-from data.sets.row_files import FileRow
 from data.tcot import parse, render
 from data.types import Box, Cues, Kind, Pair, Picture, Side, TCoT
 

@@ -16,11 +16,11 @@ import numpy as np
 from configs.common import DataSetConfig
 from data.content_numbers import text_number
 from data.errors import DataError, RowError
+from data.rows.picture_paths import KnownFiles, PictureFiles
+from data.rows.row_formats import KNOWN_FIELDS, RowReader, TrueBoxes
+from data.rows.rows import FileRow, Rows
+from data.rows.trace_files import TraceFiles
 from data.sets.index import PairTable, PictureTable, Texts
-from data.sets.picture_paths import KnownFiles, PictureFiles
-from data.sets.row_formats import KNOWN_FIELDS, RowReader, TrueBoxes
-from data.sets.rows import FileRow, Rows
-from data.sets.trace_files import TraceFiles
 from data.types import Pair
 
 CHUNK = 2_000

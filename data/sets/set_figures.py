@@ -19,8 +19,8 @@ from data.media.frames import frames_only
 from data.media.perceptual_hash import perceptual_hash
 from data.media.pictures import decode_each, decoded_together, is_one_colour
 from data.prompts import pictures_of, visuals_of
+from data.rows.row_formats import PICTURE_FIELDS
 from data.sets.load_sets import LoadedSet
-from data.sets.row_formats import PICTURE_FIELDS
 from data.token_cost import content_cost
 from data.types import Item, Kind, Pair, Side, pictures_in
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from configs.common import DataSetConfig
 from data.errors import DataError, RowError
+from data.rows.rows import Rows
 from data.sets.fingerprints import file_fingerprint
-from data.sets.rows import Rows
 
 CHECKED_FILES = b"checked_files"
 """Entry of the metadata of `near_duplicates.parquet`: fingerprints of the files of rows that were

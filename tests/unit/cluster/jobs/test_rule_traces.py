@@ -19,8 +19,8 @@ from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.schema import RuleTracesConfig, problems
 from data.errors import ConfigError, DataError
 from data.model.model_folder import check_folder
+from data.rows.row_files import read_rows
 from data.sets.load_sets import load_set
-from data.sets.row_files import read_rows
 
 ROWS = 30
 

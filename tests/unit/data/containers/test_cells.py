@@ -167,7 +167,7 @@ def refuse(*_):
 socket.socket.connect = socket.getaddrinfo = refuse
 import data.sets.load_sets
 assert "datasets" not in sys.modules and "pyarrow" not in sys.modules
-from data.sets.row_files import read_rows
+from data.rows.row_files import read_rows
 print(read_rows(Path("datasets/a.parquet"))[0]["qry"], "torch" in sys.modules)
 """
 

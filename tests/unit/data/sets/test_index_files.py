@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import data.sets.index_files
-import data.sets.load_sets
+import data.sets.open_sets
 import data.sets.scan
 from configs.common import DataConfig, DataSetConfig
 from data.errors import DataError
@@ -26,8 +26,8 @@ from tests.media_files import write_pdf, write_video
 def cache(tmp_path, monkeypatch):
     """Keep the index of every set, however small, in a folder of this test."""
     monkeypatch.setenv("EMBED_RL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
-    monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
+    monkeypatch.setattr(data.sets.open_sets, "LARGE", 0)
+    monkeypatch.setattr(data.sets.open_sets, "KEPT_FROM", 0)
     return tmp_path / "cache/indexes"
 
 
@@ -66,7 +66,7 @@ def test_a_kept_index_gives_the_pairs_of_the_rows(config, cache, monkeypatch, pr
         monkeypatch.setattr(data.sets.scan, "CHUNK", 2)
     built = load_set(config)
     assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr(data.sets.load_sets, "scan_rows", scan_only_bad_rows)
+    monkeypatch.setattr(data.sets.open_sets, "scan_rows", scan_only_bad_rows)
     kept = load_set(config)
     assert [*plain.pairs] == [*built.pairs] == [*kept.pairs] == [kept.pairs[n] for n in range(4)]
     assert [pair.pair_id for pair in kept.pairs] == ["x", "x-2", "set-3", "set-5"]
@@ -120,8 +120,8 @@ def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch
         load_set(config)
     monkeypatch.undo()
     monkeypatch.setenv("EMBED_RL_CACHE", str(cache.parent))
-    monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
-    monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
+    monkeypatch.setattr(data.sets.open_sets, "LARGE", 0)
+    monkeypatch.setattr(data.sets.open_sets, "KEPT_FROM", 0)
     assert len(load_set(config).pairs) == 4
     [folder] = cache.iterdir()
     for name in ("facts.json", "pairs.parquet"):

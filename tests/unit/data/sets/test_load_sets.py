@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data.sets.load_sets
+import data.sets.open_sets
 import data.sets.picture_copies
 from configs.common import DataConfig, MediaConfig
 from data.embed_inputs import SUFFIX, embed_content
 from data.errors import DataError
 from data.prompts import pictures_of
+from data.rows.row_formats import clean
 from data.sets.load_sets import load_set, load_sets
-from data.sets.row_formats import clean
 from data.types import Box, Cues, Item, Kind, Side
 from tests.builders import TRACES, loaded_set, write_picture, write_set
 from tests.media_files import write_pdf, write_video
@@ -461,7 +461,7 @@ def test_boxes_in_another_unit_are_pointed_out(read, caplog, scale, unit):
 def test_reading_that_takes_seconds_shows_a_bar(read, capsys, monkeypatch):
     read(MMEB)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(data.sets.load_sets, "BAR_AFTER_S", -1.0)
+    monkeypatch.setattr(data.sets.open_sets, "BAR_AFTER_S", -1.0)
     monkeypatch.setenv("FORCE_COLOR", "1")
     read(MMEB, MMEB, name="[/x]")
     assert "reading [/x]" in capsys.readouterr().err

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.errors import DataError
+from data.rows.row_formats import KNOWN_FIELDS
 from data.sets.load_sets import load_set, load_sets
-from data.sets.row_formats import KNOWN_FIELDS
 from data.types import Kind
 from tests.builders import TRACES, write_picture, write_set
 

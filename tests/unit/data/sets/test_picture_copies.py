@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import data.sets.picture_copies
+from data.rows.picture_paths import PictureFiles
 from data.sets.picture_copies import Copies, find_copies
-from data.sets.picture_paths import PictureFiles
 from data.sets.scan import picture_table
 from tests.builders import write_picture
 from tests.media_files import write_pdf

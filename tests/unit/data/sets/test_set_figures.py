@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from configs.common import MediaConfig
+from data.rows.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
 from data.sets.load_sets import load_set
-from data.sets.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
 from data.sets.set_figures import (
     CheckedSet,
     Medium,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import data.sets.load_sets
+import data.sets.open_sets
 from data.errors import DataError
 from data.sets.fingerprints import file_fingerprint
 from data.sets.load_sets import load_set
@@ -138,8 +138,8 @@ def test_a_kept_index_heeds_a_changed_file_and_tells_of_the_rows_again(
     tmp_path, config, monkeypatch, caplog
 ):
     monkeypatch.setenv("EMBED_RL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data.sets.load_sets, "LARGE", 0)
-    monkeypatch.setattr(data.sets.load_sets, "KEPT_FROM", 0)
+    monkeypatch.setattr(data.sets.open_sets, "LARGE", 0)
+    monkeypatch.setattr(data.sets.open_sets, "KEPT_FROM", 0)
     settings = leave_out(config, [(config.path, 1)])
     for _ in range(2):
         caplog.clear()

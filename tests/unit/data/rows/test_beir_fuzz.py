@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from configs.common import DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.media.pictures import load_pictures
-from data.sets.beir_rows import PARTS
+from data.rows.beir_rows import PARTS
 from data.sets.load_sets import load_set
 from tests.builders import write_beir, write_picture
-from tests.unit.data.sets.test_tables_fuzz import DAMAGE, damaged
+from tests.unit.data.rows.test_tables_fuzz import DAMAGE, damaged
 
 pytestmark = pytest.mark.usefixtures("table_cache")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

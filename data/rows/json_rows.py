@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError, RowError
-from data.sets.rows import FileRow, Rows
+from data.rows.rows import FileRow, Rows
 
 CHUNK = 4 << 20
 """Bytes of an array that are read at once; more where a row is longer."""

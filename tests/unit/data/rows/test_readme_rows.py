@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from data.cues import CUE_KEYS, parse_evidence
+from data.rows.row_formats import KNOWN_FIELDS
 from data.sets.load_sets import load_set
-from data.sets.row_formats import KNOWN_FIELDS
 from data.types import Kind
 from tests.builders import write_beir, write_picture, write_set
 

@@ -28,9 +28,9 @@ from data.containers.cells import (
     open_table,
 )
 from data.errors import DataError, RowError
-from data.sets.json_rows import JsonRows, find_rows, map_file
-from data.sets.picture_paths import natural_order
-from data.sets.rows import FileRow, Rows
+from data.rows.json_rows import JsonRows, find_rows, map_file
+from data.rows.picture_paths import natural_order
+from data.rows.rows import FileRow, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

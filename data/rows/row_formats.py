@@ -22,14 +22,15 @@ from typing import Any, TypeVar
 
 from configs.common import DataSetConfig
 from data.containers.addresses import parse_address
+from data.containers.video_files import FRAME_RATE
 from data.containers.video_files import SUFFIXES as VIDEO_SUFFIXES
 from data.cues import CUE_KEYS, parse_evidence
 from data.errors import DataError, RowError, TCoTError
-from data.media.frames import FRAME_RATE, sample_frames
-from data.sets.beir_rows import CORPUS, IDS, MAX_GRADE, QUERIES
-from data.sets.picture_paths import PictureFiles
-from data.sets.row_files import PictureCell
-from data.sets.rows import FileRow
+from data.media.frames import sample_frames
+from data.rows.beir_rows import CORPUS, IDS, MAX_GRADE, QUERIES
+from data.rows.picture_paths import PictureFiles
+from data.rows.row_files import PictureCell
+from data.rows.rows import FileRow
 from data.tcot import parse
 from data.types import Cues, Item, Kind, Pair, Side
 

@@ -8,7 +8,7 @@ import pytest
 from configs.common import MediaConfig
 from data.errors import DataError
 from data.media.pictures import load_picture
-from data.sets.picture_paths import KnownFiles, PictureFiles
+from data.rows.picture_paths import KnownFiles, PictureFiles
 from tests.builders import write_picture
 from tests.media_files import write_pdf, write_video
 

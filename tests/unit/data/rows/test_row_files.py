@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data.errors import DataError, RowError
-from data.sets.row_files import read_rows
+from data.rows.row_files import read_rows
 
 
 def test_json_lines_and_arrays_are_read_alike(tmp_path):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.containers.cells import count_rows, holds_bytes, open_table
 from data.errors import DataError
-from data.sets.row_files import TableRows, row_files, table_rows
-from data.sets.rows import FileRow, Rows
+from data.rows.row_files import TableRows, row_files, table_rows
+from data.rows.rows import FileRow, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import data.sets.json_rows
+import data.rows.json_rows
 from data.errors import DataError
-from data.sets.json_rows import JsonRows, find_rows
+from data.rows.json_rows import JsonRows, find_rows
 
 PATH = Path("rows.json")
 VALUES = st.recursive(
@@ -34,7 +34,7 @@ def test_an_array_is_read_as_json_reads_it_whole(rows, indent, ascii_only, chunk
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii_only)
     content = b"\xef\xbb\xbf" * mark + text.encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.sets.json_rows, "CHUNK", chunk)
+        patch.setattr(data.rows.json_rows, "CHUNK", chunk)
         try:
             content.decode()
         except UnicodeDecodeError:
@@ -56,7 +56,7 @@ def test_an_array_is_read_as_json_reads_it_whole(rows, indent, ascii_only, chunk
 @example(text="[12]\n\n", chunk=1)
 def test_an_array_is_refused_where_json_refuses_it(text, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data.sets.json_rows, "CHUNK", chunk)
+        patch.setattr(data.rows.json_rows, "CHUNK", chunk)
         try:
             values = json.loads(text)
         except ValueError as error:

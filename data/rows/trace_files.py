@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.sets.rows import FileRow
+from data.rows.rows import FileRow
 
 _LISTS = {"query-id": "query_cot", "corpus-id": "corpus_cot"}
 """The trace's field in a list, by the field that says what it is of."""

@@ -18,8 +18,8 @@ from PIL import Image
 
 from configs.common import DataConfig, DataSetConfig
 from data.errors import DataError
-from data.sets import archives
-from data.sets.archives import unpack_archives, waiting_archives
+from data.rows import archives
+from data.rows.archives import unpack_archives, waiting_archives
 from data.sets.load_sets import load_set, load_sets
 from tests.builders import write_set
 from tests.patience import PATIENCE_S

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs.common import DataSetConfig
 from data.errors import DataError
-from data.sets.archives import MEDIA, STORE, unpack_archives
+from data.rows.archives import MEDIA, STORE, unpack_archives
 from tests.fuzz_pictures import mutations
 
 FILES = 600

@@ -29,12 +29,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from configs.common import DataSetConfig
 from data.containers import pdf_pages, video_files
+from data.containers.file_kinds import HEAD, kind_of_file
 from data.durable import DISK_FULL
 from data.errors import DataError
 from data.media import pictures
-from data.media.file_kinds import HEAD, kind_of_file
-from data.sets.folder_lock import locked
-from data.sets.picture_paths import natural_order
+from data.rows.folder_lock import locked
+from data.rows.picture_paths import natural_order
 
 log = logging.getLogger(__name__)
 

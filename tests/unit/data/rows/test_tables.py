@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import data.sets.row_files
+import data.rows.row_files
 from configs.common import DataSetConfig, MediaConfig
 from data.errors import DataError
 from data.media.pictures import load_pictures
+from data.rows.picture_paths import PictureFiles
+from data.rows.row_files import BATCH, TableRows, read_rows
 from data.sets.fingerprints import changed_inputs, pairs_fingerprint
 from data.sets.load_sets import load_set
-from data.sets.picture_paths import PictureFiles
-from data.sets.row_files import BATCH, TableRows, read_rows
 from data.types import Item, Kind, Pair
 from tests.builders import TRACES, write_picture, write_set
 
@@ -408,7 +408,7 @@ def test_malformed_csv_is_refused_with_the_row(tmp_path, content, words):
 
 @pytest.mark.parametrize("block", [1 << 20, 24])
 def test_a_line_of_csv_with_other_cells_than_the_first_is_set_aside(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(data.sets.row_files, "CSV_BLOCK", block)
+    monkeypatch.setattr(data.rows.row_files, "CSV_BLOCK", block)
     config = write_set(tmp_path, [], hardest_by="rate", sample=2)
     path = tmp_path / "rows.csv"
     path.write_bytes(b'qry,pos_text,rate\nbad\n"a\n1",b,3\n\nc,d\ne,f,1,x\ng,h,2\nbad,\xc3\xa9\n')
@@ -452,7 +452,7 @@ def test_archives_that_are_broken_too_large_or_of_tables_are_refused(tmp_path, m
         path.write_bytes(content)
         with pytest.raises(DataError, match=words):
             read_rows(path)
-    monkeypatch.setattr(data.sets.row_files, "MAX_UNPACKED", 100)
+    monkeypatch.setattr(data.rows.row_files, "MAX_UNPACKED", 100)
     path.write_bytes(whole)
     with pytest.raises(DataError, match="more than 100 bytes when unpacked"):
         read_rows(path)

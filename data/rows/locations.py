@@ -17,8 +17,8 @@ from pathlib import Path
 from configs.common import DataSetConfig, is_address, may_hold_secret
 from data.durable import DISK_FULL, sync_tree
 from data.errors import DataError, NotFetched
-from data.sets.archives import archive_pattern
-from data.sets.folder_lock import locked
+from data.rows.archives import archive_pattern
+from data.rows.folder_lock import locked
 
 log = logging.getLogger(__name__)
 

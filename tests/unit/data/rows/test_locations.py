@@ -17,11 +17,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from configs.common import COMMON_CHECKS, DataConfig, DataSetConfig
 from data.errors import DataError, NotFetched
-from data.sets import locations
+from data.rows import locations
+from data.rows.locations import linked_folder, local_set
+from data.rows.picture_paths import PictureFiles
 from data.sets.fingerprints import pairs_fingerprint
 from data.sets.load_sets import load_set, load_sets
-from data.sets.locations import linked_folder, local_set
-from data.sets.picture_paths import PictureFiles
 from tests.builders import write_picture
 
 REVISION, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
