@@ -103,7 +103,8 @@ class DataSetConfig:
     rows i x n / sample, rounded down. 0 = all. A file with fewer rows is used whole."""
     hardest_by: str = ""
     """Column of numbers, small for hard rows, such as the share of right answers: `sample` then
-    takes the rows with the smallest numbers, of rows with equal numbers the earlier ones."""
+    takes the rows with the smallest numbers, of rows with equal numbers the earlier ones. With a
+    `/` in it: folder of an `evaluate` or `rl` run; the pairs that were hardest there."""
     leave_out: str = ""
     """Parquet file of rows that the set does not use: `near_duplicates.parquet`, which check_data
     writes. Rows of other sets in it do not matter. Other rows do not take their place."""

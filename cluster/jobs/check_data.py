@@ -26,17 +26,14 @@ from cluster.run.stage_loop import plain_console, progress_bar
 from cluster.session import session
 from configs.common import DataConfig, MediaConfig
 from configs.schema import CheckDataConfig
-from data.errors import ClusterError, DataError
-from data.sets.fingerprints import files_fingerprint
-from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
-from data.sets.near_duplicates import (
+from data.checks.near_duplicates import (
     NearDuplicate,
     describe_near,
     near_by_set,
     near_duplicates,
     near_row,
 )
-from data.sets.set_figures import (
+from data.checks.set_figures import (
     CheckedSet,
     Medium,
     contents_of,
@@ -47,6 +44,9 @@ from data.sets.set_figures import (
     readable_pairs,
     set_aside,
 )
+from data.errors import ClusterError, DataError
+from data.sets.fingerprints import files_fingerprint
+from data.sets.load_sets import load_each, log_bad_rows, repeated_names, set_problems
 from data.sets.subsets import CHECKED_FILES
 from evaluation.report.contact_sheet import PAIRS_SHOWN, NearItems, build_sheet
 from evaluation.summary import STAGE_FILE

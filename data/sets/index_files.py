@@ -26,6 +26,7 @@ from data.rows.json_rows import JsonRows
 from data.rows.locations import cache_folder
 from data.rows.rows import Rows
 from data.sets.fingerprints import WHOLE_BYTES, file_hash, set_files
+from data.sets.hardness import files_of_run, is_run
 from data.sets.index import PairTable, PictureTable, Texts
 from data.sets.scan import BadRow
 
@@ -79,7 +80,8 @@ def index_folder(config: DataSetConfig, media: MediaConfig) -> Path:
     settings["root"] = os.path.realpath(config.root)
     files = []
     left_out = [Path(config.leave_out)] if Path(config.leave_out).is_file() else []
-    for file in (*set_files(config), *left_out):
+    run_files = files_of_run(config.hardest_by) if is_run(config.hardest_by) else []
+    for file in (*set_files(config), *left_out, *run_files):
         try:
             state = file.stat()
             content = file_hash(file, whole=state.st_size <= WHOLE_BYTES)

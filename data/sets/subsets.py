@@ -16,6 +16,7 @@ from configs.common import DataSetConfig
 from data.errors import DataError, RowError
 from data.rows.rows import Rows
 from data.sets.fingerprints import file_fingerprint
+from data.sets.hardness import ease_of_pairs, is_run
 
 CHECKED_FILES = b"checked_files"
 """Entry of the metadata of `near_duplicates.parquet`: fingerprints of the files of rows that were
@@ -28,7 +29,7 @@ def rows_in_use(
     """Return the indices of the rows that a set uses, ascending, from 0.
 
     The mapping has the index of each row that `hardest_by` cannot rank, with the reason; the set
-    does not use such rows. The list says how many rows are left out, if the set has `leave_out`.
+    does not use such rows. The list says what a person should know of the choice.
 
     ``shown`` returns the name of a file as the settings write it, which may be an address.
 
@@ -38,14 +39,17 @@ def rows_in_use(
     """
     every = rows.kept
     in_use, unranked = every, dict[int, str]()
-    if config.hardest_by and rows:
+    told: list[str] = []
+    if is_run(config.hardest_by) and rows:
+        in_use, told = _hardest_in_run(rows, every, config)
+    elif config.hardest_by and rows:
         in_use, unranked = _hardest(rows, every, config)
     elif config.sample:
         count = min(config.sample, len(every))
         in_use = [every[number * len(every) // count] for number in range(count)]
     in_use = in_use[: config.limit] if config.limit else in_use
     if not config.leave_out or not in_use:
-        return in_use, unranked, []
+        return in_use, unranked, told
     named = _left_out(rows, config, shown)
     stay = [index for index in in_use if index not in named]
     if not stay:
@@ -53,11 +57,11 @@ def rows_in_use(
             f"data set '{config.name}', leave_out: {config.leave_out} names each of the "
             f"{len(in_use)} rows in use of {config.path}; use another set, or remove leave_out"
         )
-    told = (
+    told.append(
         f"data set '{config.name}': {len(in_use) - len(stay)} of {len(in_use)} rows left out, "
         f"which {config.leave_out} names"
     )
-    return stay, unranked, [told]
+    return stay, unranked, told
 
 
 def _left_out(rows: Rows, config: DataSetConfig, shown: Callable[[str], str]) -> Set[int]:
@@ -110,6 +114,35 @@ def _left_out(rows: Rows, config: DataSetConfig, shown: Callable[[str], str]) ->
                 )
             named.add(begin + row - 1)
     return named
+
+
+def _hardest_in_run(
+    rows: Rows, every: Sequence[int], config: DataSetConfig
+) -> tuple[Sequence[int], list[str]]:
+    """Return the rows whose pairs were the hardest in a run, and how many of all it has met."""
+    ease = ease_of_pairs(config.hardest_by, config.name)
+    known: dict[int, float] = {}
+    seen: set[str] = set()
+    for index, row in zip(every, rows.at(every).read(), strict=True):
+        given = "" if isinstance(row, RowError) else row.get("id")
+        usable = isinstance(given, str | int) and given != ""
+        pair_id = str(given) if usable else f"{config.name}-{index}"
+        # Of rows that share an id the later ones have their number behind it.
+        pair_id = f"{pair_id}-{index}" if pair_id in seen else pair_id
+        seen.add(pair_id)
+        if pair_id in ease:
+            known[index] = ease[pair_id]
+    if not known:
+        raise DataError(
+            f"data set '{config.name}', hardest_by: {config.hardest_by}: expected pairs of these "
+            f"rows, found {len(ease)} others; name a run on the same file"
+        )
+    told = (
+        f"data set '{config.name}': {len(known)} of {len(every)} rows were met in "
+        f"{config.hardest_by}; the hardest {min(config.sample, len(known))} are used"
+    )
+    hardest = sorted(known, key=known.__getitem__)  # equal ones stay in the file's order
+    return sorted(hardest[: config.sample]), [told]
 
 
 def _hardest(

@@ -6,8 +6,8 @@ import pytest
 
 from cluster.jobs.check_data import decode_all
 from configs.common import MediaConfig
+from data.checks.set_figures import media_groups
 from data.media.perceptual_hash import HASH_BYTES
-from data.sets.set_figures import media_groups
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
 from tests.media_files import write_video

@@ -9,12 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.common import DataConfig, MediaConfig
-from data.errors import DataError
-from data.media.pictures import load_pictures
-from data.relevance import Relevance
-from data.sets.fingerprints import pairs_fingerprint
-from data.sets.load_sets import load_set, load_sets
-from data.sets.set_figures import (
+from data.checks.set_figures import (
     CheckedSet,
     Medium,
     contents_of,
@@ -23,6 +18,11 @@ from data.sets.set_figures import (
     media_groups,
     set_aside,
 )
+from data.errors import DataError
+from data.media.pictures import load_pictures
+from data.relevance import Relevance
+from data.sets.fingerprints import pairs_fingerprint
+from data.sets.load_sets import load_set, load_sets
 from data.types import Item, Kind
 from evaluation.metrics import pools_of
 from tests.builders import TRACES, write_beir, write_picture

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from data.checks.near_contents import BEFORE, ENOUGH, FIRST, near_pictures, near_texts
 from data.media.perceptual_hash import HASH_BYTES, perceptual_hash
-from data.sets.near_contents import BEFORE, ENOUGH, FIRST, near_pictures, near_texts
 from tests.drawings import as_jpeg, draw
 
 SENTENCE = "A man in a red jacket rides an old bicycle along the river while two dogs follow him."

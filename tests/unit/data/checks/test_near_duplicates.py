@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from configs.common import MediaConfig
+from data.checks.near_duplicates import describe_near, near_duplicates, near_row
+from data.checks.set_figures import CheckedSet, Medium, decode_group, media_groups
 from data.sets.load_sets import load_set
-from data.sets.near_duplicates import describe_near, near_duplicates, near_row
-from data.sets.set_figures import CheckedSet, Medium, decode_group, media_groups
 from tests.builders import write_set
 from tests.drawings import CHANGES, as_jpeg, draw
 from tests.media_files import write_video

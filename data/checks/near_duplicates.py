@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.checks.near_contents import NearPairs, near_pictures, near_texts
+from data.checks.set_figures import CheckedSet, Medium
 from data.media.perceptual_hash import HASH_BYTES
 from data.prompts import pictures_of
 from data.sets.load_sets import LoadedSet
-from data.sets.near_contents import NearPairs, near_pictures, near_texts
-from data.sets.set_figures import CheckedSet, Medium
 from data.types import Kind, Pair, Side
 
 EXAMPLES = 5

@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 
 from configs.common import MediaConfig
-from data.rows.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
-from data.sets.load_sets import load_set
-from data.sets.set_figures import (
+from data.checks.set_figures import (
     CheckedSet,
     Medium,
     contents_of,
@@ -20,6 +18,8 @@ from data.sets.set_figures import (
     readable_pairs,
     set_aside,
 )
+from data.rows.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
+from data.sets.load_sets import load_set
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture, write_set
 from tests.media_files import write_video
