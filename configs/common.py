@@ -45,8 +45,8 @@ class MediaConfig:
     """The same for a crop that a trace points at."""
     video: Literal["video", "frames"] = "video"
     """How a video is shown. `video`: as one, its frames two by two with their times, as Qwen3-VL
-    was trained; half the picture tokens. `frames`: as separate pictures, for models without
-    video."""
+    was trained; half the picture tokens. `frames`: as separate pictures, for models that
+    do not read videos as Qwen3-VL does."""
     max_frames: int = 8
     """Frames shown of a video; longer ones are sampled uniformly. Published evaluations take 8 or
     64. With `video: video` an odd number becomes the even one below it, and a video of one frame
@@ -83,7 +83,7 @@ class DataSetConfig:
     """What the rows look like; data/README.md shows each format."""
     traces: list[str] = field(default_factory=list)
     """Files of traces that belong to `beir` or `mmeb_eval` rows, as Embed-RL's code writes them:
-    `<set>_query.json`, `<set>_corpus.json` or `<set>_corpus_cot.json`."""
+    `<set>_query.json`, `<set>_corpus.json` or `<set>_corpus_cot.json`. Paths on disk."""
     kind: Literal["image", "page"] = "image"
     """What single pictures are; pages have prompts and pixel limits of their own. In `colpali` and
     `beir` all are pages."""
@@ -107,7 +107,8 @@ class DataSetConfig:
     `/` in it: folder of an `evaluate` or `rl` run; the pairs that were hardest there."""
     leave_out: str = ""
     """Parquet file of rows that the set does not use: `near_duplicates.parquet`, which check_data
-    writes. Rows of other sets in it do not matter. Other rows do not take their place."""
+    writes. Rows of other sets in the file are ignored. No other rows take the place of rows left
+    out."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ COMMON_CHECKS = {
         *not_negative(n, "weight", "limit", "sample"),
         *(
             f"{key}: set '{n.name}' has an address with a password, a key or '?'; settings are "
-            "logged: set such in the variables of its client (for s3:// AWS_ACCESS_KEY_ID), or "
-            "download the file yourself"
+            "logged: put these into the environment variables of its client (for s3:// "
+            "AWS_ACCESS_KEY_ID), or download the file yourself"
             for key in ("path", "root")
             if may_hold_secret(getattr(n, key))
         ),

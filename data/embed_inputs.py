@@ -13,7 +13,6 @@ Nothing stands between the texts. For other Embedders see `media_first`.
 
 from itertools import groupby
 
-from configs.common import DataConfig
 from data.cues import evidence_pictures
 from data.errors import TCoTError
 from data.prompts import join_texts, own_text, pictures_of, visuals_of
@@ -30,7 +29,7 @@ def embed_content(
     trace: str | None,
     *,
     max_frames: int,
-    item_tokens: int = DataConfig.item_tokens,
+    item_tokens: int,
     evidence: Evidence = Evidence.FULL,
 ) -> Content:
     """Return the Embedder's user turn for an item.

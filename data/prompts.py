@@ -11,7 +11,6 @@ from functools import cache, lru_cache
 from importlib import resources
 from string import Template
 
-from configs.common import DataConfig
 from data.errors import DataError
 from data.media.frames import sample_frames
 from data.types import Content, Item, ItemText, Kind, Pair, Picture, Side, Video, Visual
@@ -26,7 +25,7 @@ def reasoner_content(
     *,
     templates: str,
     max_frames: int,
-    item_tokens: int = DataConfig.item_tokens,
+    item_tokens: int,
     answer: str = "",
 ) -> Content:
     """Return the user turn that asks for a trace of one side of a pair: pictures, then text.
@@ -51,7 +50,7 @@ def item_content(
     *,
     templates: str,
     max_frames: int,
-    item_tokens: int = DataConfig.item_tokens,
+    item_tokens: int,
     seeks_video: bool = False,
     answer: str = "",
 ) -> Content:

@@ -113,7 +113,8 @@ class Item:
     kind: Kind = Kind.TEXT
     uris: tuple[str, ...] = ()
     """Addresses (`data.containers.addresses`): none for text, one for image or page, the frames in
-    order for video; of a video file only those that are shown."""
+    order for video; of a video file, and of any video that is shown as one, only those that are
+    shown."""
     instruction: str = ""
     """The task in the data set's words, where these stand apart from the text."""
     times: tuple[float, ...] = ()

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
+from data.sets.hardness import RANKS
 from data.types import Box, Cues, Item, Kind
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.runner import Evaluation, QueryResult, Retrieved, VariantResult
 
 RESULTS_FILE = "evaluation.json"
-QUERIES_FILE = "evaluation.parquet"
+QUERIES_FILE = RANKS
 
 _ITEM = pa.struct(
     [

@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
 from data.relevance import Relevance
+from data.sets.hardness import PLAIN
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
@@ -39,7 +39,7 @@ Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
 Grades = dict[tuple[str, str], dict[str, int]]
 """Grades that are not 1: by data set and key of the query, then by key of the target."""
 
-NO_COT = "no_cot"
+NO_COT = PLAIN
 TEXT_SUFFIX = "_text"
 OVERALL = ""
 """Stands for all data sets together where a result names its data set."""
@@ -55,7 +55,7 @@ class Settings:
     max_frames: int
     resamples: int
     seed: int
-    item_tokens: int = DataConfig.item_tokens
+    item_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

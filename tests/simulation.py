@@ -129,6 +129,7 @@ def simulated_pipeline(
         config.reward,
         embedder=embedder or FakeEmbedder(),
         judge=None,
+        item_tokens=0,
         max_frames=8,
         relevance=Relevance(loaded.pairs),
     )

@@ -125,7 +125,7 @@ def main(config: CheckDataConfig) -> int:
     for line in leak_lines(summary["leaks"]):
         console.print(line, highlight=False)
     for near in summary["near_duplicates"]:
-        console.print(f"{words_of(near)}: {near['rows']} rows", highlight=False)
+        console.print(f"{near['rows']} {words_of(near)}", highlight=False)
     if summary["near_duplicates"]:
         console.print(
             f"look at them in {SHEET_FILE}; data sets with leave_out: {folder.path / NEAR_FILE} "
@@ -160,7 +160,7 @@ def leak_lines(leaks: Sequence[Mapping[str, Any]]) -> list[str]:
         most = max(texts, key=lambda leak: leak["count"])
         lines.append(
             f"{in_common(most)}, as class labels may be; {len(texts)} pairs of sets share target "
-            "texts, this one most of them"
+            "texts, and this pair shares the most"
         )
     if leaks:
         lines.append(
@@ -345,14 +345,17 @@ def heading(checked: CheckedSet) -> str:
 
 def table_of(summary: Mapping[str, Any]) -> Table:
     """Return the table that the job prints: a line for each set."""
-    table = Table(title="data sets", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    caption = "aside: set aside, of rows and of media; twice, near: equal and alike pictures"
+    table = Table(
+        title="data sets", caption=caption, box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
     table.add_column("set")
     for column in (
         "rows",
-        "set aside",
+        "aside",
         "pairs",
         "media",
-        "set aside",
+        "aside",
         "twice",
         "near",
         "query tokens",

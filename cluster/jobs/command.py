@@ -34,6 +34,7 @@ from data.errors import (
     WeightSyncError,
 )
 from data.model.model_folder import check_folder
+from data.rows.row_formats import KIND_OF_FORMAT
 from data.sets.load_sets import (
     LoadedSet,
     load_each,
@@ -174,15 +175,14 @@ def _set_problems(config: Any) -> list[str]:
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
     learns = isinstance(config, WarmStartConfig | EmbedderConfig)
-    bare: set[str] = set()
-    """Names of sets without any trace, all rows of which were read."""
+    # Split and name of sets without any trace, all rows of which were read.
+    without_traces: set[tuple[str, str]] = set()
+    splits = ["train"] * len(train) + ["eval"] * len(held_out)
     configs = [*train, *held_out]
     few = [replace(c, limit=min(c.limit or PREFLIGHT_ROWS, PREFLIGHT_ROWS)) for c in configs]
-    for settings, loaded in zip(
-        configs, load_each(few, media=data.media, offline=True, unpack=False), strict=True
-    ):
-        kinds = {"llavahound": "video", "colpali": "page", "beir": "page"}
-        kind = kinds.get(settings.format, settings.kind)
+    read = load_each(few, media=data.media, offline=True, unpack=False)
+    for split, settings, loaded in zip(splits, configs, read, strict=True):
+        kind = KIND_OF_FORMAT.get(settings.format, settings.kind)
         line = (
             f"{settings.name}: {settings.path} "
             f"({settings.format}, {kind}, weight {settings.weight:g})"
@@ -208,13 +208,13 @@ def _set_problems(config: Any) -> list[str]:
         log_bad_rows(loaded)
         problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
         if loaded.read == loaded.rows and not _traced(loaded):
-            bare.add(settings.name)
+            without_traces.add((split, settings.name))
     if isinstance(config, WarmStartConfig):
         needed = {"train": train} | ({"eval": held_out} if config.evaluation.every else {})
         problems += [
             no_traces(split, (settings.name for settings in sets))
             for split, sets in needed.items()
-            if bare.issuperset(settings.name for settings in sets)
+            if without_traces.issuperset((split, settings.name) for settings in sets)
         ]
     return problems
 

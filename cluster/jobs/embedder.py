@@ -137,8 +137,13 @@ def write_readme(export: Path, config: EmbedderConfig) -> None:
     """Say beside the weights how they must be read: a plain load succeeds and means nothing."""
     text = resources.files("data").joinpath("templates/embedder_readme.txt").read_text("utf-8")
     sizes = ", ".join(map(str, config.dimensions)) or "the whole vector alone"
+    as_one = config.data.media.video == "video"
     filled = Template(text).substitute(
-        suffix=SUFFIX, emb=EMB_TOKEN, sizes=sizes, item_tokens=config.data.item_tokens
+        suffix=SUFFIX,
+        emb=EMB_TOKEN,
+        sizes=sizes,
+        item_tokens=config.data.item_tokens,
+        video="its frames as one video, two by two with their times" if as_one else "its frames",
     )
     (export / "README.md").write_text(filled, encoding="utf-8")
 
@@ -257,7 +262,7 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
     load = partial(load_pictures, limits=config.data.media, frames=frames)
     pictures, failed = read_patiently(uris, load, time.sleep)
     for reason in failed.values():
-        print(f"quarantined: {reason}", file=sys.stderr)
+        print(f"set aside: {reason}", file=sys.stderr)
     kept = [pair for pair, uris in zip(pairs, shown, strict=True) if not uris & failed.keys()]
     return kept, pictures
 

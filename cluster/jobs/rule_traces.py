@@ -30,7 +30,7 @@ COLUMNS = {Side.QUERY: "query_cot", Side.TARGET: "pos_cot"}
 
 @dataclass(slots=True)
 class TracedSet:
-    """One data set's traced pairs by split, and what was quarantined."""
+    """One data set's traced pairs by split, and what was set aside."""
 
     settings: DataSetConfig
     train: list[TracedPair] = field(default_factory=list)
@@ -44,7 +44,8 @@ def main(config: RuleTracesConfig) -> int:
     ``train/`` holds for each set `filtered_<name>.json` (all traces by rule), `teacher_<name>.json`
     (a share of them off target) and `sight_<name>.json` (captions); ``heldout/`` holds
     `<name>.json` (traces by rule) and `sight_<name>.json`. Rows keep their paths, so the sets'
-    roots stay the same, and the columns that their format knows or `hardest_by` names.
+    roots stay the same. Of their columns they keep those that the format knows or `hardest_by`
+    names.
     """
     folder = RunFolder(config, job="rule_traces")
     if folder.finished:
@@ -220,7 +221,7 @@ def corpus(sets: list[TracedSet], captions: list[FileRow], templates: str) -> It
 
 
 def described(one: TracedSet) -> str:
-    """Return one line: rows, share on target, and what was quarantined, by reason."""
+    """Return one line: rows, share on target, and what was set aside, by reason."""
     pairs = [*one.train, *one.heldout]
     right = sum(p.biased[side] == p.by_rule[side] for p in pairs for side in Side)
     text = (
@@ -228,7 +229,7 @@ def described(one: TracedSet) -> str:
         f"{right / (2 * len(pairs)):.2f} of the teacher's traces on target"
     )
     reasons = Counter(bad.reason.split(":")[0] for bad in one.bad)
-    return text + "".join(f"; quarantined {count} ({why})" for why, count in reasons.items())
+    return text + "".join(f"; {count} set aside ({why})" for why, count in reasons.items())
 
 
 if __name__ == "__main__":

@@ -93,9 +93,9 @@ def _answered_in_time(run: str) -> Iterator[None]:
 
     def end() -> None:
         print(
-            f"\n{run}: no answer of the job's Ray in {ANSWER_TIMEOUT_S:g} s; it may have ended "
-            "just now: see the job's log. If the job runs on, set RAY_ADDRESS to the address "
-            "that the log names, and try again",
+            f"\n{run}: no answer of the job's Ray in {ANSWER_TIMEOUT_S:g} s; the job may "
+            "just have ended: see its log. If it runs on, set RAY_ADDRESS to the address that the "
+            "log names, and try again",
             file=sys.stderr,
             flush=True,
         )

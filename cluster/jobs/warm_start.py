@@ -148,7 +148,7 @@ def encode(
     for key, content, response in rows:
         lost = [picture.uri for picture in pictures_in(content) if picture.uri in failed]
         if lost:
-            print(f"quarantined: {key}: {failed[lost[0]]}", file=sys.stderr)
+            print(f"set aside: {key}: {failed[lost[0]]}", file=sys.stderr)
             continue
         prompt = encoder.encode(content, pictures)
         samples.append(

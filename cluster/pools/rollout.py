@@ -182,6 +182,6 @@ class RolloutPool(Pool):
             return answer.value
         asked, reason = answer.chunk.requests, answer.value.reason
         for content, group in {request.content: request.key.group for request in asked}.items():
-            log.warning("%s %s is quarantined: it %s", group.pair_id, group.side, reason)
+            log.warning("%s %s is set aside: it %s", group.pair_id, group.side, reason)
             self._quarantined[content] = reason
         return [DroppedTrajectory(request.key, POISONED, reason) for request in asked]

@@ -15,7 +15,6 @@ import numpy as np
 from cluster.pictures import SharedPictures
 from cluster.pools.judge import JudgePool
 from cluster.pools.reward import Embedded, RewardPool
-from configs.common import DataConfig
 from configs.reward import BankConfig, RewardConfig
 from data.embed_inputs import embed_content
 from data.monitor_table import monitor_of
@@ -73,7 +72,7 @@ class Scorer:
         judge: JudgePool | None,
         max_frames: int,
         relevance: Relevance,
-        item_tokens: int = DataConfig.item_tokens,
+        item_tokens: int,
         second: RewardPool | None = None,
         compute: Compute = rank_sides,
     ) -> None:

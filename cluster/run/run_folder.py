@@ -46,8 +46,9 @@ PLACEMENT = {
     *("max_step_bytes", "offline"),
 }
 """Settings that say where a run computes and not what: they may change when it is resumed."""
-OLDER = {"data.media.video": "frames"}
-"""Settings that are not what an older release did by default, with what it did."""
+OLDER = {"data.media.video": "frames", "data.item_tokens": 0}
+"""Settings whose default has changed, with the value that stands for a folder of an older release
+that lacks the key."""
 STEPS = "steps"
 OPEN = {STEPS, "learner.optimizer.lr"}
 """Settings that may change as well; that they did is logged."""

@@ -15,11 +15,12 @@ SHINGLE = 5
 TEXT_CHARS = 10_000
 """Of longer texts only the beginnings are compared."""
 COMMON_SHARE, COMMON_TEXTS = 0.1, 20
-"""A shingle in more texts of a set than both, as in a task's fixed words, finds no near text."""
+"""Shingles that more than this share of a set's texts have, and more than this many texts, are not
+used to find near texts."""
 FIRST, BEFORE = 8, 64
-"""Each content of a bucket is compared with the bucket's first, and with so many before it."""
+"""Each content is compared with the first 8 of its bucket and with the 64 right before it."""
 ENOUGH = 16
-"""Contents with so many alike ones before them are compared with few others, as in a crowd."""
+"""A content for which so many earlier near ones are found is compared with no more."""
 
 LEAST_EQUAL = 0.6
 """Texts with a smaller share of equal MinHashes are not compared. A Jaccard of .8 has .8 +- .06."""

@@ -61,7 +61,8 @@ class _Part(NamedTuple):
     side: Side
     empty: bool
     telling: bool
-    """Whether it gives a held-out row away by itself."""
+    """Whether a training row with this part is named for it alone: pictures, and the text of a text
+    query."""
 
 
 _Row = tuple[_Part, ...]
@@ -81,7 +82,7 @@ def near_duplicates(
     and the last frame shown are compared. Rows with broken media are not compared.
     """
     contents = _Contents(media, max_frames)
-    # Held-out ones first: in a crowd of alike contents all are compared with the first ones.
+    # Held-out ones first: where very many contents are alike, each is compared with the first.
     order = sorted(range(len(sets)), key=lambda number: not sets[number].held_out)
     rows = {number: contents.rows(sets[number].loaded) for number in order}
     near = contents.near_pairs([_own(rows[number]) for number in order])

@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -83,9 +84,9 @@ def media_groups(
 
     A group has `uris`, and `as_frame`: whether each is shown as a frame of a video only.
     """
-    items = [item for pair in pairs for _, item in _items(pair)]
+    items = (item for pair in pairs for _, item in _items(pair))
     shown = {
-        picture for item in (*items, *distractors) for picture in pictures_of(item, max_frames)
+        picture for item in chain(items, distractors) for picture in pictures_of(item, max_frames)
     }
     frames = frames_only(shown)
     groups = decoded_together(sorted({picture.uri for picture in shown}))

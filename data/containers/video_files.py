@@ -20,8 +20,8 @@ from data.containers.file_kinds import HEAD, is_video, kind_of_file
 from data.errors import DataError
 
 FRAME_RATE = 2.0
-"""Frames a second of a video that comes without times, as frames one by one or in a folder. The
-rate that Qwen's own code assumes for lists of frames, and of the published training."""
+"""Frames a second that are assumed for frames without times: those that a row names one by one, and
+folders. Qwen's own code and the published training assume the same."""
 SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts")
 )

@@ -8,7 +8,8 @@ HASH_BYTES = COARSE_BYTES + FINE_BYTES + CELLS * CELLS * 3
 MOST_COARSE, MOST_FINE = 7, 40
 """Bits in which the hashes of alike pictures differ at most, of 63 and of 255."""
 MOST_TINT = 8.0
-"""Levels by which the tints of alike pictures differ at most: a red and a blue heart are two."""
+"""Mean difference of the cells' colours, without brightness, in levels from 0 to 255, up to which
+pictures look alike; a red and a blue heart differ by more."""
 LEAST_CONTRAST = 2.0
 """Standard deviation, in grey levels, below which a hash would be made of noise."""
 
@@ -18,7 +19,7 @@ _COSINES = np.cos(np.pi / (2 * _SIDE) * _STEPS[:, None] * (2 * _STEPS[None, :] +
 
 
 def perceptual_hash(pixels: np.ndarray) -> bytes:
-    """Return a hash of `HASH_BYTES` bytes of a picture, uint8 [H, W, 3]; none for a blank one.
+    """Return a hash of `HASH_BYTES` bytes of a picture, uint8 [H, W, 3]; empty for a blank one.
 
     It has three parts: which of the 8 x 8 lowest frequencies of the grey picture (DCT of 32 x 32
     pixels, without the mean) are above their median, the same of the 16 x 16 lowest, and the mean

@@ -44,7 +44,8 @@ PUNCTUATION = frozenset(".,:;!?")
 MERGED_FRAMES = 2
 """Frames of a video that a model sees as one, with one time."""
 TICKS = 1000
-"""Times are given to engines as numbers of frames at so many a second: whole milliseconds."""
+"""Engines take a time as a frame's number at so many frames a second; at 1000 the number is
+milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Clip:
     frames: np.ndarray
     """uint8 [T, H, W, 3], T even."""
     ticks: list[int]
-    """When each of them is shown, in `TICKS` of a second."""
+    """When each of them is shown, in milliseconds (`TICKS` a second)."""
 
     def stamps(self) -> list[str]:
         """Return what the model reads before each two frames: when they are shown, on average."""

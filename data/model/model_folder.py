@@ -185,9 +185,10 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
 
 
 def check_embedder(folder: str, sets: Sequence[LoadedSet]) -> None:
-    """Say once that a text-only Embedder reads texts and traces, and no pictures.
+    """Refuse an Embedder that cannot see the sets' videos, and warn of what it reads worse.
 
-    Also, that one of ours was trained on videos in the other form, frames or one video.
+    A text-only one ignores pictures; one of ours that was trained with the other
+    `data.media.video` reads videos worse.
 
     Raises:
         ConfigError: it sees pictures, but no videos, and a data set shows videos; it is named.

@@ -140,7 +140,7 @@ def _check_columns(file: Path, part: str) -> None:
     wanted = _COLUMNS[part]
     missing = [name for name in wanted if name not in schema.names and name not in _OPTIONAL]
     if part == CORPUS and not _OPTIONAL.intersection(schema.names):
-        missing += ["image (or text)"]
+        missing += ["image' or 'text"]
     if missing:
         raise DataError(
             f"{file}: expected a column '{missing[0]}' in the {part}, found "

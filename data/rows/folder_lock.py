@@ -26,7 +26,12 @@ def locked(file: Path) -> Iterator[bool]:
             log.info("%s: another job is at work in this folder; waiting until it is done", file)
             fcntl.lockf(handle, fcntl.LOCK_EX)
         except OSError as error:
-            log.warning("%s: no lock (%s): see that no other job does the same", file, error)
+            log.warning(
+                "%s: no lock here (%s); start no other job on this folder until this one has "
+                "unpacked or fetched its files",
+                file,
+                error,
+            )
             yield False
             return
         yield True

@@ -18,7 +18,7 @@ from data.rows.rows import FileRow, Rows
 
 CHUNK = 4 << 20
 """Bytes of an array that are read at once; more where a row is longer."""
-SHOWN_OBJECT = 64 << 20
+MAX_ONE_OBJECT = 64 << 20
 """A file up to this size whose first line is no row is tried as one object."""
 _BOM = b"\xef\xbb\xbf"
 _BLANKS = " \t\r\n"
@@ -103,17 +103,19 @@ def find_rows(path: Path, content: bytes | mmap.mmap) -> np.ndarray:
 
 def _lines(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tuple[int, int]]:
     reason: DataError | None = None
-    known = False
+    known, number = False, content[:begin].count(b"\n")
     while begin < len(content):
         # Not other separators of lines: JSON strings may hold them as they are.
         end = content.find(b"\n", begin)
         end = len(content) if end < 0 else end
         line = content[begin:end]
+        number += 1
         if line.strip():
-            if not known and (why := _why_no_row(path, content, begin, line)):
-                reason = reason or why
-            else:
-                known = True
+            if not known and reason is None:
+                reason = _why_no_row(path, content, number, line)
+                known = reason is None
+            elif not known:
+                known = _is_json(line)
             yield begin, end
         begin = end + 1
     if reason and not known:
@@ -121,7 +123,7 @@ def _lines(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tuple
 
 
 def _why_no_row(
-    path: Path, content: bytes | mmap.mmap, begin: int, line: bytes
+    path: Path, content: bytes | mmap.mmap, number: int, line: bytes
 ) -> DataError | None:
     """Return why the file would be refused if no line were better; None: the line is JSON.
 
@@ -133,8 +135,7 @@ def _why_no_row(
     except UnicodeDecodeError as error:
         return not_utf8(path, error)
     except json.JSONDecodeError as error:
-        number = content[:begin].count(b"\n") + 1
-        if number == 1 and len(content) <= SHOWN_OBJECT and _is_json(content[:]):
+        if len(content) <= MAX_ONE_OBJECT and _is_json(content[:]):
             raise DataError(
                 f"{path}: expected rows as JSON, CSV, parquet or Arrow, found one object over "
                 "several lines; put the rows into an array: [{...}, {...}]"

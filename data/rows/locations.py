@@ -19,6 +19,7 @@ from data.durable import DISK_FULL, sync_tree
 from data.errors import DataError, NotFetched
 from data.rows.archives import archive_pattern
 from data.rows.folder_lock import locked
+from data.rows.row_files import row_files
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +94,10 @@ def _from_hub(address: str, within_root: list[str] | None, *, offline: bool) -> 
     folder = f"{escape(inner)}/" if inner else ""
     patterns = [f"{folder}{pattern}" for pattern in within_root or ["*.parquet"]]
     if within_root is None and inner:
-        patterns.append(escape(inner))
+        patterns += [escape(inner), f"{escape(inner)}-*.parquet"]
     snapshot = _snapshot(match["repo"], match["revision"], patterns, offline=offline)
     target = snapshot / inner
-    if not target.exists():
+    if not target.exists() and (within_root is not None or row_files(target) == [target]):
         raise (NotFetched if offline else DataError)(
             _no_such_file(address, snapshot, inner, offline=offline)
         )
@@ -194,9 +195,9 @@ def _from_url(address: str, *, offline: bool) -> str:
     """Return the path of the copy of a file or folder; it is fetched once."""
     if may_hold_secret(address):
         raise DataError(
-            f"expected an address without a password, a key or '?', found {_shown(address)}; set "
-            "such in the variables of its client (for s3:// AWS_ACCESS_KEY_ID), or download the "
-            "file yourself"
+            f"expected an address without a password, a key or '?', found {_shown(address)}; put "
+            "these into the environment variables of its client (for s3:// AWS_ACCESS_KEY_ID), or "
+            "download the file yourself"
         )
     cache = cache_folder("files")
     folder = cache / hashlib.sha256(address.encode()).hexdigest()[:32]
@@ -241,11 +242,20 @@ def _fetch(address: str, folder: Path) -> None:
         files = {target: inner}
         if info["type"] == "directory":
             target.mkdir()
-            names = [name for name in system.ls(inner, detail=False) if name.endswith(".parquet")]
-            files = {target / name.rsplit("/", 1)[-1]: name for name in names}
+            names = [name for name in system.find(inner) if name.endswith(".parquet")]
+            if not names:
+                raise DataError(
+                    f"{address}: expected parquet files in the folder, found none; check the data "
+                    "set's `path`"
+                )
+            above = len(inner.rstrip("/")) + 1
+            files = {target / name[above:]: name for name in names}
         for file, name in files.items():
             size = system.info(name)["size"]
             log.info("%s: fetching %s MiB into %s", address, (size or 0) >> 20, folder)
+            if not file.resolve().is_relative_to(part.resolve()):
+                raise DataError(f"{address}: found a file '{name}' that leads out of the folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
             system.get_file(name, str(file))
             if size is not None and file.stat().st_size != size:
                 raise DataError(

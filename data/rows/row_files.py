@@ -10,7 +10,6 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from errno import ENOSPC
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +26,7 @@ from data.containers.cells import (
     holds_bytes,
     open_table,
 )
+from data.durable import DISK_FULL
 from data.errors import DataError, RowError
 from data.rows.json_rows import JsonRows, find_rows, map_file
 from data.rows.picture_paths import natural_order
@@ -201,6 +201,8 @@ def read_rows(
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise _no_room(path) from error
         raise DataError(f"{path}: cannot be read ({error}); check the data set's `path`") from error
 
 
@@ -354,6 +356,13 @@ def _with_empty_rows(table: "pa.Table", places: list[int]) -> "pa.Table":
     return pa.concat_tables([*parts, table.slice(begin)])
 
 
+def _no_room(path: Path) -> DataError:
+    return DataError(
+        f"{path}: no room for a copy of it in {tempfile.gettempdir()}; make room there, or set "
+        "TMPDIR to a folder on a larger disk"
+    )
+
+
 def _unpacked(path: Path) -> bytes | mmap.mmap:
     """Return what a gzip archive holds, mapped from a file that nobody else sees."""
     with tempfile.TemporaryFile() as file:
@@ -368,11 +377,8 @@ def _unpacked(path: Path) -> bytes | mmap.mmap:
                     file.write(block)
             file.flush()
         except (OSError, EOFError, zlib.error) as error:
-            if getattr(error, "errno", None) == ENOSPC:
-                raise DataError(
-                    f"{path}: no room to unpack it in {tempfile.gettempdir()}; make room there, or "
-                    "set TMPDIR to a folder on a larger disk"
-                ) from error
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise _no_room(path) from error
             raise DataError(
                 f"{path}: not a whole gzip archive ({error}); download or write it again"
             ) from error

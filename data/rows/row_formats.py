@@ -94,6 +94,8 @@ JSON_FIELDS = {
     "caption": frozenset(("image", "conversations")),
 }
 """Fields of each format that are no text: in a table their cells may hold JSON."""
+KIND_OF_FORMAT = {"llavahound": Kind.VIDEO, "colpali": Kind.PAGE, "beir": Kind.PAGE}
+"""What single media are in formats where it is not the set's `kind`."""
 _SIDES = ("qry", "pos")
 """The two parts of a `llavahound` row."""
 _TELLING_FIELDS = (
@@ -565,8 +567,8 @@ def _read_beir(reader: RowReader) -> tuple[Pair, ...]:
     if not isinstance(score, int | float) or not 0 < score <= MAX_GRADE:
         raise reader.refused(
             "score",
-            f"expected a number up to {MAX_GRADE}, found {reprlib.repr(score)}; mend or remove the "
-            "row",
+            f"expected a number above 0 and up to {MAX_GRADE}, found {reprlib.repr(score)}; mend "
+            "or remove the row",
         )
     for part, column in IDS.items():
         if part not in reader.row:

@@ -50,7 +50,7 @@ class Rows(Sequence[FileRow]):
     def at(self, indices: Sequence[int]) -> Self:
         """Return the rows at these indices, unread."""
         part = object.__new__(type(self))
-        # A million indices of a whole set are no list.
+        # Indices of a whole set stay a range: a list of a million would need memory.
         known = self._indices
         from_first_on = isinstance(known, range) and (known.start, known.step) == (0, 1)
         chosen = indices if from_first_on else [known[index] for index in indices]

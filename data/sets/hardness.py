@@ -46,13 +46,14 @@ def ease_of_pairs(run: str, source: str) -> Mapping[str, float]:
         )
     except (OSError, ValueError, KeyError) as error:  # also what pyarrow raises
         raise DataError(
-            f"hardest_by: {run}: expected {RANKS} of an evaluate run or {TRACES}/ of an rl run, "
-            f"cannot read that ({type(error).__name__}: {error}); name the folder of such a run"
+            f"data set '{source}', hardest_by: {run}: expected {RANKS} of an evaluate run or "
+            f"{TRACES}/ of an rl run, cannot read that ({type(error).__name__}: {error}); name the "
+            "folder of such a run (a name with a '/' is a folder: rename a column that has one)"
         ) from error
     if not ease:
         raise DataError(
-            f"hardest_by: {run}: expected pairs of data set '{source}', found none; the set must "
-            "have had the same name in that run"
+            f"data set '{source}', hardest_by: {run}: expected pairs of this set, found none; the "
+            "set must have had the same name in that run"
         )
     return ease
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from errno import EEXIST, ENOTEMPTY
 from functools import cache
@@ -79,15 +80,18 @@ def index_folder(config: DataSetConfig, media: MediaConfig) -> Path:
     settings.pop("weight")  # decides nothing about a pair
     settings["root"] = os.path.realpath(config.root)
     files = []
-    left_out = [Path(config.leave_out)] if Path(config.leave_out).is_file() else []
-    run_files = files_of_run(config.hardest_by) if is_run(config.hardest_by) else []
-    for file in (*set_files(config), *left_out, *run_files):
+    read = [("path or traces", file) for file in set_files(config)]
+    if Path(config.leave_out).is_file():
+        read.append(("leave_out", Path(config.leave_out)))
+    if is_run(config.hardest_by):
+        read += [("hardest_by", file) for file in files_of_run(config.hardest_by)]
+    for key, file in read:
         try:
             state = file.stat()
             content = file_hash(file, whole=state.st_size <= WHOLE_BYTES)
         except OSError as error:
             raise DataError(
-                f"{file}: cannot be read ({error}); check the data set's `path`"
+                f"data set '{config.name}', {key}: {file} cannot be read ({error}); check that key"
             ) from error
         files.append((os.path.realpath(file), state.st_mtime_ns, content))
     facts = json.dumps([settings, limits, files, _code()], sort_keys=True, default=str)
@@ -124,16 +128,27 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
         for name in ("bad_rows", "unranked"):
             facts[name] = [asdict(row) for row in getattr(index, name)]
         (part / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(part, folder)
+        _replace(part, folder)
     except OSError as error:
-        if error.errno in (ENOTEMPTY, EEXIST):
-            return  # another job was faster
         raise DataError(
             f"{folder.parent}: the index of a data set cannot be written there ({error}); make "
             "room, or set EMBED_RL_CACHE to a folder that can be written"
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace(part: Path, folder: Path) -> None:
+    """Give a folder its name; one of that name is no longer right."""
+    try:
+        os.replace(part, folder)
+    except OSError as error:
+        if error.errno not in (ENOTEMPTY, EEXIST):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        # Where another job was faster by now, its index is as good.
+        with suppress(OSError):
+            os.replace(part, folder)
 
 
 def load_index(folder: Path) -> tuple[SetIndex, np.ndarray | None] | None:

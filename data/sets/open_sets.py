@@ -50,6 +50,8 @@ LARGE = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedSet:
+    """A set whose rows were read, or whose index was kept."""
+
     config: DataSetConfig
     reader: PairReader
     index: SetIndex
@@ -59,7 +61,13 @@ class OpenedSet:
 def open_set(
     config: DataSetConfig, media: MediaConfig, *, offline: bool, unpack: bool
 ) -> OpenedSet:
-    """Return what is known of a set: from the cache, else from its rows."""
+    """Return what is known of a set: from the cache, else from its rows.
+
+    Raises:
+        DataError: root, rows, traces or an archive cannot be used.
+        NotFetched: files are in no cache, and ``offline`` forbids to fetch them.
+        NotUnpacked: archives wait, and not ``unpack``.
+    """
     local = local_set(config, offline=offline)
     if not Path(local.root).is_dir():
         raise DataError(
@@ -122,7 +130,7 @@ def _with_distractors(opened: OpenedSet, rows: BeirRows) -> OpenedSet:
     bad = []
     with _bar(len(numbers), f"reading the corpus of {opened.config.name}") as advance:
         for number, entry in zip(numbers, entries.read(), strict=True):
-            place, where = len(rows) + number, reader.shown(rows.corpus.place(number))
+            place, where = len(rows) + number, reader.as_written(rows.corpus.place(number))
             try:
                 if isinstance(entry, RowError):
                     raise entry
@@ -159,7 +167,7 @@ def _any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
 def _read_set(reader: PairReader) -> SetIndex:
     """Read all rows that a set uses."""
     config, rows = reader.config, reader.rows
-    in_use, unranked, told = rows_in_use(rows, config, reader.shown)
+    in_use, unranked, told = rows_in_use(rows, config, reader.as_written)
     with _bar(len(in_use), f"reading {config.name}") as advance:
         scan = scan_rows(reader, in_use, advance)
     pairs, repeated, warnings = _with_unique_ids(scan, reader)
@@ -172,7 +180,7 @@ def _read_set(reader: PairReader) -> SetIndex:
         counts=scan.counts,
         bad_rows=tuple(sorted([*scan.bad_rows, *repeated], key=lambda row: row.index)),
         unranked=tuple(
-            BadRow(reader.place(index), reader.shown(reason), index, config.hardest_by)
+            BadRow(reader.place(index), reader.as_written(reason), index, config.hardest_by)
             for index, reason in unranked.items()
         ),
         unknown_fields=dict(scan.unknown_fields),
@@ -180,7 +188,7 @@ def _read_set(reader: PairReader) -> SetIndex:
         media_usable=int(scan.usable.sum()),
         rows=len(rows),
         read=len(in_use),
-        files=tuple(map(reader.shown, names)),
+        files=tuple(map(reader.as_written, names)),
         file_ends=ends,
         other_format="" if len(pairs) else _other_format(rows.at(in_use[:TELLING_ROWS]), config),
         warnings=(*told, *warnings),

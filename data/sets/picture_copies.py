@@ -13,6 +13,7 @@ import numpy as np
 
 from data.containers.addresses import parse_address
 from data.containers.cells import read_cell
+from data.errors import DataError
 from data.sets.index import PictureTable
 
 COMPARED_BYTES = 256 << 20
@@ -60,14 +61,13 @@ def find_copies(sets: Sequence[PictureTable]) -> Copies:
         if compared + size > COMPARED_BYTES:
             done = place
             break
-        try:
-            if (other := unread.pop(size, None)) is not None:
-                by_bytes.setdefault(_digest(path(other), size), other)
-                compared += size
+        if (other := unread.pop(size, None)) is not None:
             compared += size
-            its_first = by_bytes.setdefault(_digest(path(index), size), index)
-        except OSError:  # the reason is told where the picture is decoded
-            continue
+            if digest := _digest(path(other), size):
+                by_bytes.setdefault(digest, other)
+        compared += size
+        digest = _digest(path(index), size)
+        its_first = by_bytes.setdefault(digest, index) if digest else index
         if its_first != index:
             first[path(index)] = copies[owner_F[index]][path(index)] = path(its_first)
     links = np.setdiff1d(fresh, own).tolist()
@@ -94,7 +94,11 @@ def _with_a_repeated_value(values: np.ndarray) -> np.ndarray:
 
 
 def _digest(path: str, size: int) -> bytes:
-    if parse_address(path).row is not None:
-        return hashlib.sha256(read_cell(path, max_bytes=size)).digest()
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    """Return the hash of a file or cell; empty: it cannot be read, as whoever decodes it tells."""
+    try:
+        if parse_address(path).row is not None:
+            return hashlib.sha256(read_cell(path, max_bytes=size)).digest()
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (OSError, DataError):
+        return b""

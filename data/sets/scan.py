@@ -46,7 +46,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What reading rows told. R rows, M names of media."""
+    """What reading rows told. P pairs, M names of media."""
 
     pairs: PairTable
     said: np.ndarray
@@ -83,13 +83,13 @@ class PairReader:
     traces: TraceFiles = field(default_factory=TraceFiles)
     """Traces that files beside the rows have."""
 
-    def shown(self, text: str) -> str:
+    def as_written(self, text: str) -> str:
         """Return a message that names the set's files as the settings do."""
         return text.replace(self.config.path, self.written_path)
 
     def place(self, index: int) -> str:
         """Return file and row for messages, rows counted from 1."""
-        return self.shown(self.rows.place(index))
+        return self.as_written(self.rows.place(index))
 
     def files(self, known: KnownFiles | None = None) -> PictureFiles:
         """Return the picture files under the set's root."""
@@ -151,7 +151,7 @@ def _scan_chunk(reader: PairReader, numbers: Sequence[int]) -> Scan:
             of_row = reader.pairs(row, number, files, boxes)
         except DataError as error:
             name = error.field if isinstance(error, RowError) else ""
-            bad.append(BadRow(reader.place(number), reader.shown(str(error)), number, name))
+            bad.append(BadRow(reader.place(number), reader.as_written(str(error)), number, name))
             continue
         pairs += of_row
         places += range(len(of_row))

@@ -172,7 +172,8 @@ def _hardest(
             f"data set '{config.name}', hardest_by: expected numbers in column '{column}' of "
             f"{config.path}, found none in any row"
             + (f" (near {near[0]!a})" if near else "")
-            + "; name a column of numbers, or remove hardest_by for evenly spread rows"
+            + "; name a column of numbers or, with a '/' in it, a run's folder such as './plain'; "
+            "or remove hardest_by for evenly spread rows"
         )
     hardest = sorted(numbers, key=numbers.__getitem__)  # equal numbers stay in the file's order
     return sorted(hardest[: config.sample]), unranked

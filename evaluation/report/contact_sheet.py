@@ -1,6 +1,6 @@
 """A page of pairs as they are in the data sets: both sides, with the true evidence drawn in.
 
-Behind them are near duplicates side by side, so that a person can judge them.
+After them come near duplicates side by side, so that a person can judge them.
 """
 
 from collections.abc import Iterable, Sequence

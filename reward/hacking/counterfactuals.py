@@ -17,7 +17,6 @@ from enum import StrEnum
 
 import numpy as np
 
-from configs.common import DataConfig
 from data.embed_inputs import embed_content
 from data.relevance import Relevance
 from data.types import (
@@ -68,8 +67,8 @@ def counterfactuals(
     *,
     max_frames: int,
     relevance: Relevance,
+    item_tokens: int,
     evidence: Evidence = Evidence.FULL,
-    item_tokens: int = DataConfig.item_tokens,
 ) -> list[Counterfactual]:
     """Return the changed inputs of at most SAMPLE traces per change, drawn by key alone.
 

@@ -199,6 +199,7 @@ def simulated(config: RLConfig, pairs: Sequence[Pair]) -> Iterator[Pipeline]:
             config.reward,
             embedder=reward,
             judge=None,
+            item_tokens=0,
             max_frames=data.media.max_frames,
             compute=ranker.rank_sides,
             relevance=Relevance(pairs),

@@ -79,7 +79,9 @@ def step_of(rng: np.random.Generator) -> tuple[list[EmbedRequest], dict[str, np.
         )
         item = Item(text="what color", kind=Kind.IMAGE, uris=(f"picture-{index // SIBLINGS}",))
         requests.append(
-            EmbedRequest(key=str(index), content=embed_content(item, trace, max_frames=1))
+            EmbedRequest(
+                key=str(index), content=embed_content(item, trace, item_tokens=0, max_frames=1)
+            )
         )
     assert all(
         any(isinstance(part, Picture) and part.box for part in one.content) for one in requests

@@ -259,7 +259,9 @@ def test_each_way_shows_the_pictures_that_it_says(pairs, kind, evidence):
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_the_reasoner_trains_on_the_prompt_that_its_engine_ran(pairs, encoder, kind):
-    content = reasoner_content(pairs[kind], Side.QUERY, templates="full", max_frames=4)
+    content = reasoner_content(
+        pairs[kind], Side.QUERY, templates="full", item_tokens=0, max_frames=4
+    )
     _, pictures = rewarded(pairs[kind], Evidence.FULL)
     prompt = encoder.encode(content, pictures)
     made = engine_inputs(prompt, encoder.text(content), encoder)

@@ -83,7 +83,7 @@ def test_a_prompt_that_kills_its_actors_is_not_asked_again(pool_of, caplog):
         pool.ready()
         lost = pool.counters()["pool/rollout/lost"]
         assert lost >= 2 if serial == 0 else lost == 0
-    assert "bad query is quarantined: it killed" in caplog.text
+    assert "bad query is set aside: it killed" in caplog.text
     # A pair of another data set may have the same id.
     _, dropped = pool.generate(requests(2, bad="of another set"), pictures)
     assert [one.reason for one in dropped] == ["sampled"] * 2

@@ -102,6 +102,7 @@ def make_pipeline(
             config.reward,
             embedder=reward_pool,
             judge=None,
+            item_tokens=0,
             max_frames=MEDIA.max_frames,
             compute=ranker.rank_sides,
             relevance=Relevance(pairs),

@@ -366,6 +366,7 @@ def pipeline_of(config: RLConfig, learner: TwoRanks, traces: Traces) -> Pipeline
         config.reward,
         embedder=Embedder(traces),
         judge=Judge(traces),
+        item_tokens=0,
         max_frames=8,
         relevance=Relevance(pairs),
     )

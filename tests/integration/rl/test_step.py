@@ -55,6 +55,7 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, alike=False, **grpo
             config.reward,
             embedder=FakeEmbedder(),
             judge=None,
+            item_tokens=0,
             max_frames=8,
             relevance=Relevance(made),
         ),

@@ -20,9 +20,11 @@ REST = "<rethink>yes</rethink><answer>a dog</answer>"
 
 
 def test_an_item_alone_is_its_pictures_its_text_and_the_suffix():
-    assert embed_content(IMAGE, None, max_frames=8) == (SHOWN, f"what?{SUFFIX}")
-    assert embed_content(IMAGE, "", max_frames=8) == (SHOWN, f"what?{SUFFIX}")
-    assert embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=Evidence.NONE) == (
+    assert embed_content(IMAGE, None, item_tokens=0, max_frames=8) == (SHOWN, f"what?{SUFFIX}")
+    assert embed_content(IMAGE, "", item_tokens=0, max_frames=8) == (SHOWN, f"what?{SUFFIX}")
+    assert embed_content(
+        IMAGE, TRACES[Kind.IMAGE], item_tokens=0, max_frames=8, evidence=Evidence.NONE
+    ) == (
         SHOWN,
         f"what?{SUFFIX}",
     )
@@ -31,13 +33,13 @@ def test_an_item_alone_is_its_pictures_its_text_and_the_suffix():
 
 def test_an_instruction_comes_before_the_text_and_apart_from_it():
     asked = replace(IMAGE, instruction="find")
-    content = embed_content(asked, None, max_frames=8)
+    content = embed_content(asked, None, item_tokens=0, max_frames=8)
     assert content == (SHOWN, "find", f"what?{SUFFIX}")
     assert [type(part) for part in content] == [Picture, Instruction, ItemText]
     assert instruction_as_text(content) == (SHOWN, f"find what?{SUFFIX}")
-    bare = embed_content(replace(asked, text=""), None, max_frames=8)
+    bare = embed_content(replace(asked, text=""), None, item_tokens=0, max_frames=8)
     assert instruction_as_text(bare) == (SHOWN, f"find {SUFFIX}")
-    video = embed_content(replace(VIDEO, instruction="find"), None, max_frames=8)
+    video = embed_content(replace(VIDEO, instruction="find"), None, item_tokens=0, max_frames=8)
     assert instruction_as_text(video)[0] == "find what?"
     assert instruction_as_text((SHOWN, "what?")) == (SHOWN, "what?")
 
@@ -46,7 +48,7 @@ def test_evidence_stands_between_thinking_and_the_rest():
     trace = TRACES[Kind.IMAGE]
     thinking = trace[: trace.index("<rethink>")]
     crop = Picture("/a", Kind.IMAGE, Box(0.1, 0.2, 0.5, 0.6))
-    assert embed_content(IMAGE, trace, max_frames=8) == (
+    assert embed_content(IMAGE, trace, item_tokens=0, max_frames=8) == (
         SHOWN,
         f"what?{thinking}",
         crop,
@@ -56,12 +58,12 @@ def test_evidence_stands_between_thinking_and_the_rest():
 
 def test_a_crop_of_a_page_is_a_page():
     page = Item(text="", kind=Kind.PAGE, uris=("/a",))
-    content = embed_content(page, TRACES[Kind.PAGE], max_frames=8)
+    content = embed_content(page, TRACES[Kind.PAGE], item_tokens=0, max_frames=8)
     assert content[2] == Picture("/a", Kind.PAGE, Box(0.0, 0.0, 1.0, 0.2))
 
 
 def test_key_frames_are_shown_again():
-    question, *content, rest = embed_content(VIDEO, TRACES[Kind.VIDEO], max_frames=8)
+    question, *content, rest = embed_content(VIDEO, TRACES[Kind.VIDEO], item_tokens=0, max_frames=8)
     frames = [Picture(uri, Kind.VIDEO) for uri in VIDEO.uris]
     assert question == "what?"
     assert content[:3] == frames
@@ -71,26 +73,28 @@ def test_key_frames_are_shown_again():
 
 def test_key_frames_count_among_the_frames_that_are_shown():
     video = Item(text="", kind=Kind.VIDEO, uris=tuple(f"/{i}" for i in range(9)))
-    content = embed_content(video, TRACES[Kind.VIDEO], max_frames=3)
+    content = embed_content(video, TRACES[Kind.VIDEO], item_tokens=0, max_frames=3)
     uris = [part.uri for part in content if isinstance(part, Picture)]
     assert uris == ["/0", "/4", "/8", "/4", "/8"]
 
 
 def test_keywords_stay_text():
-    content = embed_content(Item(text="a dog"), TRACES[Kind.TEXT], max_frames=8)
+    content = embed_content(Item(text="a dog"), TRACES[Kind.TEXT], item_tokens=0, max_frames=8)
     assert "".join(content) == f"a dog{TRACES[Kind.TEXT]}{SUFFIX}"
 
 
 def test_without_evidence_the_text_is_the_same_and_no_picture_is_added():
-    whole = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8)
-    bare = embed_content(IMAGE, TRACES[Kind.IMAGE], max_frames=8, evidence=Evidence.TEXT)
+    whole = embed_content(IMAGE, TRACES[Kind.IMAGE], item_tokens=0, max_frames=8)
+    bare = embed_content(
+        IMAGE, TRACES[Kind.IMAGE], item_tokens=0, max_frames=8, evidence=Evidence.TEXT
+    )
     assert bare[0] == SHOWN
     assert "".join(bare[1:]) == "".join(part for part in whole if isinstance(part, str))
 
 
 @pytest.mark.parametrize("trace", ["no tags at all", "<thinking>a</thinking>b", TRACES[Kind.VIDEO]])
 def test_a_trace_that_does_not_parse_is_text_without_evidence(trace):
-    shown, *texts = embed_content(IMAGE, trace, max_frames=8)
+    shown, *texts = embed_content(IMAGE, trace, item_tokens=0, max_frames=8)
     assert shown == SHOWN
     assert "".join(texts) == f"what?{trace}{SUFFIX}"
 
@@ -102,7 +106,7 @@ def test_a_trace_of_a_megabyte_is_text_at_once_for_the_engine_to_refuse(piece):
     traces = (f"{body}{turn}" for turn in itertools.count())
 
     trace = next(traces)
-    shown, *texts = embed_content(IMAGE, trace, max_frames=8)
+    shown, *texts = embed_content(IMAGE, trace, item_tokens=0, max_frames=8)
     assert (shown, "".join(texts)) == (SHOWN, f"what?{trace}{SUFFIX}")
 
     def cpu_s(work):
@@ -119,11 +123,15 @@ def test_a_trace_of_a_megabyte_is_text_at_once_for_the_engine_to_refuse(piece):
         if turn >= 5 and whole < 4 * plain:
             break
         plain = min(plain, cpu_s(read_plainly))
-        whole = min(whole, cpu_s(lambda text: embed_content(IMAGE, text, max_frames=8)))
+        whole = min(
+            whole, cpu_s(lambda text: embed_content(IMAGE, text, item_tokens=0, max_frames=8))
+        )
     assert whole < 4 * plain
 
 
 def test_a_repaired_trace_still_shows_its_evidence():
     trace = "Sure! " + TRACES[Kind.IMAGE].replace("[100, 200, 500, 600]", "[500, 600, 100, 200]")
-    crops = [part for part in embed_content(IMAGE, trace, max_frames=8) if part != SHOWN]
+    crops = [
+        part for part in embed_content(IMAGE, trace, item_tokens=0, max_frames=8) if part != SHOWN
+    ]
     assert Picture("/a", Kind.IMAGE, Box(0.1, 0.2, 0.5, 0.6)) in crops

@@ -106,7 +106,7 @@ def test_page_templates_have_a_wording_of_their_own():
 def test_a_text_that_seeks_a_video_has_its_own_template():
     video = Item(text="", kind=Kind.VIDEO, uris=("/a",))
     pair = Pair(pair_id="p", source="s", query=Item(text="a $5 bill"), target=video)
-    (text,) = reasoner_content(pair, Side.QUERY, templates="full", max_frames=8)
+    (text,) = reasoner_content(pair, Side.QUERY, templates="full", item_tokens=0, max_frames=8)
     assert text == load_templates("full")["query_text_for_video"].substitute(text="a $5 bill")
     assert text.endswith("a $5 bill")
 
@@ -116,7 +116,7 @@ def test_a_prompt_never_holds_the_other_side():
         pair_id="p", source="s", query=Item(text="QUERY TEXT"), target=Item(text="TARGET TEXT")
     )
     for side, other in ((Side.QUERY, "TARGET TEXT"), (Side.TARGET, "QUERY TEXT")):
-        (text,) = reasoner_content(pair, side, templates="full", max_frames=8)
+        (text,) = reasoner_content(pair, side, templates="full", item_tokens=0, max_frames=8)
         assert other not in text
 
 
@@ -129,9 +129,9 @@ def test_the_answer_is_told_where_the_caller_gives_it(kind):
         query=Item(text="what?", kind=kind, uris=uris),
         target=Item(text="a $5 bill"),
     )
-    *_, without = reasoner_content(pair, Side.QUERY, templates="full", max_frames=8)
+    *_, without = reasoner_content(pair, Side.QUERY, templates="full", item_tokens=0, max_frames=8)
     *shown, text = reasoner_content(
-        pair, Side.QUERY, templates="full", max_frames=8, answer=" a $5 bill "
+        pair, Side.QUERY, templates="full", item_tokens=0, max_frames=8, answer=" a $5 bill "
     )
     assert [one.uri for one in shown] == list(uris)
     assert text.endswith("Query: what?\nKnown answer: a $5 bill")
@@ -141,7 +141,13 @@ def test_the_answer_is_told_where_the_caller_gives_it(kind):
 def test_a_text_that_seeks_a_video_can_know_the_answer():
     item = Item(text="a man jumps")
     (text,) = item_content(
-        item, Side.QUERY, templates="full", max_frames=8, seeks_video=True, answer="a high jump"
+        item,
+        Side.QUERY,
+        templates="full",
+        item_tokens=0,
+        max_frames=8,
+        seeks_video=True,
+        answer="a high jump",
     )
     assert text.endswith("Description: a man jumps\nKnown answer: a high jump")
 
@@ -149,7 +155,9 @@ def test_a_text_that_seeks_a_video_can_know_the_answer():
 @pytest.mark.parametrize(("side", "templates"), [(Side.TARGET, "full"), (Side.QUERY, "brief")])
 def test_an_answer_that_no_prompt_takes_is_refused(side, templates):
     with pytest.raises(DataError, match=f"'{side}_text_with_answer' in the template set"):
-        item_content(Item(text="a"), side, templates=templates, max_frames=8, answer="b")
+        item_content(
+            Item(text="a"), side, templates=templates, item_tokens=0, max_frames=8, answer="b"
+        )
 
 
 def test_the_filter_sees_task_and_traces_and_asks_for_one_word():
@@ -163,7 +171,7 @@ def test_the_filter_sees_task_and_traces_and_asks_for_one_word():
 
 def test_pictures_come_first_and_frames_are_sampled_and_counted():
     item = Item(text="what?", kind=Kind.VIDEO, uris=tuple(f"/{i}" for i in range(20)))
-    *shown, text = item_content(item, Side.QUERY, templates="full", max_frames=4)
+    *shown, text = item_content(item, Side.QUERY, templates="full", item_tokens=0, max_frames=4)
     assert [one.uri for one in shown] == ["/0", "/6", "/13", "/19"]
     assert "from 1 to 4" in text
 
@@ -187,9 +195,15 @@ def test_only_the_pictures_that_are_shown_are_named_for_decoding():
 @pytest.mark.parametrize("side", Side)
 def test_a_reasoner_reads_the_instruction_before_the_text(side):
     asked = item_content(
-        Item(text="a cat", instruction="Find it."), side, templates="brief", max_frames=8
+        Item(text="a cat", instruction="Find it."),
+        side,
+        templates="brief",
+        item_tokens=0,
+        max_frames=8,
     )
-    told = item_content(Item(text="Find it. a cat"), side, templates="brief", max_frames=8)
+    told = item_content(
+        Item(text="Find it. a cat"), side, templates="brief", item_tokens=0, max_frames=8
+    )
     assert asked == told
 
 
@@ -197,17 +211,17 @@ def test_a_video_is_shown_as_one_with_its_times_and_a_key_frame_as_a_picture():
     uris = tuple(f"/{i}" for i in range(4))
     item = Item(text="what?", kind=Kind.VIDEO, uris=uris, times=(0.0, 0.5, 1.0, 9.0))
     frames = tuple(Picture(uri, Kind.VIDEO) for uri in uris)
-    video, text = item_content(item, Side.QUERY, templates="full", max_frames=8)
+    video, text = item_content(item, Side.QUERY, templates="full", item_tokens=0, max_frames=8)
     assert video == Video(frames, item.times)
     assert text.startswith("The video shows 4 frames, in order of time, two at each time stamp. A ")
     assert pictures_of(item, 8) == tuple(pictures_in((video, text))) == frames
     assert uris_shown([item], 8) == set(uris)
-    assert embed_content(item, "", max_frames=8)[-3:] == ("what?", video, SUFFIX)
-    pointed = embed_content(item, TRACES[Kind.VIDEO], max_frames=8)
+    assert embed_content(item, "", item_tokens=0, max_frames=8)[-3:] == ("what?", video, SUFFIX)
+    pointed = embed_content(item, TRACES[Kind.VIDEO], item_tokens=0, max_frames=8)
     assert visuals_in(pointed) == (video, frames[1], frames[2])
 
 
 def test_frames_of_a_video_are_told_as_pictures():
     item = Item(text="what?", kind=Kind.VIDEO, uris=("/0", "/1"))
-    *_, text = item_content(item, Side.TARGET, templates="full", max_frames=8)
+    *_, text = item_content(item, Side.TARGET, templates="full", item_tokens=0, max_frames=8)
     assert text.startswith("The 2 pictures are frames of one video, in order of time. The video,")

@@ -24,7 +24,7 @@ from evaluation.runner import (
     variants_of,
 )
 
-SETTINGS = Settings(templates="brief", max_frames=4, resamples=50, seed=0)
+SETTINGS = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=50, seed=0)
 COLOURS = ("red", "blue", "green", "black", "white", "pink")
 TRUE_BOX = Box(0.0, 0.0, 0.5, 0.5)
 OTHER_BOX = Box(0.5, 0.5, 1.0, 1.0)

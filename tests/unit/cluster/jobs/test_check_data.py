@@ -78,7 +78,7 @@ def test_shared_target_texts_of_all_sets_are_one_line():
     ]
     assert lines[4:] == [
         "training set 'b' and held-out set 'd' have in common: 4 target texts, as class labels may "
-        "be; 4 pairs of sets share target texts, this one most of them",
+        "be; 4 pairs of sets share target texts, and this pair shares the most",
         "check.json names 8 cases under 'leaks'; remove from one set what must not be in both",
     ]
     assert leak_lines([]) == []
@@ -107,7 +107,7 @@ def test_rows_that_nearly_repeat_held_out_ones_are_named_and_a_set_leaves_them_o
     assert group["examples"] == [line]
     printed = capsys.readouterr().out.replace("\n", " ")
     words = "rows of training set 'mine' that nearly repeat parts of held-out set '[held]'"
-    assert f"{words}: 1 rows" in printed
+    assert f"1 {words}" in printed
     assert f"data sets with leave_out: {path} leave these rows out" in printed
     sheet = (Path(config.run.dir) / "contact_sheet.html").read_text()
     assert "mine row 3, query text: 100% like [held] row 1, query" in sheet

@@ -190,12 +190,12 @@ def test_tiny_model_knows_the_sets_words(config):
     assert len(tokenizer.encode("<thinking>").ids) == 1
 
 
-def test_bad_pictures_are_quarantined_up_to_the_limit(config, capsys):
+def test_bad_pictures_are_set_aside_up_to_the_limit(config, capsys):
     names = config.data.train[0]
     Path(names.root, "3-0.png").write_bytes(b"no picture")
     data = replace(config.data, train=[names])
     main(replace(config, data=data))
-    assert "quarantined 1 (picture not readable)" in capsys.readouterr().out
+    assert "1 set aside (picture not readable)" in capsys.readouterr().out
     (bad,) = json.loads(Path(config.run.dir, "quarantine.json").read_text())
     assert bad["where"] == "data set 'names', id 'names-3'"
     strict = replace(

@@ -37,7 +37,7 @@ def test_a_row_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, c
     samples, pictures = encode([*rows, ("text", ("prompt",), "r")], Encoder(), CONFIG)
     assert [sample.key for sample in samples] == ["good", "text"]
     assert set(pictures) == {good}
-    assert f"quarantined: bad: {WITHOUT_AN_ITEM}: not a readable" in capsys.readouterr().err
+    assert f"set aside: bad: {WITHOUT_AN_ITEM}: not a readable" in capsys.readouterr().err
 
 
 def keys(some):

@@ -93,6 +93,7 @@ def make_pipeline(
             config.reward,
             embedder=embedder or FakeEmbedder(),
             judge=None,
+            item_tokens=0,
             max_frames=8,
             relevance=Relevance(pairs),
         ),

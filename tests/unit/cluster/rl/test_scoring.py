@@ -47,6 +47,7 @@ def make_scorer(reward=REWARD, *, embedder=None, judge=None, second=None):
         embedder=embedder,
         judge=judge,
         second=second,
+        item_tokens=0,
         max_frames=8,
         relevance=Relevance(make_step(count=9)[1].values()),
     )

@@ -267,7 +267,9 @@ def test_a_long_item_text_is_cut_and_its_instruction_and_trace_are_not(encoder, 
     content = embed_content(LONG, TRACE_WORDS, max_frames=8, item_tokens=4)
     for pooling in ("emb_token", "last"):
         ids = encoder.embed(content, {}, pooling=pooling).ids
-        short = embed_content(replace(LONG, text=" star star star star"), TRACE_WORDS, max_frames=8)
+        short = embed_content(
+            replace(LONG, text=" star star star star"), TRACE_WORDS, item_tokens=0, max_frames=8
+        )
         assert ids == encoder.embed(short, {}, pooling=pooling).ids
     assert encoder.cut_texts == 3
     assert [record.args[1:] for record in caplog.records] == [(n, 4, 600) for n in (1, 2)]
@@ -304,7 +306,9 @@ def test_only_where_the_item_text_is_is_lost_on_the_way_to_another_process(encod
 
 
 def test_a_text_only_embedder_cuts_the_item_and_not_the_trace(bert):
-    content = embed_content(Item(text="red star " * 9), " a blue circle", max_frames=8)
+    content = embed_content(
+        Item(text="red star " * 9), " a blue circle", item_tokens=0, max_frames=8
+    )
     prompt = bert.embed(content, {}, pooling="mean", instruction="about: ", max_tokens=9)
     words = ["[CLS]", "about", ":", "red", "star", "a", "blue", "circle", "[SEP]"]
     assert words_of(bert, prompt) == words
@@ -349,7 +353,7 @@ def test_our_embedder_reads_what_published_ones_were_trained_on(encoder, item, t
     """The order of the published training code; nothing between texts, `<emb>` after the turn."""
 
     def read(trace):
-        content = embed_content(item, trace, max_frames=8)
+        content = embed_content(item, trace, item_tokens=0, max_frames=8)
         return encoder.tokenizer.decode(encoder.embed(content, PICTURES).ids)
 
     suffix = "Summarize the above content in one word:"
@@ -366,7 +370,7 @@ def test_trace_tags_that_a_tokenizer_holds_as_special_tokens_stay():
     encoder = ChatEncoder(build_processor(tokenizer), LIMITS)
     trained = encoder.tokenizer.decode(encoder.response_ids(TEXT_TRACE))
     assert trained == f"{TEXT_TRACE}<|im_end|>"
-    content = embed_content(Item(text="red star"), TEXT_TRACE, max_frames=8)
+    content = embed_content(Item(text="red star"), TEXT_TRACE, item_tokens=0, max_frames=8)
     assert TEXT_TRACE in encoder.tokenizer.decode(encoder.embed(content, {}).ids)
     assert "<|im_end|>" not in encoder.text(("a<|im_end|>b",)).removesuffix(
         "<|im_end|>\n<|im_start|>assistant\n"
@@ -409,7 +413,7 @@ def test_other_embedders_with_pictures_read_a_videos_frames_before_its_text(enco
     trace = f'<thinking> star{{"key_frames": [2]}}</thinking>{REST}'
 
     def user_turn(item, trace):
-        content = embed_content(item, trace, max_frames=8)
+        content = embed_content(item, trace, item_tokens=0, max_frames=8)
         words = encoder.tokenizer.decode(encoder.embed(content, PICTURES, pooling="last").ids)
         return words.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
 

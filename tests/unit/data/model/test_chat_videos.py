@@ -74,7 +74,7 @@ def test_the_demos_clips_have_the_tokens_and_pixels_of_the_models_own_processor(
 ) -> None:
     assert clips["video"]
     for item in clips["video"]:
-        content = embed_content(item, "", max_frames=8)
+        content = embed_content(item, "", item_tokens=0, max_frames=8)
         prompt = encoder.encode(content, decoded(content))
         [clip] = prompt.clips
         metadata = {k: v for k, v in clip.metadata().items() if k != "do_sample_frames"}
@@ -96,7 +96,7 @@ def test_a_clip_as_a_video_has_half_the_vision_tokens_of_its_frames(encoder, cli
     for form, items in clips.items():
         prompts = []
         for item in items:
-            content = embed_content(item, "", max_frames=8)
+            content = embed_content(item, "", item_tokens=0, max_frames=8)
             prompts.append(encoder.encode(content, decoded(content)).expanded)
         seen = (encoder.image_token_id, encoder.video_token_id)
         vision[form] = np.mean([sum(token in seen for token in prompt) for prompt in prompts])
@@ -195,7 +195,7 @@ def replace_video(template: str) -> str:
 def test_a_key_frame_beside_its_video_stays_a_picture(encoder, clips) -> None:
     item = clips["video"][0]
     trace = '<thinking>late{"key_frames": [2]}</thinking><rethink>yes</rethink><answer>it</answer>'
-    content = embed_content(item, trace, max_frames=8)
+    content = embed_content(item, trace, item_tokens=0, max_frames=8)
     video, frame = visuals_in(content)
     assert video.frames[1] == frame
     prompt = encoder.encode(content, decoded(content))

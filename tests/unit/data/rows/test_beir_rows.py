@@ -234,7 +234,7 @@ def test_qrels_that_name_nothing_and_broken_entries_are_set_aside(tmp_path):
         ),
         (
             {"corpus": {"corpus-id": [1], "page": ["a"]}},
-            r"expected a column 'image \(or text\)' in the corpus, found corpus-id, page",
+            r"expected a column 'image' or 'text' in the corpus, found corpus-id, page",
         ),
         (
             {"qrels": {**QRELS, "score": ["1", "1", "1"]}},

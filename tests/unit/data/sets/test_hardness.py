@@ -78,7 +78,9 @@ def test_a_folder_without_such_a_run_is_refused(rows, evaluated, run):
 def test_a_run_on_other_rows_is_refused(rows, evaluated, trained):
     path = evaluated / "evaluation.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
-    with pytest.raises(DataError, match="expected pairs of data set 'set', found none"):
+    with pytest.raises(
+        DataError, match=r"set 'set', hardest_by: .*: expected pairs of this set, found none"
+    ):
         load_set(rows(evaluated))
     path.unlink()
     for file in (trained / "trajectories").iterdir():

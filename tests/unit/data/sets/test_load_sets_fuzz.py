@@ -162,7 +162,7 @@ def test_any_value_in_any_field_is_read_or_set_aside_with_file_row_and_field(cas
             "".join((pair.pair_id, pair.label, pair.query_trace, pair.target_trace)).encode()
             for item in (pair.query, pair.target, *pair.candidates, *pair.hard_negatives):
                 item.key().encode()
-                embed_content(item, pair.query_trace, max_frames=max_frames)
+                embed_content(item, pair.query_trace, item_tokens=0, max_frames=max_frames)
                 assert all(Path(uri).is_relative_to(Path(config.root)) for uri in item.uris)
                 assert (item.kind is Kind.TEXT) == (not item.uris)
 

@@ -121,7 +121,7 @@ def config(tmp_path: Path) -> ReportConfig:
         make_pairs(tmp_path),
         reasoners={"warm_start": reason, "eg_rl": reason},
         embed=embed,
-        settings=Settings(templates="brief", max_frames=4, resamples=20, seed=0),
+        settings=Settings(templates="brief", item_tokens=0, max_frames=4, resamples=20, seed=0),
     )
     save_evaluation(found, tmp_path / "evaluate")
     for name, job in zip(STAGES, ("demo_data", "rl"), strict=True):
@@ -174,7 +174,7 @@ ODD_NAMES = (r"a$_$b $\frac{$", "[/red] :key: [b]", f'{EVIL} & "c" -- ]]>')
 def test_names_of_data_sets_are_neither_formula_nor_markup(config: ReportConfig) -> None:
     pairs = make_pairs(Path(config.evaluate).parent)
     named = [replace(one, source=name) for one, name in zip(pairs, ODD_NAMES, strict=False)]
-    settings = Settings(templates="brief", max_frames=4, resamples=20, seed=0)
+    settings = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=20, seed=0)
     reasoners = {"warm_start": reason, "eg_rl": reason}
     found = evaluate(named, reasoners=reasoners, embed=embed, settings=settings)
     left_out = [replace(one, excluded={ODD_NAMES[1]: 1}) for one in found.results]
@@ -249,7 +249,7 @@ def evaluation_of(*, misses: str) -> Evaluation:
             for request, text in zip(requests, texts, strict=True)
         }
 
-    settings = Settings(templates="brief", max_frames=4, resamples=5, seed=0)
+    settings = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=5, seed=0)
     return evaluate(pairs, reasoners={}, embed=read, settings=settings)
 
 
@@ -386,7 +386,7 @@ def test_what_could_not_be_measured_is_null(tmp_path: Path) -> None:
         make_pairs(tmp_path),
         reasoners={"eg_rl": lambda requests: {}},
         embed=embed,
-        settings=Settings(templates="brief", max_frames=4, resamples=20, seed=0),
+        settings=Settings(templates="brief", item_tokens=0, max_frames=4, resamples=20, seed=0),
     )
     summary = build_summary(Runs(evaluation=found, records=(), stages=()))
     assert summary["hit_at_1"]["eg_rl"] is None

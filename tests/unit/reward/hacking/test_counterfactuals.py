@@ -28,7 +28,9 @@ def scored_trace(serial, side, sibling=0, *, outcome=0.3, text=TRACES[Kind.IMAGE
 
 def counterfactuals_of(scored, pairs, *, known=None, **changes):
     relevance = Relevance(known or pairs.values())
-    return counterfactuals(scored, pairs, max_frames=4, relevance=relevance, **changes)
+    return counterfactuals(
+        scored, pairs, item_tokens=0, max_frames=4, relevance=relevance, **changes
+    )
 
 
 def plan(scored, pairs, **changes):
@@ -44,7 +46,7 @@ def test_without_evidence_the_trace_keeps_its_text_and_loses_its_crops():
     pairs = {0: picture_pair(0)}
     (one,) = plan([scored_trace(0, Side.QUERY)], pairs)[Change.WITHOUT_EVIDENCE]
     expected = embed_content(
-        pairs[0].query, TRACES[Kind.IMAGE], max_frames=4, evidence=Evidence.TEXT
+        pairs[0].query, TRACES[Kind.IMAGE], item_tokens=0, max_frames=4, evidence=Evidence.TEXT
     )
     assert one.request.content == expected
     assert one.request.key == "g=0/p=p0/query/0#without_evidence"
