@@ -102,7 +102,7 @@ class TableRows(Rows):
         broken: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """``broken``: why rows, by their index, cannot be read; the table has empty rows there."""
-        self._broken = broken
+        self._broken = dict(broken)
         self.can_be_sent = table is open_table
         self.files = tuple(str(file.resolve()) for file in files)
         self._named, self._table, self._json_fields = files, table, json_fields
