@@ -2,9 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGKILL
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import data.sets.index_files
@@ -18,8 +23,9 @@ from data.sets.load_sets import known_right, load_set, load_sets
 from data.sets.scan import PairReader, scan_rows
 from data.types import Side
 from tests.builders import loaded_set, write_picture, write_set
-from tests.deadly_rows import DeadlyRows
+from tests.deadly_rows import CountedRows, DeadlyRows, UnsentRows
 from tests.media_files import write_pdf, write_video
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -135,22 +141,80 @@ def test_a_cache_that_cannot_be_written_is_named(config, cache):
         load_set(config)
 
 
-def test_a_row_that_ends_its_process_is_set_aside(tmp_path, monkeypatch):
+def reader_of(rows) -> PairReader:
+    config = DataSetConfig(name="set", path="rows", root="/")
+    return PairReader(rows=rows, config=config, written_path="rows", max_frames=8, max_file_bytes=1)
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Read every set, however small, in several processes."""
     monkeypatch.setattr(data.sets.scan, "IN_ONE_PROCESS", 0)
-    monkeypatch.setattr(data.sets.scan, "CHUNK", 4)
-    config = DataSetConfig(name="set", path="rows", root=str(tmp_path))
-    deadly = 5
-    rows = DeadlyRows(8, deadly)
-    reader = PairReader(
-        rows=rows, config=config, written_path="rows", max_frames=8, max_file_bytes=1
-    )
+    monkeypatch.setattr(data.sets.scan, "CHUNK", 2)
+
+
+@pytest.mark.usefixtures("processes")
+def test_rows_that_end_their_process_are_set_aside():
+    deadly = 1, 5, 13
     counted: list[int] = []
-    scan = scan_rows(reader, range(8), counted.append)
-    assert scan.pairs.rows.tolist() == [number for number in range(8) if number != deadly]
-    [bad] = scan.bad_rows
-    assert bad.index == deadly
-    assert bad.reason.startswith(f"rows row {deadly + 1}: a file that it names ends the process")
-    assert sum(counted) == 8
+    scan = scan_rows(reader_of(DeadlyRows(14, *deadly)), range(14), counted.append)
+    assert scan.pairs.rows.tolist() == [number for number in range(14) if number not in deadly]
+    assert [bad.index for bad in scan.bad_rows] == [*deadly]
+    reason = scan.bad_rows[1].reason
+    assert reason.startswith("rows row 6: a file that it names ends the process")
+    assert sum(counted) == 14
+
+
+@pytest.mark.usefixtures("processes")
+def test_no_row_is_to_blame_where_no_process_can_be_started():
+    with pytest.raises(DataError, match=r"'set': the processes .* free memory, or, in a script"):
+        scan_rows(reader_of(UnsentRows(4)), range(4), lambda _: None)
+
+
+@pytest.mark.usefixtures("processes")
+def test_who_stops_a_job_does_not_wait_for_all_rows(tmp_path):
+    rows = 20_000
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan_rows(reader_of(CountedRows(rows, tmp_path / "log")), range(rows), stop)
+    assert (tmp_path / "log").stat().st_size < rows
+
+
+KILLED = """
+import multiprocessing, os, signal
+import data.sets.scan
+from data.sets.scan import scan_rows
+from tests.deadly_rows import CountedRows, DeadlyRows, UnsentRows
+from tests.unit.data.sets.test_index_files import reader_of
+
+def end(_):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+data.sets.scan.IN_ONE_PROCESS = 0
+data.sets.scan.CHUNK = 1
+scan_rows(reader_of(DeadlyRows(1_000)), range(1_000), end)
+"""
+
+
+def test_a_killed_job_leaves_no_process():
+    command = [sys.executable, "-c", KILLED]
+    # It is read to its end: a process that stays has the pipe, too.
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    assert ended.returncode == -SIGKILL
+    assert ended.stdout.split()
+
+
+@pytest.mark.usefixtures("cache", "processes")
+def test_tables_are_read_in_several_processes(tmp_path):
+    rows = [{"qry": f"q {number}", "pos_text": "t"} for number in range(5)]
+    config = write_set(tmp_path, rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    expected = [*load_set(config).pairs]
+    assert [*load_set(replace(config, path=str(tmp_path / "rows.parquet"))).pairs] == expected
 
 
 def test_frames_of_a_video_are_those_of_the_rows_first_reading(tmp_path):
