@@ -27,7 +27,7 @@ from data.rows.row_formats import (
     corpus_item,
     format_told,
 )
-from data.rows.rows import Rows
+from data.rows.rows import Rows, changed
 from data.rows.trace_files import read_traces
 from data.sets.fingerprints import set_files
 from data.sets.index import PairTable, PictureTable, Texts
@@ -101,6 +101,7 @@ def _open_local_set(
             index, spans = kept
             reader = reader_of(read_rows(path, json_fields=json_fields, spans=spans))
             if not _any_usable(reader, index.bad_rows):
+                _check_unchanged(config, media, folder)
                 return OpenedSet(config=config, reader=reader, index=index)
     if config.format == "beir":
         reader = reader_of(rows := BeirRows(path, json_fields))
@@ -108,9 +109,21 @@ def _open_local_set(
         return _with_distractors(OpenedSet(config=config, reader=reader, index=index), rows)
     reader = reader_of(read_rows(path, json_fields=json_fields))
     index = _read_set(reader)
+    if folder:
+        _check_unchanged(config, media, folder)
     if folder and index.read >= KEPT_FROM:
         save_index(folder, index, reader.rows)
     return OpenedSet(config=config, reader=reader, index=index)
+
+
+def _check_unchanged(config: DataSetConfig, media: MediaConfig, folder: Path) -> None:
+    """Refuse a set whose files are others than those for which its index has this folder.
+
+    Raises:
+        DataError: they have changed since.
+    """
+    if index_folder(config, media) != folder:
+        raise changed(config.path)
 
 
 def _with_distractors(opened: OpenedSet, rows: BeirRows) -> OpenedSet:

@@ -1,6 +1,7 @@
 """Where the rows of a JSON file lie: as the whole file read at once says, whatever is in it."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,11 @@ def test_an_array_is_read_as_json_reads_it_whole(rows, indent, ascii_only, chunk
             with pytest.raises(DataError, match="save the rows as UTF-8"):
                 find_rows(PATH, content)
             return
-        read = JsonRows(PATH, content, find_rows(PATH, content))
-    assert json.dumps([*read]) == json.dumps(json.loads(text))
+        spans = find_rows(PATH, content)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        assert json.dumps([*JsonRows(PATH, file, spans)]) == json.dumps(json.loads(text))
 
 
 @given(

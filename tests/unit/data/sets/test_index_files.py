@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import data.sets.index_files
+import data.sets.load_sets
 import data.sets.open_sets
 import data.sets.scan
 from configs.common import DataConfig, DataSetConfig
@@ -117,6 +118,45 @@ def test_changed_rows_and_settings_have_an_index_of_their_own(config):
     assert len(load_set(config).pairs) == 2
 
 
+def to_parquet(config: DataSetConfig) -> DataSetConfig:
+    path = Path(config.path).with_suffix(".parquet")
+    pq.write_table(pa.Table.from_pylist(json.loads(Path(config.path).read_text())), path)
+    return replace(config, path=str(path))
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("form", [lambda config: config, to_parquet])
+def test_a_file_that_changes_under_a_job_gives_no_other_rows(config, monkeypatch, form):
+    monkeypatch.setattr(data.sets.load_sets, "PAUSES_S", ())
+    config = form(config)
+    loaded = load_set(config)
+    first = loaded.pairs[0]
+    assert loaded.pairs[0] == first
+    path = Path(config.path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"rows\.\w+: expected the file as it was .* start the job"):
+        loaded.pairs[0]
+    path.write_bytes(content)
+    assert load_set(config).pairs[0] == first
+
+
+@pytest.mark.parametrize("form", [lambda config: config, to_parquet])
+def test_a_file_that_changes_while_it_is_read_leaves_no_index(config, cache, monkeypatch, form):
+    config = form(config)
+    real = data.sets.open_sets.scan_rows
+
+    def scan(reader, in_use, done):
+        known = real(reader, in_use, done)
+        os.utime(config.path, (1, 1))
+        return known
+
+    monkeypatch.setattr(data.sets.open_sets, "scan_rows", scan)
+    with pytest.raises(DataError, match="expected the file as it was"):
+        load_set(config)
+    assert not cache.exists()
+
+
 def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
@@ -212,9 +252,8 @@ def test_a_killed_job_leaves_no_process():
 def test_tables_are_read_in_several_processes(tmp_path):
     rows = [{"qry": f"q {number}", "pos_text": "t"} for number in range(5)]
     config = write_set(tmp_path, rows)
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     expected = [*load_set(config).pairs]
-    assert [*load_set(replace(config, path=str(tmp_path / "rows.parquet"))).pairs] == expected
+    assert [*load_set(to_parquet(config)).pairs] == expected
 
 
 def test_frames_of_a_video_are_those_of_the_rows_first_reading(tmp_path):
