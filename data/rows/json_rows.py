@@ -19,6 +19,8 @@ from data.rows.rows import FileRow, Rows, changed, file_state
 
 CHUNK = 4 << 20
 """Bytes of an array that are read at once; more where a row is longer."""
+TOKEN = 16
+"""Characters: no word and no escape of JSON is as long."""
 SHOWN_OBJECT = 64 << 20
 """A file up to this size whose first line is no row is tried as one object."""
 _BOM = b"\xef\xbb\xbf"
@@ -238,7 +240,7 @@ def _elements(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tu
             try:
                 _, end = decode(text, place)
             except json.JSONDecodeError as error:
-                if source.ended:
+                if source.ended or not _may_go_on(text, error):
                     raise source.malformed(error.pos, error.msg) from error
                 end = len(text)
             except (ValueError, RecursionError) as error:
@@ -252,6 +254,11 @@ def _elements(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tu
             base, base_byte = end, first + _bytes(text, place, end)
             yield first, base_byte
             expected, place = ",", end
+
+
+def _may_go_on(text: str, error: json.JSONDecodeError) -> bool:
+    """Return whether an element may be whole in a longer text: else none would be read."""
+    return error.msg.startswith("Unterminated string") or error.pos + TOKEN > len(text)
 
 
 def _bytes(text: str, first: int, end: int) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 
 from configs.common import DataSetConfig, MediaConfig
 from data.content_numbers import Contents
+from data.durable import sync_tree
 from data.errors import DataError
 from data.rows.json_rows import JsonRows
 from data.rows.locations import cache_folder
@@ -122,6 +123,9 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
         for name in ("bad_rows", "unranked"):
             facts[name] = [asdict(row) for row in getattr(index, name)]
         (part / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        sync_tree(part)
+        # One that cannot be read, or that knows less of the pictures.
+        shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     except OSError as error:
         if error.errno in (ENOTEMPTY, EEXIST):
@@ -140,7 +144,7 @@ def load_index(folder: Path) -> tuple[SetIndex, np.ndarray | None] | None:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         spans = np.load(folder / SPANS) if (folder / SPANS).exists() else None
         tables = _load_tables(folder)
-    except (OSError, ValueError, KeyError):  # also what pyarrow raises
+    except (OSError, EOFError, ValueError, KeyError):  # also what pyarrow raises
         return None
     for name in ("bad_rows", "unranked"):
         facts[name] = tuple(BadRow(**row) for row in facts[name])

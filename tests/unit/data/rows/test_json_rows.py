@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import data.rows.json_rows
 from data.errors import DataError
-from data.rows.json_rows import JsonRows, find_rows
+from data.rows.json_rows import JsonRows, find_rows, mapped
 
 PATH = Path("rows.json")
 VALUES = st.recursive(
@@ -73,3 +73,28 @@ def test_an_array_is_refused_where_json_refuses_it(text, chunk):
 def test_what_follows_an_array_is_refused_where_it_lies():
     with pytest.raises(DataError, match=r"line 2 column 5: malformed JSON .more follows behind"):
         find_rows(PATH, b"[{},\n{}] []")
+
+
+def test_an_array_is_not_read_beyond_what_is_wrong_in_it(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b'[{"a" 1},\n' + b'{"a": 1},\n' * 10_000)
+    with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.rows.json_rows, "CHUNK", 64)
+        read = CountedBytes(mapped(file))
+        with pytest.raises(DataError, match=r"line 1 column 7: malformed JSON"):
+            find_rows(path, read)
+    assert read.most < 1_000
+
+
+class CountedBytes:
+    """The bytes of a file, and up to where they were asked for."""
+
+    def __init__(self, content):
+        self.content, self.most = content, 0
+
+    def __len__(self):
+        return len(self.content)
+
+    def __getitem__(self, part):
+        self.most = max(self.most, part.stop or 0)
+        return self.content[part]

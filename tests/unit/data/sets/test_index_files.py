@@ -83,6 +83,11 @@ def test_a_kept_index_gives_the_pairs_of_the_rows(config, cache, monkeypatch, pr
     assert pairs_fingerprint([config], [plain]) == pairs_fingerprint([config], [kept])
 
 
+def scan_none(reader, in_use, done):
+    assert not list(in_use)
+    return scan_rows(reader, in_use, done)
+
+
 def scan_only_bad_rows(reader, in_use, done):
     assert list(in_use) == [4]
     return scan_rows(reader, in_use, done)
@@ -102,10 +107,11 @@ def test_what_is_right_follows_from_the_index_as_from_the_pairs(config):
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_row_that_can_be_used_by_now_is_used(config):
+def test_a_row_that_can_be_used_by_now_is_used(config, monkeypatch):
     assert len(load_set(config).pairs) == 4
     write_picture(Path(config.root) / "late.png", 60)
     assert len(load_set(config).pairs) == 5
+    monkeypatch.setattr(data.sets.open_sets, "scan_rows", scan_none)
     assert len(load_set(config).pairs) == 5
 
 
@@ -170,9 +176,11 @@ def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch
     monkeypatch.setattr(data.sets.open_sets, "KEPT_FROM", 0)
     assert len(load_set(config).pairs) == 4
     [folder] = cache.iterdir()
-    for name in ("facts.json", "pairs.parquet"):
-        (folder / name).write_bytes(b"{")
-        assert len(load_set(config).pairs) == 4
+    for content in (b"{", b""):
+        for name in ("facts.json", "pairs.parquet", "spans.npy"):
+            (folder / name).write_bytes(content)
+            assert len(load_set(config).pairs) == 4
+            assert (folder / name).read_bytes() != content
 
 
 def test_a_cache_that_cannot_be_written_is_named(config, cache):
