@@ -8,6 +8,7 @@ written. A folder has its name only once it is complete.
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from errno import EEXIST, ENOTEMPTY
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 KEPT_FROM = 20_000
 """Rows; a smaller set is read again at every start, which takes seconds."""
+ABANDONED_S = 86_400
+"""A part of an index that is older was left by a job that was killed."""
 FACTS, SPANS = "facts.json", "spans.npy"
 
 
@@ -111,6 +114,9 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
     """
     part = folder.with_name(f"{folder.name}-{uuid4().hex[:8]}.part")
     try:
+        for older in folder.parent.glob("*.part"):
+            if older.stat().st_mtime < time.time() - ABANDONED_S:
+                shutil.rmtree(older, ignore_errors=True)
         part.mkdir(parents=True)
         _save_tables(part, index)
         if isinstance(rows, JsonRows):

@@ -183,6 +183,16 @@ def test_an_index_that_was_not_completed_is_made_anew(config, cache, monkeypatch
             assert (folder / name).read_bytes() != content
 
 
+def test_what_a_killed_job_wrote_of_an_index_is_removed_a_day_later(config, cache):
+    older, fresh = cache / "a-1.part", cache / "b-2.part"
+    for part in (older, fresh):
+        part.mkdir(parents=True)
+    os.utime(older, (1, 1))
+    load_set(config)
+    assert not older.exists()
+    assert fresh.exists()
+
+
 def test_a_cache_that_cannot_be_written_is_named(config, cache):
     cache.parent.write_text("a file")
     with pytest.raises(DataError, match=r"cache/indexes: the index .* set EMBED_RL_CACHE to"):
