@@ -1,7 +1,7 @@
 """A set of a million rows with shared pictures: its index, its first batch, its order.
 
 `EMBED_RL_BENCH_ROWS` makes the set smaller. What is measured runs in processes of their own
-(`set_process.py`). Ranks and engines read no sets: `tests/unit/test_imports.py` checks it.
+(`set_process.py`). Ranks and engines read no sets, which `make lint` checks.
 """
 
 import json
@@ -62,7 +62,8 @@ def big_set(request: pytest.FixtureRequest) -> Iterator[BigSet]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(PICTURES):
-            write_picture(folder / f"root/images/{number}.png", 40 + number % 50)
+            size = 40 + number % 50, 40 + number // 50
+            write_picture(folder / f"root/images/{number}.png", *size)
         write_rows(folder / request.param)
         yield BigSet(folder, folder / request.param)
 
