@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -262,8 +264,7 @@ def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
             except BrokenProcessPool as error:
                 raise DataError(
                     f"data set '{reader.config.name}': the processes that read its rows end before "
-                    "they read one; free memory, or, in a script of your own, put what it runs "
-                    "under `if __name__ == '__main__':`"
+                    "they read one; free memory, and see that more processes may be started"
                 ) from error
             yield pool.submit(_scan_in_process, numbers).result()
     except BrokenProcessPool:
@@ -281,9 +282,13 @@ def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
 def _pool(reader: PairReader, processes: int) -> Iterator[ProcessPoolExecutor]:
     # Not forked: pyarrow and the decoders have threads.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), _remember, (reader,))
+    # They would run the job's own module first, which loads Ray and takes a second.
+    job = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield pool
     finally:
+        sys.modules["__main__"] = job
         # Who stops a job does not wait until all rows are read.
         pool.shutdown(cancel_futures=True)
 

@@ -225,7 +225,7 @@ def test_rows_that_end_their_process_are_set_aside():
 
 @pytest.mark.usefixtures("processes")
 def test_no_row_is_to_blame_where_no_process_can_be_started():
-    with pytest.raises(DataError, match=r"'set': the processes .* free memory, or, in a script"):
+    with pytest.raises(DataError, match="'set': the processes .* free memory"):
         scan_rows(reader_of(UnsentRows(4)), range(4), lambda _: None)
 
 
@@ -241,29 +241,47 @@ def test_who_stops_a_job_does_not_wait_for_all_rows(tmp_path):
     assert (tmp_path / "log").stat().st_size < rows
 
 
-KILLED = """
+SCAN = """
 import multiprocessing, os, signal
 import data.sets.scan
 from data.sets.scan import scan_rows
-from tests.deadly_rows import CountedRows, DeadlyRows, UnsentRows
+from tests.deadly_rows import DeadlyRows
 from tests.unit.data.sets.test_index_files import reader_of
 
 def end(_):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
+print("a script")
 data.sets.scan.IN_ONE_PROCESS = 0
 data.sets.scan.CHUNK = 1
-scan_rows(reader_of(DeadlyRows(1_000)), range(1_000), end)
+scan = scan_rows(reader_of(DeadlyRows(1_000)), range(1_000), WITH)
+print(len(scan.pairs))
 """
 
 
-def test_a_killed_job_leaves_no_process():
-    command = [sys.executable, "-c", KILLED]
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(text)
     # It is read to its end: a process that stays has the pipe, too.
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    return subprocess.run(
+        [sys.executable, str(folder / "script.py")],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def test_a_killed_job_leaves_no_process(tmp_path):
+    ended = run_script(tmp_path, SCAN.replace("WITH", "end"))
     assert ended.returncode == -SIGKILL
-    assert ended.stdout.split()
+    _, children = ended.stdout.splitlines()
+    assert children
+
+
+def test_processes_that_read_rows_do_not_run_the_job_itself(tmp_path):
+    ended = run_script(tmp_path, SCAN.replace("WITH", "lambda _: None"))
+    assert ended.stdout == "a script\n1000\n"
 
 
 @pytest.mark.usefixtures("cache", "processes")
