@@ -100,7 +100,7 @@ def _open_local_set(
         if kept := load_index(folder):
             index, spans = kept
             reader = reader_of(read_rows(path, json_fields=json_fields, spans=spans))
-            if not _any_usable(reader, index.bad_rows):
+            if not any_usable(reader, index.bad_rows):
                 _check_unchanged(config, media, folder)
                 return OpenedSet(config=config, reader=reader, index=index)
     if config.format == "beir":
@@ -163,10 +163,13 @@ def _bytes(config: DataSetConfig) -> int:
     return sum(file.stat().st_size for file in set_files(config) if file.is_file())
 
 
-def _any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
+def any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
     """Return whether a row that was set aside can be used now, as where its picture has come."""
-    again = scan_rows(reader, [row.index for row in bad_rows if not row.again], lambda _: None)
-    return len(again.pairs) > 0
+    for deadly in (False, True):
+        numbers = [row.index for row in bad_rows if not row.again and row.deadly is deadly]
+        if numbers and len(scan_rows(reader, numbers, lambda _: None, deadly=deadly).pairs):
+            return True
+    return False
 
 
 def _read_set(reader: PairReader) -> SetIndex:

@@ -46,6 +46,8 @@ class BadRow:
     """The field that is to blame, as the reason names it; empty: none is named."""
     again: bool = False
     """Whether a row before says the same."""
+    deadly: bool = False
+    """Whether reading it ends the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +127,22 @@ class PairReader:
         return self.row_reader(row, self.place(index), index, files, boxes).pairs()
 
 
-def scan_rows(reader: PairReader, in_use: Sequence[int], done: Callable[[int], object]) -> Scan:
-    """Read rows of the files; ``done`` is called with the number of rows that were read since."""
-    spans = [(first, min(first + CHUNK, len(in_use))) for first in range(0, len(in_use), CHUNK)]
+def scan_rows(
+    reader: PairReader,
+    in_use: Sequence[int],
+    done: Callable[[int], object],
+    *,
+    deadly: bool = False,
+) -> Scan:
+    """Read rows of the files; ``done`` is called with the number of rows that were read since.
+
+    ``deadly``: each of them may end the process that reads it.
+    """
+    size = 1 if deadly else CHUNK
+    spans = [(first, min(first + size, len(in_use))) for first in range(0, len(in_use), size)]
     chunks = [in_use[first:end] for first, end in spans]
-    if len(in_use) <= IN_ONE_PROCESS or not reader.rows.can_be_sent:
+    few = len(in_use) <= IN_ONE_PROCESS and not deadly
+    if few or not reader.rows.can_be_sent:
         parts = []
         for chunk in chunks:
             parts.append(_scan_chunk(reader, chunk))
@@ -274,7 +287,7 @@ def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
             return
         where = reader.place(numbers[0])
         reason = f"{where}: a file that it names ends the process that reads it; replace the file"
-        bad = [BadRow(where, reason, numbers[0])]
+        bad = [BadRow(where, reason, numbers[0], deadly=True)]
         yield replace(_scan_chunk(reader, []), bad_rows=bad)
 
 

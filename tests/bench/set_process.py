@@ -153,7 +153,7 @@ def alone(rows: str) -> dict[str, Any]:
 def main(what: str, rows: str, root: str, share: str = "1") -> None:
     """Print what was measured."""
     # The base has all that is imported later.
-    import pyarrow.parquet
+    import pyarrow.parquet  # noqa: F401
 
     if what == "alone" or not rows.endswith(".json"):
         import datasets  # noqa: F401

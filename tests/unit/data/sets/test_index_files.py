@@ -21,6 +21,7 @@ from data.errors import DataError
 from data.relevance import Relevance
 from data.sets.fingerprints import pairs_fingerprint
 from data.sets.load_sets import known_right, load_set, load_sets
+from data.sets.open_sets import any_usable
 from data.sets.scan import PairReader, scan_rows
 from data.types import Side
 from tests.builders import loaded_set, write_picture, write_set
@@ -83,14 +84,13 @@ def test_a_kept_index_gives_the_pairs_of_the_rows(config, cache, monkeypatch, pr
     assert pairs_fingerprint([config], [plain]) == pairs_fingerprint([config], [kept])
 
 
-def scan_none(reader, in_use, done):
-    assert not list(in_use)
-    return scan_rows(reader, in_use, done)
+def scan_none(*_, **__):
+    raise AssertionError("rows are read again")
 
 
-def scan_only_bad_rows(reader, in_use, done):
+def scan_only_bad_rows(reader, in_use, done, *, deadly):
     assert list(in_use) == [4]
-    return scan_rows(reader, in_use, done)
+    return scan_rows(reader, in_use, done, deadly=deadly)
 
 
 @pytest.mark.usefixtures("cache")
@@ -218,14 +218,27 @@ def test_rows_that_end_their_process_are_set_aside():
     scan = scan_rows(reader_of(DeadlyRows(14, *deadly)), range(14), counted.append)
     assert scan.pairs.rows.tolist() == [number for number in range(14) if number not in deadly]
     assert [bad.index for bad in scan.bad_rows] == [*deadly]
+    assert all(bad.deadly for bad in scan.bad_rows)
     reason = scan.bad_rows[1].reason
     assert reason.startswith("rows row 6: a file that it names ends the process")
     assert sum(counted) == 14
 
 
+def test_rows_that_ended_their_process_do_not_end_the_next_job(monkeypatch):
+    rows = DeadlyRows(14, 1, 5)
+    rows.pytest = 0  # they would end this process, too
+    reader = reader_of(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(data.sets.scan, "IN_ONE_PROCESS", 0)
+        bad_rows = scan_rows(reader, range(14), lambda _: None).bad_rows
+    assert not any_usable(reader, bad_rows)
+    rows.deadly = ()
+    assert any_usable(reader, bad_rows)
+
+
 @pytest.mark.usefixtures("processes")
 def test_no_row_is_to_blame_where_no_process_can_be_started():
-    with pytest.raises(DataError, match="'set': the processes .* free memory"):
+    with pytest.raises(DataError, match=r"'set': the processes .* free memory"):
         scan_rows(reader_of(UnsentRows(4)), range(4), lambda _: None)
 
 
