@@ -24,7 +24,7 @@ ROWS = int(os.environ.get("EMBED_RL_BENCH_ROWS", "1_000_000"))
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = 1_000
 SHARDS = 4
-CPU_MS, LIMIT_MB = 2.0, 500.0
+CPU_MS, FIRST_BATCH_S, LIMIT_MB = 2.0, 5.0, 500.0
 KILLED_AT = (0.2, 0.5, 0.8)
 """Shares of the rows that are read when the job is killed."""
 
@@ -132,7 +132,8 @@ def test_an_index_is_built_opened_and_gives_the_same_order_after_kills(big_set: 
         f"{name}, first batch / datasets",
         [draw["first_batch_s"] for draw in draws],
         [measured["first_batch_s"] for measured in alone],
-        target=1.0,
+        target=FIRST_BATCH_S,
+        target_of="ours",
     )
     for part, runs in (("driver", builds), ("worker", builds), ("opened", draws), ("drawn", draws)):
         record(
