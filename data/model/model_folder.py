@@ -4,12 +4,14 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
-from data.sets.load_sets import LoadedSet
 from data.types import Kind
+
+if TYPE_CHECKING:
+    from data.sets.load_sets import LoadedSet
 
 log = logging.getLogger(__name__)
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -166,7 +168,7 @@ def load_pretrained(kind: Any, folder: str | Path, **settings: Any) -> Any:
         ) from error
 
 
-def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
+def check_reasoner(folder: str, sets: "Sequence[LoadedSet]") -> None:
     """Refuse an incomplete Reasoner, and pictures for one that would have to guess what they show.
 
     Raises:
@@ -184,7 +186,7 @@ def check_reasoner(folder: str, sets: Sequence[LoadedSet]) -> None:
     _check_videos(folder, sets)
 
 
-def check_embedder(folder: str, sets: Sequence[LoadedSet]) -> None:
+def check_embedder(folder: str, sets: "Sequence[LoadedSet]") -> None:
     """Refuse an Embedder that cannot see the sets' videos, and warn of what it reads worse.
 
     A text-only one ignores pictures; one of ours that was trained with the other
@@ -219,7 +221,7 @@ def warn_older_input(folder: str) -> None:
         )
 
 
-def _warn_other_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
+def _warn_other_videos(folder: str, sets: "Sequence[LoadedSet]") -> None:
     facts = _embedder_facts(folder)
     videos = [data_set.table for data_set in sets if data_set.table.shows([Kind.VIDEO])]
     shown = {"video" if table.as_video else "frames" for table in videos}
@@ -243,7 +245,7 @@ def _embedder_facts(folder: str) -> dict[str, Any]:
     return facts if isinstance(facts, dict) and facts.get("job") == "embedder" else {}
 
 
-def _check_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
+def _check_videos(folder: str, sets: "Sequence[LoadedSet]") -> None:
     """Refuse videos for a model that sees pictures only."""
     if sees_videos(folder) or not sees_pictures(folder):
         return
@@ -256,7 +258,7 @@ def _check_videos(folder: str, sets: Sequence[LoadedSet]) -> None:
         )
 
 
-def _unseen_sets(folder: str, sets: Sequence[LoadedSet]) -> list[str]:
+def _unseen_sets(folder: str, sets: "Sequence[LoadedSet]") -> list[str]:
     """Return the names of the data sets with pictures, where the model reads text only."""
     if sees_pictures(folder):
         return []

@@ -1,7 +1,7 @@
 """Rows of a JSON array or of JSON lines, parsed when they are asked for.
 
-A file is read through once to learn where its rows lie; from then on it is mapped into memory. So
-a file of any size is never whole in memory.
+A file is read through once to learn where its rows lie; from then on each is read from its place.
+So a file of any size is never whole in memory.
 """
 
 import codecs
@@ -10,14 +10,17 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from data.errors import DataError, RowError
-from data.rows.rows import FileRow, Rows
+from data.rows.rows import FileRow, Rows, changed, file_state
 
 CHUNK = 4 << 20
 """Bytes of an array that are read at once; more where a row is longer."""
+TOKEN = 16
+"""Characters: no word and no escape of JSON is as long."""
 MAX_ONE_OBJECT = 64 << 20
 """A file up to this size whose first line is no row is tried as one object."""
 _BOM = b"\xef\xbb\xbf"
@@ -28,27 +31,32 @@ class JsonRows(Rows):
     """The rows of a file; each is parsed when it is asked for."""
 
     def __init__(
-        self, path: Path, content: bytes | mmap.mmap, spans: np.ndarray, *, packed: bool = False
+        self, path: Path, file: BinaryIO, spans: np.ndarray, *, packed: bool = False
     ) -> None:
-        """``spans``: first byte and end of each row, int64 [R, 2].
+        """``file``: where the rows are read; it stays open.
 
-        ``packed``: the content was unpacked from the file.
+        ``spans``: first byte and end of each row, int64 [R, 2].
+        ``packed``: the file is what was unpacked from the path.
         """
         self.path, self.spans, self.can_be_sent = path, spans, not packed
-        self._content = content
+        self._file, self._state = file, file_state(file.fileno())
         self._indices = range(len(spans))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _opened_again, (self.path, self.spans, self._indices)
+        return _opened_again, (self.path, self.spans, self._state, self._indices)
 
     def file_ends(self) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Return the file by name, and how many rows it has."""
         return (str(self.path),), (len(self.spans),)
 
     def _row(self, number: int) -> FileRow:
-        first, end = self.spans[number]
+        first, end = self.spans[number].tolist()
+        # Not mapped into memory: a file that shrinks would end the process.
+        text = os.pread(self._file.fileno(), end - first, first)
+        if file_state(self._file.fileno()) != self._state:
+            raise changed(self.path)
         try:
-            row = json.loads(self._content[first:end])
+            row = json.loads(text)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
             raise RowError(
@@ -66,21 +74,23 @@ class JsonRows(Rows):
         return f"{self.path} row {number + 1}"
 
 
-def _opened_again(path: Path, spans: np.ndarray, indices: Sequence[int]) -> JsonRows:
-    rows = JsonRows(path, map_file(path), spans)
+def _opened_again(
+    path: Path, spans: np.ndarray, state: tuple[int, int], indices: Sequence[int]
+) -> JsonRows:
+    rows = JsonRows(path, path.open("rb"), spans)
+    rows._state = state
     return rows.at(indices)
 
 
-def map_file(path: Path) -> bytes | mmap.mmap:
+def mapped(file: BinaryIO) -> bytes | mmap.mmap:
     """Return the bytes of a file, mapped into memory.
 
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
-        # An empty file cannot be mapped.
-        size = os.fstat(file.fileno()).st_size
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    # An empty file cannot be mapped.
+    size = os.fstat(file.fileno()).st_size
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
 
 def find_rows(path: Path, content: bytes | mmap.mmap) -> np.ndarray:
@@ -231,7 +241,7 @@ def _elements(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tu
             try:
                 _, end = decode(text, place)
             except json.JSONDecodeError as error:
-                if source.ended:
+                if source.ended or not _may_go_on(text, error):
                     raise source.malformed(error.pos, error.msg) from error
                 end = len(text)
             except (ValueError, RecursionError) as error:
@@ -245,6 +255,11 @@ def _elements(path: Path, content: bytes | mmap.mmap, begin: int) -> Iterator[tu
             base, base_byte = end, first + _bytes(text, place, end)
             yield first, base_byte
             expected, place = ",", end
+
+
+def _may_go_on(text: str, error: json.JSONDecodeError) -> bool:
+    """Return whether an element may be whole in a longer text: else none would be read."""
+    return error.msg.startswith("Unterminated string") or error.pos + TOKEN > len(text)
 
 
 def _bytes(text: str, first: int, end: int) -> int:

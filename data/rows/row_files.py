@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -28,9 +28,9 @@ from data.containers.cells import (
 )
 from data.durable import DISK_FULL
 from data.errors import DataError, RowError
-from data.rows.json_rows import JsonRows, find_rows, map_file
+from data.rows.json_rows import JsonRows, find_rows, mapped
 from data.rows.picture_paths import natural_order
-from data.rows.rows import FileRow, Rows
+from data.rows.rows import FileRow, Rows, changed, file_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -102,10 +102,12 @@ class TableRows(Rows):
         broken: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """``broken``: why rows, by their index, cannot be read; the table has empty rows there."""
-        self._broken = broken
+        self._broken = dict(broken)
         self.can_be_sent = table is open_table
         self.files = tuple(str(file.resolve()) for file in files)
         self._named, self._table, self._json_fields = files, table, json_fields
+        # A CSV file was read whole before.
+        self._states = [file_state(file) for file in files] if self.can_be_sent else []
         self._ends = list(accumulate(counts))
         self._indices = range(sum(counts))
 
@@ -148,13 +150,15 @@ class TableRows(Rows):
         return file, index - (self._ends[file - 1] if file else 0)
 
     def _rows(self, file: int, first: int, count: int) -> list[FileRow]:
-        table = self._table(Path(self.files[file])).slice(first, count)
+        path = Path(self.files[file])
+        if self._states and file_state(path) != self._states[file]:
+            raise changed(self._named[file])
+        table = self._table(path).slice(first, count)
         rows: list[FileRow] = [{} for _ in range(table.num_rows)]
         for name, column in zip(table.column_names, table.columns, strict=True):
             if name in INDEX_COLUMNS:
                 continue
             if holds_bytes(column.type):
-                path = self.files[file]
                 values = [
                     _picture(cell, f"{path}#row={first + place}&column={name}")
                     for place, cell in enumerate(column)
@@ -185,17 +189,18 @@ def read_rows(
         files = row_files(path)
         if files != [path]:
             return table_rows(files, json_fields)
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+        with path.open("rb") as begin:
+            head = begin.read(_HEAD_BYTES)
         if head.startswith(TABLES):
             return table_rows([path], json_fields)
         packed = path.suffix.lower() == ".gz" and head.startswith(_GZIP)
-        content = _unpacked(path) if packed else map_file(path)
+        file = _unpacked(path) if packed else path.open("rb")
+        content = mapped(file)
         separator = _refuse_other_kinds(path, content[:_HEAD_BYTES])
         if separator:
-            return _csv_rows(path, content if packed else None, separator, json_fields)
+            return _csv_rows(path, content, separator, json_fields)
         spans = find_rows(path, content) if spans is None else spans
-        return JsonRows(path, content, spans, packed=packed)
+        return JsonRows(path, file, spans, packed=packed)
     except FileNotFoundError as error:
         raise DataError(f"{path}: file not found; check the data set's `path`") from error
     except (OSError, ValueError) as error:
@@ -264,7 +269,7 @@ def row_files(path: Path) -> list[Path]:
 
 
 def _csv_rows(
-    path: Path, content: bytes | mmap.mmap | None, separator: str, json_fields: Set[str]
+    path: Path, content: bytes | mmap.mmap, separator: str, json_fields: Set[str]
 ) -> TableRows:
     import pyarrow as pa
     from pyarrow import csv
@@ -282,7 +287,7 @@ def _csv_rows(
     def read(handler: Callable[[csv.InvalidRow], str] | None = None) -> pa.Table:
         return _through_a_file(
             csv.open_csv(
-                path if content is None else pa.BufferReader(content),
+                pa.BufferReader(content),
                 # With threads, no message says which row is broken.
                 read_options=csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK),
                 parse_options=csv.ParseOptions(
@@ -299,7 +304,7 @@ def _csv_rows(
             table = read()
         except pa.ArrowInvalid:
             # The handler gets lines as text.
-            if not _is_utf8(path, content):
+            if not _is_utf8(content):
                 raise
             table = read(set_aside)
     except (pa.ArrowException, ValueError) as error:
@@ -330,12 +335,11 @@ def _through_a_file(batches: "csv.CSVStreamingReader") -> "pa.Table":
     return pa.ipc.open_file(pa.BufferReader(content)).read_all()
 
 
-def _is_utf8(path: Path, content: bytes | mmap.mmap | None) -> bool:
+def _is_utf8(content: bytes | mmap.mmap) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    text = map_file(path) if content is None else content
     try:
-        for first in range(0, len(text), _BLOCK):
-            decoder.decode(text[first : first + _BLOCK])
+        for first in range(0, len(content), _BLOCK):
+            decoder.decode(content[first : first + _BLOCK])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
@@ -363,26 +367,25 @@ def _no_room(path: Path) -> DataError:
     )
 
 
-def _unpacked(path: Path) -> bytes | mmap.mmap:
-    """Return what a gzip archive holds, mapped from a file that nobody else sees."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            with gzip.open(path) as archive:
-                while block := archive.read(_BLOCK):
-                    if file.tell() + len(block) > MAX_UNPACKED:
-                        raise DataError(
-                            f"{path}: more than {MAX_UNPACKED} bytes when unpacked; unpack it "
-                            "yourself"
-                        )
-                    file.write(block)
-            file.flush()
-        except (OSError, EOFError, zlib.error) as error:
-            if getattr(error, "errno", None) in DISK_FULL:
-                raise _no_room(path) from error
-            raise DataError(
-                f"{path}: not a whole gzip archive ({error}); download or write it again"
-            ) from error
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b""
+def _unpacked(path: Path) -> BinaryIO:
+    """Return what a gzip archive holds, as a file that nobody else sees."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  whoever reads the rows has it open
+    try:
+        with gzip.open(path) as archive:
+            while block := archive.read(_BLOCK):
+                if file.tell() + len(block) > MAX_UNPACKED:
+                    raise DataError(
+                        f"{path}: more than {MAX_UNPACKED} bytes when unpacked; unpack it yourself"
+                    )
+                file.write(block)
+        file.flush()
+    except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise _no_room(path) from error
+        raise DataError(
+            f"{path}: not a whole gzip archive ({error}); download or write it again"
+        ) from error
+    return file
 
 
 def _picture(cell: "pa.Scalar", address: str) -> str | bytes | None:

@@ -1,10 +1,12 @@
 """Rows of a set's files, read when they are asked for."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self, overload
 
-from data.errors import RowError
+from data.errors import DataError, RowError
 
 FileRow = dict[str, Any]
 
@@ -72,3 +74,21 @@ class Rows(Sequence[FileRow]):
     @abstractmethod
     def _place(self, number: int) -> str:
         """Return file and row for messages."""
+
+
+def file_state(file: Path | int) -> tuple[int, int]:
+    """Return what tells that a file was changed: its time and its size.
+
+    Raises:
+        OSError: it is not there.
+    """
+    state = os.stat(file)
+    return state.st_mtime_ns, state.st_size
+
+
+def changed(path: Path | str) -> DataError:
+    """Return the refusal of a file that was changed while a job reads its rows."""
+    return DataError(
+        f"{path}: expected the file as it was when the job opened it, found that it has changed "
+        "since; its rows may be others now: start the job again"
+    )

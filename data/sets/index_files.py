@@ -8,6 +8,7 @@ written. A folder has its name only once it is complete.
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -22,6 +23,7 @@ import numpy as np
 
 from configs.common import DataSetConfig, MediaConfig
 from data.content_numbers import Contents
+from data.durable import sync_tree
 from data.errors import DataError
 from data.rows.json_rows import JsonRows
 from data.rows.locations import cache_folder
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 KEPT_FROM = 20_000
 """Rows; a smaller set is read again at every start, which takes seconds."""
+ABANDONED_S = 86_400
+"""A part of an index that is older was left by a job that was killed."""
 FACTS, SPANS = "facts.json", "spans.npy"
 
 
@@ -116,6 +120,9 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
     """
     part = folder.with_name(f"{folder.name}-{uuid4().hex[:8]}.part")
     try:
+        for older in folder.parent.glob("*.part"):
+            if older.stat().st_mtime < time.time() - ABANDONED_S:
+                shutil.rmtree(older, ignore_errors=True)
         part.mkdir(parents=True)
         _save_tables(part, index)
         if isinstance(rows, JsonRows):
@@ -128,6 +135,7 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
         for name in ("bad_rows", "unranked"):
             facts[name] = [asdict(row) for row in getattr(index, name)]
         (part / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        sync_tree(part)
         _replace(part, folder)
     except OSError as error:
         raise DataError(
@@ -157,7 +165,7 @@ def load_index(folder: Path) -> tuple[SetIndex, np.ndarray | None] | None:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         spans = np.load(folder / SPANS) if (folder / SPANS).exists() else None
         tables = _load_tables(folder)
-    except (OSError, ValueError, KeyError):  # also what pyarrow raises
+    except (OSError, EOFError, ValueError, KeyError):  # also what pyarrow raises
         return None
     for name in ("bad_rows", "unranked"):
         facts[name] = tuple(BadRow(**row) for row in facts[name])

@@ -27,7 +27,7 @@ from data.rows.row_formats import (
     corpus_item,
     format_told,
 )
-from data.rows.rows import Rows
+from data.rows.rows import Rows, changed
 from data.rows.trace_files import read_traces
 from data.sets.fingerprints import set_files
 from data.sets.index import PairTable, PictureTable, Texts
@@ -108,7 +108,8 @@ def _open_local_set(
         if kept := load_index(folder):
             index, spans = kept
             reader = reader_of(read_rows(path, json_fields=json_fields, spans=spans))
-            if not _any_usable(reader, index.bad_rows):
+            if not any_usable(reader, index.bad_rows):
+                _check_unchanged(config, media, folder)
                 return OpenedSet(config=config, reader=reader, index=index)
     if config.format == "beir":
         reader = reader_of(rows := BeirRows(path, json_fields))
@@ -116,9 +117,21 @@ def _open_local_set(
         return _with_distractors(OpenedSet(config=config, reader=reader, index=index), rows)
     reader = reader_of(read_rows(path, json_fields=json_fields))
     index = _read_set(reader)
+    if folder:
+        _check_unchanged(config, media, folder)
     if folder and index.read >= KEPT_FROM:
         save_index(folder, index, reader.rows)
     return OpenedSet(config=config, reader=reader, index=index)
+
+
+def _check_unchanged(config: DataSetConfig, media: MediaConfig, folder: Path) -> None:
+    """Refuse a set whose files are others than those for which its index has this folder.
+
+    Raises:
+        DataError: they have changed since.
+    """
+    if index_folder(config, media) != folder:
+        raise changed(config.path)
 
 
 def _with_distractors(opened: OpenedSet, rows: BeirRows) -> OpenedSet:
@@ -158,10 +171,13 @@ def _bytes(config: DataSetConfig) -> int:
     return sum(file.stat().st_size for file in set_files(config) if file.is_file())
 
 
-def _any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
+def any_usable(reader: PairReader, bad_rows: Sequence[BadRow]) -> bool:
     """Return whether a row that was set aside can be used now, as where its picture has come."""
-    again = scan_rows(reader, [row.index for row in bad_rows if not row.again], lambda _: None)
-    return len(again.pairs) > 0
+    for deadly in (False, True):
+        numbers = [row.index for row in bad_rows if not row.again and row.deadly is deadly]
+        if numbers and len(scan_rows(reader, numbers, lambda _: None, deadly=deadly).pairs):
+            return True
+    return False
 
 
 def _read_set(reader: PairReader) -> SetIndex:

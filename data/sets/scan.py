@@ -1,15 +1,19 @@
 """All rows of a set read once, to know its pairs: in several processes where there are many."""
 
 import os
+import signal
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -42,6 +46,8 @@ class BadRow:
     """The field that is to blame, as the reason names it; empty: none is named."""
     again: bool = False
     """Whether a row before says the same."""
+    deadly: bool = False
+    """Whether reading it ends the process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +127,22 @@ class PairReader:
         return self.row_reader(row, self.place(index), index, files, boxes).pairs()
 
 
-def scan_rows(reader: PairReader, in_use: Sequence[int], done: Callable[[int], object]) -> Scan:
-    """Read rows of the files; ``done`` is called with the number of rows that were read since."""
-    spans = [(first, min(first + CHUNK, len(in_use))) for first in range(0, len(in_use), CHUNK)]
+def scan_rows(
+    reader: PairReader,
+    in_use: Sequence[int],
+    done: Callable[[int], object],
+    *,
+    deadly: bool = False,
+) -> Scan:
+    """Read rows of the files; ``done`` is called with the number of rows that were read since.
+
+    ``deadly``: each of them may end the process that reads it.
+    """
+    size = 1 if deadly else CHUNK
+    spans = [(first, min(first + size, len(in_use))) for first in range(0, len(in_use), size)]
     chunks = [in_use[first:end] for first, end in spans]
-    if len(in_use) <= IN_ONE_PROCESS or not reader.rows.can_be_sent:
+    few = len(in_use) <= IN_ONE_PROCESS and not deadly
+    if few or not reader.rows.can_be_sent:
         parts = []
         for chunk in chunks:
             parts.append(_scan_chunk(reader, chunk))
@@ -227,25 +244,41 @@ def _in_processes(
 
     A row that ends its process, as broken videos and PDFs may, is set aside.
     """
-    count = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(chunks))
     parts: dict[int, Scan] = {}
-    with _pool(reader, count) as pool:
-        tasks = {pool.submit(_scan_in_process, chunk): n for n, chunk in enumerate(chunks)}
-        for task in as_completed(tasks):
-            with suppress(BrokenProcessPool):
-                parts[tasks[task]] = task.result()
-                done(len(chunks[tasks[task]]))
-    for number, chunk in enumerate(chunks):
-        if number not in parts:
-            parts[number] = _join(list(_one_by_one(reader, chunk)))
-            done(len(chunk))
+    waiting = list(range(len(chunks)))
+    while waiting:
+        count = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(waiting))
+        with _pool(reader, count) as pool:
+            tasks = {pool.submit(_scan_in_process, chunks[number]): number for number in waiting}
+            for task in as_completed(tasks):
+                with suppress(BrokenProcessPool):
+                    parts[tasks[task]] = task.result()
+                    done(len(chunks[tasks[task]]))
+        # Chunks are begun in their order: one of the first that are missing has ended its process.
+        missing = [number for number in waiting if number not in parts]
+        for number in missing[:count]:
+            parts[number] = _join(list(_one_by_one(reader, chunks[number])))
+            done(len(chunks[number]))
+        waiting = missing[count:]
+    for number in range(len(chunks)):
         yield parts.pop(number)
 
 
 def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
-    """Read rows in a process of their own, half by half where this ends."""
+    """Read rows in a process of their own, half by half where this ends.
+
+    Raises:
+        DataError: no process can be started.
+    """
     try:
         with _pool(reader, 1) as pool:
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool as error:
+                raise DataError(
+                    f"data set '{reader.config.name}': the processes that read its rows end before "
+                    "they read one; free memory, and see that more processes may be started"
+                ) from error
             yield pool.submit(_scan_in_process, numbers).result()
     except BrokenProcessPool:
         if len(numbers) > 1:
@@ -254,13 +287,23 @@ def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
             return
         where = reader.place(numbers[0])
         reason = f"{where}: a file that it names ends the process that reads it; replace the file"
-        bad = [BadRow(where, reason, numbers[0])]
+        bad = [BadRow(where, reason, numbers[0], deadly=True)]
         yield replace(_scan_chunk(reader, []), bad_rows=bad)
 
 
-def _pool(reader: PairReader, processes: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(reader: PairReader, processes: int) -> Iterator[ProcessPoolExecutor]:
     # Not forked: pyarrow and the decoders have threads.
-    return ProcessPoolExecutor(processes, get_context("spawn"), _remember, (reader,))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _remember, (reader,))
+    # They would run the job's own module first, which loads Ray and takes a second.
+    job = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield pool
+    finally:
+        sys.modules["__main__"] = job
+        # Who stops a job does not wait until all rows are read.
+        pool.shutdown(cancel_futures=True)
 
 
 _reader: list[PairReader] = []
@@ -269,6 +312,17 @@ _reader: list[PairReader] = []
 
 def _remember(reader: PairReader) -> None:
     _reader[:] = [reader]
+    # Ctrl-C reaches every process of a terminal; the job's own ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once the one that started it was killed: nobody else would."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _scan_in_process(numbers: Sequence[int]) -> Scan:

@@ -70,15 +70,18 @@ def record(
     target: float,
     target_of: Literal["ours", "ratio"] = "ratio",
     unit: str = "s",
+    least: int = REPEATS,
 ) -> Row:
     """Add a row and return it; a missed target is written down, no failure.
+
+    ``least``: measurements of each side; fewer than `REPEATS` only where one takes minutes.
 
     Raises:
         ValueError: too few measurements, or some that are no positive numbers.
     """
-    if min(len(ours), len(against)) < REPEATS or len(ours) != len(against):
+    if min(len(ours), len(against)) < least or len(ours) != len(against):
         raise ValueError(
-            f"{name}: expected {REPEATS} or more measurements of both sides, found {len(ours)} "
+            f"{name}: expected {least} or more measurements of both sides, found {len(ours)} "
             f"and {len(against)}"
         )
     if not all(math.isfinite(value) and value > 0 for value in (*ours, *against)):

@@ -1,6 +1,7 @@
 """Where the rows of a JSON file lie: as the whole file read at once says, whatever is in it."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import data.rows.json_rows
 from data.errors import DataError
-from data.rows.json_rows import JsonRows, find_rows
+from data.rows.json_rows import JsonRows, find_rows, mapped
 
 PATH = Path("rows.json")
 VALUES = st.recursive(
@@ -41,8 +42,11 @@ def test_an_array_is_read_as_json_reads_it_whole(rows, indent, ascii_only, chunk
             with pytest.raises(DataError, match="save the rows as UTF-8"):
                 find_rows(PATH, content)
             return
-        read = JsonRows(PATH, content, find_rows(PATH, content))
-    assert json.dumps([*read]) == json.dumps(json.loads(text))
+        spans = find_rows(PATH, content)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        assert json.dumps([*JsonRows(PATH, file, spans)]) == json.dumps(json.loads(text))
 
 
 @given(
@@ -69,3 +73,28 @@ def test_an_array_is_refused_where_json_refuses_it(text, chunk):
 def test_what_follows_an_array_is_refused_where_it_lies():
     with pytest.raises(DataError, match=r"line 2 column 5: malformed JSON .more follows behind"):
         find_rows(PATH, b"[{},\n{}] []")
+
+
+def test_an_array_is_not_read_beyond_what_is_wrong_in_it(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes(b'[{"a" 1},\n' + b'{"a": 1},\n' * 10_000)
+    with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.rows.json_rows, "CHUNK", 64)
+        read = CountedBytes(mapped(file))
+        with pytest.raises(DataError, match=r"line 1 column 7: malformed JSON"):
+            find_rows(path, read)
+    assert read.most < 1_000
+
+
+class CountedBytes:
+    """The bytes of a file, and up to where they were asked for."""
+
+    def __init__(self, content):
+        self.content, self.most = content, 0
+
+    def __len__(self):
+        return len(self.content)
+
+    def __getitem__(self, part):
+        self.most = max(self.most, part.stop or 0)
+        return self.content[part]
