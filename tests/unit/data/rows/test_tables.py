@@ -200,7 +200,7 @@ def test_a_struct_with_a_path_and_no_bytes_names_a_file(tmp_path):
     assert uris_of(loaded.pairs) == [str(Path(config.root) / "a.png")]
     assert [bad.reason for bad in loaded.bad_rows] == [
         f"{tmp_path}/a.parquet row {row}, field 'image': the target is empty: no text and no "
-        "picture"
+        "picture; mend or remove the row"
         for row in (2, 3)
     ]
 
@@ -247,7 +247,7 @@ def test_a_column_of_the_wrong_type_is_named_with_file_row_and_field(tmp_path, f
     pq.write_table(pa.table(texts | {field: column}), path)
     loaded = load_set(replace(config, path=str(path)))
     assert [bad.reason for bad in loaded.bad_rows] == [
-        f"{path} row {row}, field '{field}': {words}" for row in (1, 2)
+        f"{path} row {row}, field '{field}': {words}; mend or remove the row" for row in (1, 2)
     ]
 
 
@@ -432,7 +432,8 @@ def test_a_cell_that_should_hold_json_and_does_not_is_set_aside(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('qry_text,tgt_text,tgt_img_path\na,"[""b"",","[""""]"\n')
     (bad,) = load_set(replace(config, path=str(path))).bad_rows
-    assert bad.reason == f"{path} row 1, field 'tgt_text': expected a list of texts, found str"
+    expected = "expected a list of texts, found str; mend or remove the row"
+    assert bad.reason == f"{path} row 1, field 'tgt_text': {expected}"
 
 
 def test_archives_that_are_broken_too_large_or_of_tables_are_refused(tmp_path, monkeypatch):
