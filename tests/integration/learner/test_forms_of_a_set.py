@@ -25,6 +25,7 @@ from data.types import Item, Kind, Pair
 from tests.builders import TRACES, write_beir
 from tests.drawings import draw
 from tests.integration.conftest import MEDIA
+from tests.marks import extended
 from tests.media_files import write_lossless_video
 from tests.patience import PATIENCE_S
 
@@ -156,7 +157,7 @@ def losses(group: LearnerGroup, tiny_folder: Path) -> Callable[..., list[float]]
 
 
 @pytest.mark.parametrize(
-    ("forms", "video"), [("pages", "frames"), ("clips", "frames"), ("clips", "video")]
+    ("forms", "video"), [("pages", "frames"), ("clips", "frames"), extended("clips", "video")]
 )
 def test_a_set_in_other_files_is_the_same_set(
     forms: str, video: str, losses: Callable[..., list[float]], request: pytest.FixtureRequest
