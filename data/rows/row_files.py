@@ -10,7 +10,6 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from errno import ENOSPC
 from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
@@ -27,6 +26,7 @@ from data.containers.cells import (
     holds_bytes,
     open_table,
 )
+from data.durable import DISK_FULL
 from data.errors import DataError, RowError
 from data.rows.json_rows import JsonRows, find_rows, map_file
 from data.rows.picture_paths import natural_order
@@ -201,6 +201,8 @@ def read_rows(
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise _no_room(path) from error
         raise DataError(f"{path}: cannot be read ({error}); check the data set's `path`") from error
 
 
@@ -368,15 +370,19 @@ def _unpacked(path: Path) -> bytes | mmap.mmap:
                     file.write(block)
             file.flush()
         except (OSError, EOFError, zlib.error) as error:
-            if getattr(error, "errno", None) == ENOSPC:
-                raise DataError(
-                    f"{path}: no room to unpack it in {tempfile.gettempdir()}; make room there, or "
-                    "set TMPDIR to a folder on a larger disk"
-                ) from error
+            if getattr(error, "errno", None) in DISK_FULL:
+                raise _no_room(path) from error
             raise DataError(
                 f"{path}: not a whole gzip archive ({error}); download or write it again"
             ) from error
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b""
+
+
+def _no_room(path: Path) -> DataError:
+    return DataError(
+        f"{path}: no room for its rows in {tempfile.gettempdir()}; make room there, or set TMPDIR "
+        "to a folder on a larger disk"
+    )
 
 
 def _picture(cell: "pa.Scalar", address: str) -> str | bytes | None:

@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -457,6 +458,17 @@ def test_archives_that_are_broken_too_large_or_of_tables_are_refused(tmp_path, m
     path.write_bytes(whole)
     with pytest.raises(DataError, match="more than 100 bytes when unpacked"):
         read_rows(path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json.gz"])
+def test_a_full_folder_for_temporary_files_is_named(tmp_path, monkeypatch, name):
+    (tmp_path / "rows.csv").write_text("qry,pos_text\na,b\n")
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(ROWS["mmeb"]).encode()))
+    # A file of the system whose disk is always full.
+    full = partial(open, "/dev/full", "wb", buffering=0)
+    monkeypatch.setattr(data.rows.row_files.tempfile, "TemporaryFile", full)
+    with pytest.raises(DataError, match=rf"{name}: no room for its rows in .* set TMPDIR to a"):
+        read_rows(tmp_path / name)
 
 
 def test_cells_are_named_by_rows_of_other_files_only_inside_the_root(tmp_path):
