@@ -163,7 +163,7 @@ def test_rl_trains_on_the_rest(home: Path, data_sets: dict[str, DataSetConfig]) 
     sizes = ("pairs=24", "siblings=2", "checkpoint_every=4")
     _, steps = trained(home, data_sets, "rl", *models, *sizes)
     reasons = {name for step in steps for name in step if name.startswith("dropped/")}
-    # A random model's traces are paid alike; the other side of a bad picture has no right candidate.
+    # A random model's traces are paid alike. Beside a bad picture the other side has no positive.
     expected = {"bad_picture", "no_positive", "no_spread", "total"}
     assert reasons == {f"dropped/{reason}" for reason in expected}
     for step in steps:
