@@ -273,9 +273,11 @@ def _csv_rows(
 
     def set_aside(row: csv.InvalidRow) -> str:
         # The first line, which has the names, is number 1.
+        is_open = row.text.count('"') % 2
+        hides = ", whose quote is not closed and hides the lines behind it" if is_open else ""
         broken[row.number - 2] = (
             f"expected {row.expected_columns} cells, as many as the first line names, found "
-            f"{row.actual_columns} in {row.text[:80]!a}; mend the line"
+            f"{row.actual_columns} in {row.text[:80]!a}{hides}; mend the line"
         )
         return "skip"
 

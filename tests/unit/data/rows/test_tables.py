@@ -428,6 +428,18 @@ def test_a_line_of_csv_with_other_cells_than_the_first_is_set_aside(tmp_path, mo
     assert every.bad_rows[0].reason == f"{path} row 1: {expected} 1 in 'bad'; mend the line"
 
 
+def test_a_quote_in_csv_that_is_not_closed_is_told(tmp_path):
+    config = write_set(tmp_path, [])
+    path = tmp_path / "rows.csv"
+    path.write_text('qry,pos_text\na,b\n"c,d\ne,f\n')
+    loaded = load_set(replace(config, path=str(path)))
+    assert [pair.row for pair in loaded.pairs] == [0]
+    [bad] = loaded.bad_rows
+    assert bad.reason.endswith(
+        "whose quote is not closed and hides the lines behind it; mend the line"
+    )
+
+
 def test_a_cell_that_should_hold_json_and_does_not_is_set_aside(tmp_path):
     config = write_set(tmp_path, [], format="mmeb_eval")
     path = tmp_path / "rows.csv"
