@@ -43,6 +43,21 @@ def write_video(
     return path
 
 
+def write_lossless_video(path: Path, frames: Sequence[np.ndarray]) -> Path:
+    """Write frames, uint8 [H, W, 3] each, two a second, so that just these pixels are decoded."""
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("libx264rgb", rate=2, options={"qp": "0"})
+        video.height, video.width, _ = frames[0].shape
+        video.pix_fmt = "rgb24"
+        video.codec_context.thread_count = 1
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = index
+            file.mux(video.encode(frame))
+        file.mux(video.encode())
+    return path
+
+
 def write_pdf(path: Path, pages: int = 1, *, size: tuple[float, float] = (200, 100)) -> Path:
     """Write pages of width and height ``size`` in points; each has a red square at its top left.
 
@@ -65,7 +80,7 @@ def write_pdf(path: Path, pages: int = 1, *, size: tuple[float, float] = (200, 1
             ">>".encode(),
             b"<</Length %d>>stream\n%s\nendstream" % (len(content), content),
         ]
-    whole, places = b"%PDF-1.4\n", []
+    whole, places = bytearray(b"%PDF-1.4\n"), []
     for number, entry in enumerate(objects, start=1):
         places.append(len(whole))
         whole += b"%d 0 obj%s endobj\n" % (number, entry)

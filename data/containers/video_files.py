@@ -160,14 +160,19 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
             f"{path}: not a readable video: expected MP4, MOV, Matroska, WebM, AVI or MPEG-TS, "
             f"found {kind}; {advice}"
         ) from error
+    except ValueError as error:
+        # PyAV, not FFmpeg: there is no stream that the options are for.
+        raise _without_video(path) from error
     with container:
         stream = container.streams.best("video")
         # The cover of a sound file is a stream of one picture.
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
-            raise DataError(
-                f"{path}: expected a video stream, found none; replace or remove the file"
-            )
+            raise _without_video(path)
         yield container, stream
+
+
+def _without_video(path: str) -> DataError:
+    return DataError(f"{path}: expected a video stream, found none; replace or remove the file")
 
 
 def _times_of(path: str) -> _Times:

@@ -38,6 +38,9 @@ SUFFIXES = frozenset(
     )
 )
 """Endings of names of such files, by which a folder's pictures are told from its other files."""
+Image.MAX_IMAGE_PIXELS = None
+"""Pillow's own limit refuses large pictures before `max_decode_pixels` is compared, and by another
+name."""
 SHOWN_FILES = 5
 FEW_FLAT, FLAT_SHARE = 4, 0.1
 """More pictures of one colour than this number and this share are worth a warning."""

@@ -278,9 +278,11 @@ def _csv_rows(
 
     def set_aside(row: csv.InvalidRow) -> str:
         # The first line, which has the names, is number 1.
+        is_open = row.text.count('"') % 2
+        hides = ", whose quote is not closed and hides the lines behind it" if is_open else ""
         broken[row.number - 2] = (
             f"expected {row.expected_columns} cells, as many as the first line names, found "
-            f"{row.actual_columns} in {row.text[:80]!a}; mend the line"
+            f"{row.actual_columns} in {row.text[:80]!a}{hides}; mend the line"
         )
         return "skip"
 
@@ -360,13 +362,6 @@ def _with_empty_rows(table: "pa.Table", places: list[int]) -> "pa.Table":
     return pa.concat_tables([*parts, table.slice(begin)])
 
 
-def _no_room(path: Path) -> DataError:
-    return DataError(
-        f"{path}: no room for a copy of it in {tempfile.gettempdir()}; make room there, or set "
-        "TMPDIR to a folder on a larger disk"
-    )
-
-
 def _unpacked(path: Path) -> BinaryIO:
     """Return what a gzip archive holds, as a file that nobody else sees."""
     file = tempfile.TemporaryFile()  # noqa: SIM115  whoever reads the rows has it open
@@ -386,6 +381,13 @@ def _unpacked(path: Path) -> BinaryIO:
             f"{path}: not a whole gzip archive ({error}); download or write it again"
         ) from error
     return file
+
+
+def _no_room(path: Path) -> DataError:
+    return DataError(
+        f"{path}: no room for its rows in {tempfile.gettempdir()}; make room there, or set TMPDIR "
+        "to a folder on a larger disk"
+    )
 
 
 def _picture(cell: "pa.Scalar", address: str) -> str | bytes | None:

@@ -110,6 +110,7 @@ _TELLING_FIELDS = (
     ("colpali", {"query", "image"}),
 )
 """Fields that only rows of a format have, the first that fit count."""
+_MEND = "mend or remove the row"
 _PLACEHOLDER = re.compile(r"<\|image_\d+\|>|<video>|<image>")
 
 TrueBoxes = tuple[list[float], str]
@@ -132,6 +133,8 @@ class RowReader:
     """Whether a model sees a video as one, not as separate pictures."""
     whole_videos: set[str] = field(default_factory=set)
     """Video files that the row names whole, by their paths."""
+    inside: str = ""
+    """What messages put before the name of a field: `qry.` where the row is that part of one."""
 
     def pairs(self) -> tuple[Pair, ...]:
         """Return the row's pairs: one, but for captions of several rounds.
@@ -231,6 +234,7 @@ class RowReader:
 
     def refused(self, field: str, text: str) -> RowError:
         """Return the error that blames a field, which has no quotes around its name."""
+        field = self.inside + field
         return RowError(f"{self.where}, field '{field}': {text}", field)
 
     @contextmanager
@@ -240,6 +244,7 @@ class RowReader:
         Raises:
             RowError: of this field, in place of a `DataError` that is raised inside.
         """
+        field = self.inside + field
         try:
             yield f"{self.where}, field '{field}'"
         except DataError as error:
@@ -256,22 +261,22 @@ class RowReader:
 
     def wrong(self, field: str, expected: str, value: Any) -> RowError:
         kind = "bytes" if isinstance(value, PictureCell) else type(value).__name__
-        return self.refused(field, f"expected {expected}, found {kind}")
+        return self.refused(field, f"expected {expected}, found {kind}; {_MEND}")
 
-    def texts(self, field: str, *, of: FileRow | None = None) -> list[str]:
+    def texts(self, field: str) -> list[str]:
         """Return a list of texts; absent ones are empty."""
-        value = (self.row if of is None else of).get(field)
+        value = self.row.get(field)
         if not isinstance(value, list) or not all(isinstance(line, str | None) for line in value):
             raise self.wrong(field, "a list of texts", value)
         return [self.whole(field, line or "") for line in value]
 
-    def paths(self, field: str, *, of: FileRow) -> list[str]:
+    def paths(self, field: str) -> list[str]:
         """Return a list of picture paths; absent: none.
 
         A list of none is refused: it says that there is a video, and one without frames. A text is
         the path of a video file or of a folder of frames.
         """
-        value = of.get(field)
+        value = self.row.get(field)
         if value in (None, ""):
             return []
         if not isinstance(value, list | str):
@@ -286,7 +291,7 @@ class RowReader:
                     "check the path and the set's root",
                 )
             return [name]
-        paths = self.texts(field, of=of)
+        paths = self.texts(field)
         if not paths:
             raise self.refused(
                 field,
@@ -295,9 +300,9 @@ class RowReader:
             )
         return paths
 
-    def rounds(self, of: FileRow) -> list[tuple[str, str]]:
+    def rounds(self) -> list[tuple[str, str]]:
         """Return what human and gpt say, round by round; one that is silent: empty."""
-        turns = of.get("conversations") or []
+        turns = self.row.get("conversations") or []
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise self.wrong("conversations", "a list of turns {from, value}", turns)
         rounds: list[tuple[str, str]] = []
@@ -317,12 +322,12 @@ class RowReader:
             last = speaker
         return rounds
 
-    def one_round(self, field: str, of: FileRow) -> tuple[str, str]:
+    def one_round(self) -> tuple[str, str]:
         """Return what human and gpt say in conversations of a single round, or none."""
-        rounds = self.rounds(of)
+        rounds = self.rounds()
         if len(rounds) > 1:
             raise self.refused(
-                field,
+                "conversations",
                 f"expected one round of a human and a gpt turn, found {len(rounds)}; write a row "
                 "for each",
             )
@@ -333,7 +338,7 @@ class RowReader:
 
     def path(self, name: str, field: str) -> str:
         if not name:
-            raise self.refused(field, "expected a path, found empty text")
+            raise self.refused(field, f"expected a path, found empty text; {_MEND}")
         with self.blaming(field) as where:
             if isinstance(name, PictureCell):
                 return self.files.cell(name, where=where)
@@ -391,7 +396,8 @@ class RowReader:
         ):
             if not item.instructed_text() and not item.uris:
                 raise RowError(
-                    f"{self.where}, field {fields}: the {side} is empty: no text and no picture",
+                    f"{self.where}, field {fields}: the {side} is empty: no text and no "
+                    f"picture; {_MEND}",
                     fields.replace("'", ""),
                 )
         return Pair(
@@ -508,10 +514,12 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
     A row without sides is one of LLaVA-Hound's own: a video with a question and its answer.
     """
     if reader.row.get("conversations") is not None:
-        human, gpt = reader.one_round("conversations", reader.row)
-        names = reader.paths("video", of=reader.row)
+        human, gpt = reader.one_round()
+        names = reader.paths("video")
         if not names:
-            raise reader.refused("video", "expected a path or a list of paths, found none")
+            raise reader.refused(
+                "video", f"expected a path or a list of paths, found none; {_MEND}"
+            )
         uris = reader.frames(names, "video")
         query = Item(text=reader.read(human), kind=Kind.VIDEO, uris=uris)
         return (reader.pair(query, Item(text=reader.read(gpt))),)
@@ -520,10 +528,11 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
         part = reader.row.get(side)
         if not isinstance(part, dict):
             raise reader.wrong(side, "an object with conversations", part)
-        human, gpt = reader.one_round(f"{side}.conversations", part)
-        frames = reader.paths("video", of=part)
+        of_side = replace(reader, row=part, inside=f"{side}.")
+        human, gpt = of_side.one_round()
+        frames = of_side.paths("video")
         if frames and frames != BLANK_VIDEO:
-            uris = reader.frames(frames, f"{side}.video")
+            uris = of_side.frames(frames, "video")
             items[side] = Item(text=reader.read(human), kind=Kind.VIDEO, uris=uris)
         else:
             items[side] = Item(text=reader.read(gpt) or reader.read(human))
@@ -538,7 +547,7 @@ def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
     if len(texts) != len(paths):
         raise RowError(
             f"{reader.where}, fields 'tgt_text' and 'tgt_img_path': expected lists of one length, "
-            f"found {len(texts)} and {len(paths)}",
+            f"found {len(texts)} and {len(paths)}; {_MEND}",
             "tgt_text and tgt_img_path",
         )
     candidates = tuple(
@@ -546,10 +555,12 @@ def _read_mmeb_eval(reader: RowReader) -> tuple[Pair, ...]:
         for text, path in zip(texts, paths, strict=True)
     )
     if not candidates:
-        raise reader.refused("tgt_text", "no candidate")
+        raise reader.refused("tgt_text", f"no candidate; {_MEND}")
     for index, (text, path) in enumerate(zip(texts, paths, strict=True)):
         if not clean(text) and not path:
-            raise reader.refused("tgt_text", f"entry {index}: empty: no text and no picture")
+            raise reader.refused(
+                "tgt_text", f"entry {index}: empty: no text and no picture; {_MEND}"
+            )
     return (reader.pair(query, candidates[0], candidates=candidates),)
 
 
@@ -595,7 +606,8 @@ def corpus_item(entry: RowReader) -> Item:
     if not item.text and not item.uris:
         fields = _FIELDS["beir"][1]
         raise RowError(
-            f"{entry.where}, field {fields}: the entry is empty: no text and no picture",
+            f"{entry.where}, field {fields}: the entry is empty: no text and no picture; "
+            "mend or remove it",
             fields.replace("'", ""),
         )
     return item
@@ -603,14 +615,16 @@ def corpus_item(entry: RowReader) -> Item:
 
 def _read_caption(reader: RowReader) -> tuple[Pair, ...]:
     """Return a pair for each round: its question on the picture, without the rounds before."""
-    rounds = reader.rounds(reader.row) or [("", "")]
+    rounds = reader.rounds() or [("", "")]
     if not all(gpt.strip() for _, gpt in rounds):
-        raise reader.refused("conversations", "expected a gpt turn in each round, found none")
+        raise reader.refused(
+            "conversations", f"expected a gpt turn in each round, found none; {_MEND}"
+        )
     image = reader.row.get("image")
     if image and isinstance(image, str):
         names = [reader.whole("image", image)]
     else:
-        names = reader.paths("image", of=reader.row)
+        names = reader.paths("image")
     uris = reader.frames(names, "image")
     kind = Kind.TEXT if not uris else Kind.VIDEO if len(uris) > 1 else Kind(reader.config.kind)
     pair_id = reader.pair_id()

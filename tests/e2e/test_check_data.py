@@ -1,109 +1,43 @@
 """The job `check_data` through its command, on sets with some bad rows of every kind."""
 
 import json
+import math
+import os
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 
 from configs.common import DataSetConfig
 from data.sets.load_sets import load_set
-from tests.e2e.jobs import run
-from tests.media_files import encrypt, write_pdf, write_video
+from tests.bad_rows import BAD, MAX_BAD_ROWS, ROWS, SITE, assert_all_are_named, write_bad_rows
+from tests.chaos.running import metrics_of
+from tests.e2e.jobs import REPOSITORY, run
+from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.extended
-ROWS = {"signs": 100, "clips": 20, "heldout": 20}
-BAD = {
-    # Data set and row from 1: what the row has instead, its field in the list, words of the reason.
-    ("signs", 5): ({"qry_image_path": "lost.png"}, "qry_image_path", "'lost.png' not found"),
-    ("signs", 21): ({"qry_image_path": "broken.png"}, "qry_image_path", "not a readable picture"),
-    ("signs", 37): ({"pos_text": 7}, "pos_text", "expected text, found int"),
-    ("signs", 53): ({"pos_text": " "}, "pos_text or pos_image_path", "the target is empty"),
-    ("signs", 69): ({"qry_image_path": "a.pdf#page=9"}, "qry_image_path", "9"),
-    ("signs", 85): ({"qry_image_path": "secret.pdf"}, "qry_image_path", "the PDF is encrypted"),
-    ("clips", 7): ({"video": "broken.mp4"}, "qry.video", "broken.mp4"),
-}
-DECODED = [("signs", 21)]
-"""Those that only decoding tells."""
-
-
-def write_pixels(path: Path, number: int) -> None:
-    """Write a picture that has the number's own pixels."""
-    pixels = np.full((48, 64, 3), 255, np.uint8)
-    pixels[number % 30 : number % 30 + 16, number % 40 : number % 40 + 16] = (number, 0, 200)
-    Image.fromarray(pixels).save(path)
-
-
-def sign(number: int) -> dict[str, Any]:
-    return {
-        "qry": "Name the sign.",
-        "qry_image_path": f"{number}.png",
-        "pos_text": f"sign {number}",
-        "qry_evidence": {"bbox_2d": [0, 0, 500, 500]},
-    }
-
-
-def clip(video: str, text: str) -> dict[str, Any]:
-    return {
-        "qry": {"conversations": [{"from": "human", "value": "<video>what"}], "video": video},
-        "pos": {"conversations": [{"from": "gpt", "value": text}]},
-    }
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with three sets, 5 % of whose rows are bad, and the job's settings."""
+    """Return a folder in which jobs run, with a `sitecustomize`."""
     home = tmp_path_factory.mktemp("check")
-    root = home / "root"
-    root.mkdir()
-    for number in range(ROWS["signs"] + ROWS["heldout"]):
-        write_pixels(root / f"{number}.png", number)
-    whole = (root / "0.png").read_bytes()
-    (root / "broken.png").write_bytes(whole[: len(whole) // 2])
-    # Its pixels are those of another picture, its bytes are not.
-    Image.open(root / "1.png").save(root / "2.png", compress_level=0)
-    write_pdf(root / "a.pdf", 2)
-    encrypt(write_pdf(root / "secret.pdf"))
-    for number in range(ROWS["clips"]):
-        write_video(root / f"{number}.mp4", 4 + number)
-    clip_bytes = (root / "0.mp4").read_bytes()
-    (root / "broken.mp4").write_bytes(clip_bytes[: len(clip_bytes) // 2])
-    rows = {
-        "signs": [sign(number) for number in range(ROWS["signs"])],
-        "clips": [clip(f"{number}.mp4", f"clip {number}") for number in range(ROWS["clips"])],
-        "heldout": [sign(ROWS["signs"] + number) for number in range(ROWS["heldout"])],
-    }
-    rows["heldout"][3] = sign(40)  # which is trained on, too
-    copy = Image.open(root / "60.png").resize((128, 96))
-    copy.save(root / "copy.jpg", quality=50)
-    rows["heldout"][5]["qry_image_path"] = "copy.jpg"
-    for (name, row), (change, _, _) in BAD.items():
-        place = rows[name][row - 1]
-        (place["qry"] if "video" in change else place).update(change)
-    rows["signs"][20].pop("qry_evidence")
-    for name, content in rows.items():
-        (home / f"{name}.json").write_text(json.dumps(content))
-    (home / "check.yaml").write_text(yaml.safe_dump(settings(home, max_bad_rows=0.06)))
+    (home / "sitecustomize.py").write_text(SITE)
     return home
 
 
-def data_sets(home: Path) -> dict[str, dict[str, str]]:
-    common = {name: {"name": name, "path": f"{home}/{name}.json"} for name in ROWS}
-    return {
-        name: {**own, "root": f"{home}/root", "format": "llavahound" if name == "clips" else "mmeb"}
-        for name, own in common.items()
-    }
-
-
-def settings(home: Path, *, max_bad_rows: float) -> dict[str, Any]:
-    sets = data_sets(home)
-    data = {"train": [sets["signs"], sets["clips"]], "eval": [sets["heldout"]]}
-    return {"run": {"dir": "runs/check"}, "data": {**data, "max_bad_rows": max_bad_rows}}
+@pytest.fixture(scope="module")
+def data_sets(home: Path) -> dict[str, DataSetConfig]:
+    """Return sets 5 % of whose rows are bad, and write the job's settings."""
+    sets = write_bad_rows(home)
+    training = [asdict(own) for name, own in sets.items() if name != "heldout"]
+    data = {"train": training, "eval": [asdict(sets["heldout"])], "max_bad_rows": MAX_BAD_ROWS}
+    settings = {"run": {"dir": "runs/check"}, "data": data}
+    (home / "check.yaml").write_text(yaml.safe_dump(settings))
+    return sets
 
 
 def command(home: Path, *changes: str) -> list[str]:
@@ -111,46 +45,41 @@ def command(home: Path, *changes: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def printed(home: Path) -> str:
+def printed(home: Path, data_sets: dict[str, DataSetConfig]) -> str:
     """Return what the job printed, which has ended well."""
-    return run(*command(home), home=home)
+    return run(*command(home), home=home, PYTHONPATH=f"{home}{os.pathsep}.")
 
 
-def test_every_bad_row_is_named_with_its_field_and_the_reason(home: Path, printed: str) -> None:
-    lines = pq.read_table(home / "runs/check/quarantine.parquet").to_pylist()
-    assert {(line["data_set"], line["row"]) for line in lines} == set(BAD)
-    assert len(lines) == len(BAD)
-    for line in lines:
-        _, field, words = BAD[line["data_set"], line["row"]]
-        assert line["file"] == f"{home}/{line['data_set']}.json"
-        assert (line["field"], words in line["reason"]) == (field, True), line
+def test_every_bad_row_is_named_with_its_field_and_the_reason(
+    home: Path, data_sets: dict[str, DataSetConfig], printed: str
+) -> None:
+    assert_all_are_named(home / "runs/check/quarantine.parquet", data_sets)
 
 
-def test_reading_leaves_the_good_rows(home: Path, printed: str) -> None:
-    for name, own in data_sets(home).items():
-        refused = {row - 1 for bad, row in BAD if bad == name and (bad, row) not in DECODED}
-        rows = [pair.row for pair in load_set(DataSetConfig(**own)).pairs]
+def test_reading_leaves_the_good_rows(data_sets: dict[str, DataSetConfig], printed: str) -> None:
+    for name, own in data_sets.items():
+        refused = {row - 1 for (bad, row), kind in BAD.items() if bad == name and not kind.decoded}
+        rows = [pair.row for pair in load_set(own).pairs]
         assert rows == [row for row in range(ROWS[name]) if row not in refused]
 
 
 def test_the_figures_count_media_and_name_what_is_there_twice(home: Path, printed: str) -> None:
     summary = json.loads((home / "runs/check/check.json").read_text())
-    signs, clips, heldout = summary["sets"]
-    assert (signs["rows"], signs["rows_set_aside"], signs["pairs_set_aside"]) == (100, 5, 1)
+    sets = {entry["name"]: entry for entry in summary["sets"]}
+    signs, clips, heldout = (sets[name] for name in ("signs", "clips", "heldout"))
+    assert (signs["rows"], signs["rows_set_aside"], signs["pairs_set_aside"]) == (400, 16, 5)
     counts = {
-        "named": 100,
-        "usable": 97,
+        "named": 398,
+        "usable": 389,
         "copies": 0,
-        "shown": 95,
-        "set_aside": 1,
-        "one_colour": 0,
+        "shown": 384,
+        "set_aside": 5,
+        "one_colour": 1,
     }
     assert signs["media"] == counts
-    assert (clips["media"]["set_aside"], clips["media"]["one_colour"]) == (
-        0,
-        clips["media"]["shown"],
-    )
-    assert clips["kinds"] == {"query": {"video": 19}, "target": {"text": 19}}
+    assert clips["media"]["set_aside"] == 0 < clips["media"]["one_colour"]
+    assert clips["kinds"] == {"query": {"video": 76}, "target": {"text": 76}}
+    assert sets["table"]["media"]["set_aside"] == 1
     assert heldout["tokens"]["query"]["min"] > 100
     assert signs["twice"]["pictures"] == {
         "count": 1,
@@ -171,26 +100,71 @@ def test_the_contact_sheet_shows_both_sides_of_pairs_of_every_set(home: Path, pr
     )
     assert heading
     assert near.count("data:image/") == 2 * near.count('class="pair"') > 0
-    assert sheet.count('class="pair"') == 3 * 16
-    assert sheet.count("data:image/") == 3 * 16
+    assert sheet.count('class="pair"') == len(ROWS) * 16
+    assert sheet.count("data:image/") == 4 * 16
 
 
-def test_training_leaves_out_what_nearly_repeats_a_held_out_row(home: Path, printed: str) -> None:
+def test_training_leaves_out_what_nearly_repeats_a_held_out_row(
+    home: Path, data_sets: dict[str, DataSetConfig], printed: str
+) -> None:
     path = home / "runs/check/near_duplicates.parquet"
     lines = pq.read_table(path).to_pylist()
     leaks = {(line["data_set"], line["row"], line["of_row"]) for line in lines}
     assert {("signs", 41, 4), ("signs", 61, 6)} <= leaks
     assert "data sets with leave_out: " in printed
-    signs = data_sets(home)["signs"]
-    before = {pair.row for pair in load_set(DataSetConfig(**signs)).pairs}
-    after = {pair.row for pair in load_set(DataSetConfig(**signs, leave_out=str(path))).pairs}
-    assert before - after == before & {line["row"] - 1 for line in lines}
+    signs = data_sets["signs"]
+    before = {pair.row for pair in load_set(signs).pairs}
+    after = {pair.row for pair in load_set(replace(signs, leave_out=str(path))).pairs}
+    named = {line["row"] - 1 for line in lines if line["data_set"] == "signs"}
+    assert before - after == before & named
     assert 50 < len(after) < len(before)
 
 
 def test_a_refused_set_ends_with_two(home: Path, printed: str) -> None:
     change = ["run.dir=runs/strict", "data.max_bad_rows=0.01"]
     refused = run(*command(home, *change), home=home, exit_code=2)
-    assert "5 of 100 rows are bad, more than data.max_bad_rows=0.01" in refused
+    assert "16 of 400 rows are bad, more than data.max_bad_rows=0.01" in refused
     assert (home / "runs/strict/quarantine.parquet").is_file()
     assert not (home / "runs/strict/stage.json").exists()
+
+
+def trained(
+    home: Path, sets: dict[str, DataSetConfig], job: str, *settings: str
+) -> tuple[str, list[dict[str, float]]]:
+    """Train a tiny model on the sets, with the demo's settings; return what was printed, and steps.
+
+    ``settings`` may name the model's folder as `model`.
+    """
+    if not (home / "model").exists():
+        write_tiny_model(home / "model")
+    config = yaml.safe_load((REPOSITORY / f"configs/demo/{job}.yaml").read_text())
+    rows = {name: asdict(own) for name, own in sets.items()}
+    config["data"] |= {"eval": [rows.pop("heldout")], "train": list(rows.values())}
+    (home / f"{job}.yaml").write_text(yaml.safe_dump(config))
+    short = ("steps=4", "evaluation.every=4", "evaluation.samples=8")
+    folder = (f"run.dir=runs/{job}", f"data.max_bad_rows={MAX_BAD_ROWS}")
+    command = [sys.executable, "-m", f"cluster.jobs.{job}", str(home / f"{job}.yaml")]
+    printed = run(*command, *settings, *short, *folder, home=home)
+    steps = [step for step in metrics_of(home / f"runs/{job}") if step["step"]]
+    assert len(steps) == 4
+    assert "data set 'signs': 16 of 400 rows set aside" in printed
+    return printed, steps
+
+
+def test_embedder_trains_on_the_rest(home: Path, data_sets: dict[str, DataSetConfig]) -> None:
+    settings = ("model=model", "batch=96", "sub_batches=4")
+    printed, steps = trained(home, data_sets, "embedder", *settings)
+    assert f"quarantined: {home}/root/" in printed
+    assert all(math.isfinite(step["contrast/loss"]) for step in steps)
+
+
+def test_rl_trains_on_the_rest(home: Path, data_sets: dict[str, DataSetConfig]) -> None:
+    models = ("reasoner=model", "reward.model=model", "reward.gate_by_format=false")
+    sizes = ("pairs=24", "siblings=2", "checkpoint_every=4")
+    _, steps = trained(home, data_sets, "rl", *models, *sizes)
+    reasons = {name for step in steps for name in step if name.startswith("dropped/")}
+    # A random model's traces are paid alike. Beside a bad picture the other side has no positive.
+    expected = {"bad_picture", "no_positive", "no_spread", "total"}
+    assert reasons == {f"dropped/{reason}" for reason in expected}
+    for step in steps:
+        assert step["traces/issued"] == step["traces/trained"] + step["dropped/total"]

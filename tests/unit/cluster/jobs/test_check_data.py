@@ -1,10 +1,12 @@
 """The job `check_data` on sets of texts, which needs no Ray: its files, its end, its settings."""
 
 import json
+import zipfile
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,19 +14,20 @@ from cluster.jobs.check_data import (
     NEAR,
     NEAR_FILE,
     QUARANTINE,
+    QUARANTINE_FILE,
     decode_all,
     leak_lines,
     main,
     media_problems,
     read_sets,
 )
-from configs.common import DataConfig, MediaConfig, RunConfig
+from configs.common import DataConfig, DataSetConfig, MediaConfig, RunConfig
 from configs.load import load
 from configs.schema import CheckDataConfig, RLConfig, problems
 from data.errors import ClusterError, DataError
 from data.sets.load_sets import load_set
 from evaluation.report.contact_sheet import PAIRS_SHOWN
-from tests.builders import write_set
+from tests.builders import write_picture, write_set
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 
@@ -196,6 +199,82 @@ def test_what_cannot_be_read_at_all_does_not_hide_the_other_sets(config):
     assert len(refused) == 2
     assert "'mine' is used 2 times" in refused[0]
     assert "lost.json: file not found" in refused[1]
+
+
+def cut_archive(folder: Path) -> dict[str, object]:
+    whole = write_picture(folder / "a.png").read_bytes()
+    with zipfile.ZipFile(folder / "media.zip", "w") as archive:
+        archive.writestr("b.png", whole)
+    content = (folder / "media.zip").read_bytes()
+    (folder / "media.zip").write_bytes(content[: len(content) // 2])
+    return {"unpack": ["media.zip"]}
+
+
+def two_of_three_shards(folder: Path) -> dict[str, object]:
+    for number in (0, 2):
+        name = f"train-0000{number}-of-00003.parquet"
+        pq.write_table(pa.table({"qry": ["a"], "pos_text": ["b"]}), folder / name)
+    return {"path": str(folder)}
+
+
+def a_column_of_numbers(folder: Path) -> dict[str, object]:
+    pq.write_table(pa.table({"qry": ["a", "b"], "pos_text": [1, 2]}), folder / "rows.parquet")
+    return {"path": str(folder / "rows.parquet")}
+
+
+def qrels_of_numbers_with_fractions(folder: Path) -> dict[str, object]:
+    for part, table in {
+        "queries": {"query-id": [1], "query": ["a"]},
+        "corpus": {"corpus-id": [1], "text": ["b"]},
+        "qrels": {"query-id": [1.5], "corpus-id": [1], "score": [1]},
+    }.items():
+        pq.write_table(pa.table(table), folder / f"{part}.parquet")
+    return {"path": str(folder), "format": "beir"}
+
+
+def an_unknown_revision(folder: Path) -> dict[str, object]:
+    return {"path": f"hf://datasets/org/set@{'0' * 40}/rows.parquet"}
+
+
+def half_a_table(folder: Path) -> dict[str, object]:
+    table = pa.table({"qry": ["a"], "pos_text": ["b"]})
+    pq.write_table(table, folder / "rows.parquet")
+    content = (folder / "rows.parquet").read_bytes()
+    (folder / "rows.parquet").write_bytes(content[: len(content) // 2])
+    return {"path": str(folder / "rows.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (cut_archive, ("media.zip: expected a whole zip or tar", "; download it again")),
+        (two_of_three_shards, ("train-00001-of-00003.parquet is missing; download it",)),
+        (half_a_table, ("rows.parquet: not a readable parquet", "; download or write it again")),
+        (
+            a_column_of_numbers,
+            ("2 of 2 rows are bad", "rows.parquet row 1, field 'pos_text': expected text, found"),
+        ),
+        (
+            qrels_of_numbers_with_fractions,
+            ("qrels.parquet, field 'query-id': expected a column of whole", "; write the column"),
+        ),
+        (an_unknown_revision, ("data set 'broken', path: revision 0", "set data.offline: false")),
+    ],
+)
+def test_a_set_that_is_broken_as_a_whole_is_named_with_what_to_do(
+    config, tmp_path, capsys, write, words
+):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    settings = {"name": "broken", "path": config.data.train[0].path, "root": str(folder)}
+    broken = DataSetConfig(**(settings | write(folder)))
+    both = replace(config, data=replace(config.data, train=[*config.data.train, broken]))
+    with pytest.raises(DataError) as error:
+        main(both)
+    for part in words:
+        assert part in str(error.value)
+    # The other sets are checked all the same.
+    assert pq.read_table(Path(both.run.dir) / QUARANTINE_FILE)["data_set"].to_pylist()[0] == "mine"
 
 
 def test_where_nothing_comes_back_no_file_is_blamed(monkeypatch):

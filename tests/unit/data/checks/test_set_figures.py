@@ -116,7 +116,7 @@ def test_what_is_set_aside_names_file_row_field_and_reason_rows_first(pictures):
         "file": file,
         "row": 4,
         "field": "qry",
-        "reason": f"{file} row 4, field 'qry': expected text, found int",
+        "reason": f"{file} row 4, field 'qry': expected text, found int; mend or remove the row",
     }
     assert "c.png: not a readable picture" in medium.pop("reason")
     assert medium == {"data_set": "set", "file": file, "row": 3, "field": "qry_image_path"}

@@ -218,7 +218,8 @@ def test_qrels_that_name_nothing_and_broken_entries_are_set_aside(tmp_path):
         (9, "image"),
     ]
     assert told[5][2] == (
-        f"{entries} row 3, field 'image' or 'text': the entry is empty: no text and no picture"
+        f"{entries} row 3, field 'image' or 'text': the entry is empty: no text and no picture; "
+        "mend or remove it"
     )
     assert loaded.distractors == {}
     assert (loaded.rows, loaded.read) == (10, 8)

@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def test_a_struct_with_a_path_and_no_bytes_names_a_file(tmp_path):
     assert uris_of(loaded.pairs) == [str(Path(config.root) / "a.png")]
     assert [bad.reason for bad in loaded.bad_rows] == [
         f"{tmp_path}/a.parquet row {row}, field 'image': the target is empty: no text and no "
-        "picture"
+        "picture; mend or remove the row"
         for row in (2, 3)
     ]
 
@@ -247,7 +248,7 @@ def test_a_column_of_the_wrong_type_is_named_with_file_row_and_field(tmp_path, f
     pq.write_table(pa.table(texts | {field: column}), path)
     loaded = load_set(replace(config, path=str(path)))
     assert [bad.reason for bad in loaded.bad_rows] == [
-        f"{path} row {row}, field '{field}': {words}" for row in (1, 2)
+        f"{path} row {row}, field '{field}': {words}; mend or remove the row" for row in (1, 2)
     ]
 
 
@@ -427,12 +428,25 @@ def test_a_line_of_csv_with_other_cells_than_the_first_is_set_aside(tmp_path, mo
     assert every.bad_rows[0].reason == f"{path} row 1: {expected} 1 in 'bad'; mend the line"
 
 
+def test_a_quote_in_csv_that_is_not_closed_is_told(tmp_path):
+    config = write_set(tmp_path, [])
+    path = tmp_path / "rows.csv"
+    path.write_text('qry,pos_text\na,b\n"c,d\ne,f\n')
+    loaded = load_set(replace(config, path=str(path)))
+    assert [pair.row for pair in loaded.pairs] == [0]
+    [bad] = loaded.bad_rows
+    assert bad.reason.endswith(
+        "whose quote is not closed and hides the lines behind it; mend the line"
+    )
+
+
 def test_a_cell_that_should_hold_json_and_does_not_is_set_aside(tmp_path):
     config = write_set(tmp_path, [], format="mmeb_eval")
     path = tmp_path / "rows.csv"
     path.write_text('qry_text,tgt_text,tgt_img_path\na,"[""b"",","[""""]"\n')
     (bad,) = load_set(replace(config, path=str(path))).bad_rows
-    assert bad.reason == f"{path} row 1, field 'tgt_text': expected a list of texts, found str"
+    expected = "expected a list of texts, found str; mend or remove the row"
+    assert bad.reason == f"{path} row 1, field 'tgt_text': {expected}"
 
 
 def test_archives_that_are_broken_too_large_or_of_tables_are_refused(tmp_path, monkeypatch):
@@ -456,6 +470,17 @@ def test_archives_that_are_broken_too_large_or_of_tables_are_refused(tmp_path, m
     path.write_bytes(whole)
     with pytest.raises(DataError, match="more than 100 bytes when unpacked"):
         read_rows(path)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json.gz"])
+def test_a_full_folder_for_temporary_files_is_named(tmp_path, monkeypatch, name):
+    (tmp_path / "rows.csv").write_text("qry,pos_text\na,b\n")
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(json.dumps(ROWS["mmeb"]).encode()))
+    # A file of the system whose disk is always full.
+    full = partial(open, "/dev/full", "wb", buffering=0)
+    monkeypatch.setattr(data.rows.row_files.tempfile, "TemporaryFile", full)
+    with pytest.raises(DataError, match=rf"{name}: no room for its rows in .* set TMPDIR to a"):
+        read_rows(tmp_path / name)
 
 
 def test_cells_are_named_by_rows_of_other_files_only_inside_the_root(tmp_path):

@@ -526,7 +526,7 @@ def test_true_frames_are_counted_from_one(read):
 
 def test_a_video_of_zero_frames_is_refused_and_its_answer_not_taken_for_the_query(read):
     row = hound((turns("<video>\nwhat?", "SECRET"), []), (turns("", "a"), BLANK))
-    assert "field 'video': expected paths, found an empty list" in reason(
+    assert "field 'qry.video': expected paths, found an empty list" in reason(
         read(row, format="llavahound")
     )
 
@@ -646,26 +646,38 @@ def test_a_trace_of_a_video_points_at_frames_that_are_shown(read):
         ("text", "qry", "expected an object"),
         ({"conversations": turns("", ""), "video": BLANK}, "qry", "query is empty"),
         ({}, "qry", "query is empty"),
-        ({"conversations": "hi", "video": VIDEO}, "conversations", "found str"),
-        ({"conversations": ["hi"], "video": VIDEO}, "conversations", "list of turns"),
-        ({"conversations": [{"from": "human", "value": 5}]}, "value", "expected text, found int"),
+        ({"conversations": "hi", "video": VIDEO}, "qry.conversations", "found str"),
+        ({"conversations": ["hi"], "video": VIDEO}, "qry.conversations", "list of turns"),
+        (
+            {"conversations": [{"from": "human", "value": 5}]},
+            "qry.value",
+            "expected text, found int",
+        ),
         ({"conversations": turns("a", "b") * 2}, "qry.conversations", "one round"),
-        ({"conversations": [*turns("a", "b")[:1]] * 2}, "conversations", "'human' after 'human'"),
-        ({"conversations": [{"from": [], "value": "a"}]}, "from", "expected text, found list"),
+        (
+            {"conversations": [*turns("a", "b")[:1]] * 2},
+            "qry.conversations",
+            "'human' after 'human'",
+        ),
+        ({"conversations": [{"from": [], "value": "a"}]}, "qry.from", "expected text, found list"),
         (
             {"conversations": turns("a", ""), "video": "v/1.jpg"},
-            "video",
+            "qry.video",
             "list of texts, found str",
         ),
-        ({"conversations": turns("a", ""), "video": [5]}, "video", "expected a list of texts"),
+        ({"conversations": turns("a", ""), "video": [5]}, "qry.video", "expected a list of texts"),
         (
             {"conversations": turns("a", ""), "video": 5},
-            "video",
+            "qry.video",
             "expected a path or a list of paths",
         ),
         ({"conversations": turns("a", ""), "video": "x.mp4"}, "qry.video", "'x.mp4' not found"),
-        ({"conversations": turns("a", ""), "video": "root"}, "video", "str 'root', which is none"),
-        ({"conversations": turns("a", ""), "video": ".."}, "video", "leaves it"),
+        (
+            {"conversations": turns("a", ""), "video": "root"},
+            "qry.video",
+            "str 'root', which is none",
+        ),
+        ({"conversations": turns("a", ""), "video": ".."}, "qry.video", "leaves it"),
         (
             {"conversations": turns("a", ""), "video": ["v/1.jpg", "x.mp4"]},
             "qry.video",
