@@ -1,7 +1,11 @@
-"""Decoded pictures that all actors read from Ray's object store."""
+"""Decoded pictures that all actors read from Ray's object store, and who decodes them: a process on
+each node, never the driver.
+"""
 
 import logging
-from collections.abc import Iterable, Mapping, Set
+import threading
+from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,35 +13,56 @@ import ray
 
 from cluster.side_process import SideProcess
 from configs.common import MediaConfig
-from data.errors import ActorLost
-from data.media.pictures import load_pictures
+from data.errors import ActorLost, ClusterError
+from data.media.pictures import check_bytes, decoded_together, load_pictures
 from data.types import Pictures
 
 log = logging.getLogger(__name__)
 DECODE_TIMEOUT_S = 1800.0
-"""Longest wait for a step's pictures."""
+"""Longest wait for a step's pictures on one node."""
+LEAST_GROUPS = 16
+"""Of `decoded_together`, for each node: fewer are decoded sooner than another node has answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPictures:
     """Where they are, and what the driver must know of them without fetching them."""
 
-    ref: Any
-    """Of `Pictures`."""
+    refs: tuple[Any, ...]
+    """Of `Pictures`, each a part; an actor gets them as arguments, see `data.types.together`."""
     sizes: Mapping[str, tuple[int, int]]
     """(height, width) by uri."""
+    decoders: tuple[SideProcess, ...] = ()
+    """Who decoded them. As long as these are there, Ray has them decode again what was lost."""
 
 
-def share_pictures(pictures: Pictures) -> SharedPictures:
-    """Put pictures into the object store; they leave it with the last one who holds the result."""
-    return SharedPictures(ray.put(pictures), _sizes(pictures))
+def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
+    """Return pictures that were shared apart as one, nothing is fetched; of a file the last."""
+    parts = list(shared)
+    return SharedPictures(
+        refs=tuple(ref for part in parts for ref in part.refs),
+        sizes={uri: size for part in parts for uri, size in part.sizes.items()},
+        decoders=tuple(decoder for part in parts for decoder in part.decoders),
+    )
 
 
 class Decoder:
-    """Decodes files into the object store; a process beside the driver does it."""
+    """Decodes files into the object store: a process on each node, and beside the driver.
+
+    One process a node: its threads decode on several cores, as Pillow, FFmpeg and PDFium let others
+    run meanwhile, and a task's process would not live until the next step (`SideProcess`). None
+    asks for a CPU, so that each finds its place where actors hold all of them.
+
+    The process beside the driver has the last word: what another one cannot decode (files that its
+    node lacks, files that end it, a node that goes away) is decoded there again.
+    """
 
     def __init__(self) -> None:
-        self._process = SideProcess("the decoder")
+        self._here = SideProcess("the decoder")
+        self._elsewhere: dict[str, SideProcess] = {}
+        """By node."""
+        self._lock = threading.Lock()
+        """Guards it: several threads share pictures."""
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
@@ -51,9 +76,60 @@ class Decoder:
             ClusterError: it did not end in time, or failed though no single file makes it fail.
             DataError: together they hold more than ``limits.max_step_bytes``.
         """
-        names = sorted(set(uris))
+        groups = decoded_together(sorted(set(uris)))
+        others = self._others(len(groups) // LEAST_GROUPS)
+        count = 1 + len(others)
+        own, *shares = ([uri for group in groups[i::count] for uri in group] for i in range(count))
+        with ThreadPoolExecutor(count) as threads:
+            calls = [
+                threads.submit(_share_or_fail, other, share, limits, frames)
+                for other, share in zip(others, shares, strict=True)
+            ]
+            shared, failed = self._share_here(own, limits, frames)
+            parts = [shared]
+            for call in calls:
+                part, failed_there = call.result()
+                again, failed_again = self._share_here(sorted(failed_there), limits, frames)
+                failed = {**failed, **failed_again}
+                parts += [part, again]
+                if again.sizes:
+                    uri = next(iter(again.sizes))
+                    log.warning(
+                        "%d pictures could be decoded on the driver's node only: are the folders "
+                        "in data on all nodes? %s",
+                        len(again.sizes),
+                        failed_there[uri],
+                    )
+        joined = join_pictures(parts)
+        check_bytes({uri: 3 * h * w for uri, (h, w) in joined.sizes.items()}, limits.max_step_bytes)
+        return joined, failed
+
+    def close(self) -> None:
+        """End the processes."""
+        with self._lock:
+            for process in (self._here, *self._elsewhere.values()):
+                process.close()
+
+    def _others(self, most: int) -> list[SideProcess]:
+        """Return the processes on other nodes, no more than ``most``."""
+        if most < 1:
+            return []
+        here = ray.get_runtime_context().get_node_id()
+        alive = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        nodes = [node for node in alive if node != here][:most]
+        with self._lock:
+            for node in self._elsewhere.keys() - set(alive):
+                del self._elsewhere[node]
+            for node in nodes:
+                if node not in self._elsewhere:
+                    self._elsewhere[node] = SideProcess(f"the decoder on node {node}", node=node)
+            return [self._elsewhere[node] for node in nodes]
+
+    def _share_here(
+        self, names: list[str], limits: MediaConfig, frames: Set[str]
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
         try:
-            return self._share(names, limits, frames)
+            return _share(self._here, names, limits, frames)
         except ActorLost as error:
             log.warning("%s; looking for the files that end it", error)
             deadly = {
@@ -63,21 +139,8 @@ class Decoder:
             if not deadly:
                 raise
             harmless_names = [name for name in names if name not in deadly]
-            shared, failed = self._share(harmless_names, limits, frames)
+            shared, failed = _share(self._here, harmless_names, limits, frames)
             return shared, {**failed, **deadly}
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
-    def _share(
-        self, names: list[str], limits: MediaConfig, frames: Set[str]
-    ) -> tuple[SharedPictures, Mapping[str, str]]:
-        what = f"decoding {len(names)} pictures, first {names[:1]}"
-        [pictures], (sizes, failed) = self._process.run(
-            _decode, names, limits, frames, what=what, timeout_s=DECODE_TIMEOUT_S, returns=2
-        )
-        return SharedPictures(pictures, sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig, frames: Set[str]) -> list[str]:
         """Return the files that end the decoder by themselves, of files that together end it."""
@@ -86,18 +149,36 @@ class Decoder:
         deadly = []
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             try:
-                self._share(half, limits, frames)
+                _share(self._here, half, limits, frames)
             except ActorLost:
                 deadly += self._deadly(half, limits, frames)
         return deadly
+
+
+def _share(
+    process: SideProcess, names: Sequence[str], limits: MediaConfig, frames: Set[str]
+) -> tuple[SharedPictures, Mapping[str, str]]:
+    if not names:
+        return SharedPictures((), {}), {}
+    what = f"decoding {len(names)} pictures, first {names[:1]}"
+    refs, (sizes, failed) = process.run(
+        _decode, names, limits, frames, what=what, timeout_s=DECODE_TIMEOUT_S, returns=2
+    )
+    return SharedPictures(tuple(refs), sizes, (process,)), failed
+
+
+def _share_or_fail(
+    process: SideProcess, names: Sequence[str], limits: MediaConfig, frames: Set[str]
+) -> tuple[SharedPictures, Mapping[str, str]]:
+    """Return `_share`; where the process cannot do it, all files have failed."""
+    try:
+        return _share(process, names, limits, frames)
+    except ClusterError as error:
+        return SharedPictures((), {}), dict.fromkeys(names, str(error))
 
 
 def _decode(
     uris: list[str], limits: MediaConfig, frames: Set[str]
 ) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]]]:
     pictures, failed = load_pictures(uris, limits, frames=frames)
-    return pictures, (_sizes(pictures), failed)
-
-
-def _sizes(pictures: Pictures) -> dict[str, tuple[int, int]]:
-    return {uri: pixels.shape[:2] for uri, pixels in pictures.items()}
+    return pictures, ({uri: pixels.shape[:2] for uri, pixels in pictures.items()}, failed)

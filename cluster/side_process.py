@@ -1,4 +1,4 @@
-"""A process beside the driver, for work that the driver should not do."""
+"""A process beside the driver or on another node, for work that the driver should not do."""
 
 import logging
 import threading
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.faults import wait_for
 from cluster.placement import driver_node
-from data.errors import ActorLost
 
 log = logging.getLogger(__name__)
 RETRIES = 2
@@ -17,22 +17,25 @@ RETRIES = 2
 
 
 class SideProcess:
-    """One process on the driver's node that does one thing after another.
+    """One process, on the driver's node if no ``node`` is named, that does one thing after another.
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
     tasks: where actors hold all CPUs of a node, Ray ends a process without work after a second, and
-    the next one costs seconds to start.
+    the next one costs seconds to start. Ray starts it again where it died, on any node if its own
+    is gone, and has it do again what it died of, and what it made that was lost with a node.
 
     Args:
         name: for messages.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, node: str | None = None) -> None:
         self._name = name
-        self._closed = False
         self._turn = threading.Lock()
         """Held while it works: others that waited in its queue would die with it."""
-        self._actor = _started()
+        place = NodeAffinitySchedulingStrategy(node, soft=True) if node else driver_node()
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
+        remote = ray.remote(SideProcessActor)
+        self._actor = remote.options(**options, scheduling_strategy=place).remote()
 
     def run(
         self,
@@ -52,25 +55,13 @@ class SideProcess:
             EmbedRLError: what the function raised.
         """
         with self._turn:
-            for retries_left in reversed(range(RETRIES + 1)):
-                refs = self._actor.call.options(num_returns=returns).remote(function, *args)
-                all_refs = refs if returns > 1 else [refs]
-                try:
-                    [value] = wait_for(all_refs[-1:], [self._name], timeout_s=timeout_s, what=what)
-                except ActorLost as error:
-                    if self._closed:
-                        raise
-                    self._actor = _started()
-                    if not retries_left:
-                        raise
-                    log.warning("%s; it is done again", error)
-                else:
-                    break
+            refs = self._actor.call.options(num_returns=returns).remote(function, *args)
+            all_refs = refs if returns > 1 else [refs]
+            [value] = wait_for(all_refs[-1:], [self._name], timeout_s=timeout_s, what=what)
         return all_refs[:-1], value
 
     def close(self) -> None:
         """End the process; who waits for it is told."""
-        self._closed = True
         ray.kill(self._actor)
 
 
@@ -80,8 +71,3 @@ class SideProcessActor:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function returns."""
         return function(*args)
-
-
-def _started() -> Any:
-    here = {"num_cpus": 0, "scheduling_strategy": driver_node()}
-    return ray.remote(SideProcessActor).options(**here).remote()

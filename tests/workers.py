@@ -6,6 +6,8 @@ import signal
 import threading
 from pathlib import Path
 
+import ray
+
 from cluster.learner_rank import LearnerRank
 from data.errors import DataError, EngineLost, WeightSyncError
 from data.types import DroppedTrajectory
@@ -69,7 +71,7 @@ class Reasoner:
         self.version = version
         return SyncReport(version=version, tensors=1, mismatched=(), bytes=1, seconds=0.0)
 
-    async def generate(self, requests: list, pictures: object) -> list:
+    async def generate(self, requests: list, *pictures: object) -> list:
         if any(one.content == ("deadly",) for one in requests):
             os._exit(1)
         return [DroppedTrajectory(one.key, "sampled", self.name) for one in requests]
@@ -94,6 +96,23 @@ class CrashesAt(int):
             with self.log.open("a") as file:
                 file.write("x")
             os._exit(1)
+        return False
+
+
+class ReadableAt(int):
+    """A limit of file sizes that no file exceeds; on other nodes all files are gone."""
+
+    def __new__(cls, node: str) -> "ReadableAt":
+        limit = super().__new__(cls, 1 << 30)
+        limit.node = node
+        return limit
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.node,)
+
+    def __lt__(self, size: int) -> bool:
+        if ray.get_runtime_context().get_node_id() != self.node:
+            raise FileNotFoundError
         return False
 
 

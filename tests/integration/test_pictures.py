@@ -1,4 +1,4 @@
-"""Files decoded by a process beside the driver: pixels, reasons, and a decoder that crashes."""
+"""Files decoded beside the driver: pixels, reasons, and a decoder that crashes."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ from cluster.side_process import RETRIES
 from configs.common import MediaConfig
 from data.errors import DataError
 from data.media.pictures import load_picture
+from data.types import together
 from tests.builders import WITHOUT_AN_ITEM, write_picture
 from tests.workers import CrashesAt
 
@@ -30,7 +31,7 @@ def test_files_come_decoded_with_sizes_and_reasons(decoder: Decoder, tmp_path: P
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     shared, failed = decoder.share([wide, str(broken), wide], MediaConfig())
-    found = ray.get(shared.ref)
+    found = together(ray.get(list(shared.refs)))
     assert list(found) == [wide]
     assert (found[wide] == load_picture(wide, MediaConfig())).all()
     assert shared.sizes == {wide: (30, 40)}
@@ -62,7 +63,7 @@ def test_frames_come_shrunk_and_too_many_bytes_are_refused(
 
 def test_no_files_are_no_pictures(decoder: Decoder) -> None:
     shared, failed = decoder.share([], MediaConfig())
-    assert (ray.get(shared.ref), shared.sizes, failed) == ({}, {}, {})
+    assert (shared.refs, shared.sizes, failed) == ((), {}, {})
 
 
 def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(
