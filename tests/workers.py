@@ -10,7 +10,7 @@ import ray
 
 from cluster.learner_rank import LearnerRank
 from data.errors import DataError, EngineLost, WeightSyncError
-from data.types import DroppedTrajectory
+from data.types import DroppedTrajectory, Pictures, together
 from rollout.weights.report import SyncReport
 
 
@@ -122,6 +122,11 @@ def dies_once(mark: Path) -> int:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+def gathered(*parts: Pictures) -> Pictures:
+    """Return a call's pictures."""
+    return together(parts)
 
 
 def limit_files(rank: LearnerRank, size: int) -> None:

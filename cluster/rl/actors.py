@@ -8,13 +8,13 @@
 | `reward-N` | `EmbedderActor` | `reward.pool.actors` | the pool closes or shrinks |
 | `second-N` | `EmbedderActor` | as many, with `reward.second_model` | the pool closes or shrinks |
 | `judge-N` | `JudgeActor` | `reward.judge.pool.actors`, with a judge | the pool closes or shrinks |
-| the decoder's | `SideProcessActor` | 1 | `Decoder` closes |
+| the decoder's | `SideProcessActor` | 1 a node | `Decoder` closes |
 | the ranker's | `SideProcessActor` | 1 | `Ranker` closes |
 | `pool-targets` | `PoolTargets` | 1 | Ray ends; starts again empty |
 
-An actor that dies earlier is started again: an engine's by its pool, the decoder's and the ranker's
-by `Decoder` and `Ranker`, `weights` and `pool-targets` by Ray. A learner group that lost a rank is
-started again by `cluster.run.recovery`.
+An actor that dies earlier is started again: an engine's by its pool, the decoder's, the ranker's,
+`weights` and `pool-targets` by Ray. A learner group that lost a rank is started again by
+`cluster.run.recovery`.
 """
 
 import logging

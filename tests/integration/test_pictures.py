@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.jobs.embedder import contrastive_batches
+from cluster.jobs.warm_start import encode
 from cluster.pictures import Decoder
 from cluster.side_process import RETRIES
-from configs.common import MediaConfig
+from configs.common import DataConfig, MediaConfig, RunConfig
+from configs.schema import EmbedderConfig, WarmStartConfig
 from data.errors import DataError
-from data.media.pictures import load_picture
-from data.types import together
-from tests.builders import WITHOUT_AN_ITEM, write_picture
+from data.media.pictures import load_picture, load_pictures
+from data.model.chat import ChatEncoder
+from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.types import Item, Kind, Picture, together
+from tests.builders import WITHOUT_AN_ITEM, loaded_set, make_pair, write_picture
+from tests.integration.conftest import MEDIA
 from tests.workers import CrashesAt
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -90,3 +97,33 @@ def test_nothing_else_that_waits_is_blamed_for_it(decoder: Decoder, tmp_path: Pa
         second = threads.submit(decoder.share, [good], MediaConfig())
     assert list(first.result()[1]) == [str(deadly)]
     assert second.result()[1] == {}
+
+
+def test_the_batches_of_embedder_and_warm_start_come_without_pixels_in_the_driver(
+    decoder: Decoder, encoder: ChatEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [str(write_picture(tmp_path / f"{name}.png", 150, 90)) for name in "ab"]
+    query, target = (Item(text="what color", kind=Kind.IMAGE, uris=(uri,)) for uri in uris)
+    pair = make_pair("a", query=query, target=target)
+    run, data = RunConfig(dir="unused"), DataConfig(media=MEDIA)
+    contents = [(uri, (Picture(uri, Kind.IMAGE), "what color"), "red") for uri in uris]
+    expected, _ = load_pictures(uris, MEDIA)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the driver decodes")
+
+    monkeypatch.setattr("data.media.pictures._decode", refuse)
+    feed = PairFeed(
+        [loaded_set(name="set", pairs=(pair,), bad_rows=())], {"set": 1.0}, batch=1, seed=0
+    )
+    config = EmbedderConfig(run=run, model="unused", data=data, sub_batches=1)
+    (rows, shown), _ = next(contrastive_batches(feed, config, Relevance([pair]), decoder))
+    supervised = WarmStartConfig(run=run, model="unused", data=data)
+    samples, described = encode(contents, encoder, supervised, decoder)
+    assert len(rows) == 1
+    for shared in (shown, described):
+        assert shared.sizes == dict.fromkeys(uris, (90, 150))
+        for uri, pixels in together(ray.get(list(shared.refs))).items():
+            assert (pixels == expected[uri]).all()
+    for sample, (_, content, _) in zip(samples, contents, strict=True):
+        assert sample.prompt_ids.tolist() == encoder.encode(content, expected).expanded

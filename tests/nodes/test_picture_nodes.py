@@ -13,11 +13,10 @@ from cluster.pictures import LEAST_GROUPS, Decoder, SharedPictures
 from configs.common import MediaConfig
 from data.errors import DataError
 from data.media.pictures import load_pictures
-from data.types import together
 from tests.builders import write_picture
 from tests.nodes.conftest import STORE_BYTES
 from tests.patience import PATIENCE_S
-from tests.workers import CrashesAt, ReadableAt
+from tests.workers import CrashesAt, ReadableAt, gathered
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 3 * LEAST_GROUPS
@@ -53,8 +52,9 @@ def uris(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def check_pixels(shared: SharedPictures, uris: list[str]) -> None:
-    """Fail where they are not those of the files."""
-    pictures = together(ray.get(list(shared.refs), timeout=PATIENCE_S))
+    """Fail where what a call gets is not what the files hold."""
+    reader = ray.remote(gathered).options(num_cpus=0)
+    pictures = ray.get(reader.remote(*shared.refs), timeout=PATIENCE_S)
     expected, _ = load_pictures(uris, MediaConfig())
     assert pictures.keys() == shared.sizes.keys() == expected.keys()
     for uri, pixels in expected.items():
