@@ -49,7 +49,7 @@ def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
 class Decoder:
     """Decodes files into the object store: a process on each node, and beside the driver.
 
-    One process a node: its threads decode on several cores, as Pillow, FFmpeg and PDFium let others
+    One process a node: its threads decode on several cores, as Pillow and FFmpeg let other threads
     run meanwhile, and a task's process would not live until the next step (`SideProcess`). None
     asks for a CPU, so that each finds its place where actors hold all of them.
 
@@ -61,8 +61,10 @@ class Decoder:
         self._here = SideProcess("the decoder")
         self._elsewhere: dict[str, SideProcess] = {}
         """By node."""
+        self._left_out: set[str] = set()
+        """Nodes whose process did not answer, or got no place: each such wait is long."""
         self._lock = threading.Lock()
-        """Guards it: several threads share pictures."""
+        """Guards both: several threads share pictures."""
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
@@ -82,27 +84,13 @@ class Decoder:
         own, *shares = ([uri for group in groups[i::count] for uri in group] for i in range(count))
         with ThreadPoolExecutor(count) as threads:
             calls = [
-                threads.submit(_share_or_fail, other, share, limits, frames)
-                for other, share in zip(others, shares, strict=True)
+                threads.submit(self._share_there, node, process, share, limits, frames)
+                for (node, process), share in zip(others.items(), shares, strict=True)
             ]
-            shared, failed = self._share_here(own, limits, frames)
-            parts = [shared]
-            for call in calls:
-                part, failed_there = call.result()
-                again, failed_again = self._share_here(sorted(failed_there), limits, frames)
-                failed = {**failed, **failed_again}
-                parts += [part, again]
-                if again.sizes:
-                    uri = next(iter(again.sizes))
-                    log.warning(
-                        "%d pictures could be decoded on the driver's node only: are the folders "
-                        "in data on all nodes? %s",
-                        len(again.sizes),
-                        failed_there[uri],
-                    )
-        joined = join_pictures(parts)
-        check_bytes({uri: 3 * h * w for uri, (h, w) in joined.sizes.items()}, limits.max_step_bytes)
-        return joined, failed
+            parts = [self._share_here(own, limits, frames), *(call.result() for call in calls)]
+        shared = join_pictures(part for part, _ in parts)
+        check_bytes({uri: 3 * h * w for uri, (h, w) in shared.sizes.items()}, limits.max_step_bytes)
+        return shared, {uri: reason for _, failed in parts for uri, reason in failed.items()}
 
     def close(self) -> None:
         """End the processes."""
@@ -110,20 +98,47 @@ class Decoder:
             for process in (self._here, *self._elsewhere.values()):
                 process.close()
 
-    def _others(self, most: int) -> list[SideProcess]:
-        """Return the processes on other nodes, no more than ``most``."""
+    def _others(self, most: int) -> dict[str, SideProcess]:
+        """Return the processes on other nodes, by node, no more than ``most``."""
         if most < 1:
-            return []
+            return {}
         here = ray.get_runtime_context().get_node_id()
         alive = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
-        nodes = [node for node in alive if node != here][:most]
         with self._lock:
+            nodes = [node for node in alive if node != here and node not in self._left_out][:most]
             for node in self._elsewhere.keys() - set(alive):
                 del self._elsewhere[node]
             for node in nodes:
                 if node not in self._elsewhere:
                     self._elsewhere[node] = SideProcess(f"the decoder on node {node}", node=node)
-            return [self._elsewhere[node] for node in nodes]
+            return {node: self._elsewhere[node] for node in nodes}
+
+    def _share_there(
+        self,
+        node: str,
+        process: SideProcess,
+        names: list[str],
+        limits: MediaConfig,
+        frames: Set[str],
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
+        """Have a share decoded on another node; what fails there, beside the driver."""
+        try:
+            shared, failed = _share(process, names, limits, frames)
+        except ClusterError as error:
+            log.warning("%s; decoded beside the driver", error)
+            if not isinstance(error, ActorLost):
+                with self._lock:
+                    self._left_out.add(node)
+            return self._share_here(names, limits, frames)
+        again, reasons = self._share_here(sorted(failed), limits, frames)
+        if again.sizes:
+            log.warning(
+                "%d pictures could be decoded on the driver's node only: are the folders in data "
+                "on all nodes? %s",
+                len(again.sizes),
+                failed[next(iter(again.sizes))],
+            )
+        return join_pictures([shared, again]), reasons
 
     def _share_here(
         self, names: list[str], limits: MediaConfig, frames: Set[str]
@@ -165,16 +180,6 @@ def _share(
         _decode, names, limits, frames, what=what, timeout_s=DECODE_TIMEOUT_S, returns=2
     )
     return SharedPictures(tuple(refs), sizes, (process,)), failed
-
-
-def _share_or_fail(
-    process: SideProcess, names: Sequence[str], limits: MediaConfig, frames: Set[str]
-) -> tuple[SharedPictures, Mapping[str, str]]:
-    """Return `_share`; where the process cannot do it, all files have failed."""
-    try:
-        return _share(process, names, limits, frames)
-    except ClusterError as error:
-        return SharedPictures((), {}), dict.fromkeys(names, str(error))
 
 
 def _decode(
