@@ -1,17 +1,18 @@
-"""Decoded pictures that all actors read from Ray's object store, and who decodes them: a process on
-each node, never the driver.
+"""Decoded pictures that all actors read from Ray's object store, and who decodes them: processes on
+all nodes, never the driver.
 """
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.side_process import SideProcess
+from cluster.faults import wait_for
+from cluster.side_process import RETRIES, SideProcess
 from configs.common import MediaConfig
 from data.errors import ActorLost, ClusterError
 from data.media.pictures import check_bytes, decoded_together, load_pictures
@@ -32,8 +33,6 @@ class SharedPictures:
     """Of `Pictures`, each a part; an actor gets them as arguments, see `data.types.together`."""
     sizes: Mapping[str, tuple[int, int]]
     """(height, width) by uri."""
-    decoders: tuple[SideProcess, ...] = ()
-    """Who decoded them. As long as these are there, Ray has them decode again what was lost."""
 
 
 def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
@@ -42,29 +41,25 @@ def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
     return SharedPictures(
         refs=tuple(ref for part in parts for ref in part.refs),
         sizes={uri: size for part in parts for uri, size in part.sizes.items()},
-        decoders=tuple(decoder for part in parts for decoder in part.decoders),
     )
 
 
 class Decoder:
-    """Decodes files into the object store: a process on each node, and beside the driver.
+    """Decodes files into the object store: a process beside the driver, and a task on each node.
 
     One process a node: its threads decode on several cores, as Pillow and FFmpeg let other threads
-    run meanwhile, and a task's process would not live until the next step (`SideProcess`). None
-    asks for a CPU, so that each finds its place where actors hold all of them.
+    run meanwhile. None asks for a CPU, so that each finds its place where actors hold all of them.
+    Tasks on other nodes, as Ray does again what was lost with a node, elsewhere; but an actor
+    beside the driver (`SideProcess`), as most runs have one node, and steps of a second.
 
-    The process beside the driver has the last word: what another one cannot decode (files that its
-    node lacks, files that end it, a node that goes away) is decoded there again.
+    The process beside the driver has the last word: what a task cannot decode (files that its node
+    lacks, files that end it, a node that goes away) is decoded there again.
     """
 
     def __init__(self) -> None:
-        self._here = SideProcess("the decoder")
-        self._elsewhere: dict[str, SideProcess] = {}
-        """By node."""
+        self._process = SideProcess("the decoder")
         self._left_out: set[str] = set()
-        """Nodes whose process did not answer, or got no place: each such wait is long."""
-        self._lock = threading.Lock()
-        """Guards both: several threads share pictures."""
+        """Nodes that did not answer: each such wait is long."""
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
@@ -84,8 +79,8 @@ class Decoder:
         own, *shares = ([uri for group in groups[i::count] for uri in group] for i in range(count))
         with ThreadPoolExecutor(count) as threads:
             calls = [
-                threads.submit(self._share_there, node, process, share, limits, frames)
-                for (node, process), share in zip(others.items(), shares, strict=True)
+                threads.submit(self._share_there, node, share, limits, frames)
+                for node, share in zip(others, shares, strict=True)
             ]
             parts = [self._share_here(own, limits, frames), *(call.result() for call in calls)]
         shared = join_pictures(part for part, _ in parts)
@@ -93,42 +88,36 @@ class Decoder:
         return shared, {uri: reason for _, failed in parts for uri, reason in failed.items()}
 
     def close(self) -> None:
-        """End the processes."""
-        with self._lock:
-            for process in (self._here, *self._elsewhere.values()):
-                process.close()
+        """End the process beside the driver; the others end with their tasks."""
+        self._process.close()
 
-    def _others(self, most: int) -> dict[str, SideProcess]:
-        """Return the processes on other nodes, by node, no more than ``most``."""
+    def _others(self, most: int) -> list[str]:
+        """Return other nodes, no more than ``most``."""
         if most < 1:
-            return {}
+            return []
         here = ray.get_runtime_context().get_node_id()
-        alive = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
-        with self._lock:
-            nodes = [node for node in alive if node != here and node not in self._left_out][:most]
-            for node in self._elsewhere.keys() - set(alive):
-                del self._elsewhere[node]
-            for node in nodes:
-                if node not in self._elsewhere:
-                    self._elsewhere[node] = SideProcess(f"the decoder on node {node}", node=node)
-            return {node: self._elsewhere[node] for node in nodes}
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return sorted(alive - {here} - self._left_out)[:most]
 
     def _share_there(
-        self,
-        node: str,
-        process: SideProcess,
-        names: list[str],
-        limits: MediaConfig,
-        frames: Set[str],
+        self, node: str, names: list[str], limits: MediaConfig, frames: Set[str]
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         """Have a share decoded on another node; what fails there, beside the driver."""
         try:
-            shared, failed = _share(process, names, limits, frames)
+            place = NodeAffinitySchedulingStrategy(node, soft=True)
+            options = {"num_cpus": 0, "num_returns": 2, "max_retries": RETRIES}
+            task = ray.remote(_decode).options(**options, scheduling_strategy=place)
+            pictures, answer = task.remote(names, limits, frames)
+            [(sizes, failed)] = wait_for(
+                [answer],
+                [f"the decoder on node {node}"],
+                timeout_s=DECODE_TIMEOUT_S,
+                what=_what(names),
+            )
         except ClusterError as error:
             log.warning("%s; decoded beside the driver", error)
             if not isinstance(error, ActorLost):
-                with self._lock:
-                    self._left_out.add(node)
+                self._left_out.add(node)
             return self._share_here(names, limits, frames)
         again, reasons = self._share_here(sorted(failed), limits, frames)
         if again.sizes:
@@ -138,13 +127,13 @@ class Decoder:
                 len(again.sizes),
                 failed[next(iter(again.sizes))],
             )
-        return join_pictures([shared, again]), reasons
+        return join_pictures([SharedPictures((pictures,), sizes), again]), reasons
 
     def _share_here(
         self, names: list[str], limits: MediaConfig, frames: Set[str]
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         try:
-            return _share(self._here, names, limits, frames)
+            return self._share(names, limits, frames)
         except ActorLost as error:
             log.warning("%s; looking for the files that end it", error)
             deadly = {
@@ -154,8 +143,18 @@ class Decoder:
             if not deadly:
                 raise
             harmless_names = [name for name in names if name not in deadly]
-            shared, failed = _share(self._here, harmless_names, limits, frames)
+            shared, failed = self._share(harmless_names, limits, frames)
             return shared, {**failed, **deadly}
+
+    def _share(
+        self, names: list[str], limits: MediaConfig, frames: Set[str]
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
+        if not names:
+            return SharedPictures((), {}), {}
+        refs, (sizes, failed) = self._process.run(
+            _decode, names, limits, frames, what=_what(names), timeout_s=DECODE_TIMEOUT_S, returns=2
+        )
+        return SharedPictures(tuple(refs), sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig, frames: Set[str]) -> list[str]:
         """Return the files that end the decoder by themselves, of files that together end it."""
@@ -164,22 +163,14 @@ class Decoder:
         deadly = []
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             try:
-                _share(self._here, half, limits, frames)
+                self._share(half, limits, frames)
             except ActorLost:
                 deadly += self._deadly(half, limits, frames)
         return deadly
 
 
-def _share(
-    process: SideProcess, names: Sequence[str], limits: MediaConfig, frames: Set[str]
-) -> tuple[SharedPictures, Mapping[str, str]]:
-    if not names:
-        return SharedPictures((), {}), {}
-    what = f"decoding {len(names)} pictures, first {names[:1]}"
-    refs, (sizes, failed) = process.run(
-        _decode, names, limits, frames, what=what, timeout_s=DECODE_TIMEOUT_S, returns=2
-    )
-    return SharedPictures(tuple(refs), sizes, (process,)), failed
+def _what(names: Sequence[str]) -> str:
+    return f"decoding {len(names)} pictures, first {names[:1]}"
 
 
 def _decode(

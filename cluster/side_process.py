@@ -1,4 +1,4 @@
-"""A process beside the driver or on another node, for work that the driver should not do."""
+"""A process beside the driver, for work that the driver should not do."""
 
 import logging
 import threading
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.faults import wait_for
 from cluster.placement import driver_node
@@ -17,25 +16,24 @@ RETRIES = 2
 
 
 class SideProcess:
-    """One process, on the driver's node if no ``node`` is named, that does one thing after another.
+    """One process on the driver's node that does one thing after another.
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
     tasks: where actors hold all CPUs of a node, Ray ends a process without work after a second, and
-    the next one costs seconds to start. Ray starts it again where it died, on any node if its own
-    is gone, and has it do again what it died of, and what it made that was lost with a node.
+    the next one costs seconds to start. Where it dies, Ray starts it again and has it do again what
+    it died of.
 
     Args:
         name: for messages.
     """
 
-    def __init__(self, name: str, *, node: str | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
         self._turn = threading.Lock()
         """Held while it works: others that waited in its queue would die with it."""
-        place = NodeAffinitySchedulingStrategy(node, soft=True) if node else driver_node()
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": RETRIES}
-        remote = ray.remote(SideProcessActor)
-        self._actor = remote.options(**options, scheduling_strategy=place).remote()
+        place = {"num_cpus": 0, "scheduling_strategy": driver_node()}
+        again = {"max_restarts": -1, "max_task_retries": RETRIES}
+        self._actor = ray.remote(SideProcessActor).options(**place, **again).remote()
 
     def run(
         self,

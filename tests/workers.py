@@ -124,6 +124,11 @@ def dies_once(mark: Path) -> int:
     return os.getpid()
 
 
+def node_of() -> str:
+    """Return the node of the process that is asked."""
+    return ray.get_runtime_context().get_node_id()
+
+
 def gathered(*parts: Pictures) -> Pictures:
     """Return a call's pictures."""
     return together(parts)

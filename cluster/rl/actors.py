@@ -8,7 +8,7 @@
 | `reward-N` | `EmbedderActor` | `reward.pool.actors` | the pool closes or shrinks |
 | `second-N` | `EmbedderActor` | as many, with `reward.second_model` | the pool closes or shrinks |
 | `judge-N` | `JudgeActor` | `reward.judge.pool.actors`, with a judge | the pool closes or shrinks |
-| the decoder's | `SideProcessActor` | 1 a node | `Decoder` closes |
+| the decoder's | `SideProcessActor` | 1 | `Decoder` closes |
 | the ranker's | `SideProcessActor` | 1 | `Ranker` closes |
 | `pool-targets` | `PoolTargets` | 1 | Ray ends; starts again empty |
 

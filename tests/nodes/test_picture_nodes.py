@@ -1,5 +1,6 @@
 """On a cluster of several nodes each decodes its share; needs a process without a Ray."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from ray.experimental import get_object_locations
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.pictures import LEAST_GROUPS, Decoder, SharedPictures
 from configs.common import MediaConfig
@@ -16,7 +18,7 @@ from data.media.pictures import load_pictures
 from tests.builders import write_picture
 from tests.nodes.conftest import STORE_BYTES
 from tests.patience import PATIENCE_S
-from tests.workers import CrashesAt, ReadableAt, gathered
+from tests.workers import CrashesAt, ReadableAt, gathered, node_of
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = 3 * LEAST_GROUPS
@@ -26,10 +28,15 @@ HIGH, WIDE = 300, 400
 
 @pytest.fixture
 def second(cluster: Cluster) -> Iterator[Any]:
-    """Give the cluster a second node; return what removes it."""
+    """Give the cluster a second node that the first one knows of; return what removes it."""
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ray.init(address=cluster.address, runtime_env={"env_vars": variables})
+    place = NodeAffinitySchedulingStrategy(node.node_id, soft=True)
+    probe = ray.remote(node_of).options(num_cpus=0, scheduling_strategy=place)
+    deadline = time.monotonic() + PATIENCE_S
+    while ray.get(probe.remote(), timeout=PATIENCE_S) != node.node_id:
+        assert time.monotonic() < deadline
     yield node
     ray.shutdown()
 
