@@ -45,7 +45,7 @@ def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
 
 
 class Decoder:
-    """Decodes files into the object store: a process beside the driver, and a task on each node.
+    """Decodes files into the object store: a process beside the driver, a task on each other node.
 
     One process a node: its threads decode on several cores, as Pillow and FFmpeg let other threads
     run meanwhile. None asks for a CPU, so that each finds its place where actors hold all of them.

@@ -1,6 +1,5 @@
 """A process beside the driver, for work that the driver should not do."""
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,6 @@ import ray
 from cluster.faults import wait_for
 from cluster.placement import driver_node
 
-log = logging.getLogger(__name__)
 RETRIES = 2
 """Times that work is done again whose process died."""
 
