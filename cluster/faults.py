@@ -43,8 +43,8 @@ DEAD = (
     RaySystemError,
 )
 """What `fault_of` takes for the end of an actor of a pool."""
-DEATHS = (RayActorError, OutOfMemoryError)
-"""What `wait_for` takes for the death of an actor of a group."""
+DEATHS = (RayActorError, OutOfMemoryError, WorkerCrashedError)
+"""What `wait_for` takes for the death of an actor of a group, or of a task's process."""
 GRACE_S = 30.0
 """What other calls get after a failure to show theirs, which may be its cause."""
 SHOWN_CHARACTERS = 400

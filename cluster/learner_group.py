@@ -167,7 +167,7 @@ class LearnerGroup:
                     )
                     for part, share in zip(parts, shares, strict=True)
                 ],
-                pictures.ref,
+                *pictures.refs,
             )
             for index, rank in enumerate(self._ranks)
         ]
@@ -178,7 +178,7 @@ class LearnerGroup:
     ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to each trace, by key."""
         refs = [
-            rank.score_policy.remote(share, pictures.ref)
+            rank.score_policy.remote(share, *pictures.refs)
             for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         scores: dict[str, TokenScores] = {}
@@ -196,7 +196,7 @@ class LearnerGroup:
             )
         tokens = _response_tokens(samples)
         refs = [
-            rank.train_supervised.remote(share, pictures.ref, total_tokens=tokens)
+            rank.train_supervised.remote(share, *pictures.refs, total_tokens=tokens)
             for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         return self._step(refs, "supervised training")
@@ -206,7 +206,7 @@ class LearnerGroup:
     ) -> dict[str, float]:
         """Return `eval/loss`, `eval/token_accuracy` and `eval/exact` (share of samples)."""
         refs = [
-            rank.evaluate_supervised.remote(share, pictures.ref)
+            rank.evaluate_supervised.remote(share, *pictures.refs)
             for rank, share in zip(self._ranks, self._shares(samples, pictures), strict=True)
         ]
         return self._all(refs, "evaluating")[0]
@@ -216,7 +216,7 @@ class LearnerGroup:
     ) -> StepReport:
         """Take one contrastive step; other rows' targets are negatives unless known to be right."""
         refs = [
-            rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), pictures.ref)
+            rank.train_contrastive.remote(list(rows[index :: self.config.ranks]), *pictures.refs)
             for index, rank in enumerate(self._ranks)
         ]
         return self._step(refs, "contrastive training")
@@ -225,7 +225,7 @@ class LearnerGroup:
         """Return unit vectors of the contents by the model in training, float32 [N, D]."""
         requests = [EmbedRequest(key=str(i), content=content) for i, content in enumerate(contents)]
         refs = [
-            rank.embed.remote(requests[index :: self.config.ranks], pictures.ref)
+            rank.embed.remote(requests[index :: self.config.ranks], *pictures.refs)
             for index, rank in enumerate(self._ranks)
         ]
         vectors: dict[str, np.ndarray] = {}

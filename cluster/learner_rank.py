@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from configs.learner import WeightsConfig
-from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample
+from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample, together
 from data.weights.types import Published
 from learner.micro_batches import MiniBatch
 from learner.objectives import LearnerPlan, TokenScores
@@ -19,6 +19,8 @@ class LearnerRank:
 
     The worker is no base class: the driver imports this file before its settings are checked, and
     torch, transformers and DeepSpeed take seconds.
+
+    ``parts`` of a call are its pictures.
     """
 
     def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
@@ -60,39 +62,40 @@ class LearnerRank:
             pass
         return None
 
-    def train_policy(self, mini_batches: Sequence[MiniBatch], pictures: Pictures) -> StepReport:
+    def train_policy(self, mini_batches: Sequence[MiniBatch], *parts: Pictures) -> StepReport:
         """Take one policy step."""
-        return self._worker.train_policy(mini_batches, pictures)
+        return self._worker.train_policy(mini_batches, together(parts))
 
     def score_policy(
-        self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures
+        self, micro_batches: Sequence[Sequence[TrainSample]], *parts: Pictures
     ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to traces."""
-        return self._worker.score_policy(micro_batches, pictures)
+        return self._worker.score_policy(micro_batches, together(parts))
 
     def train_supervised(
         self,
         micro_batches: Sequence[Sequence[TrainSample]],
-        pictures: Pictures,
-        *,
+        *parts: Pictures,
         total_tokens: int,
     ) -> StepReport:
         """Take one supervised step."""
-        return self._worker.train_supervised(micro_batches, pictures, total_tokens=total_tokens)
+        return self._worker.train_supervised(
+            micro_batches, together(parts), total_tokens=total_tokens
+        )
 
     def evaluate_supervised(
-        self, micro_batches: Sequence[Sequence[TrainSample]], pictures: Pictures
+        self, micro_batches: Sequence[Sequence[TrainSample]], *parts: Pictures
     ) -> dict[str, float]:
         """Measure written responses."""
-        return self._worker.evaluate_supervised(micro_batches, pictures)
+        return self._worker.evaluate_supervised(micro_batches, together(parts))
 
-    def train_contrastive(self, rows: Sequence[ContrastPair], pictures: Pictures) -> StepReport:
+    def train_contrastive(self, rows: Sequence[ContrastPair], *parts: Pictures) -> StepReport:
         """Take one contrastive step."""
-        return self._worker.train_contrastive(rows, pictures)
+        return self._worker.train_contrastive(rows, together(parts))
 
-    def embed(self, requests: Sequence[EmbedRequest], pictures: Pictures) -> dict[str, np.ndarray]:
+    def embed(self, requests: Sequence[EmbedRequest], *parts: Pictures) -> dict[str, np.ndarray]:
         """Return unit vectors by key."""
-        return self._worker.embed(requests, pictures)
+        return self._worker.embed(requests, together(parts))
 
     def save(self, folder: str) -> None:
         """Write a checkpoint."""

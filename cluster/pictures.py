@@ -1,43 +1,65 @@
-"""Decoded pictures that all actors read from Ray's object store."""
+"""Decoded pictures that all actors read from Ray's object store, and who decodes them: processes on
+all nodes, never the driver.
+"""
 
 import logging
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.side_process import SideProcess
+from cluster.faults import wait_for
+from cluster.side_process import RETRIES, SideProcess
 from configs.common import MediaConfig
-from data.errors import ActorLost
-from data.media.pictures import load_pictures
+from data.errors import ActorLost, ClusterError
+from data.media.pictures import check_bytes, decoded_together, load_pictures
 from data.types import Pictures
 
 log = logging.getLogger(__name__)
 DECODE_TIMEOUT_S = 1800.0
-"""Longest wait for a step's pictures."""
+"""Longest wait for a step's pictures on one node."""
+LEAST_GROUPS = 16
+"""Of `decoded_together`, for each node: fewer are decoded sooner than another node has answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPictures:
     """Where they are, and what the driver must know of them without fetching them."""
 
-    ref: Any
-    """Of `Pictures`."""
+    refs: tuple[Any, ...]
+    """Of `Pictures`, each a part; an actor gets them as arguments, see `data.types.together`."""
     sizes: Mapping[str, tuple[int, int]]
     """(height, width) by uri."""
 
 
-def share_pictures(pictures: Pictures) -> SharedPictures:
-    """Put pictures into the object store; they leave it with the last one who holds the result."""
-    return SharedPictures(ray.put(pictures), _sizes(pictures))
+def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
+    """Return pictures that were shared apart as one, nothing is fetched; of a file the last."""
+    parts = list(shared)
+    return SharedPictures(
+        refs=tuple(ref for part in parts for ref in part.refs),
+        sizes={uri: size for part in parts for uri, size in part.sizes.items()},
+    )
 
 
 class Decoder:
-    """Decodes files into the object store; a process beside the driver does it."""
+    """Decodes files into the object store: a process beside the driver, a task on each other node.
+
+    One process a node: its threads decode on several cores, as Pillow and FFmpeg let other threads
+    run meanwhile. None asks for a CPU, so that each finds its place where actors hold all of them.
+    Tasks on other nodes, as Ray does again what was lost with a node, elsewhere; but an actor
+    beside the driver (`SideProcess`), as most runs have one node, and steps of a second.
+
+    The process beside the driver has the last word: what a task cannot decode (files that its node
+    lacks, files that end it, a node that goes away) is decoded there again.
+    """
 
     def __init__(self) -> None:
         self._process = SideProcess("the decoder")
+        self._left_out: set[str] = set()
+        """Nodes that did not answer: each such wait is long."""
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
@@ -51,7 +73,65 @@ class Decoder:
             ClusterError: it did not end in time, or failed though no single file makes it fail.
             DataError: together they hold more than ``limits.max_step_bytes``.
         """
-        names = sorted(set(uris))
+        groups = decoded_together(sorted(set(uris)))
+        others = self._others(len(groups) // LEAST_GROUPS)
+        count = 1 + len(others)
+        own, *shares = ([uri for group in groups[i::count] for uri in group] for i in range(count))
+        with ThreadPoolExecutor(count) as threads:
+            calls = [
+                threads.submit(self._share_there, node, share, limits, frames)
+                for node, share in zip(others, shares, strict=True)
+            ]
+            parts = [self._share_here(own, limits, frames), *(call.result() for call in calls)]
+        shared = join_pictures(part for part, _ in parts)
+        check_bytes({uri: 3 * h * w for uri, (h, w) in shared.sizes.items()}, limits.max_step_bytes)
+        return shared, {uri: reason for _, failed in parts for uri, reason in failed.items()}
+
+    def close(self) -> None:
+        """End the process beside the driver; the others end with their tasks."""
+        self._process.close()
+
+    def _others(self, most: int) -> list[str]:
+        """Return other nodes, no more than ``most``."""
+        if most < 1:
+            return []
+        here = ray.get_runtime_context().get_node_id()
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return sorted(alive - {here} - self._left_out)[:most]
+
+    def _share_there(
+        self, node: str, names: list[str], limits: MediaConfig, frames: Set[str]
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
+        """Have a share decoded on another node; what fails there, beside the driver."""
+        try:
+            place = NodeAffinitySchedulingStrategy(node, soft=True)
+            options = {"num_cpus": 0, "num_returns": 2, "max_retries": RETRIES}
+            task = ray.remote(_decode).options(**options, scheduling_strategy=place)
+            pictures, answer = task.remote(names, limits, frames)
+            [(sizes, failed)] = wait_for(
+                [answer],
+                [f"the decoder on node {node}"],
+                timeout_s=DECODE_TIMEOUT_S,
+                what=_what(names),
+            )
+        except ClusterError as error:
+            log.warning("%s; decoded beside the driver", error)
+            if not isinstance(error, ActorLost):
+                self._left_out.add(node)
+            return self._share_here(names, limits, frames)
+        again, reasons = self._share_here(sorted(failed), limits, frames)
+        if again.sizes:
+            log.warning(
+                "%d pictures could be decoded on the driver's node only: are the folders in data "
+                "on all nodes? %s",
+                len(again.sizes),
+                failed[next(iter(again.sizes))],
+            )
+        return join_pictures([SharedPictures((pictures,), sizes), again]), reasons
+
+    def _share_here(
+        self, names: list[str], limits: MediaConfig, frames: Set[str]
+    ) -> tuple[SharedPictures, Mapping[str, str]]:
         try:
             return self._share(names, limits, frames)
         except ActorLost as error:
@@ -66,18 +146,15 @@ class Decoder:
             shared, failed = self._share(harmless_names, limits, frames)
             return shared, {**failed, **deadly}
 
-    def close(self) -> None:
-        """End the process."""
-        self._process.close()
-
     def _share(
         self, names: list[str], limits: MediaConfig, frames: Set[str]
     ) -> tuple[SharedPictures, Mapping[str, str]]:
-        what = f"decoding {len(names)} pictures, first {names[:1]}"
-        [pictures], (sizes, failed) = self._process.run(
-            _decode, names, limits, frames, what=what, timeout_s=DECODE_TIMEOUT_S, returns=2
+        if not names:
+            return SharedPictures((), {}), {}
+        refs, (sizes, failed) = self._process.run(
+            _decode, names, limits, frames, what=_what(names), timeout_s=DECODE_TIMEOUT_S, returns=2
         )
-        return SharedPictures(pictures, sizes), failed
+        return SharedPictures(tuple(refs), sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig, frames: Set[str]) -> list[str]:
         """Return the files that end the decoder by themselves, of files that together end it."""
@@ -92,12 +169,12 @@ class Decoder:
         return deadly
 
 
+def _what(names: Sequence[str]) -> str:
+    return f"decoding {len(names)} pictures, first {names[:1]}"
+
+
 def _decode(
     uris: list[str], limits: MediaConfig, frames: Set[str]
 ) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]]]:
     pictures, failed = load_pictures(uris, limits, frames=frames)
-    return pictures, (_sizes(pictures), failed)
-
-
-def _sizes(pictures: Pictures) -> dict[str, tuple[int, int]]:
-    return {uri: pixels.shape[:2] for uri, pixels in pictures.items()}
+    return pictures, ({uri: pixels.shape[:2] for uri, pixels in pictures.items()}, failed)

@@ -1,6 +1,5 @@
 """A process beside the driver, for work that the driver should not do."""
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +8,7 @@ import ray
 
 from cluster.faults import wait_for
 from cluster.placement import driver_node
-from data.errors import ActorLost
 
-log = logging.getLogger(__name__)
 RETRIES = 2
 """Times that work is done again whose process died."""
 
@@ -21,7 +18,8 @@ class SideProcess:
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
     tasks: where actors hold all CPUs of a node, Ray ends a process without work after a second, and
-    the next one costs seconds to start.
+    the next one costs seconds to start. Where it dies, Ray starts it again and has it do again what
+    it died of.
 
     Args:
         name: for messages.
@@ -29,10 +27,11 @@ class SideProcess:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._closed = False
         self._turn = threading.Lock()
         """Held while it works: others that waited in its queue would die with it."""
-        self._actor = _started()
+        place = {"num_cpus": 0, "scheduling_strategy": driver_node()}
+        again = {"max_restarts": -1, "max_task_retries": RETRIES}
+        self._actor = ray.remote(SideProcessActor).options(**place, **again).remote()
 
     def run(
         self,
@@ -52,25 +51,13 @@ class SideProcess:
             EmbedRLError: what the function raised.
         """
         with self._turn:
-            for retries_left in reversed(range(RETRIES + 1)):
-                refs = self._actor.call.options(num_returns=returns).remote(function, *args)
-                all_refs = refs if returns > 1 else [refs]
-                try:
-                    [value] = wait_for(all_refs[-1:], [self._name], timeout_s=timeout_s, what=what)
-                except ActorLost as error:
-                    if self._closed:
-                        raise
-                    self._actor = _started()
-                    if not retries_left:
-                        raise
-                    log.warning("%s; it is done again", error)
-                else:
-                    break
+            refs = self._actor.call.options(num_returns=returns).remote(function, *args)
+            all_refs = refs if returns > 1 else [refs]
+            [value] = wait_for(all_refs[-1:], [self._name], timeout_s=timeout_s, what=what)
         return all_refs[:-1], value
 
     def close(self) -> None:
         """End the process; who waits for it is told."""
-        self._closed = True
         ray.kill(self._actor)
 
 
@@ -80,8 +67,3 @@ class SideProcessActor:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Return what a function returns."""
         return function(*args)
-
-
-def _started() -> Any:
-    here = {"num_cpus": 0, "scheduling_strategy": driver_node()}
-    return ray.remote(SideProcessActor).options(**here).remote()

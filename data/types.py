@@ -15,7 +15,7 @@ Made by -> used by:
 Results are joined by key, never by position.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -249,6 +249,11 @@ def pictures_in(content: Content) -> Iterator[Picture]:
 
 Pictures = Mapping[str, np.ndarray]
 """Decoded files by uri, uint8 [height, width, 3]; put once a step, shared by all actors."""
+
+
+def together(parts: Iterable[Pictures]) -> Pictures:
+    """Return pictures that come in parts as one; no pixel is copied. Of a file the last counts."""
+    return {uri: pixels for part in parts for uri, pixels in part.items()}
 
 
 @quick_to_pickle

@@ -12,7 +12,14 @@ from data.engine.arguments import set_engine_environment
 from data.errors import DataError, WeightSyncError
 from data.model.chat import EncodedPrompt
 from data.pickling import Packed
-from data.types import Content, DroppedTrajectory, GenerationRequest, Pictures, Trajectory
+from data.types import (
+    Content,
+    DroppedTrajectory,
+    GenerationRequest,
+    Pictures,
+    Trajectory,
+    together,
+)
 from rollout.weights.report import StoreAddress, SyncReport
 
 log = logging.getLogger(__name__)
@@ -57,13 +64,16 @@ class RolloutActor:
                 log.warning("%s: serves nothing yet: %s", self.name, error)
 
     async def generate(
-        self, requests: list[GenerationRequest], pictures: Pictures
+        self, requests: list[GenerationRequest], *parts: Pictures
     ) -> list[Trajectory | DroppedTrajectory]:
         """Sample all traces at once; one that fails is dropped with its reason.
+
+        ``parts`` are the pictures.
 
         Raises:
             WeightSyncError: the last pull failed.
         """
+        pictures = together(parts)
         prompts: dict[Content, EncodedPrompt | DataError] = {}
         for request in requests:
             if request.content not in prompts:

@@ -6,9 +6,11 @@ import signal
 import threading
 from pathlib import Path
 
+import ray
+
 from cluster.learner_rank import LearnerRank
 from data.errors import DataError, EngineLost, WeightSyncError
-from data.types import DroppedTrajectory
+from data.types import DroppedTrajectory, Pictures, together
 from rollout.weights.report import SyncReport
 
 
@@ -69,7 +71,7 @@ class Reasoner:
         self.version = version
         return SyncReport(version=version, tensors=1, mismatched=(), bytes=1, seconds=0.0)
 
-    async def generate(self, requests: list, pictures: object) -> list:
+    async def generate(self, requests: list, *pictures: object) -> list:
         if any(one.content == ("deadly",) for one in requests):
             os._exit(1)
         return [DroppedTrajectory(one.key, "sampled", self.name) for one in requests]
@@ -97,12 +99,39 @@ class CrashesAt(int):
         return False
 
 
+class ReadableAt(int):
+    """A limit of file sizes that no file exceeds; on other nodes all files are gone."""
+
+    def __new__(cls, node: str) -> "ReadableAt":
+        limit = super().__new__(cls, 1 << 30)
+        limit.node = node
+        return limit
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.node,)
+
+    def __lt__(self, size: int) -> bool:
+        if ray.get_runtime_context().get_node_id() != self.node:
+            raise FileNotFoundError
+        return False
+
+
 def dies_once(mark: Path) -> int:
     """Return the process's number, except at the first call, which ends it."""
     if not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return os.getpid()
+
+
+def node_of() -> str:
+    """Return the node of the process that is asked."""
+    return ray.get_runtime_context().get_node_id()
+
+
+def gathered(*parts: Pictures) -> Pictures:
+    """Return a call's pictures."""
+    return together(parts)
 
 
 def limit_files(rank: LearnerRank, size: int) -> None:

@@ -6,7 +6,8 @@ Example: python -m cluster.jobs.embedder configs/demo/embedder.yaml
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -18,7 +19,7 @@ import numpy as np
 from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.picture_retry import read_patiently
-from cluster.pictures import SharedPictures, share_pictures
+from cluster.pictures import Decoder, SharedPictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.run_folder import RunFolder, settled
@@ -29,7 +30,6 @@ from configs.schema import EmbedderConfig
 from data.embed_inputs import INPUT_FORM, SUFFIX, embed_content
 from data.errors import NothingToTrainOn
 from data.media.frames import frames_only
-from data.media.pictures import load_pictures
 from data.model.chat import EMB_TOKEN, load_encoder
 from data.model.emb_token import with_emb_token
 from data.model.model_folder import check_embedder
@@ -39,7 +39,7 @@ from data.rows.row_formats import ANSWER_KNOWN
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
 from data.sets.load_sets import known_right, load_sets
-from data.types import Content, ContrastPair, Evidence, Item, Pair, Pictures, Side
+from data.types import Content, ContrastPair, Evidence, Item, Pair, Side
 from evaluation.metrics import held_out_metrics
 
 BASE_FOLDER = "base"
@@ -49,7 +49,7 @@ MAX_POOR_DRAWS = 20
 TOLD, LEAK = 0.5, 0.3
 """A warning comes from this share of traces that hold the answer, and this gain in hit@1, on."""
 log = logging.getLogger(__name__)
-ContrastiveBatch = tuple[list[ContrastPair], Pictures]
+ContrastiveBatch = tuple[list[ContrastPair], SharedPictures]
 
 
 def roles(config: EmbedderConfig) -> list[Role]:
@@ -88,20 +88,25 @@ def main(config: EmbedderConfig) -> int:
         )
     relevance = known_right([*train, *held_out_sets])
 
-    def batches_from(state: FeedState | None) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
-        feed = PairFeed(
-            train,
-            {settings.name: settings.weight for settings in data.train},
-            batch=config.batch // config.sub_batches,
-            seed=config.run.seed,
-        )
-        if state is not None:
-            feed.restore(state)
-        return contrastive_batches(feed, config, relevance)
-
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(folder.path, job="embedder", given=config.run.dir):
+    with (
+        connected,
+        Tracker(folder.path, job="embedder", given=config.run.dir),
+        closing(Decoder()) as decoder,
+    ):
+
+        def batches_from(state: FeedState | None) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
+            feed = PairFeed(
+                train,
+                {settings.name: settings.weight for settings in data.train},
+                batch=config.batch // config.sub_batches,
+                seed=config.run.seed,
+            )
+            if state is not None:
+                feed.restore(state)
+            return contrastive_batches(feed, config, relevance, decoder)
+
         model = with_emb_token(config.model, folder.path / BASE_FOLDER)
         group = LearnerGroup(config.learner)
         group.build_contrastive(
@@ -113,13 +118,12 @@ def main(config: EmbedderConfig) -> int:
             learn_temperature=config.learn_temperature,
             dimensions=config.dimensions,
         )
-        held_out, pictures = with_pictures(held_out, config)
-        shared = share_pictures(pictures)
+        held_out, pictures = with_pictures(held_out, config, decoder)
         facts = train_stage(
             group,
             batches=batches_from,
-            train=lambda batch: group.train_contrastive(batch[0], share_pictures(batch[1])),
-            measure=lambda: held_out_hit_at_1(group, held_out, shared, config, relevance),
+            train=lambda batch: group.train_contrastive(*batch),
+            measure=lambda: held_out_hit_at_1(group, held_out, pictures, config, relevance),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
@@ -149,7 +153,7 @@ def write_readme(export: Path, config: EmbedderConfig) -> None:
 
 
 def contrastive_batches(
-    feed: PairFeed, config: EmbedderConfig, relevance: Relevance
+    feed: PairFeed, config: EmbedderConfig, relevance: Relevance, decoder: Decoder
 ) -> Iterator[tuple[ContrastiveBatch, FeedState]]:
     """Yield contrastive batches: each side with its trace and evidence, or with less by chance.
 
@@ -165,12 +169,14 @@ def contrastive_batches(
     while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
         drawn = [pair for _ in range(config.sub_batches) for pair in feed.next()]
-        pairs, pictures = with_pictures(drawn, config)
+        pairs, pictures = with_pictures(drawn, config, decoder)
         if len(pairs) < config.learner.ranks:
             poor += 1
             continue
         poor = 0
-        rows = [make_row(pair, rng, config, traces, pictures, relevance) for pair in pairs]
+        rows = [
+            make_row(pair, rng, config, traces, pictures.sizes.keys(), relevance) for pair in pairs
+        ]
         rows = with_known_right(rows, relevance.right_among(pairs))
         yield (rows, pictures), feed.state()
     raise NothingToTrainOn(
@@ -197,13 +203,14 @@ def make_row(
     rng: np.random.Generator,
     config: EmbedderConfig,
     traces: Mapping[str, str],
-    pictures: Pictures,
+    decoded: Set[str],
     relevance: Relevance,
 ) -> ContrastPair:
     """Return a pair's row; each side's trace or evidence is dropped by chance.
 
     Hard negatives are shown in the form of the target. A hard negative is left out if it is right
-    by ``relevance``, if it lacks a trace though the target has one, or if a picture is broken.
+    by ``relevance``, if it lacks a trace though the target has one, or if a picture is broken: not
+    among the files that were ``decoded``.
     """
     most, tokens = config.data.media.max_frames, config.data.item_tokens
     query, target = (draw_evidence(rng, config) for _ in Side)
@@ -217,7 +224,7 @@ def make_row(
         for item in pair.hard_negatives[: config.hard_negatives]
         if not relevance.right([pair.key(Side.QUERY)], [item.key()])
         and (bare or item.key() in traces)
-        and uris_shown([item], most) <= pictures.keys()
+        and uris_shown([item], most) <= decoded
     ]
     return ContrastPair(
         query=content(pair.query, pair.query_trace, query),
@@ -244,7 +251,9 @@ def draw_evidence(rng: np.random.Generator, config: EmbedderConfig) -> Evidence:
     return Evidence.NONE if bare else Evidence.TEXT if text_only else Evidence.FULL
 
 
-def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair], Pictures]:
+def with_pictures(
+    pairs: list[Pair], config: EmbedderConfig, decoder: Decoder
+) -> tuple[list[Pair], SharedPictures]:
     """Return the pairs whose pictures can be decoded, and these; what cannot be is reported.
 
     A pair stays where only a hard negative's picture is broken.
@@ -259,8 +268,8 @@ def with_pictures(pairs: list[Pair], config: EmbedderConfig) -> tuple[list[Pair]
     )
     frames = frames_only(picture for item in items for picture in pictures_of(item, most))
     uris = set().union(*shown, *beside)
-    load = partial(load_pictures, limits=config.data.media, frames=frames)
-    pictures, failed = read_patiently(uris, load, time.sleep)
+    share = partial(decoder.share, limits=config.data.media, frames=frames)
+    pictures, failed = read_patiently(uris, share, time.sleep)
     for reason in failed.values():
         print(f"set aside: {reason}", file=sys.stderr)
     kept = [pair for pair, uris in zip(pairs, shown, strict=True) if not uris & failed.keys()]

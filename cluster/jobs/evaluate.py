@@ -71,11 +71,14 @@ def main(config: EvaluateConfig) -> int:
     pairs = [pair for loaded_set in loaded for pair in loaded_set.pairs]
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker:
-        with closing(Decoder()) as decoder:
-            shown = shown_by(loaded, data.media.max_frames)
-            uris = {picture.uri for picture in shown}
-            pictures, failed = decoder.share(uris, data.media, frames=frames_only(shown))
+    with (
+        connected,
+        Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker,
+        closing(Decoder()) as decoder,
+    ):
+        shown = shown_by(loaded, data.media.max_frames)
+        uris = {picture.uri for picture in shown}
+        pictures, failed = decoder.share(uris, data.media, frames=frames_only(shown))
         for reason in failed.values():
             console.print(f"left out: {reason}", highlight=False)
         embedder: list[RewardPool] = []

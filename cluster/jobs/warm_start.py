@@ -6,6 +6,7 @@ Example: python -m cluster.jobs.warm_start configs/demo/warm_start.yaml learner.
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import count
 
@@ -14,7 +15,7 @@ import numpy as np
 from cluster.jobs.command import run_job
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.picture_retry import read_patiently
-from cluster.pictures import share_pictures
+from cluster.pictures import Decoder, SharedPictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.run_folder import RunFolder, settled
@@ -25,17 +26,16 @@ from configs.common import DataSetConfig
 from configs.schema import WarmStartConfig
 from data.errors import DataError
 from data.media.frames import frames_only
-from data.media.pictures import load_pictures
 from data.model.chat import TextEncoder, load_encoder
 from data.model.model_folder import check_reasoner
 from data.sets.feed import supervised_rows
 from data.sets.fingerprints import model_fingerprint, rows_fingerprint
 from data.sets.load_sets import load_sets, no_traces
-from data.types import Content, Pictures, TrainSample, pictures_in
+from data.types import Content, TrainSample, pictures_in
 
 SupervisedRow = tuple[str, Content, str]
 """Key, prompt, response."""
-SupervisedBatch = tuple[list[TrainSample], Pictures]
+SupervisedBatch = tuple[list[TrainSample], SharedPictures]
 
 
 def roles(config: WarmStartConfig) -> list[Role]:
@@ -61,7 +61,11 @@ def main(config: WarmStartConfig) -> int:
     encoder = load_encoder(config.model, config.data.media)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, Tracker(folder.path, job="warm_start", given=config.run.dir):
+    with (
+        connected,
+        Tracker(folder.path, job="warm_start", given=config.run.dir),
+        closing(Decoder()) as decoder,
+    ):
         group = LearnerGroup(config.learner)
         group.build_supervised(
             model=config.model,
@@ -69,13 +73,14 @@ def main(config: WarmStartConfig) -> int:
             total_steps=config.steps,
             seed=config.run.seed,
         )
-        held_out, pictures = encode(rows["eval"], encoder, config)
-        held_out_pictures = share_pictures(pictures)
+        held_out = encode(rows["eval"], encoder, config, decoder)
         facts = train_stage(
             group,
-            batches=lambda state: supervised_batches(rows["train"], encoder, config, state),
-            train=lambda batch: group.train_supervised(batch[0], share_pictures(batch[1])),
-            measure=lambda: group.evaluate_supervised(held_out, held_out_pictures),
+            batches=lambda state: supervised_batches(
+                rows["train"], encoder, config, decoder, state
+            ),
+            train=lambda batch: group.train_supervised(*batch),
+            measure=lambda: group.evaluate_supervised(*held_out),
             steps=config.steps,
             checkpoint_every=config.checkpoint_every,
             evaluation=config.evaluation,
@@ -119,6 +124,7 @@ def supervised_batches(
     rows: list[SupervisedRow],
     encoder: TextEncoder,
     config: WarmStartConfig,
+    decoder: Decoder,
     state: FeedState | None = None,
 ) -> Iterator[tuple[SupervisedBatch, FeedState]]:
     """Yield shuffled batches without end, epoch after epoch, from a state on.
@@ -130,32 +136,31 @@ def supervised_batches(
         epoch, index = divmod(drawn, len(rows) // size)
         order = np.random.default_rng([config.run.seed, epoch]).permutation(len(rows))
         chosen = [rows[int(i)] for i in order[index * size : (index + 1) * size]]
-        yield encode(chosen, encoder, config), {"batches": drawn + 1}
+        yield encode(chosen, encoder, config, decoder), {"batches": drawn + 1}
 
 
 def encode(
-    rows: list[SupervisedRow], encoder: TextEncoder, config: WarmStartConfig
-) -> tuple[list[TrainSample], Pictures]:
+    rows: list[SupervisedRow], encoder: TextEncoder, config: WarmStartConfig, decoder: Decoder
+) -> SupervisedBatch:
     """Return the rows as training samples, and their decoded pictures.
 
     A row whose picture cannot be decoded is left out with a message.
     """
     shown = [picture for _, content, _ in rows for picture in pictures_in(content)]
     uris = {picture.uri for picture in shown}
-    load = partial(load_pictures, limits=config.data.media, frames=frames_only(shown))
-    pictures, failed = read_patiently(uris, load, time.sleep)
+    share = partial(decoder.share, limits=config.data.media, frames=frames_only(shown))
+    pictures, failed = read_patiently(uris, share, time.sleep)
     samples = []
     for key, content, response in rows:
         lost = [picture.uri for picture in pictures_in(content) if picture.uri in failed]
         if lost:
             print(f"set aside: {key}: {failed[lost[0]]}", file=sys.stderr)
             continue
-        prompt = encoder.encode(content, pictures)
         samples.append(
             TrainSample(
                 key=key,
                 content=content,
-                prompt_ids=np.array(prompt.expanded),
+                prompt_ids=np.array(encoder.prompt_ids(content, pictures.sizes)),
                 response_ids=np.array(encoder.response_ids(response)),
             )
         )

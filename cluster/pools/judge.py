@@ -46,7 +46,7 @@ class JudgePool(Pool):
         judged: dict[str, Judgement] = {}
         failed: dict[str, str] = {}
         units = [Unit((question,), 1.0) for question in questions]
-        for answer in self.submit(units, None):
+        for answer in self.submit(units, ()):
             if isinstance(answer.value, GivenUp):
                 failed |= {question.key: answer.value.reason for question in answer.chunk.requests}
                 continue

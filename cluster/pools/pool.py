@@ -137,7 +137,7 @@ class Pool(ABC):
     def submit(
         self,
         units: Sequence[Unit],
-        shared: Any,
+        shared: Sequence[Any],
         *,
         failed_on: str | None = None,
         more: bool = False,

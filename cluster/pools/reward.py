@@ -72,7 +72,7 @@ class RewardPool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have contents embedded."""
-        return actor.embed.remote(Packed(chunk.requests), chunk.submission.shared)
+        return actor.embed.remote(Packed(chunk.requests), *chunk.submission.shared)
 
     def embed(self, requests: Sequence[EmbedRequest], pictures: SharedPictures) -> Embedded:
         """Return unit vectors [D] by key, and the reason for each key that failed.
@@ -98,10 +98,10 @@ class RewardPool(Pool):
             Unit((request,), content_cost(request.content, pictures.sizes, self.media))
             for request in by_content.values()
         ]
-        submission = self.submit(units, pictures.ref, more=more)
+        submission = self.submit(units, pictures.refs, more=more)
 
         def finish() -> Embedded:
-            vectors, failed = self._collect_vectors(submission, pictures.ref)
+            vectors, failed = self._collect_vectors(submission, pictures.refs)
             return (
                 {key: vectors[same] for key, same in embedded_as.items() if same in vectors},
                 {key: failed[same] for key, same in embedded_as.items() if same in failed},
@@ -109,7 +109,7 @@ class RewardPool(Pool):
 
         return finish
 
-    def _collect_vectors(self, submission: Submission, pictures: Any) -> Embedded:
+    def _collect_vectors(self, submission: Submission, pictures: Sequence[Any]) -> Embedded:
         """Return the vectors and failures of a submission; what failed is tried once more."""
         vectors: dict[str, np.ndarray] = {}
         failed: dict[str, str] = {}

@@ -71,7 +71,7 @@ class RolloutPool(Pool):
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have traces sampled."""
-        return actor.generate.remote(Packed(chunk.requests), chunk.submission.shared)
+        return actor.generate.remote(Packed(chunk.requests), *chunk.submission.shared)
 
     def sign_of_life(self, actor: Any) -> Any:
         """Ask an engine when its steps last advanced: long traces take longer than any time-out."""
@@ -110,7 +110,7 @@ class RolloutPool(Pool):
                 yield [], [DroppedTrajectory(request.key, POISONED, reason) for request in siblings]
             else:
                 units.append(Unit(tuple(siblings), float(len(siblings))))
-        submission = self.submit(units, pictures.ref, urgent=urgent)
+        submission = self.submit(units, pictures.refs, urgent=urgent)
         for answers in submission.arrivals(LINGER_S):
             traces = [trace for answer in answers for trace in self._traces(answer)]
             done = [trace for trace in traces if isinstance(trace, Trajectory)]

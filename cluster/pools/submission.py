@@ -2,7 +2,7 @@
 
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Submission:
         EmbedRLError: an actor refused it.
     """
 
-    def __init__(self, shared: Any) -> None:
+    def __init__(self, shared: Sequence[Any]) -> None:
         self.shared = shared
         """What every call gets beside its requests."""
         self.units = 0

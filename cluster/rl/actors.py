@@ -12,9 +12,9 @@
 | the ranker's | `SideProcessActor` | 1 | `Ranker` closes |
 | `pool-targets` | `PoolTargets` | 1 | Ray ends; starts again empty |
 
-An actor that dies earlier is started again: an engine's by its pool, the decoder's and the ranker's
-by `Decoder` and `Ranker`, `weights` and `pool-targets` by Ray. A learner group that lost a rank is
-started again by `cluster.run.recovery`.
+An actor that dies earlier is started again: an engine's by its pool, the decoder's, the ranker's,
+`weights` and `pool-targets` by Ray. A learner group that lost a rank is started again by
+`cluster.run.recovery`.
 """
 
 import logging

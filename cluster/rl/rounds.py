@@ -8,9 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import ray
-
-from cluster.pictures import SharedPictures, share_pictures
+from cluster.pictures import SharedPictures, join_pictures
 from cluster.rl.metrics import join_metrics
 from configs.schema import RLConfig
 from data.types import (
@@ -87,17 +85,14 @@ def round_advantages(
 
 
 def join_rounds(rounds: Sequence[SampledRound]) -> SampledRound:
-    """Return the rounds as one; their pictures are put together under one reference."""
+    """Return the rounds as one, with the pictures of all."""
     first, *more = rounds
     if not more:
         return first
-    pictures = {
-        uri: pixels for sampled in rounds for uri, pixels in ray.get(sampled.pictures.ref).items()
-    }
     return SampledRound(
         pairs={serial: pair for sampled in rounds for serial, pair in sampled.pairs.items()},
         contents={key: content for sampled in rounds for key, content in sampled.contents.items()},
-        pictures=share_pictures(pictures),
+        pictures=join_pictures(sampled.pictures for sampled in rounds),
         trajectories=[trace for sampled in rounds for trace in sampled.trajectories],
         scored=[scored for sampled in rounds for scored in sampled.scored],
         dropped=[dropped for sampled in rounds for dropped in sampled.dropped],

@@ -4,9 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
-import ray
-
-from cluster.pictures import Decoder, SharedPictures, share_pictures
+from cluster.pictures import Decoder, SharedPictures, join_pictures
 from cluster.rl.rounds import SampledRound
 from configs.common import MediaConfig
 from configs.learner import GRPOConfig
@@ -91,7 +89,7 @@ def replayed_groups(
     for reason in failed.values():
         log.warning("not replayed: %s", reason)
     kept = [group for group in drawn if not group.uris() & failed.keys()]
-    return kept, share_pictures({**ray.get(decoded.ref), **ray.get(pictures.ref)})
+    return kept, join_pictures([decoded, pictures])
 
 
 def make_room(

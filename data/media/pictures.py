@@ -8,8 +8,9 @@ white where it is transparent, 8 bit a channel; of an animation the first pictur
 import io
 import logging
 import math
+import os
 import threading
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from data.errors import DataError
 from data.types import Pictures
 
 log = logging.getLogger(__name__)
-DECODE_THREADS = 4
+DECODE_THREADS = min(16, max(4, (os.cpu_count() or 1) // 4))
+"""The other cores of a node are its engines' and ranks'."""
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Files in another format are refused. Pillow has dozens more decoders that data sets do not need,
 code that reads untrusted bytes; some start programs (EPS)."""
@@ -88,16 +90,26 @@ class _Held:
         Raises:
             DataError: it would; the largest files are named.
         """
-        if self._total <= self._most:
-            return
-        largest = sorted(self._sizes, key=lambda uri: (-self._sizes[uri], uri))[:SHOWN_FILES]
-        raise DataError(
-            f"expected pictures of at most data.media.max_step_bytes={self._most} bytes for one "
-            f"step or evaluation, found {len(self._sizes)} of {self._total} bytes when they are "
-            f"decoded, the largest {', '.join(f'{uri} ({self._sizes[uri]})' for uri in largest)}; "
-            "make these smaller, take fewer pairs at once (a smaller batch, fewer rows to "
-            "evaluate), or raise the limit if the machine has the memory"
-        )
+        check_bytes(self._sizes, self._most)
+
+
+def check_bytes(sizes: Mapping[str, int], most: int) -> None:
+    """Refuse pictures whose bytes, by uri, are more than ``most`` together.
+
+    Raises:
+        DataError: they are; the largest files are named.
+    """
+    total = sum(sizes.values())
+    if total <= most:
+        return
+    largest = sorted(sizes, key=lambda uri: (-sizes[uri], uri))[:SHOWN_FILES]
+    raise DataError(
+        f"expected pictures of at most data.media.max_step_bytes={most} bytes for one step or "
+        f"evaluation, found {len(sizes)} of {total} bytes when they are decoded, the largest "
+        f"{', '.join(f'{uri} ({sizes[uri]})' for uri in largest)}; make these smaller, take fewer "
+        "pairs at once (a smaller batch, fewer rows to evaluate), or raise the limit if the "
+        "machine has the memory"
+    )
 
 
 def load_pictures(

@@ -5,14 +5,17 @@ every engine sees the same pixels; the models' own processors must not resize ag
 """
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from configs.common import MediaConfig
 from data.errors import DataError
-from data.types import Box, Kind, Picture, Pictures, Video
+from data.types import Box, Kind, Picture, Pictures, Video, Visual
 
+T = TypeVar("T")
 MIN_CROP_PIXELS = 4
 """Thinner crops are widened to this around their centre."""
 MAX_ASPECT = 100
@@ -102,44 +105,59 @@ def _span(start: float, end: float, size: int) -> tuple[int, int]:
     return first, last
 
 
+def fitted_size(
+    visual: Visual, sizes: Mapping[str, tuple[int, int]], limits: MediaConfig, *, factor: int
+) -> tuple[int, int]:
+    """Return the (height, width) that a model reads of a picture, or of each frame of a video.
+
+    ``sizes`` holds (height, width) of the decoded files by uri. All frames of a video get one size,
+    which suits the first of them.
+
+    Raises:
+        DataError: the file was not loaded.
+    """
+    if isinstance(visual, Video):
+        height, width = _of(visual.frames[0].uri, sizes)
+        least, most = video_limits(visual, limits)
+    else:
+        left, top, right, bottom = crop_pixels(visual.box, *_of(visual.uri, sizes))
+        height, width = bottom - top, right - left
+        least, most = limits_of(visual, limits)
+    return target_size(height, width, factor=factor, min_pixels=least, max_pixels=most)
+
+
 def fit(picture: Picture, pictures: Pictures, limits: MediaConfig, *, factor: int) -> Image.Image:
     """Return the picture (or its crop) at the size a model reads.
 
     Raises:
         DataError: the file was not loaded.
     """
-    pixels = _pixels_of(picture.uri, pictures)
-    left, top, right, bottom = crop_pixels(picture.box, pixels.shape[0], pixels.shape[1])
-    image = Image.fromarray(pixels[top:bottom, left:right])
-    least, most = limits_of(picture, limits)
-    rows, columns = target_size(
-        image.height, image.width, factor=factor, min_pixels=least, max_pixels=most
-    )
-    return _resized(image, rows, columns)
+    pixels = _of(picture.uri, pictures)
+    left, top, right, bottom = crop_pixels(picture.box, *pixels.shape[:2])
+    rows, columns = fitted_size(picture, {picture.uri: pixels.shape[:2]}, limits, factor=factor)
+    return _resized(Image.fromarray(pixels[top:bottom, left:right]), rows, columns)
 
 
 def fit_video(video: Video, pictures: Pictures, limits: MediaConfig, *, factor: int) -> np.ndarray:
     """Return the video's frames at the size a model reads, uint8 [T, H, W, 3], T even.
 
-    All get one size, which suits the first of them. A video of one frame is a video that shows it
-    twice.
+    A video of one frame is a video that shows it twice.
 
     Raises:
         DataError: a frame was not loaded.
     """
-    images = [Image.fromarray(_pixels_of(frame.uri, pictures)) for frame in video.frames]
-    least, most = video_limits(video, limits)
-    rows, columns = target_size(
-        images[0].height, images[0].width, factor=factor, min_pixels=least, max_pixels=most
-    )
+    frames = {frame.uri: _of(frame.uri, pictures) for frame in video.frames}
+    sizes = {uri: pixels.shape[:2] for uri, pixels in frames.items()}
+    rows, columns = fitted_size(video, sizes, limits, factor=factor)
+    images = [Image.fromarray(frames[frame.uri]) for frame in video.frames]
     shown = [np.asarray(_resized(image, rows, columns)) for image in images]
     return np.stack(shown if len(shown) > 1 else 2 * shown)
 
 
-def _pixels_of(uri: str, pictures: Pictures) -> np.ndarray:
-    if uri not in pictures:
+def _of(uri: str, loaded: Mapping[str, T]) -> T:
+    if uri not in loaded:
         raise DataError(f"{uri}: picture was not loaded for this step")
-    return pictures[uri]
+    return loaded[uri]
 
 
 def _resized(image: Image.Image, rows: int, columns: int) -> Image.Image:

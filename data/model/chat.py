@@ -6,7 +6,7 @@ all of them give a model identical token ids and pixels.
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from configs.reward import Pooling
 from data.embed_inputs import SUFFIX, instruction_as_text, media_first
 from data.engine.arguments import VIDEO_AS_IT_IS
 from data.errors import ConfigError, DataError
-from data.media.sizes import fit, fit_video
+from data.media.sizes import fit, fit_video, fitted_size
 from data.model.model_folder import load_processor, sees_pictures
 from data.tcot import TAG_TEXTS
 from data.types import (
@@ -29,6 +29,7 @@ from data.types import (
     Picture,
     Pictures,
     Video,
+    Visual,
     pictures_in,
     visuals_in,
 )
@@ -56,12 +57,6 @@ class Clip:
     """uint8 [T, H, W, 3], T even."""
     ticks: list[int]
     """When each of them is shown, in milliseconds (`TICKS` a second)."""
-
-    def stamps(self) -> list[str]:
-        """Return what the model reads before each two frames: when they are shown, on average."""
-        seconds = [tick / TICKS for tick in self.ticks]
-        pairs = zip(seconds[::MERGED_FRAMES], seconds[1::MERGED_FRAMES], strict=True)
-        return [f"<{(first + last) / 2:.1f} seconds>" for first, last in pairs]
 
     def metadata(self) -> dict[str, Any]:
         """Return what tells vLLM and transformers the times, and to take all frames."""
@@ -136,6 +131,15 @@ class TextEncoder:
         return self._prompt(
             self.tokenizer.encode(text, add_special_tokens=False), content, pictures
         )
+
+    def prompt_ids(self, content: Content, sizes: Mapping[str, tuple[int, int]]) -> list[int]:
+        """Return the `expanded` of `encode`, of (height, width) of decoded files by uri alone.
+
+        Raises:
+            ConfigError, DataError: as `encode`.
+        """
+        ids = self.tokenizer.encode(self.text(content), add_special_tokens=False)
+        return self._expanded(ids, content, sizes)
 
     def embed(
         self,
@@ -246,6 +250,11 @@ class TextEncoder:
 
     def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
         return EncodedPrompt(ids=ids, expanded=ids, images=[])
+
+    def _expanded(
+        self, ids: list[int], content: Content, sizes: Mapping[str, tuple[int, int]]
+    ) -> list[int]:
+        return ids
 
     def _cut(self, content: Content, over: int = 0) -> Content:
         """Return the content with item texts cut to their limit, and by ``over`` more tokens."""
@@ -364,7 +373,8 @@ class ChatEncoder(TextEncoder):
             if isinstance(visual, Picture)
         ]
         clips = [self.clip(visual, pictures) for visual in visuals if isinstance(visual, Video)]
-        expanded = self.expand(ids, images, clips)
+        shown = {picture.uri for picture in pictures_in(content)}
+        expanded = self._expanded(ids, content, {uri: pictures[uri].shape[:2] for uri in shown})
         return EncodedPrompt(ids=ids, expanded=expanded, images=images, clips=clips)
 
     def clip(self, video: Video, pictures: Pictures) -> Clip:
@@ -376,11 +386,10 @@ class ChatEncoder(TextEncoder):
         """
         self._check_video_processor()
         frames = fit_video(video, pictures, self.limits, factor=self.factor)
-        ticks = [round(seconds * TICKS) for seconds in video.times]
-        return Clip(frames, ticks * (len(frames) // len(ticks)))
+        return Clip(frames, _ticks(video))
 
-    def expand(
-        self, ids: list[int], images: Sequence[Image.Image], clips: Sequence[Clip] = ()
+    def _expanded(
+        self, ids: list[int], content: Content, sizes: Mapping[str, tuple[int, int]]
     ) -> list[int]:
         """Return ``ids`` with each picture token repeated once per merged vision patch.
 
@@ -388,18 +397,24 @@ class ChatEncoder(TextEncoder):
         between the tokens that begin and end a picture.
 
         Raises:
-            DataError: not one picture token per picture, or not one video token per video.
+            ConfigError: as `clip`.
+            DataError: not one picture token per picture, or not one video token per video; or a
+                picture was not loaded.
         """
+        visuals = visuals_in(content)
+        images = [visual for visual in visuals if isinstance(visual, Picture)]
+        videos = [visual for visual in visuals if isinstance(visual, Video)]
         self._check_count(ids, self.image_token_id, self.image_token, images)
-        self._check_count(ids, self.video_token_id, VIDEO_TOKEN, clips)
-        shown_images, shown_clips = iter(images), iter(clips)
+        self._check_count(ids, self.video_token_id, VIDEO_TOKEN, videos)
+        if videos:
+            self._check_video_processor()
+        shown_images, shown_videos = iter(images), iter(videos)
         expanded: list[int] = []
         for token in ids:
             if token == self.image_token_id:
-                image = next(shown_images)
-                expanded += [token] * self._merged(image.height, image.width)
+                expanded += [token] * self._patches(next(shown_images), sizes)
             elif token == self.video_token_id:
-                expanded += self._clip_ids(next(shown_clips))
+                expanded += self._video_ids(next(shown_videos), sizes)
             else:
                 expanded.append(token)
         return expanded
@@ -413,15 +428,17 @@ class ChatEncoder(TextEncoder):
                 "model's chat template must show each picture and each video once"
             )
 
-    def _merged(self, height: int, width: int) -> int:
+    def _patches(self, visual: Visual, sizes: Mapping[str, tuple[int, int]]) -> int:
+        """Return how many merged patches a picture has, or each two frames of a video."""
+        height, width = fitted_size(visual, sizes, self.limits, factor=self.factor)
         return (height // self.factor) * (width // self.factor)
 
-    def _clip_ids(self, clip: Clip) -> list[int]:
+    def _video_ids(self, video: Video, sizes: Mapping[str, tuple[int, int]]) -> list[int]:
         start, end = (self._markup_ids[token] for token in (VISION_START, VISION_END))
-        count = self._merged(*clip.frames.shape[1:3])
+        count = self._patches(video, sizes)
         patches = [start, *[self._markup_ids[VIDEO_TOKEN]] * count, end]
         ids: list[int] = []
-        for stamp in clip.stamps():
+        for stamp in stamps(_ticks(video)):
             ids += [*self.tokenizer.encode(stamp, add_special_tokens=False), *patches]
         return ids
 
@@ -452,6 +469,22 @@ class ChatEncoder(TextEncoder):
             videos=[clip.frames for clip in clips], return_tensors="pt", **VIDEO_AS_IT_IS
         )
         return {name: batch[name] for name in ("pixel_values_videos", "video_grid_thw")}
+
+
+def _ticks(video: Video) -> list[int]:
+    """Return when each frame is shown that a model sees, in `TICKS` of a second.
+
+    It sees a single frame twice, as `fit_video` says.
+    """
+    ticks = [round(seconds * TICKS) for seconds in video.times]
+    return ticks if len(ticks) > 1 else 2 * ticks
+
+
+def stamps(ticks: Sequence[int]) -> list[str]:
+    """Return what the model reads before each two frames: when they are shown, on average."""
+    seconds = [tick / TICKS for tick in ticks]
+    pairs = zip(seconds[::MERGED_FRAMES], seconds[1::MERGED_FRAMES], strict=True)
+    return [f"<{(first + last) / 2:.1f} seconds>" for first, last in pairs]
 
 
 def _without_suffix(content: Content) -> Content:

@@ -9,7 +9,7 @@ from configs.common import EngineConfig, MediaConfig
 from configs.reward import Pooling
 from data.engine.arguments import set_engine_environment
 from data.errors import DataError
-from data.types import EmbedRequest, Pictures
+from data.types import EmbedRequest, Pictures, together
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,13 @@ class EmbedderActor:
         return self._embedder.width
 
     async def embed(
-        self, requests: list[EmbedRequest], pictures: Pictures
+        self, requests: list[EmbedRequest], *parts: Pictures
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Return unit vectors, float32 [D], by key, and the reason by key for those that failed."""
+        """Return unit vectors, float32 [D], by key, and the reason by key for those that failed.
+
+        ``parts`` are the pictures.
+        """
+        pictures = together(parts)
         cut_before = self._cut
         results = await asyncio.gather(*(self._one(request, pictures) for request in requests))
         if self._cut > cut_before:

@@ -60,7 +60,7 @@ class SleepingReasoner:
         pass
 
     async def generate(
-        self, requests: Sequence[GenerationRequest], pictures: object
+        self, requests: Sequence[GenerationRequest], *pictures: object
     ) -> list[Trajectory]:
         """Sample traces; siblings share the array of their prompt."""
         version = self._version
@@ -114,7 +114,7 @@ class SleepingEmbedder:
         return DIMENSIONS
 
     async def embed(
-        self, requests: Sequence[EmbedRequest], pictures: object
+        self, requests: Sequence[EmbedRequest], *pictures: object
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Embed contents whose text begins with the name of their pair."""
         await self._queue.work(len(requests) * ITEM_S)
@@ -154,11 +154,11 @@ class SleepingRank:
     def put_weights(self, version: int, store: Any, *, anew: bool) -> Any:
         return Published(delta=False, bytes=0, seconds={})
 
-    def train_policy(self, mini_batches: Sequence[MiniBatch], pictures: object) -> StepReport:
+    def train_policy(self, mini_batches: Sequence[MiniBatch], *pictures: object) -> StepReport:
         time.sleep(sum(one.total_tokens for one in mini_batches) * TRAINED_TOKEN_S)
         return StepReport(metrics={"policy/loss": 0.0}, seconds=0.0)
 
-    def score_policy(self, share: Sequence[Sequence[TrainSample]], pictures: object) -> Any:
+    def score_policy(self, share: Sequence[Sequence[TrainSample]], *pictures: object) -> Any:
         return {
             one.key: TokenScores(one.logprobs, None)
             for micro in share

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.pictures import SharedPictures, share_pictures
+from cluster.pictures import SharedPictures
 from cluster.pools.reward import RewardPool
 from configs.common import EngineConfig, MediaConfig, PoolConfig
 from configs.reward import RewardConfig
@@ -17,6 +17,7 @@ from data.embed_inputs import embed_content
 from data.types import EmbedRequest, Item, Kind, Picture
 from tests.bench.direct import DirectEmbedder
 from tests.bench.record import alternate, record
+from tests.shared_pictures import share_pictures
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +101,7 @@ def test_embedding_traces_with_crops(both: tuple[RewardPool, Any]) -> None:
         # New traces and pictures each turn: neither engine has them in a cache, both get the same.
         requests[:], pictures = step_of(rng)
         shared[:] = [share_pictures(pictures)]
-        answer(direct.prepare.remote(requests, shared[0].ref))
+        answer(direct.prepare.remote(requests, *shared[0].refs))
 
     def ours() -> None:
         vectors, failed = pool.embed(requests, *shared)

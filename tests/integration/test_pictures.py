@@ -1,4 +1,4 @@
-"""Files decoded by a process beside the driver: pixels, reasons, and a decoder that crashes."""
+"""Files decoded beside the driver: pixels, reasons, and a decoder that crashes."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.jobs.embedder import contrastive_batches
+from cluster.jobs.warm_start import encode
 from cluster.pictures import Decoder
 from cluster.side_process import RETRIES
-from configs.common import MediaConfig
+from configs.common import DataConfig, MediaConfig, RunConfig
+from configs.schema import EmbedderConfig, WarmStartConfig
 from data.errors import DataError
-from data.media.pictures import load_picture
-from tests.builders import WITHOUT_AN_ITEM, write_picture
+from data.media.pictures import load_picture, load_pictures
+from data.model.chat import ChatEncoder
+from data.relevance import Relevance
+from data.sets.feed import PairFeed
+from data.types import Item, Kind, Picture, together
+from tests.builders import WITHOUT_AN_ITEM, loaded_set, make_pair, write_picture
+from tests.integration.conftest import MEDIA
 from tests.workers import CrashesAt
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -30,7 +38,7 @@ def test_files_come_decoded_with_sizes_and_reasons(decoder: Decoder, tmp_path: P
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     shared, failed = decoder.share([wide, str(broken), wide], MediaConfig())
-    found = ray.get(shared.ref)
+    found = together(ray.get(list(shared.refs)))
     assert list(found) == [wide]
     assert (found[wide] == load_picture(wide, MediaConfig())).all()
     assert shared.sizes == {wide: (30, 40)}
@@ -62,7 +70,7 @@ def test_frames_come_shrunk_and_too_many_bytes_are_refused(
 
 def test_no_files_are_no_pictures(decoder: Decoder) -> None:
     shared, failed = decoder.share([], MediaConfig())
-    assert (ray.get(shared.ref), shared.sizes, failed) == ({}, {}, {})
+    assert (shared.refs, shared.sizes, failed) == ((), {}, {})
 
 
 def test_a_file_that_ends_the_decoder_is_found_and_the_others_are_decoded(
@@ -89,3 +97,33 @@ def test_nothing_else_that_waits_is_blamed_for_it(decoder: Decoder, tmp_path: Pa
         second = threads.submit(decoder.share, [good], MediaConfig())
     assert list(first.result()[1]) == [str(deadly)]
     assert second.result()[1] == {}
+
+
+def test_the_batches_of_embedder_and_warm_start_come_without_pixels_in_the_driver(
+    decoder: Decoder, encoder: ChatEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [str(write_picture(tmp_path / f"{name}.png", 150, 90)) for name in "ab"]
+    query, target = (Item(text="what color", kind=Kind.IMAGE, uris=(uri,)) for uri in uris)
+    pair = make_pair("a", query=query, target=target)
+    run, data = RunConfig(dir="unused"), DataConfig(media=MEDIA)
+    contents = [(uri, (Picture(uri, Kind.IMAGE), "what color"), "red") for uri in uris]
+    expected, _ = load_pictures(uris, MEDIA)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the driver decodes")
+
+    monkeypatch.setattr("data.media.pictures._decode", refuse)
+    feed = PairFeed(
+        [loaded_set(name="set", pairs=(pair,), bad_rows=())], {"set": 1.0}, batch=1, seed=0
+    )
+    config = EmbedderConfig(run=run, model="unused", data=data, sub_batches=1)
+    (rows, shown), _ = next(contrastive_batches(feed, config, Relevance([pair]), decoder))
+    supervised = WarmStartConfig(run=run, model="unused", data=data)
+    samples, described = encode(contents, encoder, supervised, decoder)
+    assert len(rows) == 1
+    for shared in (shown, described):
+        assert shared.sizes == dict.fromkeys(uris, (90, 150))
+        for uri, pixels in together(ray.get(list(shared.refs))).items():
+            assert (pixels == expected[uri]).all()
+    for sample, (_, content, _) in zip(samples, contents, strict=True):
+        assert sample.prompt_ids.tolist() == encoder.encode(content, expected).expanded

@@ -37,6 +37,7 @@ from data.types import (
 from evaluation.runner import Settings, evaluate
 from learner.rank.batching import VisionTokens, collate, embed_row, process_pictures, train_row
 from tests.builders import TRACES, loaded_set, write_picture
+from tests.shared_pictures import DecoderHere
 from tests.tiny_model import tiny_processor
 
 MEDIA = MediaConfig(
@@ -107,8 +108,9 @@ def trained_on(pair, evidence, data=DATA):
     )
     loaded = loaded_set(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
-    (rows, pictures), _ = next(contrastive_batches(feed, config, Relevance([pair])))
-    return rows[0], pictures
+    batches = contrastive_batches(feed, config, Relevance([pair]), DecoderHere())
+    (rows, pictures), _ = next(batches)
+    return rows[0], pictures.refs[0]
 
 
 def rewarded(pair, evidence, item_tokens=DATA.item_tokens):

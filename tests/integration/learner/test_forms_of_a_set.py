@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from cluster.jobs.embedder import contrastive_batches
 from cluster.learner_group import LearnerGroup
-from cluster.pictures import share_pictures
+from cluster.pictures import Decoder
 from configs.common import DataConfig, DataSetConfig, RunConfig
 from configs.learner import LearnerConfig
 from configs.schema import EmbedderConfig
@@ -147,11 +148,12 @@ def losses(group: LearnerGroup, tiny_folder: Path) -> Callable[..., list[float]]
             seed=0,
             temperature=config.temperature,
         )
-        batches = islice(contrastive_batches(feed, config, known_right(loaded)), STEPS)
-        return [
-            group.train_contrastive(rows, share_pictures(pictures)).metrics["contrast/loss"]
-            for (rows, pictures), _ in batches
-        ]
+        with closing(Decoder()) as decoder:
+            batches = contrastive_batches(feed, config, known_right(loaded), decoder)
+            return [
+                group.train_contrastive(*batch).metrics["contrast/loss"]
+                for batch, _ in islice(batches, STEPS)
+            ]
 
     return losses
 

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from cluster.learner_group import LearnerGroup
-from cluster.pictures import share_pictures
 from cluster.weights.store import WeightStore
 from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, LoRAConfig, OptimizerConfig
@@ -38,6 +37,7 @@ from learner.rank.lora import add_adapters, stored_weights
 from tests.integration.reference import model_inputs
 from tests.marks import extended
 from tests.patience import PATIENCE_S
+from tests.shared_pictures import share_pictures
 
 MEDIA = MediaConfig(
     **{

@@ -8,12 +8,12 @@ import pytest
 import ray
 
 from cluster.learner_group import LearnerGroup
-from cluster.pictures import share_pictures
 from configs.common import MediaConfig
 from configs.learner import LearnerConfig
 from data.errors import CheckpointError, ClusterError, DataError, LearnerLost
 from data.types import Kind, Picture, TrainSample
 from tests.patience import PATIENCE_S
+from tests.shared_pictures import share_pictures
 from tests.workers import die_in_backward, limit_files
 
 MEDIA = MediaConfig(

@@ -9,12 +9,12 @@ import psutil
 import pytest
 import ray
 
-from cluster.pictures import share_pictures
 from cluster.pools.reward import RewardPool
 from data.types import Box, EmbedRequest, Kind, Picture
 from tests.integration.conftest import Call
 from tests.integration.reference import embedding
 from tests.patience import PATIENCE_S
+from tests.shared_pictures import share_pictures
 
 CROPS = (
     Picture("a", Kind.IMAGE),

@@ -46,7 +46,7 @@ class Workers(Pool):
         return actor.work.remote(list(chunk.requests))
 
     def begin(self, requests):
-        return self.submit([Unit((r,), 1.0) for r in requests], None)
+        return self.submit([Unit((r,), 1.0) for r in requests], ())
 
     def answers(self, requests):
         return sorted_out(self.begin(requests))

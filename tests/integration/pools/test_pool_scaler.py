@@ -10,11 +10,11 @@ import pytest
 import ray
 
 from cluster.jobs import scale
-from cluster.pictures import share_pictures
 from cluster.pools.pool_scaler import PoolScaler, PoolTargets
 from data.errors import ClusterError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 from tests.patience import PATIENCE_S
+from tests.shared_pictures import share_pictures
 
 GROUPS, SIBLINGS = 6, 2
 

@@ -4,12 +4,12 @@ import logging
 
 import pytest
 
-from cluster.pictures import share_pictures
 from cluster.pools.rollout import POISONED, PULLS, RolloutPool
 from configs.common import MediaConfig, PoolConfig, RolloutConfig
 from data.errors import WeightSyncError
 from data.types import GenerationRequest, GroupKey, Side, TrajectoryKey
 from tests.patience import PATIENCE_S
+from tests.shared_pictures import share_pictures
 from tests.workers import Reasoner
 
 pytestmark = pytest.mark.usefixtures("local_ray")

@@ -22,8 +22,10 @@ from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.types import Item, Kind
 from tests.builders import TRACES, WITHOUT_AN_ITEM, loaded_set, make_pair, write_picture
+from tests.shared_pictures import DecoderHere
 
 CONFIG = EmbedderConfig(run=RunConfig(dir="run"), model="m")
+DECODER = DecoderHere()
 
 
 @pytest.mark.parametrize("content", [b"no picture", WITHOUT_AN_ITEM.read_bytes()])
@@ -35,9 +37,9 @@ def test_a_pair_with_a_broken_picture_is_left_out_and_the_others_stay(tmp_path, 
         make_pair(name, query=Item(text="q", kind=Kind.IMAGE, uris=(str(path),)))
         for name, path in (("a", good), ("b", bad), ("c", good))
     ]
-    kept, pictures = with_pictures([*pairs, make_pair("text")], CONFIG)
+    kept, pictures = with_pictures([*pairs, make_pair("text")], CONFIG, DECODER)
     assert [pair.pair_id for pair in kept] == ["a", "c", "text"]
-    assert set(pictures) == {str(good)}
+    assert set(pictures.sizes) == {str(good)}
     assert "bad.png: not a readable picture" in capsys.readouterr().err
 
 
@@ -46,11 +48,8 @@ def test_frames_are_shrunk_and_what_crops_are_made_of_is_not(tmp_path):
     video = Item(text="q", kind=Kind.VIDEO, uris=(frame, still))
     pair = make_pair(query=video, target=Item(text="t", kind=Kind.IMAGE, uris=(still,)))
     media = MediaConfig(frame_min_pixels=100, frame_max_pixels=300)
-    _, pictures = with_pictures([pair], replace(CONFIG, data=DataConfig(media=media)))
-    assert {uri: pixels.shape for uri, pixels in pictures.items()} == {
-        still: (30, 40, 3),
-        frame: (15, 20, 3),
-    }
+    _, pictures = with_pictures([pair], replace(CONFIG, data=DataConfig(media=media)), DECODER)
+    assert pictures.sizes == {still: (30, 40), frame: (15, 20)}
 
 
 def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
@@ -60,7 +59,7 @@ def test_a_set_without_a_readable_picture_ends_with_a_reason(tmp_path):
     loaded = loaded_set(name="set", pairs=(pair,), bad_rows=())
     feed = PairFeed([loaded], {"set": 1.0}, batch=1, seed=0)
     with pytest.raises(NothingToTrainOn, match="20 batches in a row had fewer than learner"):
-        next(contrastive_batches(feed, CONFIG, Relevance([pair])))
+        next(contrastive_batches(feed, CONFIG, Relevance([pair]), DECODER))
 
 
 def test_batches_go_on_where_a_checkpoint_stopped():
@@ -73,11 +72,11 @@ def test_batches_go_on_where_a_checkpoint_stopped():
     def feed():
         return PairFeed(sets, {"x": 1.0, "y": 2.0}, batch=2, seed=0)
 
-    straight = list(islice(contrastive_batches(feed(), CONFIG, relevance), 9))
+    straight = list(islice(contrastive_batches(feed(), CONFIG, relevance, DECODER), 9))
     _, state = straight[3]
     resumed = feed()
     resumed.restore(state)
-    assert list(islice(contrastive_batches(resumed, CONFIG, relevance), 5)) == straight[4:]
+    assert list(islice(contrastive_batches(resumed, CONFIG, relevance, DECODER), 5)) == straight[4:]
 
 
 NEGATIVE = Item(text="a hard one")
@@ -86,9 +85,9 @@ ALWAYS = replace(CONFIG, trace_dropout=0.0, evidence_dropout=0.0)
 NEVER = replace(CONFIG, trace_dropout=1.0)
 
 
-def row_of(pair, config, traces=None, pictures=None):
+def row_of(pair, config, traces=None, decoded=frozenset()):
     rng, relevance = np.random.default_rng(0), Relevance([pair])
-    return make_row(pair, rng, config, traces or {}, pictures or {}, relevance)
+    return make_row(pair, rng, config, traces or {}, decoded, relevance)
 
 
 def text_of(content):
@@ -111,7 +110,7 @@ def test_a_row_names_the_targets_of_its_batch_that_are_right_for_its_query():
         make_pair("e", target=Item(text="a kitten"), label="feline"),
     ]
     feed = feed_of(*pairs, batch=5)
-    [((rows, _), _)] = islice(contrastive_batches(feed, CONFIG, Relevance(pairs)), 1)
+    [((rows, _), _)] = islice(contrastive_batches(feed, CONFIG, Relevance(pairs), DECODER), 1)
     # A batch shuffles its pairs; the numbers of queries and targets tell which is which.
     right = {(text_of(row.query)[6], row.target_key): set(row.right) for row in rows}
     both = {dog.key(), puppy.key()}
@@ -129,7 +128,7 @@ def test_what_is_right_is_known_from_the_whole_set_and_not_from_the_batch_alone(
     ]
     relevance = Relevance(pairs)
     feed = feed_of(pairs[0], pairs[2], batch=2)
-    [((rows, _), _)] = islice(contrastive_batches(feed, CONFIG, relevance), 1)
+    [((rows, _), _)] = islice(contrastive_batches(feed, CONFIG, relevance, DECODER), 1)
     right = {row.target_key: set(row.right) for row in rows}
     puppy = Item(text="a puppy").key()
     assert right == {Item(text="a dog").key(): {Item(text="a dog").key(), puppy}, puppy: {puppy}}
@@ -140,7 +139,7 @@ def test_a_hard_negative_that_is_another_right_target_of_the_query_is_left_out()
     pair = make_pair("a", hard_negatives=(other, wrong))
     relevance = Relevance([pair, make_pair("b", query=pair.query, target=other)])
     config = replace(ALWAYS, hard_negatives=2)
-    row = make_row(pair, np.random.default_rng(0), config, {}, {}, relevance)
+    row = make_row(pair, np.random.default_rng(0), config, {}, set(), relevance)
     assert [text_of(one) for one in row.negatives] == [text_of(row_of(pair, config).negatives[1])]
 
 
@@ -179,10 +178,10 @@ def test_a_hard_negative_with_a_broken_picture_is_left_out_and_its_pair_stays(tm
     one, other = (Item(text="n", kind=Kind.IMAGE, uris=(str(path),)) for path in (bad, good))
     pair = make_pair("a", hard_negatives=(one, other))
     config = replace(ALWAYS, hard_negatives=2)
-    kept, pictures = with_pictures([pair], config)
+    kept, pictures = with_pictures([pair], config, DECODER)
     assert kept == [pair]
-    assert set(pictures) == {str(good)}
-    [negative] = row_of(pair, config, pictures=pictures).negatives
+    assert set(pictures.sizes) == {str(good)}
+    [negative] = row_of(pair, config, decoded=pictures.sizes.keys()).negatives
     assert negative[0].uri == str(good)
 
 

@@ -38,7 +38,7 @@ class FakeDecoder:
     def share(self, uris, limits, *, frames=frozenset()):
         self.tries += 1
         gone = self.tries - 1 in self.failing
-        return SharedPictures(None, {}), dict.fromkeys(uris if gone else (), "stale file handle")
+        return SharedPictures((), {}), dict.fromkeys(uris if gone else (), "stale file handle")
 
 
 class Silent(FakeEmbedder):

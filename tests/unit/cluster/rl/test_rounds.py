@@ -62,7 +62,7 @@ def test_whether_a_group_was_paid_alike_is_asked_before_any_penalty():
     sampled = SampledRound(
         pairs={},
         contents={},
-        pictures=SharedPictures(None, {}),
+        pictures=SharedPictures((), {}),
         trajectories=long,
         scored=[
             make_scored(one, total=total)

@@ -30,6 +30,7 @@ LIMITS = MediaConfig(
     crop_max_pixels=1024,
 )
 PICTURES = {"wide": np.zeros((64, 96, 3), np.uint8), "big": np.full((300, 200, 3), 9, np.uint8)}
+SIZES = {"wide": (64, 96), "big": (300, 200)}
 WIDE, BIG = Picture("wide", Kind.IMAGE), Picture("big", Kind.PAGE)
 CROP, FRAME = Picture("big", Kind.PAGE, Box(0, 0, 0.5, 0.5)), Picture("big", Kind.VIDEO)
 
@@ -70,7 +71,7 @@ def test_expanded_ids_and_pixels_are_those_of_the_models_own_processor(encoder, 
     prompt = encoder.encode(content, PICTURES)
     theirs = processor(text=[encoder.text(content)], images=prompt.images, return_tensors="pt")
     ours = encoder.pixels(prompt.images)
-    assert theirs["input_ids"][0].tolist() == prompt.expanded
+    assert theirs["input_ids"][0].tolist() == prompt.expanded == encoder.prompt_ids(content, SIZES)
     assert theirs["image_grid_thw"].tolist() == ours["image_grid_thw"].tolist()
     assert theirs["pixel_values"].equal(ours["pixel_values"])
     merged = ours["image_grid_thw"].prod(dim=1) // encoder.merge**2
@@ -171,6 +172,8 @@ def test_the_vocabulary_is_built_once_for_all_requests(monkeypatch):
 def test_a_picture_that_was_not_loaded_is_named(encoder):
     with pytest.raises(DataError, match="big: picture was not loaded"):
         encoder.encode((BIG,), {})
+    with pytest.raises(DataError, match="big: picture was not loaded"):
+        encoder.prompt_ids((BIG,), {})
 
 
 def test_a_chat_template_that_hides_pictures_is_refused(processor):

@@ -17,7 +17,7 @@ from data.errors import ConfigError, DataError
 from data.media.frames import frames_only, sample_frames
 from data.media.pictures import load_pictures
 from data.media.sizes import fit_video, video_limits
-from data.model.chat import ChatEncoder, Clip
+from data.model.chat import ChatEncoder, stamps
 from data.sets.load_sets import load_set
 from data.types import Kind, Picture, Video, pictures_in, visuals_in
 
@@ -69,6 +69,10 @@ def decoded(content):
     return pictures
 
 
+def sizes_of(content):
+    return {uri: pixels.shape[:2] for uri, pixels in decoded(content).items()}
+
+
 def test_the_demos_clips_have_the_tokens_and_pixels_of_the_models_own_processor(
     encoder, processor, clips
 ) -> None:
@@ -86,9 +90,10 @@ def test_the_demos_clips_have_the_tokens_and_pixels_of_the_models_own_processor(
             **VIDEO_AS_IT_IS,
         )
         assert made["input_ids"][0].tolist() == prompt.expanded
+        assert encoder.prompt_ids(content, sizes_of(content)) == prompt.expanded
         for name, values in encoder.clip_pixels(prompt.clips).items():
             assert torch.equal(values, made[name])
-        assert clip.stamps() == ["<0.2 seconds>", "<1.2 seconds>"]
+        assert stamps(clip.ticks) == ["<0.2 seconds>", "<1.2 seconds>"]
 
 
 def test_a_clip_as_a_video_has_half_the_vision_tokens_of_its_frames(encoder, clips, capsys) -> None:
@@ -156,15 +161,15 @@ def test_a_video_of_one_frame_shows_it_twice_at_its_time(encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ticks", "stamps"),
+    ("ticks", "texts"),
     [
         ([0, 500], ["<0.2 seconds>"]),
         ([0, 40, 1280, 1320], ["<0.0 seconds>", "<1.3 seconds>"]),
         ([3_600_000, 3_600_100], ["<3600.1 seconds>"]),
     ],
 )
-def test_two_frames_have_the_mean_of_their_times(ticks, stamps) -> None:
-    assert Clip(np.zeros((len(ticks), 32, 32, 3), np.uint8), ticks).stamps() == stamps
+def test_two_frames_have_the_mean_of_their_times(ticks, texts) -> None:
+    assert stamps(ticks) == texts
 
 
 def test_a_text_that_spells_a_video_is_none(encoder) -> None:
