@@ -22,7 +22,7 @@ from configs.common import MediaConfig
 from data.containers.video_files import frame_times
 from data.errors import DataError
 from data.media.pictures import load_picture
-from tests.media_files import write_pdf, write_video
+from tests.inputs.media_files import write_pdf, write_video
 
 LIMITS = MediaConfig(max_decode_pixels=1 << 20, frame_min_pixels=1, frame_max_pixels=300)
 VALUES = (0, 1, 2, 3, 4, 6, 8, 16, 32, 127, 128, 254, 255)

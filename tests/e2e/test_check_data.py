@@ -13,9 +13,16 @@ import yaml
 
 from configs.common import DataSetConfig
 from data.sets.load_sets import load_set
-from tests.bad_rows import BAD, MAX_BAD_ROWS, ROWS, SITE, assert_all_are_named, write_bad_rows
 from tests.chaos.running import metrics_of
 from tests.e2e.jobs import REPOSITORY, run
+from tests.inputs.bad_rows import (
+    BAD,
+    MAX_BAD_ROWS,
+    ROWS,
+    SITE,
+    assert_all_are_named,
+    write_bad_rows,
+)
 from tests.tiny_model import write_tiny_model
 
 pytestmark = pytest.mark.extended

@@ -28,8 +28,8 @@ from configs.reward import RewardConfig
 from data.model.chat import ChatEncoder
 from data.types import Content, Kind, Picture, Video
 from rollout.weights.report import StoreAddress
+from tests.inputs.published import put_by_hand
 from tests.patience import PATIENCE_S
-from tests.published import put_by_hand
 from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from data.checks.set_figures import media_groups
 from data.media.perceptual_hash import HASH_BYTES
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture
-from tests.media_files import write_video
+from tests.inputs.media_files import write_video
 from tests.workers import CrashesAt
 
 pytestmark = pytest.mark.usefixtures("local_ray")

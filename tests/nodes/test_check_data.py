@@ -9,8 +9,8 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from tests.bad_rows import MAX_BAD_ROWS, SITE, assert_all_are_named, write_bad_rows
 from tests.e2e.jobs import run
+from tests.inputs.bad_rows import MAX_BAD_ROWS, SITE, assert_all_are_named, write_bad_rows
 from tests.nodes.conftest import STORE_BYTES
 
 NOTES_NODE = """

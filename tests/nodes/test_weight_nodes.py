@@ -11,8 +11,8 @@ from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 
 from cluster.weights.store import WeightStore
+from tests.inputs.published import publish, publisher
 from tests.nodes.conftest import STORE_BYTES
-from tests.published import publish, publisher
 from tests.weight_engine import TENSOR_BYTES, TENSORS, Engine, make_model
 
 ROOT = Path(__file__).resolve().parents[2]

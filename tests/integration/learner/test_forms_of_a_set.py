@@ -24,10 +24,10 @@ from data.sets.feed import PairFeed
 from data.sets.load_sets import known_right, load_sets
 from data.types import Item, Kind, Pair
 from tests.builders import TRACES, write_beir
-from tests.drawings import draw
+from tests.inputs.drawings import draw
+from tests.inputs.media_files import write_lossless_video
 from tests.integration.conftest import MEDIA
 from tests.marks import extended
-from tests.media_files import write_lossless_video
 from tests.patience import PATIENCE_S
 
 ROWS, FRAMES, STEPS = 8, 4, 3

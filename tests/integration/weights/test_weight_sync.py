@@ -20,7 +20,8 @@ from data.weights.parcels import Whole, merge
 from learner.rank.lora import UnmergedWeight
 from rollout.actor import RolloutActor
 from rollout.vllm_engine import STALE_WAIT_S
-from tests import published
+from tests.inputs import published
+from tests.inputs.published import layout
 from tests.integration.conftest import (
     ENGINE,
     MEDIA,
@@ -33,7 +34,6 @@ from tests.integration.conftest import (
 from tests.integration.reference import logprobs, request
 from tests.marks import extended
 from tests.patience import PATIENCE_S
-from tests.published import layout
 
 Buckets = list[list[Whole]]
 

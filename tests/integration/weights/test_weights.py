@@ -16,8 +16,8 @@ from data.errors import WeightSyncError
 from data.weights.parcels import merge
 from learner.rank.lora import UnmergedWeight
 from rollout.weights.transfer import Receiver
+from tests.inputs.published import layout, publish, publisher
 from tests.patience import PATIENCE_S
-from tests.published import layout, publish, publisher
 
 SIZES = (300, 200, 100, 50)
 

@@ -5,7 +5,7 @@ import pytest
 
 from data.checks.near_contents import BEFORE, ENOUGH, FIRST, near_pictures, near_texts
 from data.media.perceptual_hash import HASH_BYTES, perceptual_hash
-from tests.drawings import as_jpeg, draw
+from tests.inputs.drawings import as_jpeg, draw
 
 SENTENCE = "A man in a red jacket rides an old bicycle along the river while two dogs follow him."
 

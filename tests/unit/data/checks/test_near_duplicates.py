@@ -9,8 +9,8 @@ from data.checks.near_duplicates import describe_near, near_duplicates, near_row
 from data.checks.set_figures import CheckedSet, Medium, decode_group, media_groups
 from data.sets.load_sets import load_set
 from tests.builders import write_set
-from tests.drawings import CHANGES, as_jpeg, draw
-from tests.media_files import write_video
+from tests.inputs.drawings import CHANGES, as_jpeg, draw
+from tests.inputs.media_files import write_video
 
 MEDIA = MediaConfig(max_frames=4)
 CAPTION = "A man in a red jacket rides an old bicycle along the river while two dogs follow him."

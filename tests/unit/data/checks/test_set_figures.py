@@ -22,7 +22,7 @@ from data.rows.row_formats import KNOWN_FIELDS, PICTURE_FIELDS
 from data.sets.load_sets import load_set
 from data.types import Item, Kind
 from tests.builders import make_pair, write_picture, write_set
-from tests.media_files import write_video
+from tests.inputs.media_files import write_video
 
 MEDIA = MediaConfig(image_min_pixels=1024, image_max_pixels=4096, max_frames=2)
 

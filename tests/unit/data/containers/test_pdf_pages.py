@@ -9,7 +9,7 @@ from configs.common import MediaConfig
 from data.containers.pdf_pages import DOTS_PER_INCH, draw_page, page_count, page_number
 from data.errors import DataError
 from data.media.pictures import load_picture, load_pictures
-from tests.media_files import encrypt, write_pdf
+from tests.inputs.media_files import encrypt, write_pdf
 
 LARGE = 1 << 40
 

@@ -17,7 +17,7 @@ from data.media.frames import frames_only
 from data.media.pictures import load_picture, load_pictures
 from data.types import Kind, Picture
 from tests.builders import write_picture
-from tests.media_files import colour, write_pdf, write_video
+from tests.inputs.media_files import colour, write_pdf, write_video
 
 MOST = MediaConfig.max_decode_pixels
 NEAR = 20

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from data.media.perceptual_hash import HASH_BYTES, perceptual_hash, similarity
-from tests.drawings import CHANGES, as_jpeg, draw
+from tests.inputs.drawings import CHANGES, as_jpeg, draw
 
 SEEDS = range(40)
 

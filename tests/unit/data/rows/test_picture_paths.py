@@ -10,7 +10,7 @@ from data.errors import DataError
 from data.media.pictures import load_picture
 from data.rows.picture_paths import KnownFiles, PictureFiles
 from tests.builders import write_picture
-from tests.media_files import write_pdf, write_video
+from tests.inputs.media_files import write_pdf, write_video
 
 
 @pytest.fixture

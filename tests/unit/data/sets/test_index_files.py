@@ -25,8 +25,8 @@ from data.sets.open_sets import any_usable
 from data.sets.scan import PairReader, scan_rows
 from data.types import Side
 from tests.builders import loaded_set, write_picture, write_set
-from tests.deadly_rows import CountedRows, DeadlyRows, UnsentRows
-from tests.media_files import write_pdf, write_video
+from tests.inputs.deadly_rows import CountedRows, DeadlyRows, UnsentRows
+from tests.inputs.media_files import write_pdf, write_video
 from tests.patience import PATIENCE_S
 
 
@@ -258,7 +258,7 @@ SCAN = """
 import multiprocessing, os, signal
 import data.sets.scan
 from data.sets.scan import scan_rows
-from tests.deadly_rows import DeadlyRows
+from tests.inputs.deadly_rows import DeadlyRows
 from tests.unit.data.sets.test_index_files import reader_of
 
 def end(_):

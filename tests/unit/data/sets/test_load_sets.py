@@ -17,7 +17,7 @@ from data.rows.row_formats import clean
 from data.sets.load_sets import load_set, load_sets
 from data.types import Box, Cues, Item, Kind, Side
 from tests.builders import TRACES, loaded_set, write_picture, write_set
-from tests.media_files import write_pdf, write_video
+from tests.inputs.media_files import write_pdf, write_video
 
 
 @pytest.fixture

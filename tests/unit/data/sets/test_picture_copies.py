@@ -10,7 +10,7 @@ from data.rows.picture_paths import PictureFiles
 from data.sets.picture_copies import Copies, find_copies
 from data.sets.scan import picture_table
 from tests.builders import write_picture
-from tests.media_files import write_pdf
+from tests.inputs.media_files import write_pdf
 
 
 @pytest.fixture

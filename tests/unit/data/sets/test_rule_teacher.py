@@ -31,7 +31,7 @@ from data.sets.rule_teacher import (
 from data.tcot import parse
 from data.types import Box, Item, Kind, Pair, Side
 from tests.builders import loaded_set
-from tests.media_files import write_pdf, write_video
+from tests.inputs.media_files import write_pdf, write_video
 
 TASK = "Find the name of this sign."
 GIRL = (

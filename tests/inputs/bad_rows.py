@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from configs.common import DataSetConfig
-from tests.media_files import encrypt, write_pdf, write_video
+from tests.inputs.media_files import encrypt, write_pdf, write_video
 
 ROWS = {"signs": 400, "clips": 80, "lines": 40, "cells": 20, "table": 20, "heldout": 20}
 MAX_BAD_ROWS = 0.06
