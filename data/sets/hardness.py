@@ -1,7 +1,8 @@
 """How hard the pairs of a set were in a run: by the plain embedding's ranks, or by its traces.
 
 An `evaluate` run ranked the right target of each query, embedded without a trace. An `rl` run has
-scored traces; the mean of their accuracy is the pair's success rate so far.
+scored traces; the mean of their accuracy is the pair's success rate so far. `data.sets.subsets`
+chooses rows by it.
 """
 
 from collections.abc import Mapping
