@@ -1,8 +1,11 @@
 """Clips of a shape that moves to the left or to the right, as MP4 files, and the rows about them.
 
-Only the order of a clip's frames says where the shape moves. Each clip has a twin that shows the
-same frames, pixel for pixel, the other way round. And the shape comes back at one edge when it has
-left at the other, and starts anywhere, so that no frame tells more for being the first or the last.
+Only the order of a clip's frames says where the shape moves: each clip has a twin that shows the
+same frames, pixel for pixel, the other way round. There are two kinds.
+
+`across`: the shape crosses the picture. Who knows which frame is the first needs no other one.
+`around`: it starts anywhere, and what leaves at one edge comes back at the other. Even with its
+place in the clip no frame tells anything; two of them do, in their order.
 """
 
 import json
@@ -27,23 +30,32 @@ FRAMES = 13
 RATE = 12
 """Frames a second."""
 DIRECTIONS = ("left", "right")
-STARTS = range(0, WIDTH, CELL // 8)
+STARTS = range(WIDTH)
+"""Where a shape is at the left end of its way, in pixels from the left."""
+ACROSS = range(WIDTH - CELL - PACE * (FRAMES - 1) + 1)
+"""Those from where it does not leave the picture."""
 QUESTION = "where does it move?"
 
 Track = tuple[str, str, int]
-"""Colour, shape, and the pixels left of it at the left end of its way."""
+"""Colour, shape and start."""
 
 
 def write_clips(folder: Path, *, seed: int, train: int, heldout: int) -> None:
-    """Write ``train.json`` and ``heldout.json`` with so many tracks, and a clip each way of each.
+    """Write ``train.json`` with clips of both kinds, and ``across.json`` and ``around.json``.
 
-    No track of one file is in the other.
+    The latter two are held out. The numbers count the tracks of each kind; of each track there is a
+    clip in either direction. No track is there twice.
     """
-    tracks = list(product(COLORS, SHAPES, STARTS))
-    drawn = random.Random(seed).sample(tracks, train + heldout)
-    for name, part in (("train", drawn[:train]), ("heldout", drawn[train:])):
-        rows = [_row(folder, track, way) for track in part for way in DIRECTIONS]
-        (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    rng = random.Random(seed)
+    rest = list(product(COLORS, SHAPES, STARTS))
+    rows: dict[str, list[dict[str, Any]]] = {"train": []}
+    for kind, starts in (("around", STARTS), ("across", ACROSS)):
+        drawn = rng.sample([track for track in rest if track[2] in starts], train + heldout)
+        rest = sorted({*rest} - {*drawn})
+        rows["train"] += _rows(folder, drawn[:train])
+        rows[kind] = _rows(folder, drawn[train:])
+    for name, content in rows.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def corpus() -> list[str]:
@@ -60,6 +72,10 @@ def frames_of(track: Track, way: str) -> list[np.ndarray]:
     canvas[:, :CELL] = draw_grid((Thing(color, shape, 0),), 1)
     frames = [np.roll(canvas, start + PACE * step, axis=1) for step in range(FRAMES)]
     return frames if way == "right" else frames[::-1]
+
+
+def _rows(folder: Path, tracks: Sequence[Track]) -> list[dict[str, Any]]:
+    return [_row(folder, track, way) for track in tracks for way in DIRECTIONS]
 
 
 def _row(folder: Path, track: Track, way: str) -> dict[str, Any]:

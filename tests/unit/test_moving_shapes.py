@@ -5,12 +5,13 @@ from collections import Counter
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from configs.common import DataSetConfig
 from data.media.frames import sample_frames
 from data.sets.load_sets import load_set
-from tests.bench.moving_shapes import DIRECTIONS, FRAMES, STARTS, frames_of, write_clips
+from tests.bench.moving_shapes import ACROSS, DIRECTIONS, FRAMES, STARTS, frames_of, write_clips
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +31,16 @@ def decoded(path: Path) -> list[bytes]:
 
 
 def test_a_clip_and_its_twin_have_the_same_frames_the_other_way_round(folder: Path) -> None:
-    left, right = (videos(folder, "heldout")[start::2] for start in (0, 1))
-    for one_way, other_way in zip(left, right, strict=True):
-        frames = decoded(folder / one_way)
-        assert len(set(frames)) == FRAMES
-        assert frames == decoded(folder / other_way)[::-1]
+    for name in ("across", "around"):
+        left, right = (videos(folder, name)[first::2] for first in (0, 1))
+        assert len(left) == 3
+        for one_way, other_way in zip(left, right, strict=True):
+            frames = decoded(folder / one_way)
+            assert len(set(frames)) == FRAMES
+            assert frames == decoded(folder / other_way)[::-1]
 
 
-def test_no_frame_tells_the_direction_by_its_place_in_the_clip() -> None:
+def test_where_the_shape_goes_around_no_frame_tells_the_direction_by_its_place() -> None:
     clips = {
         way: [frames_of(("red", "star", start), way) for start in STARTS] for way in DIRECTIONS
     }
@@ -54,16 +57,25 @@ def test_the_frames_shown_are_a_cell_apart_and_the_same_in_both_directions() -> 
     assert [FRAMES - 1 - place for place in shown[::-1]] == [*shown]
 
 
-def test_the_rows_are_read_and_no_track_is_in_both_files(folder: Path) -> None:
-    tracks = {}
-    for name, clips in (("train", 12), ("heldout", 6)):
+def test_where_it_goes_across_the_shape_never_leaves_the_picture() -> None:
+    for start in ACROSS:
+        places = [
+            np.flatnonzero((frame < 255).any(axis=(0, 2)))
+            for frame in frames_of(("red", "square", start), "right")
+        ]
+        edges = [place[0] for place in places]
+        assert edges == sorted(edges)
+        assert all(len(place) == np.ptp(place) + 1 for place in places)
+
+
+def test_the_rows_are_read_and_no_track_is_in_two_files(folder: Path) -> None:
+    tracks: list[str] = []
+    for name, clips in (("train", 24), ("across", 6), ("around", 6)):
         config = DataSetConfig(
             name=name, path=f"{folder}/{name}.json", root=str(folder), format="llavahound"
         )
         pairs = load_set(config).pairs
-        assert len(pairs) == clips
         texts = Counter(pair.target.text.split()[-1] for pair in pairs)
         assert texts == dict.fromkeys(DIRECTIONS, clips // 2)
-        tracks[name] = {video.rpartition("-")[0] for video in videos(folder, name)}
-        assert len(tracks[name]) == clips // 2
-    assert not tracks["train"] & tracks["heldout"]
+        tracks += {video.rpartition("-")[0] for video in videos(folder, name)}
+    assert len(tracks) == len(set(tracks)) == 18
