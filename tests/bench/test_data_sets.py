@@ -40,7 +40,7 @@ class BigSet:
         caches = {"EMBED_RL_CACHE": str(self.folder / cache), "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
             [
-                *(sys.executable, "-m", "tests.bench.set_process"),
+                *(sys.executable, "-m", "tests.bench.parts.set_process"),
                 *(what, str(self.rows), str(self.folder / "root"), *more),
             ],
             cwd=ROOT,

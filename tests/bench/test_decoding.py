@@ -28,7 +28,7 @@ from data.model.emb_token import with_emb_token
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.types import Item, Kind, Pair
-from tests.bench.learner_ranks import write_model
+from tests.bench.parts.learner_ranks import write_model
 from tests.bench.record import alternate, record
 from tests.builders import loaded_set
 

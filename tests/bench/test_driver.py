@@ -34,7 +34,7 @@ from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.types import Item, Kind, Pair
-from tests.bench.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
+from tests.bench.parts.engines import SleepingEmbedder, SleepingRank, SleepingReasoner, stages_s
 from tests.bench.record import record
 from tests.builders import loaded_set
 

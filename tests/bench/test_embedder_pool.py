@@ -15,7 +15,7 @@ from configs.common import EngineConfig, MediaConfig, PoolConfig
 from configs.reward import RewardConfig
 from data.embed_inputs import embed_content
 from data.types import EmbedRequest, Item, Kind, Picture
-from tests.bench.direct import DirectEmbedder
+from tests.bench.parts.direct import DirectEmbedder
 from tests.bench.record import alternate, record
 from tests.shared_pictures import share_pictures
 from tests.tiny_model import write_tiny_model

@@ -15,7 +15,7 @@ from learner.rank.models import TokenHead, load_model, load_reference, model_tok
 from learner.rank.policy_loss import policy_loss
 from learner.rank.policy_tokens import policy_tokens
 from learner.rank.worker import LearnerWorker
-from tests.bench.learner_ranks import (
+from tests.bench.parts.learner_ranks import (
     RANKS,
     build,
     demo_config,

@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from cluster.weights.store import WeightStore
+from tests.bench.parts.weight_actors import CHANGED, Engine, Sender
 from tests.bench.record import REPEATS, record
-from tests.bench.weight_actors import CHANGED, Engine, Sender
 
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = 2

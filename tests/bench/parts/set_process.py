@@ -1,6 +1,6 @@
 """What is measured of a data set in a process of its own: a fresh one has the memory of no other.
 
-Usage: python -m tests.bench.set_process <what> <rows> <root> [<share>]; prints one line of JSON.
+Prints a line of JSON: `python -m tests.bench.parts.set_process <what> <rows> <root> [<share>]`.
 """
 
 import json
