@@ -161,7 +161,7 @@ def trained(
 def test_embedder_trains_on_the_rest(home: Path, data_sets: dict[str, DataSetConfig]) -> None:
     settings = ("model=model", "batch=96", "sub_batches=4")
     printed, steps = trained(home, data_sets, "embedder", *settings)
-    assert f"quarantined: {home}/root/" in printed
+    assert f"set aside: {home}/root/" in printed
     assert all(math.isfinite(step["contrast/loss"]) for step in steps)
 
 
