@@ -97,7 +97,8 @@ class EmbedderConfig:
     batch: int = 64
     """Pairs per step over all ranks; each is a negative for all others."""
     sub_batches: int = 2
-    """Draws a batch is made of, each from a single data set, as published."""
+    """Draws a batch is made of, each from a single data set, and at most one from a set with video,
+    as published: a further draw of video is drawn again among the other sets, if there are any."""
     temperature: float = 0.02
     """Temperature of the contrastive loss."""
     learn_temperature: bool = False

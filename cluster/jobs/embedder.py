@@ -168,7 +168,7 @@ def contrastive_batches(
     poor = 0
     while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
-        drawn = [pair for _ in range(config.sub_batches) for pair in feed.next()]
+        drawn = feed.next_batches(config.sub_batches)
         pairs, pictures = with_pictures(drawn, config, decoder)
         if len(pairs) < config.learner.ranks:
             poor += 1

@@ -7,7 +7,7 @@ import numpy as np
 from configs.common import DataConfig
 from data.prompts import item_content, reasoner_content
 from data.sets.load_sets import LoadedSet
-from data.types import Content, Pair, Side
+from data.types import Content, Kind, Pair, Side
 
 
 class PairFeed:
@@ -27,17 +27,46 @@ class PairFeed:
         self.seed = seed
         sizes = np.array([weights[name] * len(self.sets[name].pairs) for name in self.names])
         self.probabilities = sizes / sizes.sum()
+        video = [self.sets[name].table.shows([Kind.VIDEO]) for name in self.names]
+        self.without_video = np.where(video, 0.0, self.probabilities)
+        """Probabilities of the sets without video, not normalised; 0 for the others."""
         self.position: dict[str, int] = dict.fromkeys(self.names, 0)
         self.batches = 0
         self._orders: dict[str, tuple[int, np.ndarray]] = {}
 
     def next(self, count: int | None = None) -> list[Pair]:
         """Return the next ``count`` pairs (None: a whole batch), fewer only from a smaller set."""
+        return self._take(self._draw(), self.batch if count is None else count)
+
+    def next_batches(self, count: int) -> list[Pair]:
+        """Return the pairs of ``count`` batches, at most one of them from a set with video.
+
+        As published: a further batch of video is drawn again among the sets without video. If
+        every set that can be drawn has video, there is no such limit.
+        """
+        pairs: list[Pair] = []
+        video_allowed = True
+        for _ in range(count):
+            place = self._draw(video=video_allowed)
+            video_allowed = video_allowed and self.without_video[place] > 0
+            pairs += self._take(place, self.batch)
+        return pairs
+
+    def _draw(self, *, video: bool = True) -> int:
+        """Return the place of a set; with ``video=False`` of one without video, if there is any."""
         rng = np.random.default_rng([self.seed, self.batches])
-        name = self.names[int(rng.choice(len(self.names), p=self.probabilities))]
         self.batches += 1
+        place = int(rng.choice(len(self.names), p=self.probabilities))
+        if not video and self.without_video[place] == 0 and self.without_video.any():
+            others = self.without_video / self.without_video.sum()
+            place = int(rng.choice(len(self.names), p=others))
+        return place
+
+    def _take(self, place: int, count: int) -> list[Pair]:
+        """Return the next ``count`` pairs of a set, fewer only from a smaller set."""
+        name = self.names[place]
         pairs = self.sets[name].pairs
-        count = min(self.batch if count is None else count, len(pairs))
+        count = min(count, len(pairs))
         start = self.position[name]
         # A batch never crosses an epoch's end: it would hold a pair twice.
         if start % len(pairs) + count > len(pairs):

@@ -79,6 +79,28 @@ def test_batches_go_on_where_a_checkpoint_stopped():
     assert list(islice(contrastive_batches(resumed, CONFIG, relevance, DECODER), 5)) == straight[4:]
 
 
+def test_batches_without_video_come_in_the_order_of_earlier_releases():
+    sets = [
+        loaded_set(
+            name=name, pairs=tuple(make_pair(f"{name}{i}") for i in range(size)), bad_rows=()
+        )
+        for name, size in (("a", 5), ("b", 9), ("c", 4))
+    ]
+    relevance = Relevance(pair for loaded in sets for pair in loaded.pairs)
+    feed = PairFeed(sets, {"a": 1.0, "b": 2.0, "c": 0.5}, batch=2, seed=3)
+    config = replace(CONFIG, sub_batches=3)
+    batches = list(islice(contrastive_batches(feed, config, relevance, DECODER), 5))
+    drawn = [[text_of(row.query).split()[1][:2] for row in rows] for (rows, _), _ in batches]
+    assert [" ".join(names) for names in drawn] == [
+        "a4 a2 b5 b1 a1 a3",
+        "a3 a1 b2 b4 a4 a0",
+        "b0 b7 b8 b6 b6 b5",
+        "c0 c3 b3 b1 b2 b0",
+        "b7 b4 b6 b8 c2 c1",
+    ]
+    assert batches[-1][1] == {"batches": 15, "set/a": 9, "set/b": 20, "set/c": 4}
+
+
 NEGATIVE = Item(text="a hard one")
 TRACE = TRACES[Kind.TEXT]
 ALWAYS = replace(CONFIG, trace_dropout=0.0, evidence_dropout=0.0)

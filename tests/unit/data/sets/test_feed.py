@@ -13,8 +13,8 @@ from data.types import Item, Kind
 from tests.builders import loaded_set, make_pair
 
 
-def make_set(name, size):
-    pairs = tuple(make_pair(f"{name}{i}", source=name) for i in range(size))
+def make_set(name, size, **sides):
+    pairs = tuple(make_pair(f"{name}{i}", source=name, **sides) for i in range(size))
     return loaded_set(name=name, pairs=pairs, bad_rows=())
 
 
@@ -86,6 +86,65 @@ def test_sets_are_drawn_by_weight_times_size():
     drawn = Counter(feeder.next()[0].source for _ in range(2000))
     assert drawn["c"] == 0
     assert drawn["a"] == pytest.approx(1000, abs=100)
+
+
+VIDEO = Item(text="a clip", kind=Kind.VIDEO, uris=("1.png",))
+MIXED = [
+    *(make_set("clips", 30, query=VIDEO), make_set("films", 50, target=VIDEO)),
+    *(make_set("photos", 20), make_set("texts", 40)),
+]
+WEIGHTS = dict.fromkeys(("clips", "films", "photos", "texts"), 1.0)
+
+
+def sources(drawn, batch=4):
+    """Return the set of each batch among the pairs of several."""
+    named = [{pair.source for pair in drawn[i : i + batch]} for i in range(0, len(drawn), batch)]
+    return [name for (name,) in named]
+
+
+def test_at_most_one_of_several_batches_is_of_video_and_the_others_are_drawn_by_weight_and_size():
+    feeder = PairFeed(MIXED, WEIGHTS, batch=4, seed=0)
+    drawn = [sources(feeder.next_batches(3)) for _ in range(1000)]
+    counted = [Counter(names) for names in drawn]
+    videos = [names["clips"] + names["films"] for names in counted]
+    assert {sum(names.values()) for names in counted} == {3}
+    assert max(videos) == 1
+    # Of 80 video pairs among 140: no batch of three is of video with probability (60 / 140) ** 3.
+    assert sum(videos) == pytest.approx(1000 - 79, abs=40)
+    firsts = Counter(names[0] for names in drawn)
+    assert firsts["clips"] + firsts["films"] == pytest.approx(571, abs=60)
+    every = sum(counted, Counter())
+    assert every["texts"] / every["photos"] == pytest.approx(2, abs=0.3)
+
+
+def test_a_batch_of_video_that_is_drawn_again_leaves_the_video_where_it_was():
+    feeder = PairFeed(MIXED, WEIGHTS, batch=2, seed=0)
+    clips = [
+        pair.pair_id for _ in range(40) for pair in feeder.next_batches(4) if pair.source == "clips"
+    ]
+    assert sorted(clips[:30]) == sorted(f"clips{i}" for i in range(30))
+
+
+def test_draws_with_a_limit_on_video_go_on_identically_after_a_restore():
+    straight, stopped, resumed = (PairFeed(MIXED, WEIGHTS, batch=4, seed=5) for _ in range(3))
+    for _ in range(9):
+        straight.next_batches(3), stopped.next_batches(3)
+    resumed.restore(json.loads(json.dumps(stopped.state())))
+    for _ in range(30):
+        assert ids(resumed.next_batches(3)) == ids(straight.next_batches(3))
+
+
+@pytest.mark.parametrize("weight", [None, 0.0])
+def test_video_has_no_limit_where_no_other_set_can_be_drawn(weight):
+    sets = MIXED[:2] if weight is None else MIXED
+    weights = {**WEIGHTS, "photos": weight, "texts": weight}
+    feeder, single = (PairFeed(sets, weights, batch=4, seed=0) for _ in range(2))
+    assert ids(feeder.next_batches(20)) == take(single, 20)
+
+
+def test_a_batch_by_itself_may_be_of_video_each_time():
+    feeder = PairFeed(MIXED, WEIGHTS | {"clips": 1e6}, batch=4, seed=0)
+    assert {feeder.next()[0].source for _ in range(20)} == {"clips"}
 
 
 def test_supervised_rows_are_the_sides_that_have_a_trace():
