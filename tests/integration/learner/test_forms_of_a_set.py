@@ -159,7 +159,8 @@ def losses(group: LearnerGroup, tiny_folder: Path) -> Callable[..., list[float]]
 
 
 @pytest.mark.parametrize(
-    ("forms", "video"), [("pages", "frames"), ("clips", "frames"), extended("clips", "video")]
+    ("forms", "video"),
+    [("clips", "frames"), extended("pages", "frames"), extended("clips", "video")],
 )
 def test_a_set_in_other_files_is_the_same_set(
     forms: str, video: str, losses: Callable[..., list[float]], request: pytest.FixtureRequest
