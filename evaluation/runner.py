@@ -179,6 +179,14 @@ class _End:
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the Embedder reads of each end in one variant; the others have failed."""
+
+    contents: Mapping[_End, Content]
+    failed: Mapping[_End, str]
+
+
+@dataclass(frozen=True, slots=True)
 class _Vectors:
     """What became of each end in one variant: exactly one of the two mappings holds it."""
 
@@ -225,12 +233,12 @@ def evaluate(
     right = [_right_of(pair, pools, relevance) for pair in pairs]
     ends = _ends_of(pairs, pools)
     traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
-    cache: dict[str, np.ndarray | None] = {}
+    variants = variants_of(reasoners)
+    asked = [_ask(ends, traces.get(v.reasoner), v, settings) for v in variants]
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
-    for variant in variants_of(reasoners):
+    for variant, vectors in zip(variants, _embed(ends, asked, embed), strict=True):
         said = traces.get(variant.reasoner)
-        vectors = _embed(ends, said, variant, embed=embed, settings=settings, cache=cache)
         query_results = _rank(pairs, pools, right, grades, variant, said, vectors, settings)
         queries.extend(query_results)
         for source in (OVERALL, *pools):
@@ -313,54 +321,70 @@ def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_E
     return {end: answers.get(keys[end]) for end in ends}
 
 
-def _embed(
+def _ask(
     ends: Sequence[_End],
     traces: Mapping[_End, str | None] | None,
     variant: Variant,
-    *,
-    embed: Embed,
     settings: Settings,
-    cache: dict[str, np.ndarray | None],
-) -> _Vectors:
-    """Return the vector of each end; ``cache`` holds, by content, what earlier variants embedded.
+) -> _Asked:
+    """Return what the Embedder reads of each end.
 
     An end without a trace has failed in a variant that uses traces: embedding it bare would
     replace the trace by nothing.
     """
+    contents: dict[_End, Content] = {}
     failed: dict[_End, str] = {}
-    keys: dict[_End, str] = {}
-    requests: dict[str, Content] = {}
     for end in ends:
         trace = None if traces is None else traces[end]
         if traces is not None and (trace is None or not trace.strip()):
             failed[end] = "trace failed" if trace is None else "empty trace"
             continue
-        content = embed_content(
+        contents[end] = embed_content(
             end.item,
             trace,
             max_frames=settings.max_frames,
             item_tokens=settings.item_tokens,
             evidence=variant.evidence,
         )
-        keys[end] = _content_key(content)
-        requests[keys[end]] = content
-    missing = [
-        EmbedRequest(key=key, content=content)
-        for key, content in requests.items()
-        if key not in cache
+    return _Asked(contents, failed)
+
+
+def _embed(ends: Sequence[_End], asked: Sequence[_Asked], embed: Embed) -> list[_Vectors]:
+    """Return the vector of each end, for each of ``asked``.
+
+    Equal contents are embedded once. All contents of an item follow each other, so that its
+    pictures need not be kept for long.
+    """
+    keys = [
+        {end: _content_key(content) for end, content in of_variant.contents.items()}
+        for of_variant in asked
     ]
-    answers = embed(missing) if missing else {}
-    cache.update((request.key, answers.get(request.key)) for request in missing)
+    requests: dict[str, Content] = {}
+    for end in ends:
+        for of_variant, named in zip(asked, keys, strict=True):
+            if end in named:
+                requests[named[end]] = of_variant.contents[end]
+    answers = embed([EmbedRequest(key=key, content=c) for key, c in requests.items()])
+    return [
+        _vectors(named, of_variant.failed, answers)
+        for of_variant, named in zip(asked, keys, strict=True)
+    ]
+
+
+def _vectors(
+    keys: Mapping[_End, str], failed: Mapping[_End, str], answers: Mapping[str, np.ndarray]
+) -> _Vectors:
     vectors: dict[_End, np.ndarray] = {}
+    reasons = dict(failed)
     for end, key in keys.items():
-        vector = cache[key]
+        vector = answers.get(key)
         if vector is None:
-            failed[end] = "no embedding"
+            reasons[end] = "no embedding"
         elif not means_something(vector):
-            failed[end] = "embedding not finite or zero"
+            reasons[end] = "embedding not finite or zero"
         else:
             vectors[end] = vector
-    return _Vectors(vectors, failed)
+    return _Vectors(vectors, reasons)
 
 
 def _rank(
