@@ -3,10 +3,10 @@ all nodes, never the driver.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -15,9 +15,11 @@ from cluster.faults import wait_for
 from cluster.side_process import RETRIES, SideProcess
 from configs.common import MediaConfig
 from data.errors import ActorLost, ClusterError
+from data.media.frames import frames_only
 from data.media.pictures import check_bytes, decoded_together, load_pictures
-from data.types import Pictures
+from data.types import Content, Pictures, pictures_in
 
+RequestT = TypeVar("RequestT")
 log = logging.getLogger(__name__)
 DECODE_TIMEOUT_S = 1800.0
 """Longest wait for a step's pictures on one node."""
@@ -86,6 +88,24 @@ class Decoder:
         shared = join_pictures(part for part, _ in parts)
         check_bytes({uri: 3 * h * w for uri, (h, w) in shared.sizes.items()}, limits.max_step_bytes)
         return shared, {uri: reason for _, failed in parts for uri, reason in failed.items()}
+
+    def share_blocks(
+        self,
+        requests: Sequence[RequestT],
+        contents: Sequence[Content],
+        limits: MediaConfig,
+        *,
+        block: int,
+    ) -> Iterator[tuple[Sequence[RequestT], SharedPictures, Mapping[str, str]]]:
+        """Yield ``block`` requests after another, with the pictures of their contents; as `share`.
+
+        What was shared for a block is freed once nobody refers to it any more.
+        """
+        for start in range(0, len(requests), block):
+            shown = {p for content in contents[start : start + block] for p in pictures_in(content)}
+            uris = {picture.uri for picture in shown}
+            shared, failed = self.share(uris, limits, frames=frames_only(shown))
+            yield requests[start : start + block], shared, failed
 
     def close(self) -> None:
         """End the process beside the driver; the others end with their tasks."""

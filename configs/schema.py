@@ -169,6 +169,9 @@ class EvaluateConfig:
     """Folder of the Reasoner after EG-RL."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    block: int = 1024
+    """Items that are reasoned about, or embedded, together: decoded pictures of two blocks are held
+    at a time. More keep many engines busier, fewer need less memory."""
     bootstrap: int = 1000
     """Resamples for the 95 % intervals."""
 
@@ -349,6 +352,6 @@ _CHECKS = {
             else []
         ),
     ],
-    EvaluateConfig: lambda n: positive(n, "bootstrap"),
+    EvaluateConfig: lambda n: positive(n, "block", "bootstrap"),
     ReportConfig: lambda n: not_negative(n, "gallery"),
 }

@@ -4,8 +4,10 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -16,21 +18,18 @@ from cluster.placement import Role
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
 from cluster.run.run_folder import RunFolder, settled
-from cluster.run.stage_loop import plain_console
+from cluster.run.stage_loop import plain_console, prefetched, progress_bar
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EvaluateConfig
-from data.media.frames import frames_only
 from data.model.chat import load_encoder
 from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
-from data.prompts import pictures_of
-from data.sets.load_sets import LoadedSet, load_sets
+from data.sets.load_sets import load_sets
 from data.types import (
     Content,
     EmbedRequest,
     GenerationRequest,
     GroupKey,
-    Picture,
     Side,
     TrajectoryKey,
 )
@@ -38,6 +37,8 @@ from evaluation.report.console_tables import print_table
 from evaluation.report.headline_table import headline_metrics
 from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Reason, Settings, evaluate
+
+RequestT = TypeVar("RequestT")
 
 
 def roles(config: EvaluateConfig) -> list[Role]:
@@ -76,29 +77,10 @@ def main(config: EvaluateConfig) -> int:
         Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker,
         closing(Decoder()) as decoder,
     ):
-        shown = shown_by(loaded, data.media.max_frames)
-        uris = {picture.uri for picture in shown}
-        pictures, failed = decoder.share(uris, data.media, frames=frames_only(shown))
-        for reason in failed.values():
-            console.print(f"left out: {reason}", highlight=False)
-        embedder: list[RewardPool] = []
+        blocks = Blocks(decoder, config, console)
 
         def reason_with(model: str) -> Reason:
-            def reason(prompts: list[tuple[str, Content]]) -> Mapping[str, str]:
-                return greedy_traces(prompts, model, config, pictures, console)
-
-            return reason
-
-        def embed(requests: list[EmbedRequest]) -> Mapping[str, np.ndarray]:
-            # Started at the first call, when the Reasoners' engines have made room.
-            if not embedder:
-                console.print("embedding ...")
-                embedder.append(RewardPool(config.reward, data.media))
-                embedder[0].ready()
-            vectors, unembedded = embedder[0].embed(requests, pictures)
-            for key, reason in unembedded.items():
-                console.print(f"not embedded: {key}: {reason}", highlight=False)
-            return vectors
+            return partial(greedy_traces, model=model, config=config, blocks=blocks)
 
         result = evaluate(
             pairs,
@@ -106,7 +88,7 @@ def main(config: EvaluateConfig) -> int:
                 "warm_start": reason_with(config.warm_start),
                 "eg_rl": reason_with(config.eg_rl),
             },
-            embed=embed,
+            embed=partial(embed, config=config, blocks=blocks),
             settings=Settings(
                 templates=data.templates,
                 max_frames=data.media.max_frames,
@@ -116,8 +98,6 @@ def main(config: EvaluateConfig) -> int:
             ),
             distractors={data_set.name: data_set.distractors.values() for data_set in loaded},
         )
-        for pool in embedder:
-            pool.close()
         folder.keep_until(-1)  # of an evaluation that was killed
         folder.log_metrics(0, headline_metrics(result))
         save_evaluation(result, folder.path)
@@ -127,17 +107,38 @@ def main(config: EvaluateConfig) -> int:
     return 0
 
 
+class Blocks:
+    """Cuts what engines are asked into blocks, whose pictures are decoded while those of the block
+    before are read; shows how far it is.
+    """
+
+    def __init__(self, decoder: Decoder, config: EvaluateConfig, console: Console) -> None:
+        self._decoder, self._config, self.console = decoder, config, console
+        self._left_out: set[str] = set()
+        """Reasons that were shown: a picture can be in several blocks."""
+
+    def of(
+        self, what: str, requests: Sequence[RequestT], contents: Sequence[Content]
+    ) -> Iterator[tuple[Sequence[RequestT], SharedPictures]]:
+        """Yield block after block with its pictures."""
+        media, size = self._config.data.media, self._config.block
+        with progress_bar(self.console) as bar:
+            task = bar.add_task(what, total=len(requests))
+            shared = self._decoder.share_blocks(requests, contents, media, block=size)
+            for block, pictures, failed in prefetched(shared):
+                for reason in failed.values():
+                    if reason not in self._left_out:
+                        self.console.print(f"left out: {reason}", highlight=False)
+                self._left_out |= set(failed.values())
+                yield block, pictures
+                bar.advance(task, len(block))
+
+
 def greedy_traces(
-    prompts: list[tuple[str, Content]],
-    model: str,
-    config: EvaluateConfig,
-    pictures: SharedPictures,
-    console: Console,
+    prompts: list[tuple[str, Content]], *, model: str, config: EvaluateConfig, blocks: Blocks
 ) -> dict[str, str]:
     """Return one greedy trace per prompt, from engines that live for this call only."""
-    console.print(f"reasoning about {len(prompts)} items with {model} ...", highlight=False)
-    pool = RolloutPool(model, config.rollout, config.data.media)
-    pool.ready()
+    blocks.console.print(f"reasoning about {len(prompts)} items with {model} ...", highlight=False)
     requests = [
         GenerationRequest(
             key=TrajectoryKey(GroupKey(index, key, Side.QUERY), 0),
@@ -147,21 +148,37 @@ def greedy_traces(
         )
         for index, (key, content) in enumerate(prompts)
     ]
-    trajectories, dropped = pool.generate(requests, pictures)
+    pool = RolloutPool(model, config.rollout, config.data.media)
+    pool.ready()
+    traces: dict[str, str] = {}
+    reasons: list[str] = []
+    contents = [content for _, content in prompts]
+    for block, pictures in blocks.of("traces", requests, contents):
+        trajectories, dropped = pool.generate(block, pictures)
+        traces |= {trajectory.key.group.pair_id: trajectory.text for trajectory in trajectories}
+        reasons += [f"{lost.key}: {lost.reason} {lost.detail}" for lost in dropped]
     pool.close()
-    for trajectory in dropped[:5]:
-        console.print(
-            f"failed: {trajectory.key}: {trajectory.reason} {trajectory.detail}", highlight=False
-        )
-    return {trajectory.key.group.pair_id: trajectory.text for trajectory in trajectories}
+    for reason in reasons[:5]:
+        blocks.console.print(f"failed: {reason}", highlight=False)
+    return traces
 
 
-def shown_by(sets: Sequence[LoadedSet], max_frames: int) -> set[Picture]:
-    """Return every picture that the pairs of sets, their candidates and distractors show."""
-    pairs = (pair for data_set in sets for pair in data_set.pairs)
-    items = [item for p in pairs for item in (p.query, p.target, *p.candidates)]
-    items += [item for data_set in sets for item in data_set.distractors.values()]
-    return {picture for item in items for picture in pictures_of(item, max_frames)}
+def embed(
+    requests: list[EmbedRequest], *, config: EvaluateConfig, blocks: Blocks
+) -> dict[str, np.ndarray]:
+    """Return the vector of each request, from Embedders that live for this call only."""
+    blocks.console.print("embedding ...")
+    pool = RewardPool(config.reward, config.data.media)
+    pool.ready()
+    vectors: dict[str, np.ndarray] = {}
+    contents = [request.content for request in requests]
+    for block, pictures in blocks.of("vectors", requests, contents):
+        embedded, failed = pool.embed(block, pictures)
+        vectors |= embedded
+        for key, reason in failed.items():
+            blocks.console.print(f"not embedded: {key}: {reason}", highlight=False)
+    pool.close()
+    return vectors
 
 
 if __name__ == "__main__":

@@ -105,9 +105,9 @@ def check_bytes(sizes: Mapping[str, int], most: int) -> None:
     largest = sorted(sizes, key=lambda uri: (-sizes[uri], uri))[:SHOWN_FILES]
     raise DataError(
         f"expected pictures of at most data.media.max_step_bytes={most} bytes for one step or "
-        f"evaluation, found {len(sizes)} of {total} bytes when they are decoded, the largest "
+        f"block, found {len(sizes)} of {total} bytes when they are decoded, the largest "
         f"{', '.join(f'{uri} ({sizes[uri]})' for uri in largest)}; make these smaller, take fewer "
-        "pairs at once (a smaller batch, fewer rows to evaluate), or raise the limit if the "
+        "pairs at once (a smaller batch or block), or raise the limit if the "
         "machine has the memory"
     )
 

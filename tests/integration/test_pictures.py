@@ -18,7 +18,7 @@ from data.media.pictures import load_picture, load_pictures
 from data.model.chat import ChatEncoder
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.types import Item, Kind, Picture, together
+from data.types import Content, Item, Kind, Picture, Video, together
 from tests.builders import WITHOUT_AN_ITEM, loaded_set, make_pair, write_picture
 from tests.integration.conftest import MEDIA
 from tests.workers import CrashesAt
@@ -66,6 +66,22 @@ def test_frames_come_shrunk_and_too_many_bytes_are_refused(
     other = str(write_picture(tmp_path / "b.png", 40, 30))
     with pytest.raises(DataError, match=f"largest {uri} "):
         decoder.share([uri, other], limits)
+
+
+def test_blocks_together_may_hold_more_than_a_step(decoder: Decoder, tmp_path: Path) -> None:
+    uris = [str(write_picture(tmp_path / f"{name}.png", 40, 30)) for name in "abc"]
+    contents: list[Content] = [(Picture(uri, Kind.IMAGE),) for uri in uris]
+    frame = Picture(uris[2], Kind.VIDEO)  # shown as a frame in one block, as a picture in another
+    contents += [(Video((frame,), (0.0,)),), ("text",)]
+    limits = MediaConfig(frame_min_pixels=100, frame_max_pixels=100, max_step_bytes=2 * 3600)
+    with pytest.raises(DataError, match="max_step_bytes"):
+        next(decoder.share_blocks("abcvt", contents, limits, block=5))
+    blocks = list(decoder.share_blocks("abcvt", contents, limits, block=2))
+    assert [(requests, shared.sizes) for requests, shared, _ in blocks] == [
+        ("ab", dict.fromkeys(uris[:2], (30, 40))),
+        ("cv", {uris[2]: (30, 40)}),
+        ("t", {}),
+    ]
 
 
 def test_no_files_are_no_pictures(decoder: Decoder) -> None:
