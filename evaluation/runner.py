@@ -1,4 +1,4 @@
-"""Reason, embed, rank: every variant of one evaluation over the same pairs.
+"""Reason, embed, rank: every variant of one evaluation over the same queries.
 
 Pure: the engines come in as two kinds of functions. Joins are by content: what a model would
 read twice is asked for once. What fails is left out with a reason, and counted.
@@ -6,38 +6,34 @@ read twice is asked for once. What fails is left out with a reason, and counted.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import numpy as np
 
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
-from data.relevance import Relevance
 from data.sets.hardness import PLAIN
-from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
+from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
     MEASURES,
-    CandidatePool,
     Estimate,
     QueryRanking,
     estimate,
     means_something,
     measure_rankings,
-    pools_of,
     rank_candidates,
     unit_rows,
 )
+from evaluation.sets import EvaluationQuery, EvaluationSet
 
 Reason = Callable[[list[tuple[str, Content]]], Mapping[str, str]]
 """Greedy traces by key, of one Reasoner; a key that is absent from the answer has failed."""
 Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
 """Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
 
-Grades = dict[tuple[str, str], dict[str, int]]
-"""Grades that are not 1: by data set and key of the query, then by key of the target."""
+Ranked = tuple[EvaluationSet, EvaluationQuery, "QueryResult"]
 
 NO_COT = PLAIN
 TEXT_SUFFIX = "_text"
@@ -212,26 +208,18 @@ def task_kind(query: Item, target: Item) -> Kind:
 
 
 def evaluate(
-    pairs: Sequence[Pair],
+    sets: Sequence[EvaluationSet],
     *,
     reasoners: Mapping[str, Reason],
     embed: Embed,
     settings: Settings,
-    distractors: Mapping[str, Iterable[Item]] = MappingProxyType({}),
 ) -> Evaluation:
-    """Return the metrics of every variant on the same pairs.
+    """Return the metrics of every variant on the same queries.
 
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
-    engines can serve all of them. A query is ranked over its row's own candidates where it has
-    some, else over the unique targets of its data set and the set's ``distractors``. Pairs with the
-    same `query_id` are one query.
+    engines can serve all of them.
     """
-    relevance = Relevance(pairs)
-    pools = pools_of(pairs, relevance, distractors)
-    grades = _grades_of(pairs)
-    pairs = _queries_of(pairs)
-    right = [_right_of(pair, pools, relevance) for pair in pairs]
-    ends = _ends_of(pairs, pools)
+    ends = list(dict.fromkeys(end for data_set in sets for end in _ends_of(data_set)))
     traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
     variants = variants_of(reasoners)
     asked = [_ask(ends, traces.get(v.reasoner), v, settings) for v in variants]
@@ -239,62 +227,46 @@ def evaluate(
     queries: list[QueryResult] = []
     for variant, vectors in zip(variants, _embed(ends, asked, embed), strict=True):
         said = traces.get(variant.reasoner)
-        query_results = _rank(pairs, pools, right, grades, variant, said, vectors, settings)
-        queries.extend(query_results)
-        for source in (OVERALL, *pools):
-            rows = [query for query in query_results if source in (OVERALL, query.source)]
-            kept = [pair for pair in pairs if source in (OVERALL, pair.source)]
-            failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
-            results.append(_sum_up(variant.name, source, rows, failed, settings))
-        for kind in dict.fromkeys(task_kind(pair.query, pair.target) for pair in pairs):
-            rows = [
-                query for query in query_results if task_kind(query.query, query.target) is kind
-            ]
-            kept = [pair for pair in pairs if task_kind(pair.query, pair.target) is kind]
-            failed = sum(end in vectors.failed for end in _candidates_of(kept, pools))
-            result = _sum_up(variant.name, OVERALL, rows, failed, settings)
+        ranked = [
+            (data_set, query, result)
+            for data_set in sets
+            for query, result in _rank(data_set, variant, said, vectors, settings)
+        ]
+        queries += [result for _, _, result in ranked]
+        for source in (OVERALL, *(data_set.name for data_set in sets)):
+            rows = [row for row in ranked if source in (OVERALL, row[0].name)]
+            results.append(_sum_up(variant.name, source, rows, vectors, settings))
+        for kind in dict.fromkeys(task_kind(r.query, r.target) for _, _, r in ranked):
+            rows = [row for row in ranked if task_kind(row[2].query, row[2].target) is kind]
+            result = _sum_up(variant.name, OVERALL, rows, vectors, settings)
             results.append(replace(result, kind=kind))
     return Evaluation(results=tuple(results), queries=tuple(queries))
 
 
-def _queries_of(pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the first pair of each query."""
-    first: dict[tuple[str, str | int], Pair] = {}
-    for number, pair in enumerate(pairs):
-        first.setdefault((pair.source, pair.query_id or number), pair)
-    return list(first.values())
+def _query(data_set: EvaluationSet, query: EvaluationQuery) -> _End:
+    seeks_video = query.item.kind is Kind.TEXT and _target(data_set, query).kind is Kind.VIDEO
+    return _End(query.item, Side.QUERY, seeks_video)
 
 
-def _grades_of(pairs: Sequence[Pair]) -> Grades:
-    grades: Grades = {}
-    for pair in pairs:
-        if pair.grade != 1:
-            of_target = grades.setdefault((pair.source, pair.key(Side.QUERY)), {})
-            key = pair.target.key()
-            of_target[key] = max(pair.grade, of_target.get(key, 1))
-    return grades
-
-
-def _query(pair: Pair) -> _End:
-    seeks_video = pair.query.kind is Kind.TEXT and pair.target.kind is Kind.VIDEO
-    return _End(pair.query, Side.QUERY, seeks_video)
+def _target(data_set: EvaluationSet, query: EvaluationQuery) -> Item:
+    return data_set.candidates[next(iter(query.right))]
 
 
 def _candidate(item: Item) -> _End:
     return _End(item, Side.TARGET)
 
 
-def _ends_of(pairs: Sequence[Pair], pools: Mapping[str, CandidatePool]) -> list[_End]:
-    """Return every query and candidate once."""
-    return list(dict.fromkeys([*map(_query, pairs), *_candidates_of(pairs, pools)]))
+def _ends_of(data_set: EvaluationSet) -> list[_End]:
+    """Return every query, and every candidate that a query is ranked over."""
+    queries = [_query(data_set, query) for query in data_set.queries]
+    return [*queries, *_candidates_of(data_set, data_set.queries)]
 
 
-def _candidates_of(pairs: Sequence[Pair], pools: Mapping[str, CandidatePool]) -> list[_End]:
-    """Return every candidate that one of the pairs is ranked over, once."""
-    shared = dict.fromkeys(pair.source for pair in pairs if not pair.candidates)
-    items = [item for source in shared for item in pools[source].items]
-    items += [item for pair in pairs for item in pair.candidates]
-    return list(dict.fromkeys(map(_candidate, items)))
+def _candidates_of(data_set: EvaluationSet, queries: Iterable[EvaluationQuery]) -> list[_End]:
+    """Return every candidate that one of the queries is ranked over, once."""
+    lists = dict.fromkeys(query.candidates for query in queries)  # most queries share one
+    keys = dict.fromkeys(key for own in lists for key in own or data_set.candidates)
+    return [_candidate(data_set.candidates[key]) for key in keys]
 
 
 def _content_key(content: Content) -> str:
@@ -388,142 +360,126 @@ def _vectors(
 
 
 def _rank(
-    pairs: Sequence[Pair],
-    pools: Mapping[str, CandidatePool],
-    right: Sequence[frozenset[int]],
-    grades: Grades,
+    data_set: EvaluationSet,
     variant: Variant,
     traces: Mapping[_End, str | None] | None,
     vectors: _Vectors,
     settings: Settings,
-) -> list[QueryResult]:
-    """Return the result of each pair's query, in the order of the pairs."""
-    matrices = {source: _Matrix.of(pool.items, vectors) for source, pool in pools.items()}
+) -> Iterator[tuple[EvaluationQuery, QueryResult]]:
+    """Yield each query of a set with its result, in their order."""
+    rows = _Rows.of(data_set, vectors)
     rankings: dict[str, QueryRanking] = {}
     reasons: dict[str, str] = {}
-    used: dict[str, _Matrix] = {}
-    for number, pair in enumerate(pairs):
-        serial = str(number)
-        matrix = matrices[pair.source]
-        if pair.candidates:
-            matrix = _Matrix.of(_own_candidates(pair), vectors)
-        row_of = matrix.row_of
-        relevant = frozenset(row_of[index] for index in right[number] if index in row_of)
-        end = _query(pair)
+    ranked_over: dict[str, Sequence[str]] = {}
+    for query in data_set.queries:
+        end = _query(data_set, query)
+        own = rows.of_keys(query.candidates) if query.candidates else rows
+        relevant = {own.place[key]: grade for key, grade in query.right.items() if key in own.place}
         if end in vectors.failed:
-            reasons[serial] = f"query: {vectors.failed[end]}"
+            reasons[query.query_id] = f"query: {vectors.failed[end]}"
         elif not relevant:
-            why = vectors.failed.get(_candidate(pair.target), "not among the row's candidates")
-            reasons[serial] = f"target: {why}"
+            target = _candidate(_target(data_set, query))
+            why = vectors.failed.get(target, "not among the row's candidates")
+            reasons[query.query_id] = f"target: {why}"
         else:
-            similarity = matrix.rows @ unit_rows([vectors.found[end]])[0]
-            of_target = grades.get((pair.source, pair.key(Side.QUERY)), {})
-            keys = {row: matrix.items[row].key() for row in relevant} if of_target else {}
-            rankings[serial] = replace(
-                rank_candidates(similarity, relevant),
-                grades={row: of_target[key] for row, key in keys.items() if key in of_target},
-            )
-            used[serial] = matrix
+            similarity = own.rows @ unit_rows([vectors.found[end]])[0]
+            ranking = rank_candidates(similarity, frozenset(relevant))
+            rankings[query.query_id] = replace(ranking, grades=relevant)
+            ranked_over[query.query_id] = own.keys
     values = measure_rankings(rankings)
-    results = []
-    for number, pair in enumerate(pairs):
-        serial = str(number)
-        shown = tuple(p.uri for p in pictures_of(pair.query, settings.max_frames))
-        trace = "" if traces is None else traces[_query(pair)] or ""
-        parsed = parse_trace(trace, kind=pair.query.kind, num_frames=len(shown))
-        ranking = rankings.get(serial)
-        results.append(
+    for query in data_set.queries:
+        name = query.query_id
+        shown = tuple(p.uri for p in pictures_of(query.item, settings.max_frames))
+        trace = "" if traces is None else traces[_query(data_set, query)] or ""
+        parsed = parse_trace(trace, kind=query.item.kind, num_frames=len(shown))
+        ranking = rankings.get(name)
+        keys = ranked_over.get(name, ())
+        yield (
+            query,
             QueryResult(
                 variant=variant.name,
-                source=pair.source,
-                pair_id=pair.pair_id,
-                query=pair.query,
-                target=pair.target,
+                source=data_set.name,
+                pair_id=name,
+                query=query.item,
+                target=_target(data_set, query),
                 shown=shown,
-                truth=pair.query_evidence,
+                truth=query.truth,
                 trace=trace,
                 valid=None if traces is None else parsed is not None and parsed.valid,
                 on_target=(
                     None
                     if traces is None
-                    else on_target(parsed, pair.query_evidence, num_frames=len(shown))
+                    else on_target(parsed, query.truth, num_frames=len(shown))
                 ),
-                retrieved=_retrieved(ranking, used[serial].items) if ranking else (),
+                retrieved=tuple(
+                    Retrieved(
+                        item=data_set.candidates[keys[place]], right=keys[place] in query.right
+                    )
+                    for place in (ranking.top[:RETRIEVED_PER_QUERY] if ranking else ())
+                ),
                 rank=ranking.rank if ranking else None,
-                candidates=len(used[serial].items) if ranking else 0,
-                chance=len(ranking.relevant) / len(used[serial].items) if ranking else None,
-                metrics={name: values[name][serial] for name in MEASURES} if ranking else None,
-                excluded=reasons.get(serial, ""),
-            )
+                candidates=len(keys),
+                chance=len(ranking.relevant) / len(keys) if ranking else None,
+                metrics={metric: values[metric][name] for metric in MEASURES} if ranking else None,
+                excluded=reasons.get(name, ""),
+            ),
         )
-    return results
-
-
-def _own_candidates(pair: Pair) -> tuple[Item, ...]:
-    """Return the row's own candidates, each once; empty: it has none."""
-    return tuple({item.key(): item for item in pair.candidates}.values())
-
-
-def _right_of(
-    pair: Pair, pools: Mapping[str, CandidatePool], relevance: Relevance
-) -> frozenset[int]:
-    """Return which of its own candidates, or of its pool's items, are right for a pair's query."""
-    if not pair.candidates:
-        return pools[pair.source].relevant[pair.key(Side.QUERY)]
-    keys = [item.key() for item in _own_candidates(pair)]
-    [right] = relevance.right([pair.key(Side.QUERY)], keys)
-    return frozenset(np.flatnonzero(right).tolist())
 
 
 @dataclass(frozen=True, slots=True)
-class _Matrix:
-    """Candidates that were embedded, with their unit rows [N, D]."""
+class _Rows:
+    """The unit rows [N, D] of a set's candidates that were embedded."""
 
-    items: tuple[Item, ...]
-    row_of: Mapping[int, int]
-    """Row of each of these candidates, by its index among all that were to be embedded."""
+    keys: Sequence[str]
+    """The keys of these candidates, in the order of the rows."""
+    place: Mapping[str, int]
+    """Row of each, by its key."""
     rows: np.ndarray
 
     @classmethod
-    def of(cls, items: Sequence[Item], vectors: _Vectors) -> "_Matrix":
-        kept = [index for index, item in enumerate(items) if _candidate(item) in vectors.found]
-        kept_vectors = [vectors.found[_candidate(items[index])] for index in kept]
-        return cls(
-            items=tuple(items[index] for index in kept),
-            row_of={index: row for row, index in enumerate(kept)},
-            rows=unit_rows(kept_vectors) if kept_vectors else np.empty((0, 0)),
-        )
+    def of(cls, data_set: EvaluationSet, vectors: _Vectors) -> "_Rows":
+        found = {
+            key: vectors.found[end]
+            for key, item in data_set.candidates.items()
+            if (end := _candidate(item)) in vectors.found
+        }
+        rows = unit_rows(list(found.values())) if found else np.empty((0, 0))
+        return cls(list(found), {key: row for row, key in enumerate(found)}, rows)
 
-
-def _retrieved(ranking: QueryRanking, items: Sequence[Item]) -> tuple[Retrieved, ...]:
-    return tuple(
-        Retrieved(item=items[index], right=index in ranking.relevant)
-        for index in ranking.top[:RETRIEVED_PER_QUERY]
-    )
+    def of_keys(self, wanted: Sequence[str]) -> "_Rows":
+        """Return the rows of some keys, in their order, without those that were not embedded."""
+        keys = [key for key in wanted if key in self.place]
+        rows = self.rows[[self.place[key] for key in keys]]
+        return _Rows(keys, {key: row for row, key in enumerate(keys)}, rows)
 
 
 def _sum_up(
-    variant: str,
-    source: str,
-    rows: Sequence[QueryResult],
-    candidates_excluded: int,
-    settings: Settings,
+    variant: str, source: str, ranked: Sequence[Ranked], vectors: _Vectors, settings: Settings
 ) -> VariantResult:
-    ranked = [row.metrics for row in rows if row.metrics is not None]
+    rows = [result for _, _, result in ranked]
+    by_set: dict[str, list[Ranked]] = {}
+    for row in ranked:
+        by_set.setdefault(row[0].name, []).append(row)
+    candidates = {
+        end
+        for of_set in by_set.values()
+        for end in _candidates_of(of_set[0][0], (query for _, query, _ in of_set))
+    }
+    measured = [row.metrics for row in rows if row.metrics is not None]
     metrics = {}
-    if ranked:
+    if measured:
         metrics = {
             name: estimate(
-                [row[name] for row in ranked], resamples=settings.resamples, seed=settings.seed
+                [row[name] for row in measured], resamples=settings.resamples, seed=settings.seed
             )
             for name in MEASURES
         }
     return VariantResult(
         variant=variant,
         source=source,
-        queries=len(ranked),
+        queries=len(measured),
         excluded=dict(Counter(row.excluded for row in rows if row.excluded)),
-        candidates_excluded=candidates_excluded,
+        candidates_excluded=sum(end in vectors.failed for end in candidates),
         metrics=metrics,
         valid=_share(row.valid for row in rows),
         on_target=_share(row.on_target for row in rows),

@@ -1,9 +1,14 @@
 """What an evaluation ranks: queries, their candidates, and which of these are right."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from data.types import Cues, Item
+import numpy as np
+
+from data.relevance import Relevance
+from data.types import Cues, Item, Pair, Side
+from evaluation.metrics import pools_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +19,8 @@ class EvaluationQuery:
     """Unique within its set."""
     item: Item
     right: Mapping[str, int]
-    """Key of each right candidate -> its grade, from 1 on; nDCG weighs by it."""
+    """Key of each right candidate -> its grade, from 1 on; nDCG weighs by it. The first is shown
+    where a query is shown with its target."""
     candidates: tuple[str, ...] = ()
     """Its own candidates in the benchmark's order, the right ones included; empty: all of its
     set's."""
@@ -34,3 +40,61 @@ class EvaluationSet:
     """The set's main metric, as the benchmark defines it: `hit@1`, `ndcg_linear@5`, ..."""
     groups: tuple[str, ...] = ()
     """The aggregates that it belongs to, the widest first: `image`, `image/vqa`."""
+
+
+def sets_of_pairs(
+    pairs: Sequence[Pair], distractors: Mapping[str, Iterable[Item]] = MappingProxyType({})
+) -> list[EvaluationSet]:
+    """Return the sets of pairs of data sets, by `Pair.source`.
+
+    A query is ranked over its row's own candidates where it has some, else over the unique targets
+    of its data set and the set's ``distractors``. What is right for it is the rule of
+    `data.relevance`. Pairs of one data set with the same `query_id` are one query.
+    """
+    relevance = Relevance(pairs)
+    pools = pools_of(pairs, relevance, distractors)
+    by_source: dict[str, list[Pair]] = {source: [] for source in pools}
+    for pair in pairs:
+        by_source[pair.source].append(pair)
+    sets = []
+    for source, own in by_source.items():
+        candidates = {item.key(): item for item in pools[source].items}
+        shared = tuple(candidates)
+        for pair in own:
+            candidates |= {item.key(): item for item in pair.candidates}
+        whole = len(candidates) == len(shared) and not any(pair.candidates for pair in own)
+        grades: dict[str, dict[str, int]] = {}
+        for pair in own:
+            of_query = grades.setdefault(pair.key(Side.QUERY), {})
+            target = pair.target.key()
+            of_query[target] = max(pair.grade, of_query.get(target, 1))
+        queries = []
+        for pair in _first_of_query(own):
+            key = pair.key(Side.QUERY)
+            if pair.candidates:
+                ranked = tuple({item.key(): None for item in pair.candidates})
+                [is_right] = relevance.right([key], ranked)
+                right = [ranked[place] for place in np.flatnonzero(is_right)]
+            else:
+                ranked = () if whole else shared
+                right = [shared[place] for place in sorted(pools[source].relevant[key])]
+            named = dict.fromkeys([pair.target.key(), *right])
+            queries.append(
+                EvaluationQuery(
+                    query_id=pair.pair_id,
+                    item=pair.query,
+                    right={name: grades[key].get(name, 1) for name in named},
+                    candidates=ranked,
+                    truth=pair.query_evidence,
+                )
+            )
+        sets.append(EvaluationSet(name=source, queries=queries, candidates=candidates))
+    return sets
+
+
+def _first_of_query(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the first pair of each query."""
+    first: dict[str | int, Pair] = {}
+    for number, pair in enumerate(pairs):
+        first.setdefault(pair.query_id or number, pair)
+    return list(first.values())

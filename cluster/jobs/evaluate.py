@@ -37,6 +37,7 @@ from evaluation.report.console_tables import print_table
 from evaluation.report.headline_table import headline_metrics
 from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Reason, Settings, evaluate
+from evaluation.sets import sets_of_pairs
 
 RequestT = TypeVar("RequestT")
 
@@ -69,7 +70,10 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_older_input(config.reward.model)
     check_embedder(config.reward.model, loaded)
-    pairs = [pair for loaded_set in loaded for pair in loaded_set.pairs]
+    sets = sets_of_pairs(
+        [pair for loaded_set in loaded for pair in loaded_set.pairs],
+        {loaded_set.name: loaded_set.distractors.values() for loaded_set in loaded},
+    )
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with (
@@ -83,7 +87,7 @@ def main(config: EvaluateConfig) -> int:
             return partial(greedy_traces, model=model, config=config, blocks=blocks)
 
         result = evaluate(
-            pairs,
+            sets,
             reasoners={
                 "warm_start": reason_with(config.warm_start),
                 "eg_rl": reason_with(config.eg_rl),
@@ -96,7 +100,6 @@ def main(config: EvaluateConfig) -> int:
                 resamples=config.bootstrap,
                 seed=config.run.seed,
             ),
-            distractors={data_set.name: data_set.distractors.values() for data_set in loaded},
         )
         folder.keep_until(-1)  # of an evaluation that was killed
         folder.log_metrics(0, headline_metrics(result))

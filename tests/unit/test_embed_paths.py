@@ -35,6 +35,7 @@ from data.types import (
     visuals_in,
 )
 from evaluation.runner import Settings, evaluate
+from evaluation.sets import sets_of_pairs
 from learner.rank.batching import VisionTokens, collate, embed_row, process_pictures, train_row
 from tests.builders import TRACES, loaded_set, write_picture
 from tests.shared_pictures import DecoderHere
@@ -159,7 +160,7 @@ def encoded(pair, item_tokens=DATA.item_tokens, prompts=None):
         resamples=2,
         seed=0,
     )
-    evaluate([pair], reasoners={"reasoner": reason}, embed=embed, settings=settings)
+    evaluate(sets_of_pairs([pair]), reasoners={"reasoner": reason}, embed=embed, settings=settings)
     return asked
 
 

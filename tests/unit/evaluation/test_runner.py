@@ -23,6 +23,7 @@ from evaluation.runner import (
     task_kind,
     variants_of,
 )
+from evaluation.sets import sets_of_pairs
 
 SETTINGS = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=50, seed=0)
 COLOURS = ("red", "blue", "green", "black", "white", "pink")
@@ -110,7 +111,7 @@ def of(evaluation: Evaluation, variant: str) -> dict[str, QueryResult]:
 def learned() -> Evaluation:
     pairs = [image_pair(colour) for colour in COLOURS] + [text_pair(colour) for colour in COLOURS]
     reasoners = {"warm_start": Reasoner(OTHER_BOX), "eg_rl": Reasoner(TRUE_BOX)}
-    return evaluate(pairs, reasoners=reasoners, embed=Embedder(), settings=SETTINGS)
+    return evaluate(sets_of_pairs(pairs), reasoners=reasoners, embed=Embedder(), settings=SETTINGS)
 
 
 def test_variants_are_in_the_order_of_the_table() -> None:
@@ -196,7 +197,7 @@ def test_query_results_hold_trace_top_three_and_rank(learned: Evaluation) -> Non
 def test_equal_content_is_asked_for_once() -> None:
     pairs = [image_pair("red"), image_pair("red"), image_pair("blue")]
     reasoner, embedder = Reasoner(TRUE_BOX), Embedder()
-    evaluate(pairs, reasoners={"eg_rl": reasoner}, embed=embedder, settings=SETTINGS)
+    evaluate(sets_of_pairs(pairs), reasoners={"eg_rl": reasoner}, embed=embedder, settings=SETTINGS)
     assert len(reasoner.asked) == 4  # two pictures, two words
     contents = [request.content for request in embedder.asked]
     assert len(contents) == len(set(contents))
@@ -205,7 +206,9 @@ def test_equal_content_is_asked_for_once() -> None:
 def test_failed_traces_are_left_out_and_counted() -> None:
     pairs = [image_pair(colour) for colour in COLOURS]
     reasoner = Reasoner(TRUE_BOX, failing="/red", blank="/blue")
-    found = evaluate(pairs, reasoners={"r": reasoner}, embed=Embedder(), settings=SETTINGS)
+    found = evaluate(
+        sets_of_pairs(pairs), reasoners={"r": reasoner}, embed=Embedder(), settings=SETTINGS
+    )
     result = found.overall()["r"]
     assert result.excluded == {"query: trace failed": 1, "query: empty trace": 1}
     assert result.queries == 4
@@ -218,7 +221,12 @@ def test_failed_traces_are_left_out_and_counted() -> None:
 
 def test_failed_candidates_leave_the_pool_and_take_their_query_along() -> None:
     pairs = [image_pair(colour) for colour in COLOURS]
-    found = evaluate(pairs, reasoners={}, embed=Embedder(broken="'redSummarize"), settings=SETTINGS)
+    found = evaluate(
+        sets_of_pairs(pairs),
+        reasoners={},
+        embed=Embedder(broken="'redSummarize"),
+        settings=SETTINGS,
+    )
     result = found.overall()[NO_COT]
     assert result.candidates_excluded == 1
     assert result.excluded == {"target: no embedding": 1}
@@ -232,7 +240,9 @@ def test_vectors_that_mean_nothing_are_left_out() -> None:
             for r in requests
         }
 
-    found = evaluate([image_pair("red")], reasoners={}, embed=embed, settings=SETTINGS)
+    found = evaluate(
+        sets_of_pairs([image_pair("red")]), reasoners={}, embed=embed, settings=SETTINGS
+    )
     result = found.overall()[NO_COT]
     assert result.excluded == {"query: embedding not finite or zero": 1}
     assert result.metrics == {}
@@ -245,7 +255,9 @@ def test_unparsable_trace_is_embedded_as_text_and_not_valid() -> None:
         return {key: "it is a red thing" for key, _ in requests}
 
     embedder = Embedder()
-    found = evaluate(pairs, reasoners={"r": reason}, embed=embedder, settings=SETTINGS)
+    found = evaluate(
+        sets_of_pairs(pairs), reasoners={"r": reason}, embed=embedder, settings=SETTINGS
+    )
     assert found.overall()["r"].valid == 0.0
     assert found.overall()["r"].on_target == 0.0
     assert found.overall()["r"].queries == 2
@@ -255,7 +267,10 @@ def test_a_row_with_its_own_candidates_is_ranked_over_those() -> None:
     own = (Item(text="red"), Item(text="other"), Item(text="other"))
     pairs = [image_pair("red", candidates=own), image_pair("blue"), image_pair("pink")]
     found = evaluate(
-        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+        sets_of_pairs(pairs),
+        reasoners={"r": Reasoner(TRUE_BOX)},
+        embed=Embedder(),
+        settings=SETTINGS,
     )
     assert of(found, "r")["red-0"].candidates == 2
     assert of(found, "r")["red-0"].rank == 1
@@ -267,11 +282,10 @@ def test_distractors_are_candidates_of_their_set_alone_and_one_may_come_first() 
     distractors = {"color": [Item(text=text) for text in ("pink", "red", "grey")]}
     embedder = Embedder()
     found = evaluate(
-        pairs,
+        sets_of_pairs(pairs, distractors),
         reasoners={"r": Reasoner(TRUE_BOX)},
         embed=embedder,
         settings=SETTINGS,
-        distractors=distractors,
     )
     assert of(found, "r")["red-0"].candidates == 4  # an equal of a target is that target
     assert of(found, "r")["red-0"].rank == 1
@@ -288,7 +302,10 @@ def test_pairs_of_one_query_id_are_measured_once_with_all_their_targets() -> Non
         image_pair("blue", number=1),
     ]
     found = evaluate(
-        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+        sets_of_pairs(pairs),
+        reasoners={"r": Reasoner(TRUE_BOX)},
+        embed=Embedder(),
+        settings=SETTINGS,
     )
     ranks = {name: query.rank for name, query in of(found, "r").items()}
     assert ranks == {"ruby": 1, "pink": 1, "blue-0": 1, "blue-1": 1}
@@ -307,7 +324,10 @@ def test_ndcg_weighs_by_the_grades_of_a_query_and_a_set() -> None:
         *captions("crimson", source="other", query_id="1"),
     ]
     found = evaluate(
-        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+        sets_of_pairs(pairs),
+        reasoners={"r": Reasoner(TRUE_BOX)},
+        embed=Embedder(),
+        settings=SETTINGS,
     )
     query, _, other = (q for q in found.queries if q.variant == "r")
     assert [r.item.text for r in query.retrieved] == ["red", "blue", "crimson"]
@@ -319,7 +339,7 @@ def test_ndcg_weighs_by_the_grades_of_a_query_and_a_set() -> None:
 
 def test_a_row_whose_candidates_lack_the_gold_is_left_out() -> None:
     pairs = [image_pair("red", candidates=(Item(text="blue"),))]
-    found = evaluate(pairs, reasoners={}, embed=Embedder(), settings=SETTINGS)
+    found = evaluate(sets_of_pairs(pairs), reasoners={}, embed=Embedder(), settings=SETTINGS)
     assert found.overall()[NO_COT].excluded == {"target: not among the row's candidates": 1}
 
 
@@ -329,7 +349,10 @@ def test_equal_labels_count_as_right() -> None:
         image_pair("blue", label="r", target=Item(text="red")),
     ]
     found = evaluate(
-        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+        sets_of_pairs(pairs),
+        reasoners={"r": Reasoner(TRUE_BOX)},
+        embed=Embedder(),
+        settings=SETTINGS,
     )
     assert of(found, "r")["red-0"].retrieved[0].item == Item(text="red")
     assert of(found, "r")["red-0"].rank == 1
@@ -345,7 +368,10 @@ def test_every_caption_of_a_picture_is_right_for_it(own: bool) -> None:
     more = {"candidates": tuple(Item(text=text) for text in ("red", "ruby", "blue"))} if own else {}
     pairs = [*captions("ruby", "red", **more), image_pair("blue")]
     found = evaluate(
-        pairs, reasoners={"r": Reasoner(TRUE_BOX)}, embed=Embedder(), settings=SETTINGS
+        sets_of_pairs(pairs),
+        reasoners={"r": Reasoner(TRUE_BOX)},
+        embed=Embedder(),
+        settings=SETTINGS,
     )
     ranks = {name: query.rank for name, query in of(found, "r").items()}
     assert ranks == {"ruby": 1, "red": 1, "blue-0": 1}
@@ -360,7 +386,10 @@ def test_means_over_sets_weigh_sets_alike_and_leave_out_those_without_a_ranked_q
         Pair(pair_id="x", source="lost", query=Item(text="gone"), target=Item(text="gone")),
     ]
     found = evaluate(
-        pairs, reasoners={"r": Reasoner(OTHER_BOX)}, embed=Embedder("gone"), settings=SETTINGS
+        sets_of_pairs(pairs),
+        reasoners={"r": Reasoner(OTHER_BOX)},
+        embed=Embedder("gone"),
+        settings=SETTINGS,
     )
     by_set = found.by_set()
     hits = {name: by_set[name]["r"].metrics["hit_at_1"].mean for name in ("color", "find")}
@@ -406,6 +435,8 @@ def test_what_is_saved_is_loaded(learned: Evaluation, tmp_path) -> None:
 
 
 def test_exclusions_survive_the_disk(tmp_path) -> None:
-    found = evaluate([image_pair("red")], reasoners={}, embed=Embedder("red"), settings=SETTINGS)
+    found = evaluate(
+        sets_of_pairs([image_pair("red")]), reasoners={}, embed=Embedder("red"), settings=SETTINGS
+    )
     save_evaluation(found, tmp_path)
     assert load_evaluation(tmp_path) == found

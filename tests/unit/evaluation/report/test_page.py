@@ -27,6 +27,7 @@ from evaluation.report.gallery import choose_queries
 from evaluation.report.headline_table import headline, headline_metrics, title_of
 from evaluation.results_file import save_evaluation
 from evaluation.runner import Evaluation, Settings, evaluate
+from evaluation.sets import sets_of_pairs
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
 
 BOX = Box(0.0, 0.0, 0.5, 0.5)
@@ -118,7 +119,7 @@ def embed(requests: list[EmbedRequest]) -> dict[str, np.ndarray]:
 def config(tmp_path: Path) -> ReportConfig:
     """Return settings of a report over freshly written run folders."""
     found = evaluate(
-        make_pairs(tmp_path),
+        sets_of_pairs(make_pairs(tmp_path)),
         reasoners={"warm_start": reason, "eg_rl": reason},
         embed=embed,
         settings=Settings(templates="brief", item_tokens=0, max_frames=4, resamples=20, seed=0),
@@ -176,7 +177,7 @@ def test_names_of_data_sets_are_neither_formula_nor_markup(config: ReportConfig)
     named = [replace(one, source=name) for one, name in zip(pairs, ODD_NAMES, strict=False)]
     settings = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=20, seed=0)
     reasoners = {"warm_start": reason, "eg_rl": reason}
-    found = evaluate(named, reasoners=reasoners, embed=embed, settings=settings)
+    found = evaluate(sets_of_pairs(named), reasoners=reasoners, embed=embed, settings=settings)
     left_out = [replace(one, excluded={ODD_NAMES[1]: 1}) for one in found.results]
     save_evaluation(replace(found, results=tuple(left_out)), Path(config.evaluate))
     page = page_of(replace(config, run=replace(config.run, experiment=ODD_NAMES[2])))
@@ -250,7 +251,7 @@ def evaluation_of(*, misses: str) -> Evaluation:
         }
 
     settings = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=5, seed=0)
-    return evaluate(pairs, reasoners={}, embed=read, settings=settings)
+    return evaluate(sets_of_pairs(pairs), reasoners={}, embed=read, settings=settings)
 
 
 def printed(evaluation: Evaluation) -> list[str]:
@@ -383,7 +384,7 @@ def test_summary_has_the_promised_fields(config: ReportConfig) -> None:
 
 def test_what_could_not_be_measured_is_null(tmp_path: Path) -> None:
     found = evaluate(
-        make_pairs(tmp_path),
+        sets_of_pairs(make_pairs(tmp_path)),
         reasoners={"eg_rl": lambda requests: {}},
         embed=embed,
         settings=Settings(templates="brief", item_tokens=0, max_frames=4, resamples=20, seed=0),
