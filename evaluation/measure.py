@@ -1,7 +1,8 @@
 """The metrics of the benchmarks, under their names there: `hit@1`, `ndcg_linear@5`, ...
 
 A metric says of one query, from 0 to 1, how well the first k candidates of an order meet the
-right ones. They are defined as in MMEB-V2 (TIGER-AI-Lab/VLM2Vec, `src/eval_utils/metrics.py`):
+right ones. They are defined as in MMEB-V2 (TIGER-AI-Lab/VLM2Vec at 6ac33bb,
+`src/eval_utils/metrics.py`):
 
   hit               1 if a right candidate is among the first k, else 0; UVRB calls this recall
   precision         right candidates among the first k / k
@@ -13,8 +14,8 @@ right ones. They are defined as in MMEB-V2 (TIGER-AI-Lab/VLM2Vec, `src/eval_util
   ndcg_linear       grade / log2(rank + 1), summed over the first k / the same of the best order
   ndcg_exponential  as ndcg_linear, with 2^grade - 1 for the grade
 
-VLM2Vec puts the right candidates through a set before it pairs them with their grades, so that
-with different grades its nDCG changes from run to run; here each keeps its grade.
+VLM2Vec puts the right candidates through a set before it pairs them with their grades: where grades
+differ, its nDCG changes from run to run. Here each candidate keeps its grade.
 
 Shapes: Q queries, K first places.
 """
@@ -38,6 +39,8 @@ FAMILIES = (
 )
 METRICS = tuple(f"{family}@{k}" for family in FAMILIES for k in (1, 5, 10))
 """What MMEB-V2's files hold of a set, in their order."""
+MAX_GRADE = 1000
+"""Up to here 2^grade is a float."""
 
 
 def measure(
@@ -50,11 +53,11 @@ def measure(
     Args:
         ranked: of each query its first candidates, best first, as keys or indices. Places after
             the last one count as wrong.
-        right: of each query the grades of all its right candidates, from 1 on.
+        right: of each query the grades of all its right candidates, from 1 to MAX_GRADE.
         metrics: such as `hit@50`: any of FAMILIES at any k.
 
     Raises:
-        DataError: a metric is unknown, a query has no right candidate or a grade below 1, or a
+        DataError: a metric is unknown, a query has no right candidate or another grade, or a
             candidate is twice in an order.
     """
     wanted = {metric: _parse(metric) for metric in metrics}
@@ -105,11 +108,12 @@ def _parse(metric: str) -> tuple[str, int]:
 
 
 def _check(row: int, keys: Sequence[Hashable], grades: Mapping[Hashable, int]) -> None:
-    if not grades or min(grades.values()) < 1:
+    if not grades or min(grades.values()) < 1 or max(grades.values()) > MAX_GRADE:
+        lowest_first = sorted(grades.items(), key=lambda item: item[1])
         raise DataError(
-            f"query {row}: expected right candidates with grades from 1 on, found "
-            f"{dict(list(grades.items())[:3])}; leave out the query, or the candidates that are "
-            "not right"
+            f"query {row}: expected right candidates with grades from 1 to {MAX_GRADE}, found "
+            f"{len(grades)}, from {lowest_first[:1]} to {lowest_first[-1:]}; leave out the query, "
+            "or the candidates that are not right"
         )
     if len(set(keys)) < len(keys):
         raise DataError(

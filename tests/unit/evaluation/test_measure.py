@@ -165,7 +165,7 @@ def test_ir_measures_differs_by_the_divisor_of_average_precision(block, k) -> No
 
 
 def test_ir_measures_agrees_on_exponential_gains_asked_for_alone(block) -> None:
-    # Asked for together with linear gains, it answers both with the same numbers.
+    # In one call with linear gains after it, its values would be given as the linear ones.
     orders, right = block
     exponential = nDCG(gains={2: 3, 3: 7}) @ 5
     theirs = by_ir_measures([exponential], orders, right)[exponential]
@@ -232,10 +232,15 @@ def test_an_unknown_metric_is_refused(metric) -> None:
         measure([[0]], [{0: 1}], [metric])
 
 
-@pytest.mark.parametrize("right", [{}, {0: 0}, {0: 1, 1: -1}])
-def test_a_query_without_a_right_candidate_is_refused(right) -> None:
-    with pytest.raises(DataError, match="query 1: expected right candidates with grades from 1"):
+@pytest.mark.parametrize("right", [{}, {0: 0}, {0: 1, 1: -1}, {0: 1001}])
+def test_a_query_without_right_candidates_or_with_odd_grades_is_refused(right) -> None:
+    with pytest.raises(DataError, match="query 1: expected right candidates with grades from 1 to"):
         measure([[0], [0]], [{0: 1}, right])
+
+
+def test_the_highest_grade_is_measured() -> None:
+    metrics = of_query([1, 0], {0: 1000, 1: 1})
+    assert metrics["ndcg_exponential@5"] == pytest.approx(1 / LOG3)
 
 
 def test_a_candidate_that_is_ranked_twice_is_refused() -> None:
