@@ -122,10 +122,15 @@ def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
     if not len(values):
         raise DataError("expected at least one measured query, found none; nothing to average")
     sample = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(resamples)]
+    means = resampled_means(sample, resamples, np.random.default_rng(seed))
     low, high = np.percentile(means, (2.5, 97.5))
     return Estimate(float(sample.mean()), float(low), float(high))
+
+
+def resampled_means(sample: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the means of bootstrap samples of a sample [Q], float64 [resamples]."""
+    size = len(sample)
+    return np.array([sample[rng.integers(size, size=size)].mean() for _ in range(resamples)])
 
 
 def means_something(vector: np.ndarray) -> bool:
