@@ -1,4 +1,6 @@
-"""Ranking metrics from similarity rows: hit@1, hit@5, nDCG@5, with bootstrap intervals.
+"""Rankings from similarity rows, hit@1, hit@5 and nDCG@5 of them, and bootstrap intervals.
+
+`evaluation/measure.py` says what the metrics are.
 
 Ties go against the gold: a candidate as similar as a relevant one ranks above it, so that an
 Embedder that maps everything to one point scores 0, not 1. A query may have several relevant
@@ -6,26 +8,23 @@ candidates.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-import ir_measures
 import numpy as np
 
 from configs.schema import name_in_metric
 from data.errors import DataError
 from data.relevance import Relevance
 from data.types import Item, Pair, Side
+from evaluation.measure import measure
 
 log = logging.getLogger(__name__)
-DEPTH = 5
-"""Candidates that the metrics look at."""
-MEASURES = {
-    "hit_at_1": ir_measures.Success @ 1,
-    "hit_at_5": ir_measures.Success @ 5,
-    "ndcg_at_5": ir_measures.nDCG @ 5,
-}
+DEPTH = 10
+"""Candidates of an order that are kept: the metrics of `METRICS` look at no more."""
+MEASURES = {"hit_at_1": "hit@1", "hit_at_5": "hit@5", "ndcg_at_5": "ndcg_linear@5"}
+"""What an evaluation of pairs measures: the name in its files, and the metric."""
 OVER_SETS = "_over_sets"
 """Suffix of a mean of data sets' means; without it, every query weighs the same."""
 QUERY_BLOCK = 256
@@ -87,24 +86,31 @@ def rank_candidates(similarity: np.ndarray, relevant: frozenset[int]) -> QueryRa
     )
 
 
+def benchmark_order(similarity: np.ndarray) -> tuple[int, ...]:
+    """Return the first DEPTH candidates of one query in the benchmarks' own order of ties.
+
+    That is a stable sort by falling similarity: among ties the candidate that comes first in the
+    benchmark ranks above. `rank_candidates` has the order that counts.
+
+    Args:
+        similarity: [N] to each candidate, finite, in the benchmark's order.
+    """
+    order = np.argsort(-np.round(similarity, TIE_DECIMALS), kind="stable")
+    return tuple(order[:DEPTH].tolist())
+
+
 def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str, float]]:
     """Return each metric's value by query key: {metric: {query: value}}."""
-    if not rankings:
-        return {name: {} for name in MEASURES}
-    qrels = {
-        query: {str(index): ranking.grades.get(index, 1) for index in ranking.relevant}
-        for query, ranking in rankings.items()
+    values = _measure(rankings.values(), tuple(MEASURES.values()))
+    return {
+        name: dict(zip(rankings, values[metric].tolist(), strict=True))
+        for name, metric in MEASURES.items()
     }
-    # trec_eval breaks ties by name. With distinct scores there are no ties: our order decides.
-    run = {
-        query: {str(index): -float(position) for position, index in enumerate(ranking.top)}
-        for query, ranking in rankings.items()
-    }
-    names = {measure: name for name, measure in MEASURES.items()}
-    values: dict[str, dict[str, float]] = {name: {} for name in MEASURES}
-    for metric in ir_measures.iter_calc(list(MEASURES.values()), qrels, run):
-        values[names[metric.measure]][metric.query_id] = float(metric.value)
-    return values
+
+
+def _measure(rankings: Collection[QueryRanking], metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    right = ({index: r.grades.get(index, 1) for index in r.relevant} for r in rankings)
+    return measure([ranking.top for ranking in rankings], right, metrics)
 
 
 def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
@@ -116,10 +122,15 @@ def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
     if not len(values):
         raise DataError("expected at least one measured query, found none; nothing to average")
     sample = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = [sample[rng.integers(len(sample), size=len(sample))].mean() for _ in range(resamples)]
+    means = resampled_means(sample, resamples, np.random.default_rng(seed))
     low, high = np.percentile(means, (2.5, 97.5))
     return Estimate(float(sample.mean()), float(low), float(high))
+
+
+def resampled_means(sample: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the means of bootstrap samples of a sample [Q], float64 [resamples]."""
+    size = len(sample)
+    return np.array([sample[rng.integers(size, size=size)].mean() for _ in range(resamples)])
 
 
 def means_something(vector: np.ndarray) -> bool:
@@ -232,14 +243,15 @@ def held_out_metrics(
         source: unit_rows([candidate_vectors[item.key()] for item in pool.items])
         for source, pool in pools.items()
     }
-    hits: dict[str, list[bool]] = {source: [] for source in pools}
+    rankings: dict[str, list[QueryRanking]] = {source: [] for source in pools}
     for pair in pairs:
         similarity = rows[pair.source] @ unit_rows([query_vectors[pair.key(Side.QUERY)]])[0]
         relevant = pools[pair.source].relevant[pair.key(Side.QUERY)]
-        hits[pair.source].append(rank_candidates(similarity, relevant).rank == 1)
-    by_set = {source: sum(set_hits) / len(set_hits) for source, set_hits in hits.items()}
+        rankings[pair.source].append(rank_candidates(similarity, relevant))
+    hits = {source: _measure(of_set, ["hit@1"])["hit@1"] for source, of_set in rankings.items()}
+    by_set = {source: float(of_set.mean()) for source, of_set in hits.items()}
     return {
-        name: sum(map(sum, hits.values())) / len(pairs),
+        name: sum(float(of_set.sum()) for of_set in hits.values()) / len(pairs),
         f"{name}{OVER_SETS}": sum(by_set.values()) / len(by_set),
         **{f"{name}_by_set/{name_in_metric(source)}": value for source, value in by_set.items()},
     }
