@@ -8,8 +8,8 @@ candidates.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -42,8 +42,6 @@ class QueryRanking:
     relevant: frozenset[int]
     rank: int
     """1-based rank of the best relevant candidate among all."""
-    grades: Mapping[int, int] = field(default_factory=dict)
-    """`Pair.grade` of relevant candidates, where it is not 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +95,6 @@ def benchmark_order(similarity: np.ndarray) -> tuple[int, ...]:
     """
     order = np.argsort(-np.round(similarity, TIE_DECIMALS), kind="stable")
     return tuple(order[:DEPTH].tolist())
-
-
-def measure_rankings(rankings: Mapping[str, QueryRanking]) -> dict[str, dict[str, float]]:
-    """Return each metric's value by query key: {metric: {query: value}}."""
-    values = _measure(rankings.values(), tuple(MEASURES.values()))
-    return {
-        name: dict(zip(rankings, values[metric].tolist(), strict=True))
-        for name, metric in MEASURES.items()
-    }
-
-
-def _measure(rankings: Collection[QueryRanking], metrics: Sequence[str]) -> dict[str, np.ndarray]:
-    right = ({index: r.grades.get(index, 1) for index in r.relevant} for r in rankings)
-    return measure([ranking.top for ranking in rankings], right, metrics)
 
 
 def estimate(values: Sequence[float], *, resamples: int, seed: int) -> Estimate:
@@ -248,7 +232,14 @@ def held_out_metrics(
         similarity = rows[pair.source] @ unit_rows([query_vectors[pair.key(Side.QUERY)]])[0]
         relevant = pools[pair.source].relevant[pair.key(Side.QUERY)]
         rankings[pair.source].append(rank_candidates(similarity, relevant))
-    hits = {source: _measure(of_set, ["hit@1"])["hit@1"] for source, of_set in rankings.items()}
+    hits = {
+        source: measure(
+            [ranking.top for ranking in of_set],
+            [dict.fromkeys(ranking.relevant, 1) for ranking in of_set],
+            ["hit@1"],
+        )["hit@1"]
+        for source, of_set in rankings.items()
+    }
     by_set = {source: float(of_set.mean()) for source, of_set in hits.items()}
     return {
         name: sum(float(of_set.sum()) for of_set in hits.values()) / len(pairs),

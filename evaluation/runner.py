@@ -6,8 +6,8 @@ read twice is asked for once. What fails is left out with a reason, and counted.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,16 +16,9 @@ from data.prompts import item_content, pictures_of
 from data.sets.hardness import PLAIN
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Side
 from evaluation.evidence import on_target, parse_trace
-from evaluation.metrics import (
-    MEASURES,
-    Estimate,
-    QueryRanking,
-    estimate,
-    means_something,
-    measure_rankings,
-    rank_candidates,
-    unit_rows,
-)
+from evaluation.metrics import MEASURES, Estimate, estimate, means_something
+from evaluation.ranking import rank_queries
+from evaluation.scores.set_result import SetResult, score_set
 from evaluation.sets import EvaluationQuery, EvaluationSet
 
 Reason = Callable[[list[tuple[str, Content]]], Mapping[str, str]]
@@ -131,6 +124,8 @@ class VariantResult:
 class Evaluation:
     results: tuple[VariantResult, ...]
     queries: tuple[QueryResult, ...]
+    scores: Mapping[str, Sequence[SetResult]] = field(default_factory=dict)
+    """Every metric of the sets in which a query was ranked, by variant; not in the files."""
 
     def overall(self) -> dict[str, VariantResult]:
         """Return the result over all data sets, by variant, in the order of the table."""
@@ -225,13 +220,15 @@ def evaluate(
     asked = [_ask(ends, traces.get(v.reasoner), v, settings) for v in variants]
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
+    scores: dict[str, list[SetResult]] = {}
     for variant, vectors in zip(variants, _embed(ends, asked, embed), strict=True):
         said = traces.get(variant.reasoner)
-        ranked = [
-            (data_set, query, result)
-            for data_set in sets
-            for query, result in _rank(data_set, variant, said, vectors, settings)
-        ]
+        ranked: list[Ranked] = []
+        for data_set in sets:
+            of_set, score = _rank(data_set, variant, said, vectors, settings)
+            ranked += of_set
+            if score is not None:
+                scores.setdefault(variant.name, []).append(score)
         queries += [result for _, _, result in ranked]
         for source in (OVERALL, *(data_set.name for data_set in sets)):
             rows = [row for row in ranked if source in (OVERALL, row[0].name)]
@@ -240,7 +237,7 @@ def evaluate(
             rows = [row for row in ranked if task_kind(row[2].query, row[2].target) is kind]
             result = _sum_up(variant.name, OVERALL, rows, vectors, settings)
             results.append(replace(result, kind=kind))
-    return Evaluation(results=tuple(results), queries=tuple(queries))
+    return Evaluation(results=tuple(results), queries=tuple(queries), scores=scores)
 
 
 def _query(data_set: EvaluationSet, query: EvaluationQuery) -> _End:
@@ -365,92 +362,72 @@ def _rank(
     traces: Mapping[_End, str | None] | None,
     vectors: _Vectors,
     settings: Settings,
-) -> Iterator[tuple[EvaluationQuery, QueryResult]]:
-    """Yield each query of a set with its result, in their order."""
-    rows = _Rows.of(data_set, vectors)
-    rankings: dict[str, QueryRanking] = {}
-    reasons: dict[str, str] = {}
-    ranked_over: dict[str, Sequence[str]] = {}
-    for query in data_set.queries:
-        end = _query(data_set, query)
-        own = rows.of_keys(query.candidates) if query.candidates else rows
-        relevant = {own.place[key]: grade for key, grade in query.right.items() if key in own.place}
-        if end in vectors.failed:
-            reasons[query.query_id] = f"query: {vectors.failed[end]}"
-        elif not relevant:
-            target = _candidate(_target(data_set, query))
-            why = vectors.failed.get(target, "not among the row's candidates")
-            reasons[query.query_id] = f"target: {why}"
-        else:
-            similarity = own.rows @ unit_rows([vectors.found[end]])[0]
-            ranking = rank_candidates(similarity, frozenset(relevant))
-            rankings[query.query_id] = replace(ranking, grades=relevant)
-            ranked_over[query.query_id] = own.keys
-    values = measure_rankings(rankings)
-    for query in data_set.queries:
-        name = query.query_id
-        shown = tuple(p.uri for p in pictures_of(query.item, settings.max_frames))
-        trace = "" if traces is None else traces[_query(data_set, query)] or ""
-        parsed = parse_trace(trace, kind=query.item.kind, num_frames=len(shown))
-        ranking = rankings.get(name)
-        keys = ranked_over.get(name, ())
-        yield (
-            query,
-            QueryResult(
-                variant=variant.name,
-                source=data_set.name,
-                pair_id=name,
-                query=query.item,
-                target=_target(data_set, query),
-                shown=shown,
-                truth=query.truth,
-                trace=trace,
-                valid=None if traces is None else parsed is not None and parsed.valid,
-                on_target=(
-                    None
-                    if traces is None
-                    else on_target(parsed, query.truth, num_frames=len(shown))
-                ),
-                retrieved=tuple(
-                    Retrieved(
-                        item=data_set.candidates[keys[place]], right=keys[place] in query.right
-                    )
-                    for place in (ranking.top[:RETRIEVED_PER_QUERY] if ranking else ())
-                ),
-                rank=ranking.rank if ranking else None,
-                candidates=len(keys),
-                chance=len(ranking.relevant) / len(keys) if ranking else None,
-                metrics={metric: values[metric][name] for metric in MEASURES} if ranking else None,
-                excluded=reasons.get(name, ""),
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The unit rows [N, D] of a set's candidates that were embedded."""
-
-    keys: Sequence[str]
-    """The keys of these candidates, in the order of the rows."""
-    place: Mapping[str, int]
-    """Row of each, by its key."""
-    rows: np.ndarray
-
-    @classmethod
-    def of(cls, data_set: EvaluationSet, vectors: _Vectors) -> "_Rows":
-        found = {
+) -> tuple[list[Ranked], SetResult | None]:
+    """Return each query of a set with its result, in their order, and the metrics of the set."""
+    ends = {query.query_id: _query(data_set, query) for query in data_set.queries}
+    orders = rank_queries(
+        data_set,
+        {name: vectors.found[end] for name, end in ends.items() if end in vectors.found},
+        {
             key: vectors.found[end]
             for key, item in data_set.candidates.items()
             if (end := _candidate(item)) in vectors.found
-        }
-        rows = unit_rows(list(found.values())) if found else np.empty((0, 0))
-        return cls(list(found), {key: row for row, key in enumerate(found)}, rows)
+        },
+    )
+    scores = None
+    metrics: dict[str, dict[str, float]] = {}
+    if orders:
+        scores = score_set(
+            data_set,
+            against={name: order.against for name, order in orders.items()},
+            benchmark_order={name: order.benchmark_order for name, order in orders.items()},
+        )
+        for place, name in enumerate(scores.query_ids):
+            metrics[name] = {
+                measure: float(scores.values[metric][place]) for measure, metric in MEASURES.items()
+            }
+    ranked: list[Ranked] = []
+    for query in data_set.queries:
+        name, end = query.query_id, ends[query.query_id]
+        shown = tuple(p.uri for p in pictures_of(query.item, settings.max_frames))
+        trace = "" if traces is None else traces[end] or ""
+        parsed = parse_trace(trace, kind=query.item.kind, num_frames=len(shown))
+        order = orders.get(name)
+        result = QueryResult(
+            variant=variant.name,
+            source=data_set.name,
+            pair_id=name,
+            query=query.item,
+            target=_target(data_set, query),
+            shown=shown,
+            truth=query.truth,
+            trace=trace,
+            valid=None if traces is None else parsed is not None and parsed.valid,
+            on_target=(
+                None if traces is None else on_target(parsed, query.truth, num_frames=len(shown))
+            ),
+            retrieved=tuple(
+                Retrieved(item=data_set.candidates[key], right=key in query.right)
+                for key in (order.against[:RETRIEVED_PER_QUERY] if order else ())
+            ),
+            rank=order.rank if order else None,
+            candidates=order.candidates if order else 0,
+            chance=order.right / order.candidates if order else None,
+            metrics=metrics.get(name),
+            excluded="" if order else _why_not_ranked(data_set, query, end, vectors),
+        )
+        ranked.append((data_set, query, result))
+    return ranked, scores
 
-    def of_keys(self, wanted: Sequence[str]) -> "_Rows":
-        """Return the rows of some keys, in their order, without those that were not embedded."""
-        keys = [key for key in wanted if key in self.place]
-        rows = self.rows[[self.place[key] for key in keys]]
-        return _Rows(keys, {key: row for row, key in enumerate(keys)}, rows)
+
+def _why_not_ranked(
+    data_set: EvaluationSet, query: EvaluationQuery, end: _End, vectors: _Vectors
+) -> str:
+    if end in vectors.failed:
+        return f"query: {vectors.failed[end]}"
+    target = _candidate(_target(data_set, query))
+    why = vectors.failed.get(target, "not among the row's candidates")
+    return f"target: {why}"
 
 
 def _sum_up(

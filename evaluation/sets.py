@@ -19,8 +19,8 @@ class EvaluationQuery:
     """Unique within its set."""
     item: Item
     right: Mapping[str, int]
-    """Key of each right candidate -> its grade, from 1 on; nDCG weighs by it. The first is shown
-    where a query is shown with its target."""
+    """Key of each right candidate -> its grade, from 1 on; nDCG weighs by it. The first is the
+    target that reports show."""
     candidates: tuple[str, ...] = ()
     """Its own candidates in the benchmark's order, the right ones included; empty: all of its
     set's."""
@@ -78,7 +78,9 @@ def sets_of_pairs(
             else:
                 ranked = () if whole else shared
                 right = [shared[place] for place in sorted(pools[source].relevant[key])]
-            named = dict.fromkeys([pair.target.key(), *right])
+            target = pair.target.key()
+            others = [name for name in right if name != target]
+            named = [target, *others] if target in right or not right else others
             queries.append(
                 EvaluationQuery(
                     query_id=pair.pair_id,
