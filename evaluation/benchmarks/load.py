@@ -122,33 +122,30 @@ def _read(
 ) -> EvaluationSet | SetProblem:
     suite, folder = benchmark_suite(config.suite), media_folder(table, config)
     source = _source(suite, table)
-    reasons = []
+    reasons: list[str] = []
+    reader: SetReader | None = None
     # Pages may be in the rows as well.
     if not folder.is_dir() and "visdoc" not in table.groups:
         reasons.append(f"expected the folder {folder}, found none; {source}")
     try:
         places = row_places(table, config)
         if not reasons:
-            reader = SetReader(
-                table,
-                places=places,
-                folder=folder,
-                prompts=config.prompts or BENCHMARK_PROMPTS[config.suite][0],
-                limits=media,
-            )
+            prompts = config.prompts or BENCHMARK_PROMPTS[config.suite][0]
+            reader = SetReader(table, places=places, folder=folder, prompts=prompts, limits=media)
             PARSERS[table.parser](reader)
             if not reader.absent:
                 return reader.made()
-            return SetProblem(
-                name=table.name,
-                absent=len(reader.absent),
-                first=tuple(reader.absent)[:SHOWN],
-                folder=str(folder),
-                source=source,
-            )
     except (DataError, OSError) as error:
         reasons.append(str(error))
-    return SetProblem(name=table.name, reasons=tuple(reasons))
+    absent = tuple(reader.absent) if reader else ()
+    return SetProblem(
+        name=table.name,
+        reasons=tuple(reasons),
+        absent=len(absent),
+        first=absent[:SHOWN],
+        folder=str(folder),
+        source=source,
+    )
 
 
 def _source(suite: Suite, table: BenchmarkSet) -> str:

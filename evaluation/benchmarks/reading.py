@@ -46,17 +46,16 @@ class SetReader:
         folder: Path,
         prompts: str,
         limits: MediaConfig,
-        links_to: Path | None = None,
     ) -> None:
         """``places``: the files or folders of the rows. ``folder``: where the media are."""
         self.table, self.places, self.prompts = table, places, prompts
-        self.files = PictureFiles(folder, max_file_bytes=limits.max_file_bytes, links_to=links_to)
+        self.files = PictureFiles(folder, max_file_bytes=limits.max_file_bytes)
         self.absent: dict[str, None] = {}
         """Pictures and folders of frames that rows name and that are not there, in order."""
         self.candidates: dict[str, Item] = {}
         self.limits = limits
         self._queries: dict[str, EvaluationQuery] = {}
-        self._pictures: dict[str, str] = {}
+        self._shown: dict[str, Shown] = {}
         self._keys: dict[str, str] = {}
         self._config = DataSetConfig(name=table.name)
 
@@ -97,13 +96,12 @@ class SetReader:
         Raises:
             DataError: the name leads out of the folder.
         """
-        if name not in self._pictures:
-            if os.path.isfile(self.files.base / name):
-                self._pictures[name] = self.files.path(name, where=where)
-            else:
+        if name not in self._shown:
+            if not os.path.isfile(self.files.base / name):
                 self.absent[name] = None
                 return NOTHING
-        return Shown(Kind.IMAGE, (self._pictures[name],))
+            self._shown[name] = Shown(Kind.IMAGE, (self.files.path(name, where=where),))
+        return self._shown[name]
 
     def video(
         self, name: str, where: str, *, lexical: bool = False, stored_rate: float = 0
@@ -119,6 +117,8 @@ class SetReader:
         Raises:
             DataError: the name leads out of the folder, or a folder of frames has no picture.
         """
+        if name in self._shown:
+            return self._shown[name]
         names = self.files.folder(name, where=where)
         if names is None:
             self.absent[f"{name}/"] = None
@@ -132,7 +132,8 @@ class SetReader:
         uris = tuple(self.files.path(stored[index], where=where) for index in chosen)
         rate = most * stored_rate / len(stored) if stored_rate else FRAME_RATE
         times = tuple(place / rate for place in range(count)) if as_video else ()
-        return Shown(Kind.VIDEO, uris, times)
+        self._shown[name] = Shown(Kind.VIDEO, uris, times)
+        return self._shown[name]
 
     def cell(self, address: PictureCell, where: str) -> Shown:
         """Return a picture in a cell of the rows."""
