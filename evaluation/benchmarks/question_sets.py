@@ -28,7 +28,7 @@ def read_nextqa(reader: SetReader) -> None:
     """Five options in fields of their own, which VLM2Vec shows without letters."""
     fields = [f"a{number}" for number in range(5)]
     for row in reader.rows(reader.places[0], "video", "question", "answer", *fields):
-        options = [filled(row, field) for field in fields]
+        options = [row.name(field) for field in fields]
         text, lettered = _with_options(row, options)
         keys = options if reader.prompts == VLM2VEC else lettered
         right = choice(row, "answer", len(options))

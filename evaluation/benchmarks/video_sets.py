@@ -91,7 +91,7 @@ def read_moment_seeker(reader: SetReader) -> None:
     """A text, alone or with a picture or a video, seeks clips; a key is a clip's folder."""
     needed = ("query", "input_frames", "positive_frames", "negative_frames")
     for row in reader.rows(reader.places[0], *needed):
-        text, beside = filled(row, "query"), row.text("input_frames")
+        text, beside = row.text("query"), row.text("input_frames")
         if beside.endswith(".mp4"):
             instruction, shown = CLIP_OF_VIDEO, reader.video(_frames_of(beside), row.where)
         elif beside.endswith(".jpg"):
