@@ -1,7 +1,8 @@
-"""Settings that several jobs share: run, data, pools, engines, rollout, stop and evaluation."""
+"""Settings that several jobs share: run, data, benchmarks, pools, engines, rollout, stop."""
 
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal
 
 from configs.bounds import not_negative, positive, share
@@ -205,6 +206,61 @@ class EvalConfig:
     job `warm_start` draws that many written traces from all sets together.)"""
 
 
+BENCHMARK_SETS: dict[str, tuple[str, ...]] = {
+    "mmeb_v2": (
+        *("ImageNet-1K", "N24News", "HatefulMemes", "VOC2007", "SUN397", "Place365"),
+        *("ImageNet-A", "ImageNet-R", "ObjectNet", "Country211", "OK-VQA", "A-OKVQA", "DocVQA"),
+        *("InfographicsVQA", "ChartQA", "Visual7W", "ScienceQA", "VizWiz", "GQA", "TextVQA"),
+        *("VisualNews_i2t", "MSCOCO_i2t", "VisDial", "VisualNews_t2i", "MSCOCO_t2i", "WebQA"),
+        *("Wiki-SS-NQ", "EDIS", "CIRR", "NIGHTS", "FashionIQ", "OVEN", "MSCOCO", "RefCOCO"),
+        *("RefCOCO-Matching", "Visual7W-Pointing", "K700", "UCF101", "HMDB51", "Breakfast"),
+        *("SmthSmthV2", "MSR-VTT", "MSVD", "DiDeMo", "VATEX", "YouCook2", "QVHighlight"),
+        *("Charades-STA", "MomentSeeker", "MVBench", "Video-MME", "NExTQA", "EgoSchema"),
+        *("ActivityNetQA", "ViDoRe_arxivqa", "ViDoRe_docvqa", "ViDoRe_infovqa"),
+        *("ViDoRe_tabfquad", "ViDoRe_tatdqa", "ViDoRe_shiftproject"),
+        *("ViDoRe_syntheticDocQA_artificial_intelligence", "ViDoRe_syntheticDocQA_energy"),
+        *("ViDoRe_syntheticDocQA_government_reports",),
+        *("ViDoRe_syntheticDocQA_healthcare_industry", "ViDoRe_esg_reports_human_labeled_v2"),
+        *("ViDoRe_biomedical_lectures_v2_multilingual",),
+        *("ViDoRe_economics_reports_v2_multilingual", "ViDoRe_esg_reports_v2_multilingual"),
+        *("VisRAG_ArxivQA", "VisRAG_ChartQA", "VisRAG_MP-DocVQA", "VisRAG_SlideVQA"),
+        *("VisRAG_InfoVQA", "VisRAG_PlotQA", "ViDoSeek-page-fixed", "ViDoSeek-doc"),
+        *("MMLongBench-page-fixed", "MMLongBench-doc"),
+    ),
+    "uvrb": (
+        *("MSRVTT", "DiDeMo", "CRB-G", "CRB-S", "VDC-O", "CRB-T", "CMRB", "DREAM-E", "LoVR-TH"),
+        *("PEV-K", "LoVR-V", "VDC-D", "MS-TI", "MS-TV", "MSRVTT-I2V", "LoVR-C2V"),
+    ),
+}
+"""The sets of each benchmark, as its authors call them; `evaluation/benchmarks/` describes them."""
+BENCHMARK_PROMPTS = {"mmeb_v2": ("vlm2vec", "qwen3_vl_embedding"), "uvrb": ("released", "all")}
+"""The published forms of each benchmark's texts; first the one in which Embed-RL was measured."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """A published benchmark on disk."""
+
+    suite: Literal["mmeb_v2", "uvrb"] = "mmeb_v2"
+    """MMEB-V2 (78 sets of images, videos and documents) or UVRB (16 sets of videos)."""
+    root: str = MISSING
+    """Folder of the media, unpacked: of `mmeb_v2` that with `image-tasks/`, `video-tasks/` and
+    `visdoc-tasks/`, of `uvrb` that with `UVRB_extracted/` or the sets' own folders."""
+    rows: str = ""
+    """Where the rows of `mmeb_v2` are: a folder with the tree of `VLM2Vec/MMEB-V3` or with one file
+    or folder a set, `<set>.jsonl`, `<set>.parquet` or `<set>/`; or such a tree in the hub's cache,
+    `hf://datasets/<org>/<name>@<revision>`. Empty: each set's own repository in the hub's cache, at
+    the revision that is `main` there. Nothing is fetched. `uvrb` has its rows beside its media."""
+    sets: list[str] = field(default_factory=list)
+    """Names of the sets to measure, in this order; empty: all."""
+    prompts: Literal["", "vlm2vec", "qwen3_vl_embedding", "released", "all"] = ""
+    """The form of the texts. `mmeb_v2`: `vlm2vec` writes the instruction before the text and gives
+    targets a text of their own; `qwen3_vl_embedding` keeps the instruction apart and gives targets
+    none. `uvrb`: `released` has the prompts that the released settings led to, for CMRB and DiDeMo
+    only; `all` has every set's. Empty: the form in which Embed-RL was measured, `vlm2vec` and
+    `released`."""
+
+
 def is_address(path: str) -> bool:
     """Return whether a set's `path` or `root` is an address, such as `s3://bucket/rows.json`."""
     return re.match(r"[A-Za-z][\w+.-]*(::[\w+.-]+)*://", path) is not None
@@ -227,6 +283,29 @@ def _media_problems(node: MediaConfig) -> list[str]:
         least, most = getattr(node, f"{name}_min_pixels"), getattr(node, f"{name}_max_pixels")
         if not 0 < least <= most:
             problems.append(f"{name}_min_pixels: expected 0 < {least} <= {name}_max_pixels={most}")
+    return problems
+
+
+def _benchmark_problems(node: BenchmarkConfig) -> list[str]:
+    known, forms = BENCHMARK_SETS[node.suite], BENCHMARK_PROMPTS[node.suite]
+    problems = []
+    for index, name in enumerate(node.sets):
+        if name not in known:
+            near = get_close_matches(name, known, n=1, cutoff=0)
+            problems.append(
+                f"sets[{index}]: {node.suite} has no set '{name}'; the nearest name is '{near[0]}'"
+            )
+        elif name in node.sets[:index]:
+            problems.append(f"sets[{index}]: '{name}' is there twice; remove one")
+    if node.prompts and node.prompts not in forms:
+        problems.append(
+            f"prompts: {node.suite} has {' and '.join(forms)}, found '{node.prompts}'; use one of "
+            "these, or leave it empty"
+        )
+    if node.suite == "uvrb" and node.rows:
+        problems.append(
+            f"rows: uvrb has its rows under `root`, found '{node.rows}'; leave the key out"
+        )
     return problems
 
 
@@ -300,5 +379,6 @@ COMMON_CHECKS = {
     SamplingConfig: lambda n: positive(n, "temperature", "max_tokens"),
     RolloutConfig: lambda n: gpu_problems(n.pool, n.engine),
     EvalConfig: lambda n: [*positive(n, "samples"), *not_negative(n, "every")],
+    BenchmarkConfig: _benchmark_problems,
 }
 """What is wrong in each section by itself, by its class."""

@@ -177,11 +177,16 @@ def _revision_hint(address: str) -> str:
     if match is None:
         return ""
     named = match["revision"] or "main"
+    revision = cached_revision(match["repo"], named)
+    return f" ('{named}' is {revision} in the hub's cache)" if revision else ""
+
+
+def cached_revision(repo: str, name: str = "main") -> str:
+    """Return the revision of a data set that has a name in the hub's cache; empty: none has."""
     try:
-        revision = (_hub_folder(match["repo"]) / "refs" / named).read_text().strip()
+        return (_hub_folder(repo) / "refs" / name).read_text().strip()
     except OSError:
         return ""
-    return f" ('{named}' is {revision} in the hub's cache)"
 
 
 def _hub_folder(repo: str) -> Path:

@@ -1,0 +1,153 @@
+"""A benchmark on disk as sets to rank; what is missing is told before anything starts."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.common import BENCHMARK_PROMPTS, BenchmarkConfig, MediaConfig
+from data.errors import DataError
+from evaluation.benchmarks import (
+    image_sets,
+    page_sets,
+    question_sets,
+    uvrb_sets,
+    video_sets,
+)
+from evaluation.benchmarks.places import media_folder, row_places
+from evaluation.benchmarks.reading import SetReader
+from evaluation.benchmarks.tables import BenchmarkSet, Suite, benchmark_suite
+from evaluation.sets import EvaluationSet
+
+log = logging.getLogger(__name__)
+
+PARSERS: dict[str, Callable[[SetReader], None]] = {
+    **image_sets.PARSERS,
+    **video_sets.PARSERS,
+    **question_sets.PARSERS,
+    **page_sets.PARSERS,
+    **uvrb_sets.PARSERS,
+}
+"""What reads the rows of a set, by the name in the suite's table."""
+SHOWN = 3
+"""Absent files that a message names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetProblem:
+    """Why a set cannot be measured; a share of its files would change its numbers."""
+
+    name: str
+    reasons: tuple[str, ...] = ()
+    """What is wrong with rows and folders, each with what to do."""
+    absent: int = 0
+    """Pictures and folders of frames that rows name and that are not there."""
+    first: tuple[str, ...] = ()
+    """The first few of these, under `folder`."""
+    folder: str = ""
+    """Where the media of the set are looked for."""
+    source: str = ""
+    """What brings them."""
+
+    def __str__(self) -> str:
+        reasons = list(self.reasons)
+        if self.absent:
+            more = ", ..." if self.absent > len(self.first) else ""
+            reasons.append(
+                f"{self.absent} pictures or folders of frames (ending in /) are not in "
+                f"{self.folder}: {', '.join(self.first)}{more}; {self.source}"
+            )
+        return f"{self.name}: {'; '.join(reasons)}"
+
+
+def load_benchmark(config: BenchmarkConfig, media: MediaConfig) -> Iterator[EvaluationSet]:
+    """Return an iterator over the sets of a benchmark; each is read when it is asked for.
+
+    All sets are read once before, to refuse the benchmark as a whole. Pictures are not decoded.
+
+    Raises:
+        DataError: sets cannot be measured; the one message has a line for each, with what to do.
+    """
+    problems = benchmark_problems(config, media)
+    if problems:
+        raise _refused(config, problems)
+    return _sets(config, media)
+
+
+def benchmark_problems(config: BenchmarkConfig, media: MediaConfig) -> list[SetProblem]:
+    """Return what keeps sets of a benchmark from being measured; empty: nothing does.
+
+    Raises:
+        DataError: the folder of the media is not there.
+    """
+    if not Path(config.root).is_dir():
+        suite = benchmark_suite(config.suite)
+        raise DataError(
+            f"{config.root}: expected the folder of {config.suite}'s media, found none; get the "
+            f"hub's data set {suite.media_repo}, unpack it there, or correct `root`"
+        )
+    read = (_read(table, config, media) for table in _chosen(config))
+    return [result for result in read if isinstance(result, SetProblem)]
+
+
+def _sets(config: BenchmarkConfig, media: MediaConfig) -> Iterator[EvaluationSet]:
+    for table in _chosen(config):
+        result = _read(table, config, media)
+        if isinstance(result, SetProblem):  # the files have changed since
+            raise _refused(config, [result])
+        queries = len(result.queries)
+        if table.queries and queries != table.queries:
+            log.warning(
+                "%s: %d queries, published results have %d; scores may not be comparable",
+                *(table.name, queries, table.queries),
+            )
+        yield result
+
+
+def _chosen(config: BenchmarkConfig) -> list[BenchmarkSet]:
+    sets = benchmark_suite(config.suite).sets
+    return [sets[name] for name in config.sets or sets]
+
+
+def _refused(config: BenchmarkConfig, problems: list[SetProblem]) -> DataError:
+    lines = "\n  ".join(map(str, problems))
+    return DataError(
+        f"benchmark {config.suite}: {len(problems)} of {len(_chosen(config))} sets cannot be "
+        f"measured; complete them, or leave them out of `sets`:\n  {lines}"
+    )
+
+
+def _read(
+    table: BenchmarkSet, config: BenchmarkConfig, media: MediaConfig
+) -> EvaluationSet | SetProblem:
+    suite, folder = benchmark_suite(config.suite), media_folder(table, config)
+    source = _source(suite, table)
+    reasons: list[str] = []
+    reader: SetReader | None = None
+    # Pages may be in the rows as well.
+    if not folder.is_dir() and "visdoc" not in table.groups:
+        reasons.append(f"expected the folder {folder}, found none; {source}")
+    try:
+        places = row_places(table, config)
+        if not reasons:
+            prompts = config.prompts or BENCHMARK_PROMPTS[config.suite][0]
+            reader = SetReader(table, places=places, folder=folder, prompts=prompts, limits=media)
+            PARSERS[table.parser](reader)
+            if not reader.absent:
+                return reader.made()
+    except (DataError, OSError) as error:
+        reasons.append(str(error))
+    absent = tuple(reader.absent) if reader else ()
+    return SetProblem(
+        name=table.name,
+        reasons=tuple(reasons),
+        absent=len(absent),
+        first=absent[:SHOWN],
+        folder=str(folder),
+        source=source,
+    )
+
+
+def _source(suite: Suite, table: BenchmarkSet) -> str:
+    archive = f"unpack {table.archive}" if table.archive else f"unpack {table.name}"
+    return f"{archive} of the hub's data set {suite.media_repo}"
