@@ -12,8 +12,10 @@ from typing import Literal
 
 from configs.bounds import not_negative, positive, share
 from configs.common import (
+    BENCHMARK_SETS,
     COMMON_CHECKS,
     MISSING,
+    BenchmarkConfig,
     DataConfig,
     EvalConfig,
     RolloutConfig,
@@ -158,15 +160,36 @@ class RLConfig:
 
 
 @dataclass(frozen=True)
+class LeaderboardConfig:
+    """What MMEB-V2's leaderboard says of a model."""
+
+    model_name: str = ""
+    """Name of the model and of its file; empty: no file is written."""
+    model_backbone: str = ""
+    """The model that it was trained from."""
+    model_size: float = 0.0
+    """Parameters, in billions."""
+    model_release_date: str = ""
+    """YYYY-MM-DD"""
+    url: str = ""
+    """Of a paper, repository or model page."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
-    """Job `evaluate`: hit@1, hit@5 and nDCG@5 without trace, with text, with text and evidence."""
+    """Job `evaluate`: hit@1, hit@5 and nDCG@5 without trace, with text, with text and evidence; on
+    benchmarks all of their metrics."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    warm_start: str = MISSING
-    """Folder of the warm-started Reasoner."""
-    eg_rl: str = MISSING
-    """Folder of the Reasoner after EG-RL."""
+    benchmarks: list[BenchmarkConfig] = field(default_factory=list)
+    """Published benchmarks, beside or instead of data.eval."""
+    leaderboard: LeaderboardConfig = field(default_factory=LeaderboardConfig)
+    """For the leaderboard's file of the last variant, if all sets of `mmeb_v2` are measured."""
+    warm_start: str = ""
+    """Folder of the warm-started Reasoner; empty: nothing is measured with its traces."""
+    eg_rl: str = ""
+    """Folder of the Reasoner after EG-RL; empty: as above."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     block: int = 1024
@@ -221,7 +244,25 @@ def problems(config: object) -> list[str]:
     if isinstance(config, RuleTracesConfig | EmbedderConfig | WarmStartConfig | RLConfig):
         need(bool(config.data.train), "data.train: expected at least one data set, found none")
     if isinstance(config, EvaluateConfig):
-        need(bool(config.data.eval), "data.eval: expected at least one data set, found none")
+        need(
+            bool(config.data.eval or config.benchmarks),
+            "data.eval: expected at least one data set, or one of `benchmarks`, found none",
+        )
+        names = [data_set.name for data_set in config.data.eval]
+        for benchmark in config.benchmarks:
+            names += benchmark.sets or BENCHMARK_SETS[benchmark.suite]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        need(
+            not twice,
+            f"benchmarks: {', '.join(twice[:3])} would be measured twice; rename sets of "
+            "data.eval, or evaluate benchmarks with sets of one name in two runs",
+        )
+        whole = any(b.suite == "mmeb_v2" and not b.sets for b in config.benchmarks)
+        need(
+            whole or not config.leaderboard.model_name,
+            "leaderboard.model_name: the leaderboard takes all 78 sets; add the benchmark mmeb_v2 "
+            "without `sets`, or leave the name empty",
+        )
     if isinstance(config, EmbedderConfig | RLConfig | EvaluateConfig):
         need(
             not any(

@@ -126,6 +126,8 @@ class Evaluation:
     queries: tuple[QueryResult, ...]
     scores: Mapping[str, Sequence[SetResult]] = field(default_factory=dict)
     """Every metric of the sets in which a query was ranked, by variant; not in the files."""
+    dimensions: int = 0
+    """Of the vectors; 0: none was embedded, or read from the files."""
 
     def overall(self) -> dict[str, VariantResult]:
         """Return the result over all data sets, by variant, in the order of the table."""
@@ -221,7 +223,8 @@ def evaluate(
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
     scores: dict[str, list[SetResult]] = {}
-    for variant, vectors in zip(variants, _embed(ends, asked, embed), strict=True):
+    embedded = _embed(ends, asked, embed)
+    for variant, vectors in zip(variants, embedded, strict=True):
         said = traces.get(variant.reasoner)
         ranked: list[Ranked] = []
         for data_set in sets:
@@ -237,7 +240,12 @@ def evaluate(
             rows = [row for row in ranked if task_kind(row[2].query, row[2].target) is kind]
             result = _sum_up(variant.name, OVERALL, rows, vectors, settings)
             results.append(replace(result, kind=kind))
-    return Evaluation(results=tuple(results), queries=tuple(queries), scores=scores)
+    return Evaluation(
+        results=tuple(results),
+        queries=tuple(queries),
+        scores=scores,
+        dimensions=max((len(v) for vectors in embedded for v in vectors.found.values()), default=0),
+    )
 
 
 def _query(data_set: EvaluationSet, query: EvaluationQuery) -> _End:

@@ -1,13 +1,13 @@
 """What an evaluation ranks: queries, their candidates, and which of these are right."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 
 from data.relevance import Relevance
-from data.types import Cues, Item, Pair, Side
+from data.types import Cues, Item, Kind, Pair, Side
 from evaluation.metrics import pools_of
 
 
@@ -40,6 +40,20 @@ class EvaluationSet:
     """The set's main metric, as the benchmark defines it: `hit@1`, `ndcg_linear@5`, ..."""
     groups: tuple[str, ...] = ()
     """The aggregates that it belongs to, the widest first: `image`, `image/vqa`."""
+
+    def shows(self, kinds: Iterable[Kind]) -> bool:
+        """Return whether a query or candidate is of one of these kinds."""
+        kinds = set(kinds)
+        return any(item.kind in kinds for item in self._items())
+
+    @property
+    def as_video(self) -> bool:
+        """Whether it shows a video as one, not as separate pictures."""
+        return any(item.times for item in self._items())
+
+    def _items(self) -> Iterator[Item]:
+        yield from (query.item for query in self.queries)
+        yield from self.candidates.values()
 
 
 def sets_of_pairs(

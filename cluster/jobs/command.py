@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from cluster.jobs.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
+from configs.common import BENCHMARK_SETS, BenchmarkConfig, MediaConfig
 from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from configs.schema import (
@@ -171,9 +172,12 @@ def _set_problems(config: Any) -> list[str]:
     data = getattr(config, "data", None)
     if data is None:
         return []
+    benchmarks = config.benchmarks if isinstance(config, EvaluateConfig) else []
     train = [] if isinstance(config, EvaluateConfig) else data.train
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
+    for benchmark in benchmarks:
+        problems += _benchmark_problems(benchmark, data.media)
     learns = isinstance(config, WarmStartConfig | EmbedderConfig)
     # Split and name of sets without any trace, all rows of which were read.
     without_traces: set[tuple[str, str]] = set()
@@ -221,6 +225,19 @@ def _set_problems(config: Any) -> list[str]:
 
 def _traced(loaded: LoadedSet) -> int:
     return int((loaded.table.traces > 0).sum())
+
+
+def _benchmark_problems(benchmark: BenchmarkConfig, media: MediaConfig) -> list[str]:
+    """Print a benchmark; return why sets of it cannot be measured."""
+    from evaluation.benchmarks.load import benchmark_problems
+
+    sets = benchmark.sets or BENCHMARK_SETS[benchmark.suite]
+    try:
+        problems = [str(problem) for problem in benchmark_problems(benchmark, media)]
+    except DataError as error:
+        problems = [str(error)]
+    print(f"{benchmark.suite}: {benchmark.root}: {len(sets)} sets, {len(problems)} problems")
+    return problems
 
 
 def _model_problems(config: Any) -> list[str]:

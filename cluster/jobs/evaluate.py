@@ -6,6 +6,7 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ from cluster.run.stage_loop import plain_console, prefetched, progress_bar
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EvaluateConfig
+from data.errors import DataError
 from data.model.chat import load_encoder
 from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
@@ -33,11 +35,22 @@ from data.types import (
     Side,
     TrajectoryKey,
 )
+from evaluation.benchmarks.load import load_benchmark
 from evaluation.report.console_tables import print_table
-from evaluation.report.headline_table import headline_metrics
+from evaluation.report.headline_table import headline_metrics, title_of
+from evaluation.report.score_table import print_scores
 from evaluation.results_file import RESULTS_FILE, save_evaluation
-from evaluation.runner import Reason, Settings, evaluate
+from evaluation.runner import Settings, evaluate, variants_of
+from evaluation.scores.leaderboard import ModelEntry
+from evaluation.scores.set_result import SetResult
 from evaluation.sets import sets_of_pairs
+from evaluation.suite_results import (
+    save_leaderboard,
+    save_suite,
+    suite_metrics,
+    suite_results,
+    suite_table,
+)
 
 RequestT = TypeVar("RequestT")
 
@@ -64,16 +77,21 @@ def main(config: EvaluateConfig) -> int:
     config = settled(config)
     console = plain_console()
     data = config.data
-    loaded = load_sets(data.eval, limits=data)
-    for reasoner in (config.warm_start, config.eg_rl):
-        check_reasoner(reasoner, loaded)
-    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
-    warn_older_input(config.reward.model)
-    check_embedder(config.reward.model, loaded)
+    loaded = load_sets(data.eval, limits=data) if data.eval else []
     sets = sets_of_pairs(
         [pair for loaded_set in loaded for pair in loaded_set.pairs],
         {loaded_set.name: loaded_set.distractors.values() for loaded_set in loaded},
     )
+    suites = list(dict.fromkeys(benchmark.suite for benchmark in config.benchmarks))
+    for benchmark in config.benchmarks:
+        sets += load_benchmark(benchmark, data.media)
+    named = {"warm_start": config.warm_start, "eg_rl": config.eg_rl}
+    reasoners = {name: model for name, model in named.items() if model}
+    for model in reasoners.values():
+        check_reasoner(model, sets)
+    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
+    warn_older_input(config.reward.model)
+    check_embedder(config.reward.model, sets)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with (
@@ -83,14 +101,11 @@ def main(config: EvaluateConfig) -> int:
     ):
         blocks = Blocks(decoder, config, console)
 
-        def reason_with(model: str) -> Reason:
-            return partial(greedy_traces, model=model, config=config, blocks=blocks)
-
         result = evaluate(
             sets,
             reasoners={
-                "warm_start": reason_with(config.warm_start),
-                "eg_rl": reason_with(config.eg_rl),
+                name: partial(greedy_traces, model=model, config=config, blocks=blocks)
+                for name, model in reasoners.items()
             },
             embed=partial(embed, config=config, blocks=blocks),
             settings=Settings(
@@ -102,12 +117,39 @@ def main(config: EvaluateConfig) -> int:
             ),
         )
         folder.keep_until(-1)  # of an evaluation that was killed
-        folder.log_metrics(0, headline_metrics(result))
+        metrics = headline_metrics(result)
         save_evaluation(result, folder.path)
+        for suite in suites:
+            metrics |= suite_metrics(result, suite)
+            save_suite(result, suite, folder.path)
+        folder.log_metrics(0, metrics)
         tracker.log_file(folder.path / RESULTS_FILE)
     print_table(result, console)
+    variant = variants_of(reasoners)[-1].name
+    for suite in suites:
+        if results := suite_results(result, suite, variant):
+            console.print(f"{suite}, {title_of(variant)}:", highlight=False)
+            print_scores(suite_table(results, suite), console)
+    if config.leaderboard.model_name:
+        results = suite_results(result, "mmeb_v2", variant)
+        console.print(leaderboard_line(results, config, result.dimensions, folder), highlight=False)
     folder.finish(queries=len({(query.source, query.pair_id) for query in result.queries}))
     return 0
+
+
+def leaderboard_line(
+    results: Sequence[SetResult], config: EvaluateConfig, dimensions: int, folder: RunFolder
+) -> str:
+    """Write the leaderboard's file, and return the line that says where it is, or why it is not."""
+    entry = ModelEntry(
+        **asdict(config.leaderboard),
+        embedding_dimension=dimensions,
+        max_length_tokens=config.reward.engine.max_model_len,
+    )
+    try:
+        return f"for the leaderboard: {save_leaderboard(results, entry, folder.path)}"
+    except DataError as error:  # all figures are saved already
+        return f"no file for the leaderboard: {error}"
 
 
 class Blocks:

@@ -2,16 +2,13 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from data.embed_inputs import INPUT_FORM
 from data.errors import ConfigError, DataError
 from data.types import Kind
-
-if TYPE_CHECKING:
-    from data.sets.load_sets import LoadedSet
 
 log = logging.getLogger(__name__)
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -25,6 +22,21 @@ NEEDED_FILES = (
     ("tokenizer_config.json", "the tokenizer"),
     (PICTURE_PROCESSOR, "the picture processor"),
 )
+
+
+class ShownSet(Protocol):
+    """A data set as far as a model must be able to see it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def as_video(self) -> bool:
+        """Whether it shows a video as one, not as separate pictures."""
+
+    def shows(self, kinds: Iterable[Kind]) -> bool:
+        """Return whether it has an item of one of these kinds."""
 
 
 def check_folder(folder: str) -> Path:
@@ -168,7 +180,7 @@ def load_pretrained(kind: Any, folder: str | Path, **settings: Any) -> Any:
         ) from error
 
 
-def check_reasoner(folder: str, sets: "Sequence[LoadedSet]") -> None:
+def check_reasoner(folder: str, sets: Sequence[ShownSet]) -> None:
     """Refuse an incomplete Reasoner, and pictures for one that would have to guess what they show.
 
     Raises:
@@ -186,7 +198,7 @@ def check_reasoner(folder: str, sets: "Sequence[LoadedSet]") -> None:
     _check_videos(folder, sets)
 
 
-def check_embedder(folder: str, sets: "Sequence[LoadedSet]") -> None:
+def check_embedder(folder: str, sets: Sequence[ShownSet]) -> None:
     """Refuse an Embedder that cannot see the sets' videos, and warn of what it reads worse.
 
     A text-only one ignores pictures; one of ours that was trained with the other
@@ -221,10 +233,10 @@ def warn_older_input(folder: str) -> None:
         )
 
 
-def _warn_other_videos(folder: str, sets: "Sequence[LoadedSet]") -> None:
+def _warn_other_videos(folder: str, sets: Sequence[ShownSet]) -> None:
     facts = _embedder_facts(folder)
-    videos = [data_set.table for data_set in sets if data_set.table.shows([Kind.VIDEO])]
-    shown = {"video" if table.as_video else "frames" for table in videos}
+    videos = [data_set for data_set in sets if data_set.shows([Kind.VIDEO])]
+    shown = {"video" if data_set.as_video else "frames" for data_set in videos}
     trained = facts.get("video", "frames")  # older releases knew no other form
     if facts and shown - {trained}:
         log.warning(
@@ -245,11 +257,11 @@ def _embedder_facts(folder: str) -> dict[str, Any]:
     return facts if isinstance(facts, dict) and facts.get("job") == "embedder" else {}
 
 
-def _check_videos(folder: str, sets: "Sequence[LoadedSet]") -> None:
+def _check_videos(folder: str, sets: Sequence[ShownSet]) -> None:
     """Refuse videos for a model that sees pictures only."""
     if sees_videos(folder) or not sees_pictures(folder):
         return
-    videos = [data_set.name for data_set in sets if data_set.table.as_video]
+    videos = [data_set.name for data_set in sets if data_set.as_video]
     if videos:
         raise ConfigError(
             f"{folder}: expected a model that sees videos as Qwen3-VL does, found one of "
@@ -258,13 +270,9 @@ def _check_videos(folder: str, sets: "Sequence[LoadedSet]") -> None:
         )
 
 
-def _unseen_sets(folder: str, sets: "Sequence[LoadedSet]") -> list[str]:
+def _unseen_sets(folder: str, sets: Sequence[ShownSet]) -> list[str]:
     """Return the names of the data sets with pictures, where the model reads text only."""
     if sees_pictures(folder):
         return []
     kinds = [kind for kind in Kind if kind is not Kind.TEXT]
-    return [
-        data_set.name
-        for data_set in sets
-        if data_set.table.shows(kinds) or any(item.uris for item in data_set.distractors.values())
-    ]
+    return [data_set.name for data_set in sets if data_set.shows(kinds)]

@@ -26,7 +26,7 @@ from data.sets.index import PairTable, Texts
 from data.sets.open_sets import OpenedSet, open_set
 from data.sets.picture_copies import COMPARED_BYTES, find_copies
 from data.sets.scan import BadRow, PairReader
-from data.types import Item, Pair
+from data.types import Item, Kind, Pair
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +131,18 @@ class LoadedSet:
         number = bisect_right(self.file_ends, index)
         first = self.file_ends[number - 1] if number else 0
         return self.files[number], index - first + 1
+
+    def shows(self, kinds: Iterable[Kind]) -> bool:
+        """Return whether an item of one of these kinds is in a pair or among the distractors."""
+        kinds = set(kinds)
+        return self.table.shows(kinds) or any(
+            item.kind in kinds for item in self.distractors.values()
+        )
+
+    @property
+    def as_video(self) -> bool:
+        """Whether a pair shows a video as one, not as separate pictures."""
+        return self.table.as_video
 
     def shown_uris(self) -> Iterator[str]:
         """Yield the pictures that queries and targets show, each once or more often."""

@@ -53,8 +53,11 @@ class Suite:
     name: str
     media_repo: str
     """The data set on the hub that has the media."""
+    published_models: tuple[str, ...]
     published_source: str
-    """Where the published scores are from, and the settings that they were measured with."""
+    """Where the published scores are from."""
+    published_settings: str
+    """What they were measured with."""
     sets: Mapping[str, BenchmarkSet]
     """By name, in the order of the table."""
 
@@ -73,7 +76,9 @@ def benchmark_suite(name: str) -> Suite:
     return Suite(
         name=name,
         media_repo=table["media_repo"],
+        published_models=tuple(table["published_models"]),
         published_source=table["published_source"],
+        published_settings=table["published_settings"],
         sets=sets,
     )
 

@@ -1,0 +1,78 @@
+"""What an evaluation of a benchmark leaves behind: scores beside published ones, and its files."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from evaluation.benchmarks.tables import benchmark_suite
+from evaluation.runner import Evaluation
+from evaluation.scores.aggregates import aggregate
+from evaluation.scores.leaderboard import (
+    ModelEntry,
+    leaderboard_entry,
+    save_entry,
+    save_set_scores,
+)
+from evaluation.scores.published import Published, ScoreTable, score_table
+from evaluation.scores.set_result import SetResult
+
+SCORES_FOLDER = "scores"
+
+
+def suite_results(evaluation: Evaluation, suite: str, variant: str) -> list[SetResult]:
+    """Return the results of a suite's sets in which a query was ranked, in one variant."""
+    names = benchmark_suite(suite).sets
+    return [result for result in evaluation.scores.get(variant, ()) if result.name in names]
+
+
+def suite_table(results: Sequence[SetResult], suite: str) -> ScoreTable:
+    """Return our scores of a suite beside the published ones.
+
+    Raises:
+        DataError: there is no result.
+    """
+    table = benchmark_suite(suite)
+    published = [
+        Published(
+            model=model,
+            source=table.published_source,
+            settings=table.published_settings,
+            scores={name: data_set.published[model] for name, data_set in table.sets.items()},
+        )
+        for model in table.published_models
+    ]
+    return score_table(results, published)
+
+
+def suite_metrics(evaluation: Evaluation, suite: str) -> dict[str, float]:
+    """Return the means over sets, from 0 to 1: `<variant>/<suite>/<group>`, `all` among them."""
+    metrics = {}
+    for variant in evaluation.scores:
+        results = suite_results(evaluation, suite, variant)
+        if results:
+            scores = {result.name: result.scores()[result.metric] for result in results}
+            groups = {result.name: result.groups for result in results}
+            for group, mean in aggregate(scores, groups).items():
+                metrics[f"{variant}/{suite}/{group}"] = mean.score
+    return metrics
+
+
+def save_suite(evaluation: Evaluation, suite: str, folder: Path) -> None:
+    """Write `scores/<variant>/<set>_score.json` for each variant and set, as MMEB-V2 does."""
+    for variant in evaluation.scores:
+        for result in suite_results(evaluation, suite, variant):
+            save_set_scores(result, folder / SCORES_FOLDER / variant)
+
+
+def save_leaderboard(results: Sequence[SetResult], model: ModelEntry, folder: Path) -> Path:
+    """Write MMEB-V2's file of a model and return its path.
+
+    Raises:
+        DataError: a set or a query is missing.
+    """
+    modalities: dict[str, list[str]] = {}
+    for name, data_set in benchmark_suite("mmeb_v2").sets.items():
+        modalities.setdefault(data_set.groups[0], []).append(name)
+    generated = datetime.now(UTC).date().isoformat()
+    entry = leaderboard_entry(results, model, modalities=modalities, generated=generated)
+    return save_entry(entry, folder / SCORES_FOLDER)
