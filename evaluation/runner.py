@@ -4,7 +4,6 @@ Pure: the engines come in as two kinds of functions. Joins are by content: what 
 read twice is asked for once. What fails is left out with a reason, and counted.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
 from data.relevance import Relevance
 from data.sets.hardness import PLAIN
+from data.stores.keys import content_key
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Pair, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import (
@@ -289,11 +289,6 @@ def _candidates_of(pairs: Sequence[Pair], pools: Mapping[str, CandidatePool]) ->
     return list(dict.fromkeys(map(_candidate, items)))
 
 
-def _content_key(content: Content) -> str:
-    """Return the identity of what a model reads."""
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
-
-
 def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_End, str | None]:
     """Return the trace of each end, None where none came back."""
     keys: dict[_End, str] = {}
@@ -307,7 +302,7 @@ def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_E
             item_tokens=settings.item_tokens,
             seeks_video=end.seeks_video,
         )
-        keys[end] = _content_key(content)
+        keys[end] = content_key(content)
         requests[keys[end]] = content
     answers = reason(list(requests.items()))
     return {end: answers.get(keys[end]) for end in ends}
@@ -342,7 +337,7 @@ def _embed(
             item_tokens=settings.item_tokens,
             evidence=variant.evidence,
         )
-        keys[end] = _content_key(content)
+        keys[end] = content_key(content)
         requests[keys[end]] = content
     missing = [
         EmbedRequest(key=key, content=content)
