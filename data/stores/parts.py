@@ -72,7 +72,8 @@ class KeyedParts:
         """Commit rows as a part; the next `look` takes them in.
 
         Args:
-            columns: the values of each column; a column that is absent is null.
+            columns: the values of each column, as a list or array; one that is absent is null.
+                Half a surrogate pair, which no file can hold, becomes a question mark.
             group_rows: rows that are read at a time later.
             width: noted in the part.
 
@@ -83,7 +84,13 @@ class KeyedParts:
         import pyarrow.parquet as pq
 
         rows = len(columns[KEY_COLUMN])
-        arrays = [columns.get(field.name, pa.nulls(rows, field.type)) for field in self.schema]
+        if not rows:
+            return
+        values = [columns.get(field.name, pa.nulls(rows, field.type)) for field in self.schema]
+        arrays = [
+            column if isinstance(column, pa.Array) else pa.array(_spelled(column), field.type)
+            for column, field in zip(values, self.schema, strict=True)
+        ]
         notes = {_FACTS_IN_PART: self._facts.encode(), _WIDTH_IN_PART: str(width).encode()}
         table = pa.table(arrays, schema=self.schema.with_metadata(notes))
         # The time puts parts in order; the rest keeps apart what two processes write at once.
@@ -250,3 +257,10 @@ class KeyedParts:
         place = np.searchsorted(known, packed).clip(max=len(known) - 1)
         met = known[place] == packed
         return np.where(met, places[place], -1), met & failed[place]
+
+
+def _spelled(value: Any) -> Any:
+    """Return a text, or a list with texts in it, as a file can hold it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return [_spelled(part) for part in value] if isinstance(value, list | tuple) else value

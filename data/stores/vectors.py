@@ -53,10 +53,10 @@ class VectorStore:
         import pyarrow as pa
 
         rows = np.ascontiguousarray(vectors, dtype=np.float32)
-        if rows.ndim != 2 or len(rows) != len(keys) or not len(keys):
+        if rows.ndim != 2 or len(rows) != len(keys):
             raise DataError(
-                f"expected a vector for each of 1 or more keys, found {len(keys)} keys and vectors "
-                f"of shape {list(np.shape(vectors))}"
+                f"expected a vector for each key, found {len(keys)} keys and vectors of shape "
+                f"{list(rows.shape)}"
             )
         useless = np.flatnonzero(~np.isfinite(rows).all(axis=1) | ~rows.any(axis=1))
         if len(useless):
@@ -71,10 +71,12 @@ class VectorStore:
                 f"{self.folder}: expected vectors of {self._width()} dimensions as in the parts "
                 f"there, found {width}; name what changed in the facts of the store"
             )
+        if not len(keys):
+            return
         ends = pa.array(np.arange(0, rows.size + 1, width), pa.int32())
         self._parts.write(
             {
-                KEY_COLUMN: pa.array(keys, pa.string()),
+                KEY_COLUMN: list(keys),
                 VECTOR: pa.ListArray.from_arrays(ends, pa.array(rows.ravel())),
             },
             group_rows=max(1, GROUP_BYTES // (4 * width)),
@@ -87,13 +89,8 @@ class VectorStore:
         Raises:
             DataError: it cannot be written.
         """
-        import pyarrow as pa
-
         self._parts.write(
-            {
-                KEY_COLUMN: pa.array(list(reasons), pa.string()),
-                FAILED: pa.array(list(reasons.values()), pa.string()),
-            },
+            {KEY_COLUMN: list(reasons), FAILED: list(reasons.values())},
             group_rows=max(1, len(reasons)),
         )
 
