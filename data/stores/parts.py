@@ -78,7 +78,7 @@ class KeyedParts:
             width: noted in the part.
 
         Raises:
-            DataError: the part cannot be written; nothing of it is there then.
+            DataError: a key is none, or the part cannot be written; nothing of it is there then.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -86,6 +86,7 @@ class KeyedParts:
         rows = len(columns[KEY_COLUMN])
         if not rows:
             return
+        pack_keys(columns[KEY_COLUMN])  # refuses what could not be read back
         values = [columns.get(field.name, pa.nulls(rows, field.type)) for field in self.schema]
         arrays = [
             column if isinstance(column, pa.Array) else pa.array(_spelled(column), field.type)
@@ -214,6 +215,7 @@ class KeyedParts:
             unfinished.write_text(self._facts + "\n", encoding="utf-8")
             sync(unfinished)
             os.replace(unfinished, self.folder / FACTS)
+        sync(self.folder.parent)
         self._ready = True
 
     def _open(self, path: Path) -> tuple[Part, np.ndarray, np.ndarray]:

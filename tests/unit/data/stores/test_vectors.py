@@ -93,7 +93,7 @@ def test_above_the_limit_rows_are_mapped_from_a_file_that_leaves_nothing(tmp_pat
 
 def test_a_part_of_several_groups_is_read_group_by_group(tmp_path) -> None:
     parts = KeyedParts(tmp_path, {}, pa.schema([("number", pa.int64())]))
-    columns = {"key": pa.array(KEYS), "number": pa.array(range(6))}
+    columns = {"key": KEYS, "number": list(range(6))}
     parts.write(columns, group_rows=4)
     parts.look()
     keys = [KEYS[number] for number in (5, 0, 3, 0)]
@@ -189,6 +189,9 @@ def test_vectors_of_two_sizes_are_refused(tmp_path) -> None:
 def test_other_texts_are_no_keys(tmp_path, key) -> None:
     with pytest.raises(DataError, match="expected keys as `content_key` makes them"):
         filled(tmp_path, 0).missing([KEYS[0], key])
+    with pytest.raises(DataError, match="expected keys as `content_key` makes them"):
+        store_in(tmp_path).add([key], vectors_of([0]))
+    assert len(parts_of(store_in(tmp_path))) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path) -> None:
