@@ -4,7 +4,6 @@ Pure: the engines come in as two kinds of functions. Joins are by content: what 
 read twice is asked for once. What fails is left out with a reason, and counted.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ import numpy as np
 from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
 from data.sets.hardness import PLAIN
+from data.stores.keys import content_key
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import MEASURES, Estimate, estimate, means_something
@@ -274,11 +274,6 @@ def _candidates_of(data_set: EvaluationSet, queries: Iterable[EvaluationQuery]) 
     return [_candidate(data_set.candidates[key]) for key in keys]
 
 
-def _content_key(content: Content) -> str:
-    """Return the identity of what a model reads."""
-    return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
-
-
 def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_End, str | None]:
     """Return the trace of each end, None where none came back."""
     keys: dict[_End, str] = {}
@@ -292,7 +287,7 @@ def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_E
             item_tokens=settings.item_tokens,
             seeks_video=end.seeks_video,
         )
-        keys[end] = _content_key(content)
+        keys[end] = content_key(content)
         requests[keys[end]] = content
     answers = reason(list(requests.items()))
     return {end: answers.get(keys[end]) for end in ends}
@@ -333,7 +328,7 @@ def _embed(ends: Sequence[_End], asked: Sequence[_Asked], embed: Embed) -> list[
     pictures need not be kept for long.
     """
     keys = [
-        {end: _content_key(content) for end, content in of_variant.contents.items()}
+        {end: content_key(content) for end, content in of_variant.contents.items()}
         for of_variant in asked
     ]
     requests: dict[str, Content] = {}

@@ -22,7 +22,10 @@ PAIR_BYTES = 32 << 20
 """Of the float64 vectors that are multiplied pair by pair at a time."""
 DENSE = 32
 """If more than one in so many pairs of a product may count, a float64 product is cheaper."""
+INDEX_BITS = 48
+"""A pair's number holds the index of its candidate in so many bits, above it that of its query."""
 UNIT_TOLERANCE = 1e-3
+"""Most by which the square of a vector's length may differ from 1."""
 TIE_STEP = 10.0**-TIE_DECIMALS
 
 Rows = Callable[[np.ndarray], np.ndarray]
@@ -119,7 +122,14 @@ class _Top:
     def add(
         self, query: np.ndarray, index: np.ndarray, similarity: np.ndarray, late: np.ndarray
     ) -> None:
-        """Take in pairs, all [P]; ``late`` ones come last among ties."""
+        """Take in pairs, all [P], of candidates that passed later than those here.
+
+        ``late`` ones come last among ties.
+        """
+        worst = np.round(self.similarities[:, -1], TIE_DECIMALS)[query]
+        rounded = np.round(similarity, TIE_DECIMALS)
+        better = (rounded > worst) | ((rounded == worst) & (late < self.late[query, -1]))
+        query, index, similarity, late = (x[better] for x in (query, index, similarity, late))
         asked = np.unique(query)
         k = self.indices.shape[1]
         query = np.concatenate([np.repeat(asked, k), query])
@@ -142,15 +152,16 @@ class _Right:
         counts = np.array([len(indices) for indices in right])
         query = np.repeat(np.arange(len(queries)), counts)
         index = np.fromiter((i for indices in right for i in indices), np.int64, counts.sum())
+        self.codes = np.unique(_code(query, index))
+        query, index = np.divmod(self.codes, 1 << INDEX_BITS)
         unique, place = np.unique(index, return_inverse=True)
         vectors = _checked(rows(unique), queries.shape[1], "right candidate", 0)
         similarity = np.round(_exact(queries, vectors, query, place), TIE_DECIMALS)
         self.best = np.full(len(queries), -np.inf)
-        np.maximum.at(self.best, query, similarity)
         """float64 [Q], rounded"""
+        np.maximum.at(self.best, query, similarity)
         self.tied = np.bincount(query[similarity == self.best[query]], minlength=len(queries))
         """int64 [Q]: right candidates that are the best one, or tie with it."""
-        self.codes = np.sort(_code(query, index))
 
     def has(self, query: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Return whether the candidates of pairs are right, bool [P]."""
@@ -160,7 +171,7 @@ class _Right:
 
 
 def _code(query: np.ndarray, index: np.ndarray) -> np.ndarray:
-    return (query << 48) + index
+    return (query << INDEX_BITS) + index
 
 
 class _Part:

@@ -1,0 +1,41 @@
+"""The facts of a store change with everything that changes what a model makes."""
+
+from dataclasses import replace
+
+import pytest
+
+from configs.common import EngineConfig, MediaConfig
+from configs.reward import RewardConfig
+from data.errors import DataError
+from data.stores.facts import embedder_facts
+
+
+@pytest.fixture
+def model(tmp_path) -> str:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    return str(tmp_path)
+
+
+def test_vectors_follow_from_files_pixels_and_recipe_and_from_no_other_setting(model) -> None:
+    reward, media = RewardConfig(model=model), MediaConfig()
+    facts = embedder_facts(reward, media)
+    others = [
+        embedder_facts(replace(reward, pooling="last"), media),
+        embedder_facts(replace(reward, pooling="last", instruction="Represent."), media),
+        embedder_facts(replace(reward, engine=EngineConfig(dtype="float32")), media),
+        embedder_facts(reward, replace(media, crop_max_pixels=media.crop_max_pixels + 1)),
+        embedder_facts(reward, replace(media, video="frames")),
+    ]
+    assert all(facts != other for other in others)
+    assert facts == embedder_facts(replace(reward, temperature=1.0), replace(media, max_frames=9))
+
+
+def test_other_weights_are_another_model(model, tmp_path) -> None:
+    facts = embedder_facts(RewardConfig(model=model), MediaConfig())
+    (tmp_path / "model.safetensors").write_bytes(b"weightz")
+    assert embedder_facts(RewardConfig(model=model), MediaConfig()) != facts
+
+
+def test_a_folder_without_files_is_no_model(tmp_path) -> None:
+    with pytest.raises(DataError, match="expected a model folder, found no files"):
+        embedder_facts(RewardConfig(model=str(tmp_path)), MediaConfig())
