@@ -194,7 +194,15 @@ class EvaluateConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     block: int = 1024
     """Items that are reasoned about, or embedded, together: decoded pictures of two blocks are held
-    at a time. More keep many engines busier, fewer need less memory."""
+    at a time. More keep many engines busier, fewer need less memory and lose less in a kill."""
+    store: str = ""
+    """Folder where traces and vectors are kept by content, model and settings: what is there is not
+    made again. Runs that name the same folder share them. Empty: `store` in the run folder."""
+    vector_bytes: int = 4 << 30
+    """Vectors of more bytes are mapped from a file instead of being held in memory."""
+    max_missing_traces: float = 0.05
+    """Largest share of traces of one Reasoner that may have failed; with more there is no result.
+    """
     bootstrap: int = 1000
     """Resamples for the 95 % intervals."""
 
@@ -393,6 +401,9 @@ _CHECKS = {
             else []
         ),
     ],
-    EvaluateConfig: lambda n: positive(n, "block", "bootstrap"),
+    EvaluateConfig: lambda n: [
+        *positive(n, "block", "vector_bytes", "bootstrap"),
+        *share(n, "max_missing_traces"),
+    ],
     ReportConfig: lambda n: not_negative(n, "gallery"),
 }

@@ -14,6 +14,7 @@ from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
 from data.sets.hardness import PLAIN
 from data.stores.keys import content_key
+from data.stores.traces import Subject
 from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Side
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import MEASURES, Estimate, estimate, means_something
@@ -21,8 +22,9 @@ from evaluation.ranking import rank_queries
 from evaluation.scores.set_result import SetResult, score_set
 from evaluation.sets import EvaluationQuery, EvaluationSet
 
-Reason = Callable[[list[tuple[str, Content]]], Mapping[str, str]]
-"""Greedy traces by key, of one Reasoner; a key that is absent from the answer has failed."""
+Reason = Callable[[list[tuple[Subject, Content]]], Mapping[str, str]]
+"""Greedy traces by `Subject.key`, of one Reasoner; one that is absent from the answer has failed.
+"""
 Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
 """Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
 
@@ -216,14 +218,17 @@ def evaluate(
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
     engines can serve all of them.
     """
-    ends = list(dict.fromkeys(end for data_set in sets for end in _ends_of(data_set)))
+    ends: dict[_End, str] = {}
+    for data_set in sets:
+        for end in _ends_of(data_set):
+            ends.setdefault(end, data_set.name)
     traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
     variants = variants_of(reasoners)
-    asked = [_ask(ends, traces.get(v.reasoner), v, settings) for v in variants]
+    asked = [_ask(list(ends), traces.get(v.reasoner), v, settings) for v in variants]
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
     scores: dict[str, list[SetResult]] = {}
-    embedded = _embed(ends, asked, embed)
+    embedded = _embed(list(ends), asked, embed)
     for variant, vectors in zip(variants, embedded, strict=True):
         said = traces.get(variant.reasoner)
         ranked: list[Ranked] = []
@@ -274,11 +279,11 @@ def _candidates_of(data_set: EvaluationSet, queries: Iterable[EvaluationQuery]) 
     return [_candidate(data_set.candidates[key]) for key in keys]
 
 
-def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_End, str | None]:
-    """Return the trace of each end, None where none came back."""
+def _reason(ends: Mapping[_End, str], reason: Reason, settings: Settings) -> dict[_End, str | None]:
+    """Return the trace of each end, None where none came back. ``ends`` has their data sets."""
     keys: dict[_End, str] = {}
-    requests: dict[str, Content] = {}
-    for end in ends:
+    requests: dict[str, tuple[Subject, Content]] = {}
+    for end, source in ends.items():
         content = item_content(
             end.item,
             end.side,
@@ -287,9 +292,10 @@ def _reason(ends: Sequence[_End], reason: Reason, settings: Settings) -> dict[_E
             item_tokens=settings.item_tokens,
             seeks_video=end.seeks_video,
         )
-        keys[end] = content_key(content)
-        requests[keys[end]] = content
-    answers = reason(list(requests.items()))
+        key = keys[end] = content_key(content)
+        subject = Subject(key=key, item=end.item, side=end.side, task=source)
+        requests.setdefault(key, (subject, content))
+    answers = reason(list(requests.values()))
     return {end: answers.get(keys[end]) for end in ends}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,9 @@ from data.errors import DataError
 from data.model.chat import load_encoder
 from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
+from data.stores.facts import embedder_facts, reasoner_recipe
+from data.stores.traces import StoredTrace, Subject, TraceStore
+from data.stores.vectors import VectorStore
 from data.types import (
     Content,
     EmbedRequest,
@@ -104,10 +108,12 @@ def main(config: EvaluateConfig) -> int:
         result = evaluate(
             sets,
             reasoners={
-                name: partial(greedy_traces, model=model, config=config, blocks=blocks)
+                name: partial(
+                    greedy_traces, model=model, config=config, blocks=blocks, folder=folder
+                )
                 for name, model in reasoners.items()
             },
-            embed=partial(embed, config=config, blocks=blocks),
+            embed=partial(embed, config=config, blocks=blocks, folder=folder),
             settings=Settings(
                 templates=data.templates,
                 max_frames=data.media.max_frames,
@@ -180,50 +186,102 @@ class Blocks:
 
 
 def greedy_traces(
-    prompts: list[tuple[str, Content]], *, model: str, config: EvaluateConfig, blocks: Blocks
+    asked: list[tuple[Subject, Content]],
+    *,
+    model: str,
+    config: EvaluateConfig,
+    blocks: Blocks,
+    folder: RunFolder,
 ) -> dict[str, str]:
-    """Return one greedy trace per prompt, from engines that live for this call only."""
-    blocks.console.print(f"reasoning about {len(prompts)} items with {model} ...", highlight=False)
-    requests = [
-        GenerationRequest(
-            key=TrajectoryKey(GroupKey(index, key, Side.QUERY), 0),
-            content=content,
-            seed=0,
-            greedy=True,
-        )
-        for index, (key, content) in enumerate(prompts)
-    ]
-    pool = RolloutPool(model, config.rollout, config.data.media)
-    pool.ready()
-    traces: dict[str, str] = {}
-    reasons: list[str] = []
-    contents = [content for _, content in prompts]
-    for block, pictures in blocks.of("traces", requests, contents):
-        trajectories, dropped = pool.generate(block, pictures)
-        traces |= {trajectory.key.group.pair_id: trajectory.text for trajectory in trajectories}
-        reasons += [f"{lost.key}: {lost.reason} {lost.detail}" for lost in dropped]
-    pool.close()
-    for reason in reasons[:5]:
-        blocks.console.print(f"failed: {reason}", highlight=False)
-    return traces
+    """Return one greedy trace per subject: from the store, else from engines that live for this
+    call only.
+
+    Raises:
+        DataError: more traces failed than `max_missing_traces` allows.
+    """
+    media, keys = config.data.media, [subject.key for subject, _ in asked]
+    recipe = reasoner_recipe(
+        model, config.rollout, media, templates=config.data.templates, seed=None
+    )
+    store = TraceStore(store_root(config, folder) / "traces", recipe)
+    missing = set(store.missing(keys))
+    blocks.console.print(
+        f"reasoning about {len(keys)} items with {model}; {len(keys) - len(missing)} traces are in "
+        f"{store.folder} ...",
+        highlight=False,
+    )
+    if missing:
+        pool = RolloutPool(model, config.rollout, media)
+        pool.ready()
+        subjects = {subject.key: subject for subject, _ in asked}
+        requests = [
+            GenerationRequest(
+                key=TrajectoryKey(GroupKey(index, subject.key, Side.QUERY), 0),
+                content=content,
+                seed=0,
+                greedy=True,
+            )
+            for index, (subject, content) in enumerate(asked)
+            if subject.key in missing
+        ]
+        for block, pictures in blocks.of("traces", requests, [r.content for r in requests]):
+            trajectories, dropped = pool.generate(block, pictures)
+            traces = [
+                StoredTrace(of=subjects[t.key.group.pair_id], text=t.text, finish=t.finish)
+                for t in trajectories
+            ]
+            traces += [
+                StoredTrace(of=subjects[t.key.group.pair_id], failed=f"{t.reason} {t.detail}")
+                for t in dropped
+            ]
+            store.add(traces, made_by=f"evaluate {folder.path}")
+        pool.close()
+    return store.traces(
+        keys,
+        most_missing=config.max_missing_traces,
+        remedy="start the job again, which tries these once more, or raise max_missing_traces",
+    )
 
 
 def embed(
-    requests: list[EmbedRequest], *, config: EvaluateConfig, blocks: Blocks
+    requests: list[EmbedRequest], *, config: EvaluateConfig, blocks: Blocks, folder: RunFolder
 ) -> dict[str, np.ndarray]:
-    """Return the vector of each request, from Embedders that live for this call only."""
-    blocks.console.print("embedding ...")
-    pool = RewardPool(config.reward, config.data.media)
-    pool.ready()
-    vectors: dict[str, np.ndarray] = {}
-    contents = [request.content for request in requests]
-    for block, pictures in blocks.of("vectors", requests, contents):
-        embedded, failed = pool.embed(block, pictures)
-        vectors |= embedded
-        for key, reason in failed.items():
-            blocks.console.print(f"not embedded: {key}: {reason}", highlight=False)
-    pool.close()
-    return vectors
+    """Return the vector of each request: from the store, else from Embedders that live for this
+    call only.
+    """
+    media, keys = config.data.media, [request.key for request in requests]
+    store = VectorStore(
+        store_root(config, folder) / "vectors",
+        embedder_facts(config.reward, media),
+        memory_bytes=config.vector_bytes,
+    )
+    missing = set(store.missing(keys))
+    blocks.console.print(
+        f"embedding {len(keys)} contents; {len(keys) - len(missing)} vectors are in "
+        f"{store.folder} ...",
+        highlight=False,
+    )
+    if missing:
+        pool = RewardPool(config.reward, media)
+        pool.ready()
+        asked = [request for request in requests if request.key in missing]
+        for block, pictures in blocks.of("vectors", asked, [r.content for r in asked]):
+            vectors, failed = pool.embed(block, pictures)
+            if vectors:
+                store.add(list(vectors), np.stack(list(vectors.values())))
+            if failed:
+                store.add_failed(failed)
+            for key, reason in failed.items():
+                blocks.console.print(f"not embedded: {key}: {reason}", highlight=False)
+        pool.close()
+    absent = set(store.missing(keys))
+    there = [key for key in keys if key not in absent]
+    return dict(zip(there, store.rows(there), strict=True)) if there else {}
+
+
+def store_root(config: EvaluateConfig, folder: RunFolder) -> Path:
+    """Return the folder of the stores."""
+    return Path(config.store) if config.store else folder.path / "store"
 
 
 if __name__ == "__main__":

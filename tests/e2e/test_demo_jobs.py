@@ -162,6 +162,32 @@ def test_summary_and_report_are_complete(demo: Path) -> None:
     assert "<svg" in page or "data:image/png" in page
 
 
+def test_an_evaluation_that_is_killed_goes_on_and_makes_nothing_twice(
+    demo: Path, head: Head
+) -> None:
+    folder = demo / "runs/demo/killed-evaluate"
+    command = job_command(
+        "evaluate", "evaluate", "bootstrap=50", "block=40", "run.dir=runs/demo/killed-evaluate"
+    )
+
+    def parts(store: str) -> list[Path]:
+        return list(folder.glob(f"store/{store}/*/*.parquet"))
+
+    for store in ("traces", "vectors"):
+        with Job(*command, folder=demo, env=job_env(demo, **head.env)) as job:
+            job.wait_until(lambda store=store: len(parts(store)) > 2, f"some {store} were stored")
+    run(*command, home=demo, **head.env)
+    for store in ("traces", "vectors"):
+        by_folder: dict[Path, list[str]] = {}
+        for part in parts(store):
+            rows = pq.read_table(part, columns=["key", "failed"])
+            by_folder.setdefault(part.parent, []).extend(rows["key"].to_pylist())
+        assert len(by_folder) == {"traces": 2, "vectors": 1}[store]
+        assert all(len(keys) == len(set(keys)) for keys in by_folder.values())
+    results = [demo / f"runs/demo/{name}/evaluation.json" for name in ("evaluate", folder.name)]
+    assert results[0].read_text() == results[1].read_text()
+
+
 def test_mlflow_holds_every_training_job_and_the_report(demo: Path) -> None:
     for name in ("demo/sight", "demo/embedder", "demo/warm_start"):
         assert mlflow_run(demo, name).info.status == "FINISHED"

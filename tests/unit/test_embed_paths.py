@@ -145,8 +145,8 @@ def encoded(pair, item_tokens=DATA.item_tokens, prompts=None):
             prompts.extend(content for _, content in asked_for)
         first = pair.query.text
         return {
-            key: pair.trace(Side.QUERY if content[-1] == first else Side.TARGET)
-            for key, content in asked_for
+            subject.key: pair.trace(Side.QUERY if content[-1] == first else Side.TARGET)
+            for subject, content in asked_for
         }
 
     def embed(requests):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data.stores.traces import Subject
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.evidence import on_target
@@ -65,24 +66,24 @@ class Reasoner:
 
     def __init__(self, box: Box, failing: str = "\0", blank: str = "\0") -> None:
         self.box, self.failing, self.blank = box, failing, blank
-        self.asked: list[tuple[str, Content]] = []
+        self.asked: list[tuple[Subject, Content]] = []
 
-    def __call__(self, requests: list[tuple[str, Content]]) -> dict[str, str]:
+    def __call__(self, requests: list[tuple[Subject, Content]]) -> dict[str, str]:
         self.asked += requests
         return dict(self._answers(requests))
 
-    def _answers(self, requests: list[tuple[str, Content]]) -> Iterator[tuple[str, str]]:
-        for key, content in requests:
+    def _answers(self, requests: list[tuple[Subject, Content]]) -> Iterator[tuple[str, str]]:
+        for subject, content in requests:
             if self.failing in repr(content):
                 continue
             if self.blank in repr(content):
-                yield key, "  "
+                yield subject.key, "  "
                 continue
             image = any(isinstance(part, Picture) for part in content)
             kind = Kind.IMAGE if image else Kind.TEXT
             cues = Cues(boxes=(self.box,)) if image else Cues(keywords=("thing",))
             trace = TCoT(thinking="it", rethink="it", answer="it", cues=cues)
-            yield key, render(trace, kind=kind)
+            yield subject.key, render(trace, kind=kind)
 
 
 def image_pair(colour: str, *, number: int = 0, **more: object) -> Pair:
@@ -252,8 +253,8 @@ def test_vectors_that_mean_nothing_are_left_out() -> None:
 def test_unparsable_trace_is_embedded_as_text_and_not_valid() -> None:
     pairs = [image_pair("red"), image_pair("blue")]
 
-    def reason(requests: list[tuple[str, Content]]) -> dict[str, str]:
-        return {key: "it is a red thing" for key, _ in requests}
+    def reason(requests: list[tuple[Subject, Content]]) -> dict[str, str]:
+        return {subject.key: "it is a red thing" for subject, _ in requests}
 
     embedder = Embedder()
     found = evaluate(

@@ -20,6 +20,7 @@ from configs.common import RunConfig
 from configs.schema import ReportConfig
 from data.errors import DataError
 from data.monitor_table import MONITORS
+from data.stores.traces import Subject
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
 from evaluation.report.console_tables import print_table
@@ -100,14 +101,14 @@ def make_pairs(folder: Path) -> list[Pair]:
     ]
 
 
-def reason(requests: list[tuple[str, Content]]) -> dict[str, str]:
+def reason(requests: list[tuple[Subject, Content]]) -> dict[str, str]:
     answers = {}
-    for key, content in requests:
+    for subject, content in requests:
         pictures = [part for part in content if isinstance(part, Picture)]
         kind = pictures[0].kind if pictures else Kind.TEXT
         cues = Cues(keywords=("it",), boxes=(BOX,), key_frames=(1,))
         trace = TCoT(thinking=f"look {EVIL}", rethink="so", answer="this", cues=cues)
-        answers[key] = render(trace, kind=kind)
+        answers[subject.key] = render(trace, kind=kind)
     return answers
 
 
