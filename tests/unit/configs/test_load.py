@@ -31,6 +31,8 @@ JOBS = {
     "embedder": EmbedderConfig,
     "rl": RLConfig,
     "evaluate": EvaluateConfig,
+    "mmeb_v2": EvaluateConfig,
+    "uvrb": EvaluateConfig,
     "report": ReportConfig,
 }
 FILES = sorted(FOLDER.rglob("*.yaml"))
@@ -370,3 +372,24 @@ def test_reward_settings_that_cannot_work_are_refused(refuse, override, words):
 
 def test_a_preset_that_is_no_name_is_refused(refuse):
     assert "reward.preset" in refuse("reward.preset=[paper]")
+
+
+EVALUATE = """
+run: {dir: runs/x}
+reward: {model: models/embedder}
+benchmarks:
+- {suite: mmeb_v2, root: media}
+"""
+
+
+def test_an_evaluation_needs_something_to_measure_and_no_name_twice(refuse):
+    nothing = EVALUATE.split("benchmarks:")[0]
+    assert "or one of `benchmarks`" in refuse(text=nothing, cls=EvaluateConfig)
+    both = "benchmarks=[{suite: mmeb_v2, root: a}, {suite: uvrb, root: b}]"
+    assert "DiDeMo would be measured twice" in refuse(both, text=EVALUATE, cls=EvaluateConfig)
+
+
+def test_the_leaderboard_takes_whole_suites_only(refuse):
+    part = "benchmarks=[{suite: mmeb_v2, root: a, sets: [GQA]}]"
+    name = "leaderboard.model_name=ours"
+    assert "takes all 78 sets" in refuse(part, name, text=EVALUATE, cls=EvaluateConfig)
