@@ -1,8 +1,9 @@
 """Traces and vectors of many items: from the stores, else from engines, block by block.
 
-A block is committed to the store before the next one begins, so a job that is killed loses one.
+Each block is in the store before the next one begins: a kill loses at most the block at hand.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ from data.stores.vectors import VectorStore
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Side, TrajectoryKey
 
 RequestT = TypeVar("RequestT")
+SHOWN_REASONS = 5
 
 
 class Blocks:
@@ -112,6 +114,9 @@ def greedy_traces(
             ]
             traces.add(made, made_by=made_by)
         pool.close()
+        why = Counter(traces.failures(list(missing)).values())
+        for reason, count in why.most_common(SHOWN_REASONS):
+            blocks.console.print(f"{count} traces failed: {reason}", highlight=False)
     return traces.traces(
         keys,
         most_missing=most_missing,
@@ -151,9 +156,10 @@ def embed(
                 vectors.add(list(made), np.stack(list(made.values())))
             if failed:
                 vectors.add_failed(failed)
-            for key, reason in failed.items():
-                blocks.console.print(f"not embedded: {key}: {reason}", highlight=False)
         pool.close()
+        why = Counter(vectors.failures(list(missing)).values())
+        for reason, count in why.most_common(SHOWN_REASONS):
+            blocks.console.print(f"{count} contents not embedded: {reason}", highlight=False)
     absent = set(vectors.missing(keys))
     there = [key for key in keys if key not in absent]
     return dict(zip(there, vectors.rows(there), strict=True)) if there else {}

@@ -251,6 +251,8 @@ class BenchmarkConfig:
     or folder a set, `<set>.jsonl`, `<set>.parquet` or `<set>/`; or such a tree in the hub's cache,
     `hf://datasets/<org>/<name>@<revision>`. Empty: each set's own repository in the hub's cache, at
     the revision that is `main` there. Nothing is fetched. `uvrb` has its rows beside its media."""
+    follow_links: bool = False
+    """Accept links inside the root that lead out of it."""
     sets: list[str] = field(default_factory=list)
     """Names of the sets to measure, in this order; empty: all."""
     prompts: Literal["", "vlm2vec", "qwen3_vl_embedding", "released", "all"] = ""

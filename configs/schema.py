@@ -266,8 +266,14 @@ def problems(config: object) -> list[str]:
             "data.eval, or evaluate benchmarks with sets of one name in two runs",
         )
         whole = any(b.suite == "mmeb_v2" and not b.sets for b in config.benchmarks)
+        name = config.leaderboard.model_name
         need(
-            whole or not config.leaderboard.model_name,
+            not name or bool(re.fullmatch(r"\w[\w.-]*", name, re.ASCII)),
+            "leaderboard.model_name: expected letters, digits, '_', '-' or '.', as it names a "
+            f"file, found '{name}'",
+        )
+        need(
+            whole or not name,
             "leaderboard.model_name: the leaderboard takes all 78 sets; add the benchmark mmeb_v2 "
             "without `sets`, or leave the name empty",
         )

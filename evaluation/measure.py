@@ -39,8 +39,6 @@ FAMILIES = (
 )
 METRICS = tuple(f"{family}@{k}" for family in FAMILIES for k in (1, 5, 10))
 """What MMEB-V2's files hold of a set, in their order."""
-MAX_GRADE = 1000
-"""Up to here 2^grade is a float."""
 
 
 def measure(
@@ -53,7 +51,7 @@ def measure(
     Args:
         ranked: of each query its first candidates, best first, as keys or indices. Places after
             the last one count as wrong.
-        right: of each query the grades of all its right candidates, from 1 to MAX_GRADE.
+        right: of each query the grades of all its right candidates, from 1 on.
         metrics: such as `hit@50`: any of FAMILIES at any k.
 
     Raises:
@@ -75,6 +73,12 @@ def measure(
     is_right_QK = grades_QK > 0
     count_QK = is_right_QK.cumsum(axis=1)
     precision_QK = count_QK / rank_K
+    top_Q1 = best_QK[:, :1]
+
+    def gain(grade_QK: np.ndarray) -> np.ndarray:
+        # (2^grade - 1) / 2^top, as 2^grade of a large grade is no float.
+        return np.exp2(grade_QK - top_Q1) - np.exp2(-top_Q1)
+
     values = {
         "hit": count_QK > 0,
         "precision": precision_QK,
@@ -84,7 +88,7 @@ def measure(
         "map": (is_right_QK * precision_QK).cumsum(axis=1) / np.minimum(rank_K, num_right_Q1),
         "mrr": np.maximum.accumulate(is_right_QK / rank_K, axis=1),
         "ndcg_linear": _dcg(grades_QK) / _dcg(best_QK),
-        "ndcg_exponential": _dcg(np.exp2(grades_QK) - 1) / _dcg(np.exp2(best_QK) - 1),
+        "ndcg_exponential": _dcg(gain(grades_QK)) / _dcg(gain(best_QK)),
     }
     return {
         metric: values[family][:, k - 1].astype(np.float64)
@@ -108,10 +112,10 @@ def _parse(metric: str) -> tuple[str, int]:
 
 
 def _check(row: int, keys: Sequence[Hashable], grades: Mapping[Hashable, int]) -> None:
-    if not grades or min(grades.values()) < 1 or max(grades.values()) > MAX_GRADE:
+    if not grades or min(grades.values()) < 1:
         lowest_first = sorted(grades.items(), key=lambda item: item[1])
         raise DataError(
-            f"query {row}: expected right candidates with grades from 1 to {MAX_GRADE}, found "
+            f"query {row}: expected right candidates with grades from 1 on, found "
             f"{len(grades)}, from {lowest_first[:1]} to {lowest_first[-1:]}; leave out the query, "
             "or the candidates that are not right"
         )

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 DEPTH = 10
 """Candidates of an order that are kept: the metrics of `METRICS` look at no more."""
 MEASURES = {"hit_at_1": "hit@1", "hit_at_5": "hit@5", "ndcg_at_5": "ndcg_linear@5"}
-"""What an evaluation of pairs measures: the name in its files, and the metric."""
+"""The metrics of the main table: the name in the files, and the metric."""
 OVER_SETS = "_over_sets"
 """Suffix of a mean of data sets' means; without it, every query weighs the same."""
 QUERY_BLOCK = 256

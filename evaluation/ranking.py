@@ -1,16 +1,13 @@
 """The candidates of each query of a set in order, from vectors of the queries and candidates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from evaluation.metrics import DEPTH, benchmark_order, rank_candidates, unit_rows
-from evaluation.search import search_and_rank
+from evaluation.search import CANDIDATES, search_and_rank
 from evaluation.sets import EvaluationQuery, EvaluationSet
-
-QUERIES = 256
-"""Queries with candidates of their own whose similarities are computed at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +41,12 @@ def rank_queries(
     if not keys:
         return {}
     place = {key: row for row, key in enumerate(keys)}
-    rows = unit_rows([candidates[key] for key in keys]).astype(np.float32)
     asked = [q for q in data_set.queries if q.query_id in queries and _right_of(q, place)]
     orders: dict[str, QueryOrder] = {}
     if over_all := [query for query in asked if not query.candidates]:
-        orders |= _over_all(over_all, queries, keys, place, rows)
-    with_own = [query for query in asked if query.candidates]
-    for start in range(0, len(with_own), QUERIES):
-        orders |= _over_own(with_own[start : start + QUERIES], queries, place, rows)
+        orders |= _over_all(over_all, queries, keys, place, candidates)
+    if with_own := [query for query in asked if query.candidates]:
+        orders |= _over_own(with_own, queries, keys, place, candidates)
     return orders
 
 
@@ -61,16 +56,28 @@ def _right_of(query: EvaluationQuery, place: Mapping[str, int]) -> list[str]:
     return [key for key in query.right if key in place and (not own or key in own)]
 
 
+def _unit(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    return unit_rows(vectors).astype(np.float32)
+
+
 def _over_all(
     asked: Sequence[EvaluationQuery],
     queries: Mapping[str, np.ndarray],
     keys: Sequence[str],
     place: Mapping[str, int],
-    rows: np.ndarray,
+    candidates: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, QueryOrder]]:
+    def rows(places: Iterable[int]) -> np.ndarray:
+        return _unit([candidates[keys[row]] for row in places])
+
     right = [[place[key] for key in _right_of(query, place)] for query in asked]
-    vectors = unit_rows([queries[query.query_id] for query in asked]).astype(np.float32)
-    ranked = search_and_rank(vectors, rows, DEPTH, right=right, rows=rows.__getitem__)
+    # In blocks: the vectors may be mapped from a file because they do not fit into memory.
+    blocks = (
+        rows(range(start, min(start + CANDIDATES, len(keys))))
+        for start in range(0, len(keys), CANDIDATES)
+    )
+    vectors = _unit([queries[query.query_id] for query in asked])
+    ranked = search_and_rank(vectors, blocks, DEPTH, right=right, rows=rows)
     for number, query in enumerate(asked):
         yield (
             query.query_id,
@@ -87,14 +94,20 @@ def _over_all(
 def _over_own(
     asked: Sequence[EvaluationQuery],
     queries: Mapping[str, np.ndarray],
+    all_keys: Sequence[str],
     place: Mapping[str, int],
-    rows: np.ndarray,
+    candidates: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[str, QueryOrder]]:
-    vectors = unit_rows([queries[query.query_id] for query in asked]).astype(np.float32)
-    similarity_QN = vectors.astype(np.float64) @ rows.T.astype(np.float64)
-    for query, similarity_N in zip(asked, similarity_QN, strict=True):
+    rows = np.concatenate(
+        [
+            _unit([candidates[key] for key in all_keys[start : start + CANDIDATES]])
+            for start in range(0, len(all_keys), CANDIDATES)
+        ]
+    )
+    for query in asked:
         keys = [key for key in query.candidates if key in place]
-        similarity = similarity_N[[place[key] for key in keys]]
+        vector = _unit([queries[query.query_id]])[0].astype(np.float64)
+        similarity = rows[[place[key] for key in keys]].astype(np.float64) @ vector
         right = frozenset(row for row, key in enumerate(keys) if key in query.right)
         ranking = rank_candidates(similarity, right)
         yield (

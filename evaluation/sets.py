@@ -1,11 +1,13 @@
 """What an evaluation ranks: queries, their candidates, and which of these are right."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 
+from data.errors import DataError
 from data.relevance import Relevance
 from data.types import Cues, Item, Kind, Pair, Side
 from evaluation.metrics import pools_of
@@ -38,6 +40,8 @@ class EvaluationSet:
     """Every candidate by its key, in the benchmark's order."""
     metric: str = "hit@1"
     """The set's main metric, as the benchmark defines it: `hit@1`, `ndcg_linear@5`, ..."""
+    suite: str = ""
+    """The benchmark that it belongs to; empty: none."""
     groups: tuple[str, ...] = ()
     """The aggregates that it belongs to, the widest first: `image`, `image/vqa`."""
 
@@ -83,6 +87,12 @@ def sets_of_pairs(
             target = pair.target.key()
             of_query[target] = max(pair.grade, of_query.get(target, 1))
         queries = []
+        names = Counter(pair.pair_id for pair in own)
+        if len(names) < len(own):
+            raise DataError(
+                f"set {source}: expected pairs with ids of their own, found "
+                f"{names.most_common(1)[0][1]} pairs '{names.most_common(1)[0][0]}'; rename them"
+            )
         for pair in _first_of_query(own):
             key = pair.key(Side.QUERY)
             if pair.candidates:

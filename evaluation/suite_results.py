@@ -21,8 +21,7 @@ SCORES_FOLDER = "scores"
 
 def suite_results(evaluation: Evaluation, suite: str, variant: str) -> list[SetResult]:
     """Return the results of a suite's sets in which a query was ranked, in one variant."""
-    names = benchmark_suite(suite).sets
-    return [result for result in evaluation.scores.get(variant, ()) if result.name in names]
+    return [result for result in evaluation.scores.get(variant, ()) if result.suite == suite]
 
 
 def suite_table(results: Sequence[SetResult], suite: str) -> ScoreTable:

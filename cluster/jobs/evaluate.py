@@ -1,4 +1,5 @@
-"""Held-out retrieval of two Reasoners with one frozen Embedder: no trace, text, text + evidence.
+"""Retrieval with one frozen Embedder, on held-out sets and benchmarks: without a trace, with each
+Reasoner's text, with text + evidence.
 
 Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 """
@@ -9,7 +10,6 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from cluster.inference import Blocks, embed, greedy_traces
 from cluster.jobs.command import run_job
@@ -41,12 +41,12 @@ from evaluation.suite_results import (
     suite_table,
 )
 
-RequestT = TypeVar("RequestT")
-
 
 def roles(config: EvaluateConfig) -> list[Role]:
     """Return what the job asks Ray for: pools that run one after the other, the larger counts."""
-    pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
+    pools = {"reward": config.reward.pool}
+    if config.warm_start or config.eg_rl:
+        pools["rollout"] = config.rollout.pool
     most = max(
         pools,
         key=lambda name: (

@@ -44,13 +44,14 @@ PLACEMENT = {
     *("ranks", "actors", "min_actors", "max_actors", "cpus", "gpus"),
     *("timeout_s", "nodes_timeout_s"),
     *("max_step_bytes", "offline"),
+    *("block", "store", "vector_bytes"),
 }
 """Settings that say where a run computes and not what: they may change when it is resumed."""
 OLDER = {"data.media.video": "frames", "data.item_tokens": 0}
 """Settings whose default has changed, with the value that stands for a folder of an older release
 that lacks the key."""
 STEPS = "steps"
-OPEN = {STEPS, "learner.optimizer.lr"}
+OPEN = {STEPS, "learner.optimizer.lr", "max_missing_traces"}
 """Settings that may change as well; that they did is logged."""
 MODEL_FOLDERS = ("model", "reasoner", "warm_start", "eg_rl", "second_model")
 """Settings of jobs, and of what they hold, that name a model's folder."""

@@ -1,7 +1,7 @@
 """A benchmark on disk as sets to rank; what is missing is told before anything starts."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,18 +60,24 @@ class SetProblem:
         return f"{self.name}: {'; '.join(reasons)}"
 
 
-def load_benchmark(config: BenchmarkConfig, media: MediaConfig) -> Iterator[EvaluationSet]:
-    """Return an iterator over the sets of a benchmark; each is read when it is asked for.
-
-    All sets are read once before, to refuse the benchmark as a whole. Pictures are not decoded.
+def load_benchmark(config: BenchmarkConfig, media: MediaConfig) -> list[EvaluationSet]:
+    """Return the sets of a benchmark. Pictures are not decoded.
 
     Raises:
         DataError: sets cannot be measured; the one message has a line for each, with what to do.
     """
-    problems = benchmark_problems(config, media)
-    if problems:
+    read = _read_all(config, media)
+    if problems := [result for result in read if isinstance(result, SetProblem)]:
         raise _refused(config, problems)
-    return _sets(config, media)
+    sets = [result for result in read if isinstance(result, EvaluationSet)]
+    for data_set in sets:
+        published = benchmark_suite(config.suite).sets[data_set.name].queries
+        if published and len(data_set.queries) != published:
+            log.warning(
+                "%s: %d queries, published results have %d; scores may not be comparable",
+                *(data_set.name, len(data_set.queries), published),
+            )
+    return sets
 
 
 def benchmark_problems(config: BenchmarkConfig, media: MediaConfig) -> list[SetProblem]:
@@ -80,28 +86,17 @@ def benchmark_problems(config: BenchmarkConfig, media: MediaConfig) -> list[SetP
     Raises:
         DataError: the folder of the media is not there.
     """
+    return [result for result in _read_all(config, media) if isinstance(result, SetProblem)]
+
+
+def _read_all(config: BenchmarkConfig, media: MediaConfig) -> list[EvaluationSet | SetProblem]:
     if not Path(config.root).is_dir():
         suite = benchmark_suite(config.suite)
         raise DataError(
             f"{config.root}: expected the folder of {config.suite}'s media, found none; get the "
             f"hub's data set {suite.media_repo}, unpack it there, or correct `root`"
         )
-    read = (_read(table, config, media) for table in _chosen(config))
-    return [result for result in read if isinstance(result, SetProblem)]
-
-
-def _sets(config: BenchmarkConfig, media: MediaConfig) -> Iterator[EvaluationSet]:
-    for table in _chosen(config):
-        result = _read(table, config, media)
-        if isinstance(result, SetProblem):  # the files have changed since
-            raise _refused(config, [result])
-        queries = len(result.queries)
-        if table.queries and queries != table.queries:
-            log.warning(
-                "%s: %d queries, published results have %d; scores may not be comparable",
-                *(table.name, queries, table.queries),
-            )
-        yield result
+    return [_read(table, config, media) for table in _chosen(config)]
 
 
 def _chosen(config: BenchmarkConfig) -> list[BenchmarkSet]:
@@ -131,7 +126,14 @@ def _read(
         places = row_places(table, config)
         if not reasons:
             prompts = config.prompts or BENCHMARK_PROMPTS[config.suite][0]
-            reader = SetReader(table, places=places, folder=folder, prompts=prompts, limits=media)
+            reader = SetReader(
+                table,
+                places=places,
+                folder=folder,
+                prompts=prompts,
+                limits=media,
+                follow_links=config.follow_links,
+            )
             PARSERS[table.parser](reader)
             if not reader.absent:
                 return reader.made()

@@ -46,10 +46,13 @@ class SetReader:
         folder: Path,
         prompts: str,
         limits: MediaConfig,
+        follow_links: bool,
     ) -> None:
         """``places``: the files or folders of the rows. ``folder``: where the media are."""
         self.table, self.places, self.prompts = table, places, prompts
-        self.files = PictureFiles(folder, max_file_bytes=limits.max_file_bytes)
+        self.files = PictureFiles(
+            folder, follow_links=follow_links, max_file_bytes=limits.max_file_bytes
+        )
         self.absent: dict[str, None] = {}
         """Pictures and folders of frames that rows name and that are not there, in order."""
         self.candidates: dict[str, Item] = {}
@@ -109,10 +112,9 @@ class SetReader:
         """Return a video by its folder of frames; one that is absent is noted.
 
         At most `max_frames` of its frames are shown, those at `linspace(0, n - 1, k)` rounded
-        down, none twice. They are counted in natural order, or with ``lexical`` by their names as
-        texts. Stored frames have no times. As one video those shown count as two a second; where
-        the rate is known at which frames were stored, in frames a second, as spread evenly over
-        the video, which Embed-RL computes as `k x rate / n` frames a second.
+        down, in natural order of their names, or in the order of texts with ``lexical``. As one
+        video the last of an odd number of frames is shown twice, and each gets a time: two frames a
+        second, or with ``stored_rate`` `k x rate / n` a second, as Embed-RL computes it.
 
         Raises:
             DataError: the name leads out of the folder, or a folder of frames has no picture.
@@ -125,13 +127,15 @@ class SetReader:
             return NOTHING
         as_video, most = self.limits.video == "video", self.limits.max_frames
         stored = sorted(names) if lexical else names
+        if as_video and most > 1:
+            most -= most % 2
         count = min(len(stored), most)
-        if as_video and count > 1:
-            count -= count % 2
         chosen = np.linspace(0, len(stored) - 1, count, dtype=int).tolist()
+        if as_video and count > 1 and count % 2:
+            chosen.append(chosen[-1])  # as the released code does
         uris = tuple(self.files.path(stored[index], where=where) for index in chosen)
         rate = most * stored_rate / len(stored) if stored_rate else FRAME_RATE
-        times = tuple(place / rate for place in range(count)) if as_video else ()
+        times = tuple(place / rate for place in range(len(chosen))) if as_video else ()
         self._shown[name] = Shown(Kind.VIDEO, uris, times)
         return self._shown[name]
 
@@ -176,6 +180,7 @@ class SetReader:
             queries=list(self._queries.values()),
             candidates=self.candidates,
             metric=self.table.metric,
+            suite=self.table.suite,
             groups=self.table.groups,
         )
 

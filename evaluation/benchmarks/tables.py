@@ -14,6 +14,7 @@ class BenchmarkSet:
     """A set as the suite's table describes it. Paths are relative to the suite's root."""
 
     name: str
+    suite: str
     groups: tuple[str, ...]
     """The aggregates that it belongs to, the widest first."""
     parser: str
@@ -72,7 +73,9 @@ def benchmark_suite(name: str) -> Suite:
             values: dict[str, Any] = {**block["defaults"], **own}
             values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
             scores = zip(table["published_models"], values["published"], strict=True)
-            sets[set_name] = BenchmarkSet(name=set_name, **{**values, "published": dict(scores)})
+            sets[set_name] = BenchmarkSet(
+                name=set_name, suite=name, **{**values, "published": dict(scores)}
+            )
     return Suite(
         name=name,
         media_repo=table["media_repo"],

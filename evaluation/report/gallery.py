@@ -60,20 +60,21 @@ class Card:
 def choose_queries(
     queries: Sequence[QueryResult], count: int, seed: int
 ) -> list[tuple[QueryResult, ...]]:
-    """Return at most ``count`` queries with their results before and after, in that order.
+    """Return at most ``count`` queries with their results before and after EG-RL.
 
-    They are drawn at random within each data set and dealt in turn from all of them, whatever
-    came of them.
+    Where only one Reasoner was measured, these are its results alone. Queries are drawn at random
+    within each data set and dealt in turn from all of them, whatever came of them.
     """
     by_query: dict[tuple[str, str, str], dict[str, QueryResult]] = {}
+    there = [name for name in REASONERS if any(query.variant == name for query in queries)]
     for query in queries:
         if query.variant in REASONERS:
             key = (query.source, query.pair_id, query.query.key())
             by_query.setdefault(key, {})[query.variant] = query
     decks: dict[str, list[tuple[QueryResult, ...]]] = {}
     for (source, _, _), results in by_query.items():
-        if results.keys() == REASONERS.keys():
-            decks.setdefault(source, []).append(tuple(results[name] for name in REASONERS))
+        if len(results) == len(there):
+            decks.setdefault(source, []).append(tuple(results[name] for name in there))
     rng = Random(seed)
     for deck in decks.values():
         rng.shuffle(deck)

@@ -17,6 +17,8 @@ class SetResult:
     name: str
     metric: str
     """The set's main metric."""
+    suite: str
+    """The benchmark that the set belongs to; empty: none."""
     groups: tuple[str, ...]
     """The aggregates that the set belongs to, the widest first."""
     num_data: int
@@ -76,6 +78,7 @@ def score_set(
     return SetResult(
         name=evaluation_set.name,
         metric=evaluation_set.metric,
+        suite=evaluation_set.suite,
         groups=evaluation_set.groups,
         num_data=len(evaluation_set.queries),
         query_ids=tuple(query.query_id for query in queries),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data.errors import DataError
 from data.stores.traces import Subject
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
@@ -197,12 +198,17 @@ def test_query_results_hold_trace_top_three_and_rank(learned: Evaluation) -> Non
 
 
 def test_equal_content_is_asked_for_once() -> None:
-    pairs = [image_pair("red"), image_pair("red"), image_pair("blue")]
+    pairs = [image_pair("red"), image_pair("red", pair_id="same"), image_pair("blue")]
     reasoner, embedder = Reasoner(TRUE_BOX), Embedder()
     evaluate(sets_of_pairs(pairs), reasoners={"eg_rl": reasoner}, embed=embedder, settings=SETTINGS)
     assert len(reasoner.asked) == 4  # two pictures, two words
     contents = [request.content for request in embedder.asked]
     assert len(contents) == len(set(contents))
+
+
+def test_pairs_of_one_id_are_refused() -> None:
+    with pytest.raises(DataError, match="found 2 pairs 'red-0'"):
+        sets_of_pairs([image_pair("red"), image_pair("red")])
 
 
 def test_failed_traces_are_left_out_and_counted() -> None:

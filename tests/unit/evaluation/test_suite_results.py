@@ -51,6 +51,7 @@ def measured(*names: str) -> Evaluation:
             ],
             candidates={"b": Item(text="blue!"), "r": Item(text="red.")},
             metric="hit@1" if name == "own" else SUITE[name].metric,
+            suite="" if name == "own" else "mmeb_v2",
             groups=() if name == "own" else SUITE[name].groups,
         )
         for name in names
