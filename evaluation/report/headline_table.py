@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from evaluation.metrics import MEASURES, OVER_SETS, Estimate
 from evaluation.report.gallery import REASONERS
 from evaluation.report.plots import COLOURS, GREY
-from evaluation.runner import NO_COT, TEXT_SUFFIX, Evaluation, VariantResult
+from evaluation.runner import Evaluation, VariantResult
+from evaluation.variants import NO_COT, TEXT_SUFFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
