@@ -79,7 +79,8 @@ def other_traces(
     It is the one of nearest length in characters among DRAWN that are drawn by the items' contents,
     whatever the order of the items. It is never of an item with equal content, nor of one that is
     known to be equal: two queries with a right candidate in common, or two candidates that are
-    right for one query, as those of one label are.
+    right for one query, as those of one label are. Of two candidates each gets the trace of the
+    other, so that a set of two can score below chance.
 
     The Embedder reads it with the end's own pictures: a box cuts the same place out of the end's
     own picture, and a key frame is the end's own frame of that number, where the end shows that
