@@ -175,10 +175,14 @@ class LeaderboardConfig:
     """Of a paper, repository or model page."""
 
 
+CONTROLS = ("other_trace", "samples")
+"""What `EvaluateConfig.controls` may name; `evaluation/variants.py` makes variants of them."""
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Job `evaluate`: hit@1, hit@5 and nDCG@5 without trace, with text, with text and evidence; on
-    benchmarks all of their metrics."""
+    benchmarks all of their metrics. Also which of these differ, and what the traces cost."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -190,6 +194,14 @@ class EvaluateConfig:
     """Folder of the warm-started Reasoner; empty: nothing is measured with its traces."""
     eg_rl: str = ""
     """Folder of the Reasoner after EG-RL; empty: as above."""
+    controls: list[str] = field(default_factory=list)
+    """Further variants of each Reasoner, which show where its score comes from. `other_trace`: each
+    item gets the trace of another item of its set, side and kind; what is left of the score is not
+    due to the words about the item. `samples`: the mean of the vectors of several sampled traces.
+    Each embeds all items again; `samples` also samples that many traces."""
+    samples: int = 4
+    """Traces that the control `samples` takes of an item, with the seeds 0, 1, ... at
+    rollout.sampling.temperature."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     block: int = 1024
@@ -408,8 +420,13 @@ _CHECKS = {
         ),
     ],
     EvaluateConfig: lambda n: [
-        *positive(n, "block", "vector_bytes", "bootstrap"),
+        *positive(n, "samples", "block", "vector_bytes", "bootstrap"),
         *share(n, "max_missing_traces"),
+        *(
+            f"controls[{index}]: expected {' or '.join(CONTROLS)}, each once, found '{name}'"
+            for index, name in enumerate(n.controls)
+            if name not in CONTROLS or name in n.controls[:index]
+        ),
     ],
     ReportConfig: lambda n: not_negative(n, "gallery"),
 }

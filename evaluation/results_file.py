@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 from data.errors import DataError
 from data.sets.hardness import RANKS
 from data.types import Box, Cues, Item, Kind
+from evaluation.costs import Speed, TraceFigures
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.runner import Evaluation, QueryResult, Retrieved, VariantResult
+from evaluation.scores.comparisons import Comparison
+from evaluation.scores.paired import Difference
 
 RESULTS_FILE = "evaluation.json"
 QUERIES_FILE = RANKS
@@ -59,7 +62,12 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(query) for query in evaluation.queries]
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), folder / QUERIES_FILE)
-    results = {"results": [asdict(result) for result in evaluation.results]}
+    results = {
+        "results": [asdict(result) for result in evaluation.results],
+        "differences": [asdict(comparison) for comparison in evaluation.differences],
+        "reasoning": [asdict(figures) for figures in evaluation.reasoning],
+        "speed": asdict(evaluation.speed),
+    }
     (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
@@ -75,16 +83,25 @@ def load_evaluation(folder: Path) -> Evaluation:
                 f"{folder / name} not found; expected a run folder of `evaluate`: run that job "
                 "first or correct the path"
             )
-    results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))["results"]
+    written = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
     rows = pq.read_table(folder / QUERIES_FILE).to_pylist()
     return Evaluation(
-        results=tuple(_result(row) for row in results), queries=tuple(_query(row) for row in rows)
+        results=tuple(_result(row) for row in written["results"]),
+        queries=tuple(_query(row) for row in rows),
+        # Older evaluations have none of these.
+        differences=tuple(_comparison(row) for row in written.get("differences", ())),
+        reasoning=tuple(TraceFigures(**row) for row in written.get("reasoning", ())),
+        speed=Speed(**written.get("speed", {})),
     )
 
 
 def _result(row: dict[str, Any]) -> VariantResult:
     metrics = {name: Estimate(**estimate) for name, estimate in row["metrics"].items()}
     return VariantResult(**{**row, "metrics": metrics})
+
+
+def _comparison(row: dict[str, Any]) -> Comparison:
+    return Comparison(**{**row, "difference": Difference(**row["difference"])})
 
 
 def _query(row: dict[str, Any]) -> QueryResult:

@@ -1,37 +1,55 @@
 """Reason, embed, rank: every variant of one evaluation over the same queries.
 
-Pure: the engines come in as two kinds of functions. Joins are by content: what a model would
+Pure: the engines come in as functions. Joins are by content: what a model would
 read twice is asked for once. What fails is left out with a reason, and counted.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
-from data.embed_inputs import embed_content
 from data.prompts import item_content, pictures_of
-from data.sets.hardness import PLAIN
 from data.stores.keys import content_key
 from data.stores.traces import Subject
-from data.types import Content, Cues, EmbedRequest, Evidence, Item, Kind, Side
+from data.types import Content, Cues, Item, Kind
+from evaluation.costs import Costs, Speed, TraceFigures, cost_figures, share
 from evaluation.evidence import on_target, parse_trace
-from evaluation.metrics import MEASURES, Estimate, estimate, means_something
+from evaluation.metrics import MEASURES, Estimate, estimate
 from evaluation.ranking import rank_queries
+from evaluation.scores.comparisons import Comparison, comparisons
 from evaluation.scores.set_result import SetResult, score_set
-from evaluation.sets import EvaluationQuery, EvaluationSet
+from evaluation.sets import (
+    End,
+    EvaluationQuery,
+    EvaluationSet,
+    candidate_end,
+    candidate_ends,
+    ends_of,
+    query_end,
+    shown_target,
+)
+from evaluation.variants import (
+    OTHER_TRACE,
+    SAMPLES,
+    Traces,
+    Variant,
+    compared_variants,
+    other_traces,
+    variants_of,
+)
+from evaluation.vectors import Embed, Vectors, embed_variants
 
 Reason = Callable[[list[tuple[Subject, Content]]], Mapping[str, str]]
 """Greedy traces by `Subject.key`, of one Reasoner; one that is absent from the answer has failed.
 """
-Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
-"""Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
-
+Sample = Callable[[list[tuple[Subject, Content]]], Sequence[Mapping[str, str]]]
+"""Several sampled traces of each subject, of one Reasoner: those of a seed together, as `Reason`
+gives them."""
 Ranked = tuple[EvaluationSet, EvaluationQuery, "QueryResult"]
 
-NO_COT = PLAIN
-TEXT_SUFFIX = "_text"
 OVERALL = ""
 """Stands for all data sets together where a result names its data set."""
 ALL_KINDS = ""
@@ -47,16 +65,8 @@ class Settings:
     resamples: int
     seed: int
     item_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One way to embed items, queries and candidates alike."""
-
-    name: str
-    reasoner: str = ""
-    """Whose traces are used; empty: none."""
-    evidence: Evidence = Evidence.NONE
+    controls: tuple[str, ...] = ()
+    """Of OTHER_TRACE and SAMPLES those that are measured beside the variants of each Reasoner."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +140,11 @@ class Evaluation:
     """Every metric of the sets in which a query was ranked, by variant; not in the files."""
     dimensions: int = 0
     """Of the vectors; 0: none was embedded, or read from the files."""
+    reasoning: tuple[TraceFigures, ...] = ()
+    """What each Reasoner's traces are like."""
+    speed: Speed = field(default_factory=Speed)
+    differences: tuple[Comparison, ...] = ()
+    """Which variants differ, see `compared_variants`."""
 
     def overall(self) -> dict[str, VariantResult]:
         """Return the result over all data sets, by variant, in the order of the table."""
@@ -164,40 +179,6 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """One item to reason about and embed; equal ends share trace and vector."""
-
-    item: Item
-    side: Side
-    seeks_video: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What the Embedder reads of each end in one variant; the others have failed."""
-
-    contents: Mapping[_End, Content]
-    failed: Mapping[_End, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """What became of each end in one variant: exactly one of the two mappings holds it."""
-
-    found: Mapping[_End, np.ndarray]
-    failed: Mapping[_End, str]
-
-
-def variants_of(reasoners: Iterable[str]) -> list[Variant]:
-    """Return the variants in the order of the table: no trace, then text and evidence of each."""
-    variants = [Variant(name=NO_COT)]
-    for name in reasoners:
-        text = Variant(name=name + TEXT_SUFFIX, reasoner=name, evidence=Evidence.TEXT)
-        variants += [text, Variant(name=name, reasoner=name, evidence=Evidence.FULL)]
-    return variants
-
-
 def task_kind(query: Item, target: Item) -> Kind:
     """Return the kind of a task: video, page or image where either side is one, in this order."""
     for kind in (Kind.VIDEO, Kind.PAGE, Kind.IMAGE):
@@ -212,76 +193,84 @@ def evaluate(
     reasoners: Mapping[str, Reason],
     embed: Embed,
     settings: Settings,
+    samplers: Mapping[str, Sample] = MappingProxyType({}),
+    costs: Costs | None = None,
 ) -> Evaluation:
     """Return the metrics of every variant on the same queries.
 
     Each Reasoner is called once, in order, before anything is embedded, so that one set of
     engines can serve all of them.
+
+    Args:
+        sets: what is ranked.
+        reasoners: greedy traces, by the Reasoner's name.
+        embed: the Embedder.
+        settings: which variants, and what models read.
+        samplers: sampled traces of the same Reasoners; asked only for the control SAMPLES, of
+            whose traces the vectors' mean is ranked.
+        costs: who knows what traces and vectors cost; what nobody knows is None in the result.
     """
-    ends: dict[_End, str] = {}
+    ends: dict[End, str] = {}
     for data_set in sets:
-        for end in _ends_of(data_set):
+        for end in ends_of(data_set):
             ends.setdefault(end, data_set.name)
-    traces = {name: _reason(ends, reason, settings) for name, reason in reasoners.items()}
-    variants = variants_of(reasoners)
-    asked = [_ask(list(ends), traces.get(v.reasoner), v, settings) for v in variants]
+    variants = variants_of(reasoners, settings.controls)
+    keys, subjects = _subjects(ends if reasoners else {}, settings)
+    traces = {name: _by_end(keys, reason(list(subjects))) for name, reason in reasoners.items()}
+    samples = {
+        v.reasoner: [_by_end(keys, answers) for answers in samplers[v.reasoner](list(subjects))]
+        for v in variants
+        if v.control == SAMPLES
+    }
+    said = [(v, _traces_of(v, traces, samples, sets, ends)) for v in variants]
+    embedded, content_keys = embed_variants(
+        list(ends),
+        said,
+        embed,
+        max_frames=settings.max_frames,
+        item_tokens=settings.item_tokens,
+    )
+    reasoning, speed = cost_figures(
+        traces,
+        costs,
+        trace_keys=[subject.key for subject, _ in subjects],
+        content_keys=content_keys,
+        max_frames=settings.max_frames,
+    )
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
     scores: dict[str, list[SetResult]] = {}
-    embedded = _embed(list(ends), asked, embed)
-    for variant, vectors in zip(variants, embedded, strict=True):
-        said = traces.get(variant.reasoner)
+    for (variant, of_variant), vectors in zip(said, embedded, strict=True):
+        own = of_variant[0] if len(of_variant) == 1 else None  # of several traces none is shown
         ranked: list[Ranked] = []
         for data_set in sets:
-            of_set, score = _rank(data_set, variant, said, vectors, settings)
+            of_set, score = _rank(data_set, variant, own, vectors, settings)
             ranked += of_set
             if score is not None:
                 scores.setdefault(variant.name, []).append(score)
         queries += [result for _, _, result in ranked]
-        for source in (OVERALL, *(data_set.name for data_set in sets)):
-            rows = [row for row in ranked if source in (OVERALL, row[0].name)]
-            results.append(_sum_up(variant.name, source, rows, vectors, settings))
-        for kind in dict.fromkeys(task_kind(r.query, r.target) for _, _, r in ranked):
-            rows = [row for row in ranked if task_kind(row[2].query, row[2].target) is kind]
-            result = _sum_up(variant.name, OVERALL, rows, vectors, settings)
-            results.append(replace(result, kind=kind))
+        results += _results(variant.name, sets, ranked, vectors, settings)
     return Evaluation(
         results=tuple(results),
         queries=tuple(queries),
         scores=scores,
         dimensions=max((len(v) for vectors in embedded for v in vectors.found.values()), default=0),
+        reasoning=reasoning,
+        speed=speed,
+        differences=comparisons(
+            compared_variants(variants), scores, resamples=settings.resamples, seed=settings.seed
+        ),
     )
 
 
-def _query(data_set: EvaluationSet, query: EvaluationQuery) -> _End:
-    seeks_video = query.item.kind is Kind.TEXT and _target(data_set, query).kind is Kind.VIDEO
-    return _End(query.item, Side.QUERY, seeks_video)
+def _subjects(
+    ends: Mapping[End, str], settings: Settings
+) -> tuple[dict[End, str], list[tuple[Subject, Content]]]:
+    """Return the key of each end, and what Reasoners are asked, equal contents once.
 
-
-def _target(data_set: EvaluationSet, query: EvaluationQuery) -> Item:
-    return data_set.candidates[next(iter(query.right))]
-
-
-def _candidate(item: Item) -> _End:
-    return _End(item, Side.TARGET)
-
-
-def _ends_of(data_set: EvaluationSet) -> list[_End]:
-    """Return every query, and every candidate that a query is ranked over."""
-    queries = [_query(data_set, query) for query in data_set.queries]
-    return [*queries, *_candidates_of(data_set, data_set.queries)]
-
-
-def _candidates_of(data_set: EvaluationSet, queries: Iterable[EvaluationQuery]) -> list[_End]:
-    """Return every candidate that one of the queries is ranked over, once."""
-    lists = dict.fromkeys(query.candidates for query in queries)  # most queries share one
-    keys = dict.fromkeys(key for own in lists for key in own or data_set.candidates)
-    return [_candidate(data_set.candidates[key]) for key in keys]
-
-
-def _reason(ends: Mapping[_End, str], reason: Reason, settings: Settings) -> dict[_End, str | None]:
-    """Return the trace of each end, None where none came back. ``ends`` has their data sets."""
-    keys: dict[_End, str] = {}
+    ``ends`` has their data sets.
+    """
+    keys: dict[End, str] = {}
     requests: dict[str, tuple[Subject, Content]] = {}
     for end, source in ends.items():
         content = item_content(
@@ -295,92 +284,45 @@ def _reason(ends: Mapping[_End, str], reason: Reason, settings: Settings) -> dic
         key = keys[end] = content_key(content)
         subject = Subject(key=key, item=end.item, side=end.side, task=source)
         requests.setdefault(key, (subject, content))
-    answers = reason(list(requests.values()))
-    return {end: answers.get(keys[end]) for end in ends}
+    return keys, list(requests.values())
 
 
-def _ask(
-    ends: Sequence[_End],
-    traces: Mapping[_End, str | None] | None,
+def _by_end(keys: Mapping[End, str], answers: Mapping[str, str]) -> dict[End, str | None]:
+    """Return the trace of each end, None where none came back."""
+    return {end: answers.get(key) for end, key in keys.items()}
+
+
+def _traces_of(
     variant: Variant,
-    settings: Settings,
-) -> _Asked:
-    """Return what the Embedder reads of each end.
-
-    An end without a trace has failed in a variant that uses traces: embedding it bare would
-    replace the trace by nothing.
-    """
-    contents: dict[_End, Content] = {}
-    failed: dict[_End, str] = {}
-    for end in ends:
-        trace = None if traces is None else traces[end]
-        if traces is not None and (trace is None or not trace.strip()):
-            failed[end] = "trace failed" if trace is None else "empty trace"
-            continue
-        contents[end] = embed_content(
-            end.item,
-            trace,
-            max_frames=settings.max_frames,
-            item_tokens=settings.item_tokens,
-            evidence=variant.evidence,
-        )
-    return _Asked(contents, failed)
-
-
-def _embed(ends: Sequence[_End], asked: Sequence[_Asked], embed: Embed) -> list[_Vectors]:
-    """Return the vector of each end, for each of ``asked``.
-
-    Equal contents are embedded once. All contents of an item follow each other, so that its
-    pictures need not be kept for long.
-    """
-    keys = [
-        {end: content_key(content) for end, content in of_variant.contents.items()}
-        for of_variant in asked
-    ]
-    requests: dict[str, Content] = {}
-    for end in ends:
-        for of_variant, named in zip(asked, keys, strict=True):
-            if end in named:
-                requests[named[end]] = of_variant.contents[end]
-    answers = embed([EmbedRequest(key=key, content=c) for key, c in requests.items()])
-    return [
-        _vectors(named, of_variant.failed, answers)
-        for of_variant, named in zip(asked, keys, strict=True)
-    ]
-
-
-def _vectors(
-    keys: Mapping[_End, str], failed: Mapping[_End, str], answers: Mapping[str, np.ndarray]
-) -> _Vectors:
-    vectors: dict[_End, np.ndarray] = {}
-    reasons = dict(failed)
-    for end, key in keys.items():
-        vector = answers.get(key)
-        if vector is None:
-            reasons[end] = "no embedding"
-        elif not means_something(vector):
-            reasons[end] = "embedding not finite or zero"
-        else:
-            vectors[end] = vector
-    return _Vectors(vectors, reasons)
+    traces: Mapping[str, Traces],
+    samples: Mapping[str, Sequence[Traces]],
+    sets: Sequence[EvaluationSet],
+    ends: Mapping[End, str],
+) -> Sequence[Traces | None]:
+    """Return the traces that a variant reads; more than one: the vectors' mean is ranked."""
+    if variant.control == SAMPLES:
+        return samples[variant.reasoner]
+    if variant.control == OTHER_TRACE:
+        return [other_traces(sets, ends, traces[variant.reasoner])]
+    return [traces.get(variant.reasoner)]
 
 
 def _rank(
     data_set: EvaluationSet,
     variant: Variant,
-    traces: Mapping[_End, str | None] | None,
-    vectors: _Vectors,
+    traces: Traces | None,
+    vectors: Vectors,
     settings: Settings,
 ) -> tuple[list[Ranked], SetResult | None]:
     """Return each query of a set with its result, in their order, and the metrics of the set."""
-    ends = {query.query_id: _query(data_set, query) for query in data_set.queries}
+    ends = {query.query_id: query_end(data_set, query) for query in data_set.queries}
     orders = rank_queries(
         data_set,
         {name: vectors.found[end] for name, end in ends.items() if end in vectors.found},
         {
             key: vectors.found[end]
             for key, item in data_set.candidates.items()
-            if (end := _candidate(item)) in vectors.found
+            if (end := candidate_end(item)) in vectors.found
         },
     )
     scores = None
@@ -399,7 +341,7 @@ def _rank(
     for query in data_set.queries:
         name, end = query.query_id, ends[query.query_id]
         shown = tuple(p.uri for p in pictures_of(query.item, settings.max_frames))
-        trace = "" if traces is None else traces[end] or ""
+        trace = "" if traces is None else traces.get(end) or ""
         parsed = parse_trace(trace, kind=query.item.kind, num_frames=len(shown))
         order = orders.get(name)
         result = QueryResult(
@@ -407,7 +349,7 @@ def _rank(
             source=data_set.name,
             pair_id=name,
             query=query.item,
-            target=_target(data_set, query),
+            target=shown_target(data_set, query),
             shown=shown,
             truth=query.truth,
             trace=trace,
@@ -430,17 +372,36 @@ def _rank(
 
 
 def _why_not_ranked(
-    data_set: EvaluationSet, query: EvaluationQuery, end: _End, vectors: _Vectors
+    data_set: EvaluationSet, query: EvaluationQuery, end: End, vectors: Vectors
 ) -> str:
     if end in vectors.failed:
         return f"query: {vectors.failed[end]}"
-    target = _candidate(_target(data_set, query))
+    target = candidate_end(shown_target(data_set, query))
     why = vectors.failed.get(target, "not among the row's candidates")
     return f"target: {why}"
 
 
+def _results(
+    variant: str,
+    sets: Sequence[EvaluationSet],
+    ranked: Sequence[Ranked],
+    vectors: Vectors,
+    settings: Settings,
+) -> list[VariantResult]:
+    """Return the results of a variant: over all data sets, of each, and of each kind of task."""
+    results = []
+    for source in (OVERALL, *(data_set.name for data_set in sets)):
+        rows = [row for row in ranked if source in (OVERALL, row[0].name)]
+        results.append(_sum_up(variant, source, rows, vectors, settings))
+    for kind in dict.fromkeys(task_kind(r.query, r.target) for _, _, r in ranked):
+        rows = [row for row in ranked if task_kind(row[2].query, row[2].target) is kind]
+        result = _sum_up(variant, OVERALL, rows, vectors, settings)
+        results.append(replace(result, kind=kind))
+    return results
+
+
 def _sum_up(
-    variant: str, source: str, ranked: Sequence[Ranked], vectors: _Vectors, settings: Settings
+    variant: str, source: str, ranked: Sequence[Ranked], vectors: Vectors, settings: Settings
 ) -> VariantResult:
     rows = [result for _, _, result in ranked]
     by_set: dict[str, list[Ranked]] = {}
@@ -449,7 +410,7 @@ def _sum_up(
     candidates = {
         end
         for of_set in by_set.values()
-        for end in _candidates_of(of_set[0][0], (query for _, query, _ in of_set))
+        for end in candidate_ends(of_set[0][0], (query for _, query, _ in of_set))
     }
     measured = [row.metrics for row in rows if row.metrics is not None]
     metrics = {}
@@ -467,12 +428,7 @@ def _sum_up(
         excluded=dict(Counter(row.excluded for row in rows if row.excluded)),
         candidates_excluded=sum(end in vectors.failed for end in candidates),
         metrics=metrics,
-        valid=_share(row.valid for row in rows),
-        on_target=_share(row.on_target for row in rows),
-        chance=_share(row.chance for row in rows),
+        valid=share(row.valid for row in rows),
+        on_target=share(row.on_target for row in rows),
+        chance=share(row.chance for row in rows),
     )
-
-
-def _share(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -60,6 +60,45 @@ class EvaluationSet:
         yield from self.candidates.values()
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """One item to reason about and embed; equal ends share trace and vector."""
+
+    item: Item
+    side: Side
+    seeks_video: bool = False
+
+
+def shown_target(data_set: EvaluationSet, query: EvaluationQuery) -> Item:
+    """Return the right candidate that reports show."""
+    return data_set.candidates[next(iter(query.right))]
+
+
+def query_end(data_set: EvaluationSet, query: EvaluationQuery) -> End:
+    """Return what is reasoned about and embedded of a query."""
+    target = shown_target(data_set, query)
+    seeks_video = query.item.kind is Kind.TEXT and target.kind is Kind.VIDEO
+    return End(query.item, Side.QUERY, seeks_video)
+
+
+def candidate_end(item: Item) -> End:
+    """Return what is reasoned about and embedded of a candidate."""
+    return End(item, Side.TARGET)
+
+
+def ends_of(data_set: EvaluationSet) -> list[End]:
+    """Return every query, and every candidate that a query is ranked over."""
+    queries = [query_end(data_set, query) for query in data_set.queries]
+    return [*queries, *candidate_ends(data_set, data_set.queries)]
+
+
+def candidate_ends(data_set: EvaluationSet, queries: Iterable[EvaluationQuery]) -> list[End]:
+    """Return every candidate that one of the queries is ranked over, once."""
+    lists = dict.fromkeys(query.candidates for query in queries)  # most queries share one
+    keys = dict.fromkeys(key for own in lists for key in own or data_set.candidates)
+    return [candidate_end(data_set.candidates[key]) for key in keys]
+
+
 def sets_of_pairs(
     pairs: Sequence[Pair], distractors: Mapping[str, Iterable[Item]] = MappingProxyType({})
 ) -> list[EvaluationSet]:

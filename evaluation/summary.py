@@ -9,7 +9,8 @@ from typing import Any
 from data.errors import DataError
 from evaluation.metrics import OVER_SETS
 from evaluation.results_file import QUERIES_FILE, RESULTS_FILE, load_evaluation
-from evaluation.runner import TEXT_SUFFIX, Evaluation
+from evaluation.runner import Evaluation
+from evaluation.variants import TEXT_SUFFIX
 
 STAGE_FILE = "stage.json"
 METRICS_FILE = "metrics.jsonl"

@@ -11,7 +11,14 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from cluster.inference import Blocks, embed, greedy_traces
+from cluster.inference import (
+    Blocks,
+    contents_per_second,
+    embed,
+    greedy_traces,
+    sampled_traces,
+    trace_cost,
+)
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder
 from cluster.placement import Role
@@ -25,11 +32,12 @@ from data.model.chat import load_encoder
 from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
 from evaluation.benchmarks.load import load_benchmark
+from evaluation.costs import Costs
 from evaluation.report.console_tables import print_table
 from evaluation.report.headline_table import headline_metrics, title_of
 from evaluation.report.score_table import print_scores
 from evaluation.results_file import RESULTS_FILE, save_evaluation
-from evaluation.runner import Settings, evaluate, variants_of
+from evaluation.runner import Settings, evaluate
 from evaluation.scores.leaderboard import ModelEntry
 from evaluation.scores.set_result import SetResult
 from evaluation.sets import sets_of_pairs
@@ -40,6 +48,7 @@ from evaluation.suite_results import (
     suite_results,
     suite_table,
 )
+from evaluation.variants import variants_of
 
 
 def roles(config: EvaluateConfig) -> list[Role]:
@@ -90,20 +99,21 @@ def main(config: EvaluateConfig) -> int:
     ):
         blocks = Blocks(decoder, data.media, config.block, console)
         store = Path(config.store) if config.store else folder.path / "store"
-
+        recipe = {"rollout": config.rollout, "templates": data.templates, "store": store}
+        writing = {
+            **recipe,
+            "blocks": blocks,
+            "most_missing": config.max_missing_traces,
+            "made_by": f"evaluate {folder.path}",
+        }
         result = evaluate(
             sets,
             reasoners={
-                name: partial(
-                    greedy_traces,
-                    model=model,
-                    rollout=config.rollout,
-                    templates=data.templates,
-                    blocks=blocks,
-                    store=store,
-                    most_missing=config.max_missing_traces,
-                    made_by=f"evaluate {folder.path}",
-                )
+                name: partial(greedy_traces, model=model, **writing)
+                for name, model in reasoners.items()
+            },
+            samplers={
+                name: partial(sampled_traces, model=model, samples=config.samples, **writing)
                 for name, model in reasoners.items()
             },
             embed=partial(
@@ -113,12 +123,22 @@ def main(config: EvaluateConfig) -> int:
                 store=store,
                 memory_bytes=config.vector_bytes,
             ),
+            costs=Costs(
+                traces={
+                    name: partial(trace_cost, model=model, media=data.media, **recipe)
+                    for name, model in reasoners.items()
+                },
+                contents_per_second=partial(
+                    contents_per_second, reward=config.reward, media=data.media, store=store
+                ),
+            ),
             settings=Settings(
                 templates=data.templates,
                 max_frames=data.media.max_frames,
                 item_tokens=data.item_tokens,
                 resamples=config.bootstrap,
                 seed=config.run.seed,
+                controls=tuple(config.controls),
             ),
         )
         folder.keep_until(-1)  # of an evaluation that was killed

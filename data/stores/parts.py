@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -33,6 +33,8 @@ ABANDONED_S = 86_400
 """A part that is unfinished for longer was left by a process that was killed."""
 KEY_COLUMN, FAILED = "key", "failed"
 """Columns of every part; where `failed` is null, the row holds what its key stands for."""
+WALL_MS = "wall_ms"
+"""Column for wall-clock milliseconds of a block of requests, over the number of its requests."""
 _FACTS_IN_PART, _WIDTH_IN_PART = b"facts", b"width"
 
 
@@ -52,7 +54,15 @@ class KeyedParts:
     keys a row that did not fail counts, then the one written last.
     """
 
-    def __init__(self, root: Path, facts: Mapping[str, Any], columns: "pa.Schema") -> None:
+    def __init__(
+        self,
+        root: Path,
+        facts: Mapping[str, Any],
+        columns: "pa.Schema",
+        *,
+        newer: Collection[str] = (),
+    ) -> None:
+        """``newer`` names columns that older parts lack: they are null there."""
         import pyarrow as pa
 
         text = json.dumps(facts, sort_keys=True, indent=1)
@@ -63,6 +73,7 @@ class KeyedParts:
         self.parts: list[Part] = []
         key = pa.field(KEY_COLUMN, pa.string(), nullable=False)
         self.schema = pa.schema([key, pa.field(FAILED, pa.string()), *columns])
+        self._older_schema = pa.schema([field for field in self.schema if field.name not in newer])
         self._facts, self._ready = text, False
         # Keys, whether they failed, places. The first entry has each key once, in order; the others
         # are of parts that were opened since.
@@ -196,12 +207,34 @@ class KeyedParts:
                         if low < high:
                             first = ends[group] - counts[group]
                             table = file.read_row_group(group, [*columns], use_threads=False)
+                            for name in columns:
+                                if name not in table.column_names:
+                                    nulls = pa.nulls(len(table), self.schema.field(name).type)
+                                    table = table.append_column(name, nulls)
                             yield numbers[low:high], table.take(rows[low:high] - first)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(
                     f"{part.path}: expected the part that was opened before, found one that "
                     f"cannot be read ({error}); delete it, and what it holds is made again"
                 ) from error
+
+    def means(self, keys: Sequence[str], columns: Sequence[str]) -> dict[str, float | None]:
+        """Return the mean of each column over the rows of keys, None where no value is known.
+
+        Nulls are left out, and so are keys without a row.
+
+        Raises:
+            DataError: a part cannot be read any more.
+        """
+        places = self.places(keys)
+        values: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+        for _, table in self.read(places[places >= 0], columns):
+            for name in columns:
+                values[name].append(table[name].drop_null().to_numpy())
+        return {
+            name: float(np.concatenate(parts).mean()) if any(map(len, parts)) else None
+            for name, parts in values.items()
+        }
 
     def _make_folder(self) -> None:
         """Make the folder, with the facts for people who look into it; clear what kills left."""
@@ -225,7 +258,8 @@ class KeyedParts:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             notes = schema.metadata or {}
-            if notes.get(_FACTS_IN_PART) != self._facts.encode() or schema != self.schema:
+            same_columns = schema in (self.schema, self._older_schema)
+            if notes.get(_FACTS_IN_PART) != self._facts.encode() or not same_columns:
                 raise DataError(
                     f"expected a part with the facts of {FACTS}, found a table of another model, "
                     "of other settings or of other columns"

@@ -15,10 +15,10 @@ import numpy as np
 from data.errors import DataError
 from data.rows.trace_files import TraceFiles
 from data.stores.facts import TraceRecipe
-from data.stores.parts import FAILED, KEY_COLUMN, KeyedParts
+from data.stores.parts import FAILED, KEY_COLUMN, WALL_MS, KeyedParts
 from data.types import Item, Side
 
-TEXT = "text"
+TEXT, TOKENS = "text", "tokens"
 GROUP_ROWS = 4096
 """Traces that are read at a time, some 10 MB."""
 EMPTY = "empty trace"
@@ -48,6 +48,22 @@ class StoredTrace:
     """`stop` = ended by itself, `length` = cut at the token limit; empty: unknown."""
     failed: str = ""
     """Why there is no trace; empty: there is one."""
+    tokens: int | None = None
+    """Tokens that were generated, the end-of-turn token included; None: unknown."""
+    wall_ms: float | None = None
+    """Wall-clock milliseconds of the block that it was written in, over the number of the block's
+    traces; None: unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceCost:
+    """What traces cost, each a mean over those of which it is known; None where it is of none."""
+
+    tokens: float | None = None
+    """Generated tokens of a trace."""
+    wall_ms: float | None = None
+    """Wall-clock milliseconds of engines for a trace. Engines work at many traces at once: it is
+    the time of a block over its traces, not how long a trace takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +93,11 @@ class TraceStore:
             *(("temperature", pa.float64()), ("seed", pa.int64())),
             *((name, pa.string()) for name in (TEXT, "finish", "made_by")),
             ("made_at", pa.timestamp("ms", "UTC")),
+            *((TOKENS, pa.int32()), (WALL_MS, pa.float32())),
         ]
         self._recipe = recipe
-        self._parts = KeyedParts(root, asdict(recipe), pa.schema(columns))
+        newer = (TOKENS, WALL_MS)
+        self._parts = KeyedParts(root, asdict(recipe), pa.schema(columns), newer=newer)
 
     @property
     def folder(self) -> Path:
@@ -117,6 +135,8 @@ class TraceStore:
             "finish": [trace.finish or None for trace in traces],
             "made_by": [made_by] * len(traces),
             "made_at": [time.time_ns() // 1_000_000] * len(traces),
+            TOKENS: [trace.tokens for trace in traces],
+            WALL_MS: [trace.wall_ms for trace in traces],
         }
         self._parts.write(columns, group_rows=GROUP_ROWS)
 
@@ -166,6 +186,15 @@ class TraceStore:
             for number, text in zip(numbers, table[TEXT].to_pylist(), strict=True):
                 traces[there[number]] = text
         return traces
+
+    def cost(self, keys: Iterable[str]) -> TraceCost:
+        """Return what the traces of keys cost; keys without a trace are left out.
+
+        Raises:
+            DataError: a part cannot be read.
+        """
+        self._parts.look()
+        return TraceCost(**self._parts.means(list(dict.fromkeys(keys)), (TOKENS, WALL_MS)))
 
     def take_over(
         self, subjects: Iterable[NamedSubject], files: TraceFiles, *, made_by: str

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.stores.parts import FAILED, KEY_COLUMN, KeyedParts
+from data.stores.parts import FAILED, KEY_COLUMN, WALL_MS, KeyedParts
 
 VECTOR = "vector"
 GROUP_BYTES = 16 << 20
@@ -30,7 +30,8 @@ class VectorStore:
         """``memory_bytes``: `rows` keeps no more of them in memory, and the others in a file."""
         import pyarrow as pa
 
-        self._parts = KeyedParts(root, facts, pa.schema([(VECTOR, pa.list_(pa.float32()))]))
+        columns = pa.schema([(VECTOR, pa.list_(pa.float32())), (WALL_MS, pa.float32())])
+        self._parts = KeyedParts(root, facts, columns, newer=(WALL_MS,))
         self._memory_bytes = memory_bytes
 
     @property
@@ -43,8 +44,12 @@ class VectorStore:
         """Why files in the folder are not read, by their names."""
         return self._parts.set_aside
 
-    def add(self, keys: Sequence[str], vectors: np.ndarray) -> None:
+    def add(
+        self, keys: Sequence[str], vectors: np.ndarray, *, wall_ms: float | None = None
+    ) -> None:
         """Commit vectors [N, D] as one part, in float32: after a kill all are there, or none.
+
+        ``wall_ms`` are the wall-clock milliseconds of the block over the number of its contents.
 
         Raises:
             DataError: a vector is not finite or zero, has another size than those in the store,
@@ -78,6 +83,7 @@ class VectorStore:
             {
                 KEY_COLUMN: list(keys),
                 VECTOR: pa.ListArray.from_arrays(ends, pa.array(rows.ravel())),
+                WALL_MS: [wall_ms] * len(keys),
             },
             group_rows=max(1, GROUP_BYTES // (4 * width)),
             width=width,
@@ -107,6 +113,16 @@ class VectorStore:
         """Return why keys without a vector failed when they were tried last."""
         self._parts.look()
         return self._parts.failures(keys)
+
+    def wall_ms(self, keys: Sequence[str]) -> float | None:
+        """Return the mean wall-clock milliseconds of a content among keys; None: of none is it
+        known. Keys without a vector are left out.
+
+        Raises:
+            DataError: a part cannot be read.
+        """
+        self._parts.look()
+        return self._parts.means(list(dict.fromkeys(keys)), [WALL_MS])[WALL_MS]
 
     def rows(self, keys: Sequence[str]) -> np.ndarray:
         """Return the vectors of keys, float32 [N, D]; above ``memory_bytes`` mapped from a file.

@@ -6,7 +6,8 @@ from data.types import Kind
 from evaluation.metrics import Estimate
 from evaluation.report.gallery import REASONERS
 from evaluation.report.plots import COLOURS, GREY
-from evaluation.runner import TEXT_SUFFIX, Evaluation
+from evaluation.runner import Evaluation
+from evaluation.variants import TEXT_SUFFIX
 
 KINDS = (Kind.IMAGE, Kind.VIDEO, Kind.PAGE)
 """Kinds of task with evidence to switch off; between texts the keywords are the text's own."""

@@ -7,23 +7,38 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.costs import Speed, TraceFigures
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.report.ablation import AblationRow, ablation
-from evaluation.report.headline_table import HeadlineRow, headline
+from evaluation.report.gallery import REASONERS
+from evaluation.report.headline_table import HeadlineRow, headline, short_title_of
 from evaluation.runner import Evaluation, VariantResult
+from evaluation.scores.comparisons import Comparison
+
+SET_COLUMNS = 5
+"""Variants beside each other: their names fit 80 columns."""
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:
-    """Print the headline table, hit@1 by data set and the ablation of the evidence.
+    """Print the headline table, hit@1 by data set, the ablation of the evidence, which variants
+    differ, and what traces cost.
 
     They fit 80 columns.
     """
     rows = headline(evaluation.overall())
     console.print(_variant_table(rows, evaluation))
-    console.print(_set_table(rows, evaluation))
+    for start in range(0, len(rows), SET_COLUMNS):
+        console.print(_set_table(rows[start : start + SET_COLUMNS], evaluation))
     kinds = ablation(evaluation)
     if kinds:
         console.print(_ablation_table(kinds))
+    if evaluation.differences:
+        console.print(_difference_table(evaluation.differences))
+    if evaluation.reasoning:
+        console.print(_cost_table(evaluation.reasoning, evaluation.speed))
+    if evaluation.speed.contents_per_second is not None:
+        rate = evaluation.speed.contents_per_second
+        console.print(f"The Embedder read {rate:.1f} contents per second.", highlight=False)
 
 
 def _variant_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
@@ -76,7 +91,7 @@ def _set_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
     sets = evaluation.by_set()
     table = _table("Held-out hit@1 by data set", caption="")
     table.add_column("data set", overflow="fold")
-    short = [row.title.replace(", text only", "\ntext").replace(", text +", "\n+") for row in rows]
+    short = [_column_title(row.title) for row in rows]
     for name in ("chance", *short, "n"):
         table.add_column(name, justify="right")
 
@@ -101,6 +116,17 @@ def _set_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
             *(_number(over_sets[row.result.variant].get("hit_at_1")) for row in rows),
         )
     return table
+
+
+def _column_title(title: str) -> str:
+    for long, short in (
+        (", text only", "\ntext"),
+        (", text +", "\n+"),
+        (", another row's", "\nother's"),
+        (", mean of", "\n"),
+    ):
+        title = title.replace(long, short)
+    return title
 
 
 def _chance(results: Mapping[str, VariantResult]) -> float | None:
@@ -128,6 +154,45 @@ def _ablation_table(rows: Sequence[AblationRow]) -> Table:
     return table
 
 
+def _difference_table(differences: Sequence[Comparison]) -> Table:
+    table = _table("Paired differences of the main metric, all data sets alike", caption="")
+    table.add_column("first")
+    table.add_column("against")
+    for name in ("difference", "95 %", "p", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for comparison in differences:
+        difference = comparison.difference
+        table.add_row(
+            short_title_of(comparison.first),
+            short_title_of(comparison.second),
+            f"{difference.mean:+.3f}",
+            f"{difference.low:+.2f} to {difference.high:+.2f}",
+            f"{difference.p_value:.3f}",
+            str(difference.queries),
+        )
+    return table
+
+
+def _cost_table(reasoning: Sequence[TraceFigures], speed: Speed) -> Table:
+    table = _table(
+        "Traces of queries and candidates",
+        caption="ms: wall-clock of a block over its traces",
+    )
+    table.add_column("Reasoner", no_wrap=True)
+    for name in ("with a trace", "not valid", "tokens", "ms", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for figures in reasoning:
+        table.add_row(
+            REASONERS.get(figures.reasoner, figures.reasoner),
+            _number(figures.coverage),
+            _number(figures.invalid),
+            _tenths(figures.tokens),
+            _tenths(speed.wall_ms.get(figures.reasoner)),
+            str(figures.items),
+        )
+    return table
+
+
 def _table(title: str, *, caption: str) -> Table:
     return Table(
         title=title,
@@ -141,6 +206,10 @@ def _table(title: str, *, caption: str) -> Table:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def _tenths(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _interval(estimate: Estimate | None) -> str:

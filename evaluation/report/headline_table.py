@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from evaluation.metrics import MEASURES, OVER_SETS, Estimate
 from evaluation.report.gallery import REASONERS
 from evaluation.report.plots import COLOURS, GREY
-from evaluation.runner import NO_COT, TEXT_SUFFIX, Evaluation, VariantResult
+from evaluation.runner import Evaluation, VariantResult
+from evaluation.variants import CONTROL_SUFFIXES, NO_COT, OTHER_TRACE, SAMPLES, TEXT_SUFFIX
+
+_WHAT_BY_SUFFIX = {
+    TEXT_SUFFIX: "text only",
+    CONTROL_SUFFIXES[OTHER_TRACE]: "another row's trace",
+    CONTROL_SUFFIXES[SAMPLES]: "mean of samples",
+}
+_ALL_OF_IT = "text + evidence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +33,16 @@ def title_of(variant: str) -> str:
     """Return a variant's name as readers see it."""
     if variant == NO_COT:
         return "No T-CoT"
-    reasoner = variant.removesuffix(TEXT_SUFFIX)
-    what = "text only" if variant.endswith(TEXT_SUFFIX) else "text + evidence"
-    return f"{REASONERS.get(reasoner, reasoner)}, {what}"
+    for suffix, what in _WHAT_BY_SUFFIX.items():
+        if variant.endswith(suffix):
+            reasoner = variant.removesuffix(suffix)
+            return f"{REASONERS.get(reasoner, reasoner)}, {what}"
+    return f"{REASONERS.get(variant, variant)}, {_ALL_OF_IT}"
+
+
+def short_title_of(variant: str) -> str:
+    """Return the name without what is usual: the text and evidence of the item's own trace."""
+    return title_of(variant).removesuffix(f", {_ALL_OF_IT}")
 
 
 def headline(overall: Mapping[str, VariantResult]) -> list[HeadlineRow]:

@@ -9,7 +9,7 @@ from evaluation.metrics import Estimate
 from evaluation.report import drawing
 from evaluation.report.ablation import AblationRow, ablation
 from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose_queries
-from evaluation.report.headline_table import headline, title_of
+from evaluation.report.headline_table import headline, short_title_of, title_of
 from evaluation.report.html import render
 from evaluation.report.monitor_rows import monitor_rows
 from evaluation.report.plots import plot_curves, plot_evidence, plot_tasks
@@ -18,6 +18,7 @@ from evaluation.runner import (
     VariantResult,
 )
 from evaluation.summary import Runs
+from evaluation.variants import CONTROL_SUFFIXES
 
 DEMO_JOB = "demo_data"
 """The job whose teacher is biased on purpose; the report says so where it ran."""
@@ -56,6 +57,12 @@ def build_report(
         over_sets=runs.evaluation.over_sets(),
         sets=len(runs.evaluation.by_set()),
         metrics=("hit@1", "hit@5", "nDCG@5"),
+        controls=any(name.endswith(tuple(CONTROL_SUFFIXES.values())) for name in overall),
+        differences=runs.evaluation.differences,
+        reasoning=runs.evaluation.reasoning,
+        speed=runs.evaluation.speed,
+        reasoners=REASONERS,
+        short_title_of=short_title_of,
         before=overall.get(BEFORE),
         after=overall.get(AFTER),
         steps=runs.steps(),

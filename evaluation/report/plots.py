@@ -25,6 +25,10 @@ COLOURS = {
     "warm_start": "#c77700",
     "eg_rl_text": "#7fb3cf",
     "eg_rl": "#0b6ea3",
+    "warm_start_other": "#c9b59a",
+    "warm_start_samples": "#7a4a00",
+    "eg_rl_other": "#a9bac4",
+    "eg_rl_samples": "#06405f",
 }
 """One colour per variant, the text-only one lighter; used in every plot and table."""
 _SERIES = ("#0b6ea3", "#c77700", "#2f9e5f", "#8f5fbf")
@@ -91,11 +95,15 @@ def plot_tasks(tasks: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
     """Return hit@1 of each variant by task, with intervals; ``tasks`` is {task: {variant: ..}}."""
     names = list(tasks)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(11.4, 0.9 + 0.62 * len(names)), layout="constrained")
+        row_height = max(0.62, 0.124 * len(titles))
+        figure, axes = plt.subplots(
+            figsize=(11.4, 0.9 + row_height * len(names)), layout="constrained"
+        )
+        apart = min(0.16, 0.8 / len(titles))
         for row, name in enumerate(names):
             axes.axhspan(row - 0.46, row + 0.46, color="#f8f9fa", zorder=0, linewidth=0)
             for index, (variant, estimate) in enumerate(tasks[name].items()):
-                height = row + (index - (len(titles) - 1) / 2) * 0.16
+                height = row + (index - (len(titles) - 1) / 2) * apart
                 colour = COLOURS.get(variant, GREY)
                 axes.plot(
                     (estimate.low, estimate.high), (height, height), color=colour, linewidth=1.6
@@ -225,7 +233,7 @@ def _hollow(colour: str) -> dict[str, str]:
 
 
 def _key(axes: Axes, entries: Mapping[str, Mapping[str, str]]) -> None:
-    """Put the legend in one row above the axes."""
+    """Put the legend above the axes, in one row as far as there is room."""
     handles = [
         plt.Line2D([], [], marker="o", linestyle="", markersize=5.5, label=label, **style)
         for label, style in entries.items()
@@ -234,7 +242,7 @@ def _key(axes: Axes, entries: Mapping[str, Mapping[str, str]]) -> None:
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=len(handles),
+        ncols=min(len(handles), 5),
         handletextpad=0.2,
         columnspacing=1.4,
         borderaxespad=0.2,

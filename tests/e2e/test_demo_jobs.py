@@ -184,8 +184,34 @@ def test_an_evaluation_that_is_killed_goes_on_and_makes_nothing_twice(
             by_folder.setdefault(part.parent, []).extend(rows["key"].to_pylist())
         assert len(by_folder) == {"traces": 2, "vectors": 1}[store]
         assert all(len(keys) == len(set(keys)) for keys in by_folder.values())
-    results = [demo / f"runs/demo/{name}/evaluation.json" for name in ("evaluate", folder.name)]
-    assert results[0].read_text() == results[1].read_text()
+    straight, killed = (evaluation_in(demo / "runs/demo/evaluate"), evaluation_in(folder))
+    for evaluation in (straight, killed):
+        speed = evaluation.pop("speed")  # no two runs have it alike
+        assert speed["contents_per_second"] > 0
+        assert all(wall_ms > 0 for wall_ms in speed["wall_ms"].values())
+    assert straight == killed
+    assert all(figures["tokens"] > 1 for figures in straight["reasoning"])
+
+
+def test_controls_are_measured_beside_the_same_variants(demo: Path, head: Head) -> None:
+    command = job_command(
+        *("evaluate", "evaluate", "bootstrap=50", "run.dir=runs/demo/controls"),
+        *("controls=[other_trace,samples]", "samples=2", "store=runs/demo/evaluate/store"),
+    )
+    run(*command, home=demo, **head.env)
+    plain, controls = (evaluation_in(demo / f"runs/demo/{n}") for n in ("evaluate", "controls"))
+    added = [result for result in controls["results"] if result not in plain["results"]]
+    assert {result["variant"] for result in added} == {
+        f"{name}_{control}" for name in ("warm_start", "eg_rl") for control in ("other", "samples")
+    }
+    assert all(result["queries"] for result in added if not result["source"])
+    assert len(controls["results"]) == len(plain["results"]) + len(added)
+    assert plain["reasoning"] == controls["reasoning"]
+    assert len(controls["differences"]) == len(plain["differences"]) + 4
+
+
+def evaluation_in(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
 
 
 def test_mlflow_holds_every_training_job_and_the_report(demo: Path) -> None:

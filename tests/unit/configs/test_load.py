@@ -9,6 +9,7 @@ from configs.errors import ConfigError
 from configs.load import load, to_flat, to_yaml
 from configs.reward import RewardConfig
 from configs.schema import (
+    CONTROLS,
     CheckDataConfig,
     DemoDataConfig,
     EmbedderConfig,
@@ -19,6 +20,7 @@ from configs.schema import (
     WarmStartConfig,
 )
 from data.types import Evidence
+from evaluation.variants import CONTROL_SUFFIXES
 
 FOLDER = Path(__file__).parents[3] / "configs"
 JOBS = {
@@ -320,6 +322,19 @@ def test_an_impossible_embedder_run_is_refused(refuse, override, words):
 def test_evaluation_needs_data(refuse):
     text = "{run: {dir: x}, warm_start: a, eg_rl: b, reward: {model: c}}"
     assert "data.eval: expected at least one" in refuse(text=text, cls=EvaluateConfig)
+
+
+def test_only_controls_that_exist_are_measured_and_each_once(refuse):
+    text = "{run: {dir: x}, data: {eval: [{name: a, path: a}]}, reward: {model: c}}"
+    known = "expected other_trace or samples, each once"
+    for controls, place in (("[other]", 0), ("[samples, samples]", 1)):
+        message = refuse(f"controls={controls}", text=text, cls=EvaluateConfig)
+        assert f"controls[{place}]: {known}" in message
+    assert "samples: expected more than 0" in refuse("samples=0", text=text, cls=EvaluateConfig)
+
+
+def test_the_controls_are_those_of_the_evaluation():
+    assert tuple(CONTROL_SUFFIXES) == CONTROLS
 
 
 def test_the_ways_of_embedding_traces_are_those_of_the_type():

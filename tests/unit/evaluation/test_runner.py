@@ -17,16 +17,15 @@ from evaluation.evidence import on_target
 from evaluation.results_file import load_evaluation, save_evaluation
 from evaluation.runner import (
     ALL_KINDS,
-    NO_COT,
     OVERALL,
     Evaluation,
     QueryResult,
     Settings,
     evaluate,
     task_kind,
-    variants_of,
 )
 from evaluation.sets import sets_of_pairs
+from evaluation.variants import NO_COT, variants_of
 
 SETTINGS = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=50, seed=0)
 COLOURS = ("red", "blue", "green", "black", "white", "pink")

@@ -21,6 +21,7 @@ from data.stores.traces import (
     NamedSubject,
     StoredTrace,
     Subject,
+    TraceCost,
     TraceStore,
 )
 from data.types import Item, Kind, Side
@@ -58,7 +59,8 @@ def test_traces_come_back_by_key_whatever_they_spell(tmp_path) -> None:
 def test_a_part_tells_people_what_each_trace_is_of_and_who_wrote_it(tmp_path) -> None:
     store = TraceStore(tmp_path, RECIPE)
     of = subject("a star", Side.QUERY, "a.png")
-    store.add([StoredTrace(of=of, text="trace", finish="length")], made_by="runs/traces")
+    trace = StoredTrace(of=of, text="trace", finish="length", tokens=7, wall_ms=2.5)
+    store.add([trace], made_by="runs/traces")
     [part] = store.folder.glob("*.parquet")
     [row] = pq.read_table(part).to_pylist()
     assert row.pop("made_at").tzname() == "UTC"
@@ -78,8 +80,37 @@ def test_a_part_tells_people_what_each_trace_is_of_and_who_wrote_it(tmp_path) ->
         "text": "trace",
         "finish": "length",
         "made_by": "runs/traces",
+        "tokens": 7,
+        "wall_ms": 2.5,
     }
     assert json.loads((store.folder / "facts.json").read_text())["model"] == "m"
+
+
+def test_the_cost_of_traces_is_a_mean_over_those_of_which_it_is_known(tmp_path) -> None:
+    store, keys = store_of(tmp_path, "unknown")
+    assert store.cost(keys) == TraceCost(tokens=None, wall_ms=None)
+    made = [
+        StoredTrace(of=subject("a"), text="a", tokens=3, wall_ms=1.0),
+        StoredTrace(of=subject("b"), text="b", tokens=6, wall_ms=2.0),
+        StoredTrace(of=subject("c"), text="c", tokens=900, wall_ms=900.0),
+        StoredTrace(of=subject("d"), failed="engine died"),
+    ]
+    store.add(made, made_by="a test")
+    keys += [made[number].of.key for number in (0, 1, 0, 3)]
+    assert store.cost(keys) == TraceCost(tokens=4.5, wall_ms=1.5)
+
+
+def test_a_part_from_before_costs_were_kept_is_read(tmp_path) -> None:
+    store, keys = store_of(tmp_path, "a", "b")
+    [part] = store.folder.glob("*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["tokens", "wall_ms"]), part)
+    newer = StoredTrace(of=subject("new"), text="c", tokens=5, wall_ms=1.0)
+    store = TraceStore(tmp_path, RECIPE)
+    store.add([newer], made_by="a test")
+    keys.append(newer.of.key)
+    traces = store.traces(keys, most_missing=0, remedy=ASK)
+    assert (list(traces.values()), dict(store.set_aside)) == (["a", "b", "c"], {})
+    assert store.cost(keys) == TraceCost(tokens=5, wall_ms=1.0)
 
 
 def test_what_failed_is_never_done_and_counts_as_missing(tmp_path) -> None:

@@ -55,6 +55,18 @@ def test_vectors_come_back_in_the_order_of_the_keys_from_a_new_process_too(tmp_p
     assert np.array_equal(rows, vectors_of([3, 0, 4, 0]))
 
 
+def test_parts_tell_the_time_of_a_content_and_older_ones_are_read(tmp_path) -> None:
+    store = filled(tmp_path, 0, 1)
+    [part] = parts_of(store)
+    pq.write_table(pq.read_table(part).drop_columns(["wall_ms"]), part)
+    store = store_in(tmp_path)
+    assert store.wall_ms(KEYS[:2]) is None
+    store.add(KEYS[2:5], vectors_of([2, 3, 4]), wall_ms=2.0)
+    store.add(KEYS[5:], vectors_of([5]), wall_ms=6.0)
+    assert store.wall_ms(KEYS) == pytest.approx(3.0)
+    assert np.array_equal(store.rows(KEYS), vectors_of(range(6)))
+
+
 def test_other_facts_have_another_folder(tmp_path) -> None:
     filled(tmp_path, 0)
     other = VectorStore(tmp_path, {"model": "b"}, memory_bytes=0)

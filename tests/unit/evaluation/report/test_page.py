@@ -20,12 +20,18 @@ from configs.common import RunConfig
 from configs.schema import ReportConfig
 from data.errors import DataError
 from data.monitor_table import MONITORS
-from data.stores.traces import Subject
+from data.stores.traces import Subject, TraceCost
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
+from evaluation.costs import Costs
 from evaluation.report.console_tables import print_table
 from evaluation.report.gallery import choose_queries
-from evaluation.report.headline_table import headline, headline_metrics, title_of
+from evaluation.report.headline_table import (
+    headline,
+    headline_metrics,
+    short_title_of,
+    title_of,
+)
 from evaluation.results_file import save_evaluation
 from evaluation.runner import Evaluation, Settings, evaluate
 from evaluation.sets import sets_of_pairs
@@ -34,6 +40,7 @@ from evaluation.summary import Runs, build_summary, load_metrics, load_runs, loa
 BOX = Box(0.0, 0.0, 0.5, 0.5)
 EVIL = "<script>alert('x')</script>"
 STAGES = ("data", "rl")
+CONTROL_TITLES = ("another row's trace", "mean of samples")
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -280,6 +287,79 @@ def test_both_means_and_each_set_beside_its_chance_are_printed() -> None:
     assert summary["hit_at_1_over_sets"]["no_cot"] == pytest.approx(2 / 3)
 
 
+def with_controls() -> Evaluation:
+    """Return an evaluation of four texts with both controls, of which the costs are known."""
+    pairs = [
+        Pair(pair_id=n, source="find", query=Item(text=f"find {n}"), target=Item(text=n))
+        for n in "abcd"
+    ]
+    return evaluate(
+        sets_of_pairs(pairs),
+        reasoners={"warm_start": reason, "eg_rl": reason},
+        samplers=dict.fromkeys(("warm_start", "eg_rl"), lambda asked: [reason(asked)] * 2),
+        embed=embed,
+        settings=Settings(
+            templates="brief",
+            item_tokens=0,
+            max_frames=4,
+            resamples=20,
+            seed=0,
+            controls=("other_trace", "samples"),
+        ),
+        costs=Costs(
+            traces={"eg_rl": lambda keys: TraceCost(tokens=321.25, wall_ms=65.43)},
+            contents_per_second=lambda keys: 1234.56,
+        ),
+    )
+
+
+def test_controls_and_costs_are_printed_within_80_columns() -> None:
+    lines = printed(with_controls())
+    assert not [line for line in lines if "\u2026" in line or len(line) > 80]
+    titles = [f"{name}, {what}" for name in ("Warm start", "EG-RL") for what in CONTROL_TITLES]
+    assert [t for line in lines for t in titles if line.startswith(t + " ")][:4] == titles
+    # A variant stands in one of the two tables by data set.
+    assert [line.split()[1] for line in lines if line.startswith("data set")] == ["set"] * 2
+    start = next(i for i, line in enumerate(lines) if "Traces of queries" in line)
+    costs = [line.split() for line in lines[start:]]
+    assert ["Warm", "start", "1.000", "0.000", "-", "-", "8"] in costs
+    assert ["EG-RL", "1.000", "0.000", "321.2", "65.4", "8"] in costs
+    assert lines[-1] == "The Embedder read 1234.6 contents per second."
+
+
+def test_differences_are_printed_with_interval_and_p(config: ReportConfig) -> None:
+    made = runs_of(config).evaluation
+    lines = printed(made)
+    start = next(i for i, line in enumerate(lines) if "Paired differences" in line)
+    rows = [line.split() for line in lines[start + 3 : start + 8]]
+    first = made.differences[0].difference
+    assert rows[0] == [
+        *("EG-RL", "Warm", "start"),
+        *("+0.000", "+0.00", "to", "+0.00", "1.000", str(first.queries)),
+    ]
+    assert [row[:4] for row in rows[1:3]] == [
+        ["Warm", "start", "No", "T-CoT"],
+        ["EG-RL", "No", "T-CoT", f"{made.differences[2].difference.mean:+.3f}"],
+    ]
+
+
+def test_the_page_shows_controls_differences_and_costs(config: ReportConfig) -> None:
+    text = page_of(config).text
+    assert "Paired differences" in text
+    assert "another item of its set" not in text
+    folder = Path(config.evaluate)
+    save_evaluation(with_controls(), folder)
+    text = page_of(replace(config, run=replace(config.run, dir=str(folder.parent / "2")))).text
+    assert "another item of its set" in text
+    differences, _, costs = text.partition("Paired differences")[2].partition("Cost of the traces")
+    assert sum(" to " in line for line in differences.splitlines()) == 9
+    assert "Warm startWarm start, another row's trace" in differences
+    assert "1234.6 contents per second" in costs
+    assert {"start1.000.00", "EG-RL1.000.00"} <= set(costs.split())
+    assert "321.2" in costs
+    assert "65.4" in costs
+
+
 def test_a_column_of_which_nothing_is_known_is_not_printed(config: ReportConfig) -> None:
     def head(evaluation: Evaluation) -> list[str]:
         return next(line for line in printed(evaluation) if line.startswith("variant")).split()
@@ -299,11 +379,14 @@ def test_an_evaluation_that_was_written_before_is_shown_without_chance(
     written = json.loads(file.read_text())
     for result in written["results"]:
         del result["chance"]
+    written = {"results": written["results"]}
     file.write_text(json.dumps(written))
     table = Path(config.evaluate) / "evaluation.parquet"
     pq.write_table(pq.read_table(table).drop_columns("chance"), table)
     lines = [line.split() for line in printed(runs_of(config).evaluation)]
     assert ["color", "-"] in [line[:2] for line in lines]
+    assert not {"Paired", "Traces"} & {line[0] for line in lines if line}
+    assert "Cost of the traces" not in page_of(config).text
 
 
 def test_monitors_are_shown_with_their_limits_and_alarms(config: ReportConfig) -> None:
@@ -400,6 +483,10 @@ def test_what_could_not_be_measured_is_null(tmp_path: Path) -> None:
 def test_names_of_variants() -> None:
     assert title_of("eg_rl_text") == "EG-RL, text only"
     assert title_of("other") == "other, text + evidence"
+    assert title_of("eg_rl_other") == "EG-RL, another row's trace"
+    assert title_of("warm_start_samples") == "Warm start, mean of samples"
+    assert short_title_of("eg_rl") == "EG-RL"
+    assert short_title_of("eg_rl_text") == "EG-RL, text only"
 
 
 def test_missing_and_broken_files_are_named(config: ReportConfig, tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What the Embedder reads of each item in a variant, and the vector that came of it.
+
+What fails is kept with its reason.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from data.embed_inputs import embed_content
+from data.stores.keys import content_key
+from data.types import Content, EmbedRequest, Evidence
+from evaluation.metrics import means_something, unit_rows
+from evaluation.sets import End
+from evaluation.variants import Traces, Variant
+
+Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
+"""Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """What became of each end in one variant: exactly one of the two mappings holds it."""
+
+    found: Mapping[End, np.ndarray]
+    failed: Mapping[End, str]
+
+
+def embed_variants(
+    ends: Sequence[End],
+    said: Sequence[tuple[Variant, Sequence[Traces | None]]],
+    embed: Embed,
+    *,
+    max_frames: int,
+    item_tokens: int,
+) -> tuple[list[Vectors], list[str]]:
+    """Return the vector of each end in each variant, and the keys of all that was embedded.
+
+    Equal contents are embedded once. All contents of an item follow each other, so that its
+    pictures need not be kept for long.
+
+    Args:
+        ends: what is embedded.
+        said: the variants, and the traces that each reads: None, those of one Reasoner, or those
+            of several samples, of whose vectors the mean counts.
+        embed: the Embedder.
+        max_frames: frames of a video that are shown.
+        item_tokens: tokens of an item's text that are read; 0: all.
+    """
+    asked = [
+        _ask(ends, traces, variant.evidence, max_frames, item_tokens)
+        for variant, of_variant in said
+        for traces in of_variant
+    ]
+    keys = [{end: content_key(content) for end, content in a.contents.items()} for a in asked]
+    requests: dict[str, Content] = {}
+    for end in ends:
+        for of_asked, named in zip(asked, keys, strict=True):
+            if end in named:
+                requests[named[end]] = of_asked.contents[end]
+    answers = embed([EmbedRequest(key=key, content=c) for key, c in requests.items()])
+    samples = (
+        _vectors(named, of_asked.failed, answers)
+        for of_asked, named in zip(asked, keys, strict=True)
+    )
+    vectors = [_mean(list(islice(samples, len(of_variant)))) for _, of_variant in said]
+    return vectors, list(requests)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the Embedder reads of each end, with the traces of one sample; the others failed."""
+
+    contents: Mapping[End, Content]
+    failed: Mapping[End, str]
+
+
+def _ask(
+    ends: Sequence[End],
+    traces: Traces | None,
+    evidence: Evidence,
+    max_frames: int,
+    item_tokens: int,
+) -> _Asked:
+    """Return what the Embedder reads of each end.
+
+    An end without a trace has failed in a variant that uses traces: embedding it bare would
+    replace the trace by nothing.
+    """
+    contents: dict[End, Content] = {}
+    failed: dict[End, str] = {}
+    for end in ends:
+        if traces is not None and end not in traces:
+            failed[end] = "no other trace"
+            continue
+        trace = None if traces is None else traces[end]
+        if traces is not None and (trace is None or not trace.strip()):
+            failed[end] = "trace failed" if trace is None else "empty trace"
+            continue
+        contents[end] = embed_content(
+            end.item,
+            trace,
+            max_frames=max_frames,
+            item_tokens=item_tokens,
+            evidence=evidence,
+        )
+    return _Asked(contents, failed)
+
+
+def _mean(samples: Sequence[Vectors]) -> Vectors:
+    """Return the mean of the unit vectors of each end, of length 1; it fails where a sample has."""
+    if len(samples) == 1:
+        return samples[0]
+    failed = {end: reason for sample in samples for end, reason in sample.failed.items()}
+    found: dict[End, np.ndarray] = {}
+    for end, vector in samples[0].found.items():
+        if end not in failed:
+            mean = unit_rows([sample.found[end] for sample in samples]).mean(axis=0)
+            if means_something(mean):
+                found[end] = unit_rows([mean])[0].astype(vector.dtype)
+            else:
+                failed[end] = "samples cancel out"
+    return Vectors(found, failed)
+
+
+def _vectors(
+    keys: Mapping[End, str], failed: Mapping[End, str], answers: Mapping[str, np.ndarray]
+) -> Vectors:
+    vectors: dict[End, np.ndarray] = {}
+    reasons = dict(failed)
+    for end, key in keys.items():
+        vector = answers.get(key)
+        if vector is None:
+            reasons[end] = "no embedding"
+        elif not means_something(vector):
+            reasons[end] = "embedding not finite or zero"
+        else:
+            vectors[end] = vector
+    return Vectors(vectors, reasons)
