@@ -18,7 +18,7 @@ from data.errors import DataError
 from data.media.sizes import frame_limits
 from data.model.chat import EMB_TOKEN
 from data.model.emb_token import TEMPLATE
-from data.model.model_folder import load_processor, sees_pictures, sees_videos
+from data.model.model_folder import load_processor, sees_pictures, sees_videos, vector_width
 
 LEGACY_TEMPLATE = "chat_template.json"
 """Where older releases have a processor's chat template; it would be read in place of ours."""
@@ -43,7 +43,12 @@ def write_sentence_transformer(
     Raises:
         DataError: the folder is incomplete, or has no chat template or width.
     """
-    vision = sees_pictures(str(folder))
+    vision, width = sees_pictures(str(folder)), vector_width(str(folder))
+    if width is None:
+        raise DataError(
+            f"{folder / 'config.json'}: expected the width of the vectors, hidden_size, found no "
+            "such number; copy the file of the model that the folder was made from"
+        )
     template = _own_template(folder)
     written = _template("embed_chat.jinja").substitute(
         own=template.removesuffix("\n"),
@@ -56,12 +61,6 @@ def write_sentence_transformer(
     (folder / LEGACY_TEMPLATE).unlink(missing_ok=True)
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    width = config.get("text_config", config).get("hidden_size")
-    if not isinstance(width, int):
-        raise DataError(
-            f"{folder / 'config.json'}: expected the width of the vectors, hidden_size, found "
-            f"{width}; copy the file of the model that the folder was made from"
-        )
     config.pop("matryoshka_dimensions", None)  # of the model that the training started from
     if dimensions:
         config["matryoshka_dimensions"] = sorted({*dimensions, width})
