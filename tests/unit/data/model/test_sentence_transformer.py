@@ -106,17 +106,17 @@ def ours(folder):
     return embed
 
 
-def ids_of(loaded, given, prompt=None):
-    return loaded.preprocess([given], prompt=prompt)["input_ids"][0].tolist()
+def ids_of(loaded, asked, prompt=None):
+    return loaded.preprocess([asked], prompt=prompt)["input_ids"][0].tolist()
 
 
 @pytest.mark.parametrize("instruction", ["", INSTRUCTION], ids=["bare", "instruction"])
 @pytest.mark.parametrize("case", CASES)
 def test_token_ids_and_vectors_are_ours(loaded, ours, case, instruction):
-    item, given = CASES[case]
+    item, asked = CASES[case]
     ids, vector = ours(replace(item, instruction=instruction))
-    assert ids_of(loaded, given, instruction or None) == ids
-    theirs = loaded.encode([given], prompt=instruction or None)[0]
+    assert ids_of(loaded, asked, instruction or None) == ids
+    theirs = loaded.encode([asked], prompt=instruction or None)[0]
     np.testing.assert_allclose(theirs, vector, atol=1e-3)
 
 
@@ -128,7 +128,7 @@ def test_items_of_a_batch_do_not_change_each_other(loaded, ours):
 @pytest.mark.parametrize("kind", [Kind.TEXT, Kind.IMAGE, Kind.VIDEO])
 def test_a_trace_is_text_after_the_item(loaded, ours, kind):
     trace = TRACES[kind]
-    given = {
+    asked = {
         Kind.TEXT: "red" + trace,
         Kind.IMAGE: {"image": IMAGES["fits"], "text": "red" + trace},
         Kind.VIDEO: {"video": VIDEO, "text": trace},
@@ -138,7 +138,7 @@ def test_a_trace_is_text_after_the_item(loaded, ours, kind):
         Kind.IMAGE: image("fits", text="red"),
         Kind.VIDEO: video(),
     }[kind]
-    assert ids_of(loaded, given) == ours(item, trace, Evidence.TEXT)[0]
+    assert ids_of(loaded, asked) == ours(item, trace, Evidence.TEXT)[0]
 
 
 def test_a_message_may_hold_the_evidence_where_the_trace_points_at_it(loaded, ours):
@@ -209,8 +209,8 @@ def test_frames_that_are_pictures_stay_after_the_text(tmp_path):
     )
     prompt = load_encoder(str(folder), media).embed(content, PICTURES)
     loaded = SentenceTransformer(str(folder), device="cpu")
-    given = {"text": "red", "image": [IMAGES[name] for name in FRAMES]}
-    assert ids_of(loaded, given) == prompt.expanded
+    asked = {"text": "red", "image": [IMAGES[name] for name in FRAMES]}
+    assert ids_of(loaded, asked) == prompt.expanded
 
 
 def test_an_embedder_that_reads_text_only(tmp_path):
