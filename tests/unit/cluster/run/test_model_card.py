@@ -118,6 +118,14 @@ def test_a_card_names_models_sets_and_scores_but_no_path():
     assert "No held-out data was measured." in embedder_card(CONFIG, {"steps": 40.0})
 
 
+def test_a_card_tells_how_videos_go_in():
+    as_frames = replace(CONFIG, data=replace(DATA, media=replace(MEDIA, video="frames")))
+    for config, key, other in ((CONFIG, "video", "image"), (as_frames, "image", "video")):
+        text = embedder_card(config, {})
+        assert f"the key `{key}`" in text
+        assert f"the key `{other}`" not in text
+
+
 def test_a_card_of_an_embedder_that_reads_text_only(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 32}')
     text = embedder_card(replace(CONFIG, model=str(tmp_path)), {})
