@@ -34,7 +34,7 @@ from data.media.frames import frames_only
 from data.model.chat import load_encoder
 from data.model.emb_token import with_emb_token
 from data.model.model_folder import check_embedder
-from data.model.sentence_transformer import write_sentence_transformer
+from data.model.sentence_transformer import prompts_of, write_sentence_transformer
 from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.rows.row_formats import ANSWER_KNOWN
@@ -135,18 +135,22 @@ def main(config: EmbedderConfig) -> int:
         group.close()
     warn_of_leak(held_out, facts)
     export = folder.path / "export"
-    write_sentence_transformer(export, data.media, config.dimensions)
-    write_readme(export, config, facts)
+    prompts = prompts_of(held_out)
+    write_sentence_transformer(export, data.media, dimensions=config.dimensions, prompts=prompts)
+    write_readme(export, config, facts, prompts)
     sync_tree(export)
     folder.finish(**facts, input_form=INPUT_FORM, video=data.media.video)
     return 0
 
 
 def write_readme(
-    export: Path, config: EmbedderConfig, measured: Mapping[str, float] = MappingProxyType({})
+    export: Path,
+    config: EmbedderConfig,
+    measured: Mapping[str, float] = MappingProxyType({}),
+    prompts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write the model card beside the weights; ``measured``: what `train_stage` returned."""
-    (export / "README.md").write_text(embedder_card(config, measured), encoding="utf-8")
+    """Write the model card beside the weights; the rest is as `embedder_card` has it."""
+    (export / "README.md").write_text(embedder_card(config, measured, prompts), encoding="utf-8")
 
 
 def contrastive_batches(

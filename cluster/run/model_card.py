@@ -23,8 +23,13 @@ WITHOUT_TRACE = f"{HIT}_no_trace"
 BY_SET = "_by_set/"
 
 
-def embedder_card(config: EmbedderConfig, measured: Mapping[str, float]) -> str:
-    """Return the card of an Embedder; ``measured``: what `train_stage` returned."""
+def embedder_card(
+    config: EmbedderConfig, measured: Mapping[str, float], prompts: Mapping[str, str]
+) -> str:
+    """Return the card of an Embedder.
+
+    ``measured``: what `train_stage` returned. ``prompts``: instructions by name.
+    """
     media, vision = config.data.media, sees_pictures(config.model)
     tags = [
         "sentence-transformers",
@@ -59,6 +64,7 @@ def embedder_card(config: EmbedderConfig, measured: Mapping[str, float]) -> str:
         media=media,
         width=vector_width(config.model),
         dimensions=config.dimensions,
+        prompts=_rows({f"prompt `{name}`": text for name, text in prompts.items()}),
         image_size=_size(media.image_min_pixels, media.image_max_pixels),
         page_size=_size(media.page_min_pixels, media.page_max_pixels),
         suffix=SUFFIX,

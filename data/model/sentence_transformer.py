@@ -6,10 +6,11 @@ frames of pictures themselves.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import Any
 
 from configs.common import MediaConfig
@@ -19,6 +20,7 @@ from data.media.sizes import frame_limits
 from data.model.chat import EMB_TOKEN
 from data.model.emb_token import TEMPLATE
 from data.model.model_folder import load_processor, sees_pictures, sees_videos, vector_width
+from data.types import Pair
 
 LEGACY_TEMPLATE = "chat_template.json"
 """Where older releases have a processor's chat template; it would be read in place of ours."""
@@ -32,13 +34,30 @@ MODULES = (
 VECTOR = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 
+def prompts_of(pairs: Iterable[Pair]) -> dict[str, str]:
+    """Return the instruction of each data set whose queries all have the same, by its name."""
+    instructions: dict[str, set[str]] = {}
+    for pair in pairs:
+        instructions.setdefault(pair.source, set()).add(pair.query.instruction)
+    return {
+        source: "".join(texts)
+        for source, texts in instructions.items()
+        if len(texts) == 1 and texts != {""}
+    }
+
+
 def write_sentence_transformer(
-    folder: Path, media: MediaConfig, dimensions: Sequence[int] = ()
+    folder: Path,
+    media: MediaConfig,
+    *,
+    dimensions: Sequence[int] = (),
+    prompts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Add to an Embedder's complete folder what sentence-transformers and vLLM's server read.
 
     ``media``: the limits that it was trained with; those of pictures are the default there.
     ``dimensions``: leading parts of the vector that retrieve by themselves.
+    ``prompts``: instructions by the name that `encode` takes as `prompt_name`.
 
     Raises:
         DataError: the folder is incomplete, or has no chat template or width.
@@ -75,7 +94,7 @@ def write_sentence_transformer(
     )
     _write(
         folder / "config_sentence_transformers.json",
-        {"prompts": {"query": "", "document": ""}, "similarity_fn_name": "cosine"},
+        {"prompts": {**prompts, "query": "", "document": ""}, "similarity_fn_name": "cosine"},
     )
     _write(
         folder / "1_Pooling" / "config.json",

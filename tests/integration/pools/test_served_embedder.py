@@ -43,14 +43,14 @@ pytestmark = pytest.mark.extended
 def card(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Return an export of the shared model's weights, and the commands of its card."""
     export = write_tiny_model(tmp_path_factory.mktemp("served") / "export", seed=0)
-    write_sentence_transformer(export, MEDIA, DIMENSIONS)
+    write_sentence_transformer(export, MEDIA, dimensions=DIMENSIONS)
     config = EmbedderConfig(
         run=RunConfig(dir="run"),
         model=str(export),
         data=DataConfig(media=MEDIA),
         dimensions=DIMENSIONS,
     )
-    return export, re.findall(r"```bash\n(.+?)```", embedder_card(config, {}), re.DOTALL)
+    return export, re.findall(r"```bash\n(.+?)```", embedder_card(config, {}, {}), re.DOTALL)
 
 
 @pytest.fixture(scope="module")

@@ -49,8 +49,8 @@ def export(tmp_path, monkeypatch):
     """Return an export with its card, as the current folder, and the picture of the examples."""
     folder = write_tiny_model(tmp_path / "export")
     config = replace(CONFIG, model=str(folder))
-    write_sentence_transformer(folder, MEDIA, config.dimensions)
-    (folder / "README.md").write_text(embedder_card(config, MEASURED))
+    write_sentence_transformer(folder, MEDIA, dimensions=config.dimensions)
+    (folder / "README.md").write_text(embedder_card(config, MEASURED, {}))
     write_picture(folder / "picture.png", 120, 80)
     monkeypatch.chdir(folder)
     return folder
@@ -91,7 +91,7 @@ def test_a_card_is_one_of_the_hub(export):
 
 
 def test_the_request_of_a_card_is_json():
-    text = embedder_card(CONFIG, MEASURED)
+    text = embedder_card(CONFIG, MEASURED, {"held": "find it"})
     request = json.loads(re.search(r"-d '(.+?)'\n```", text, re.DOTALL)[1])
     assert request["dimensions"] == 32
     assert request["messages"][0]["content"][0]["type"] == "image_url"
@@ -100,7 +100,7 @@ def test_the_request_of_a_card_is_json():
 
 
 def test_a_card_names_models_sets_and_scores_but_no_path():
-    text = embedder_card(CONFIG, MEASURED)
+    text = embedder_card(CONFIG, MEASURED, {"held": "find it"})
     for words in (
         "base_model: Qwen/Qwen3-VL-2B-Instruct",
         "`Qwen/Qwen3-VL-2B-Instruct`",
@@ -110,25 +110,26 @@ def test_a_card_names_models_sets_and_scores_but_no_path():
         "| `held` | 0.250 | 0.500 |",
         "| all queries, 32 dimensions |  | 0.375 |",
         "| steps | 40 |",
+        "| prompt `held` | find it |",
         "| pixels of a picture, at least and most | 4096, 9216 |",
     ):
         assert words in text
     assert "secret" not in text
     assert "/cache" not in text
-    assert "No held-out data was measured." in embedder_card(CONFIG, {"steps": 40.0})
+    assert "No held-out data was measured." in embedder_card(CONFIG, {"steps": 40.0}, {})
 
 
 def test_a_card_tells_how_videos_go_in():
     as_frames = replace(CONFIG, data=replace(DATA, media=replace(MEDIA, video="frames")))
     for config, key, other in ((CONFIG, "video", "image"), (as_frames, "image", "video")):
-        text = embedder_card(config, {})
+        text = embedder_card(config, {}, {})
         assert f"the key `{key}`" in text
         assert f"the key `{other}`" not in text
 
 
 def test_a_card_of_an_embedder_that_reads_text_only(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 32}')
-    text = embedder_card(replace(CONFIG, model=str(tmp_path)), {})
+    text = embedder_card(replace(CONFIG, model=str(tmp_path)), {}, {})
     assert "one vector from\na text, together" in text
     assert "| numbers in a vector | 32 |" in text
     assert 'encode_document(["a red star"])' in text

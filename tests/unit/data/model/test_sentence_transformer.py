@@ -14,9 +14,9 @@ from data.demo.model import CHAT_TEMPLATE, train_tokenizer
 from data.embed_inputs import embed_content
 from data.errors import DataError
 from data.model.chat import load_encoder
-from data.model.sentence_transformer import write_sentence_transformer
+from data.model.sentence_transformer import prompts_of, write_sentence_transformer
 from data.types import Evidence, Item, Kind
-from tests.builders import TRACES
+from tests.builders import TRACES, make_pair
 from tests.integration.reference import embedding
 from tests.tiny_model import write_tiny_model
 
@@ -83,7 +83,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("export") / "tiny")
-    write_sentence_transformer(folder, MEDIA, (32, 64))
+    write_sentence_transformer(folder, MEDIA, dimensions=(32, 64), prompts={"stars": INSTRUCTION})
     return folder
 
 
@@ -169,6 +169,22 @@ def test_leading_dimensions_and_queries_without_a_prompt(loaded, ours):
     assert loaded.similarity_fn_name == "cosine"
 
 
+def test_a_prompt_has_a_name_where_all_queries_of_a_set_have_one_instruction(loaded, ours):
+    def pair(source, instruction):
+        return make_pair(source=source, query=Item(text="red", instruction=instruction))
+
+    pairs = [
+        pair("a", "find it"),
+        pair("b", "1"),
+        pair("b", "2"),
+        pair("c", ""),
+        pair("a", "find it"),
+    ]
+    assert prompts_of(pairs) == {"a": "find it"}
+    named = loaded.encode("red", prompt_name="stars")
+    np.testing.assert_allclose(named, ours(Item(text="red", instruction=INSTRUCTION))[1], atol=1e-3)
+
+
 def test_a_text_that_is_too_long_is_cut_before_the_suffix(folder):
     loaded = SentenceTransformer(str(folder), device="cpu")
     whole = ids_of(loaded, "red")
@@ -190,7 +206,7 @@ def test_our_own_reader_sees_the_model_as_it_was(tmp_path):
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": before[1]}))
     content = ("find it", "red")
     for dimensions in ((32,), ()):  # twice: a training may start from an export
-        write_sentence_transformer(folder, MEDIA, dimensions)
+        write_sentence_transformer(folder, MEDIA, dimensions=dimensions)
         after = load_encoder(str(folder), MEDIA)
         assert after.text(content) == before[0].text(content)
         assert path.read_text().count(before[1]) == 1
