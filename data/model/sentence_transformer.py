@@ -68,15 +68,15 @@ def write_sentence_transformer(
             f"{folder / 'config.json'}: expected the width of the vectors, hidden_size, found no "
             "such number; copy the file of the model that the folder was made from"
         )
-    template = _own_template(folder)
-    written = _template("embed_chat.jinja").substitute(
-        own=template.removesuffix("\n"),
+    around = resources.files("data").joinpath("templates/embed_chat.jinja").read_text("utf-8")
+    template = Template(around).substitute(
+        own=_own_template(folder).removesuffix("\n"),
         suffix=SUFFIX,
         emb=EMB_TOKEN,
         as_parts=str(vision).lower(),
         pictures_first=str(media.video == "video").lower(),
     )
-    (folder / TEMPLATE).write_text(written, encoding="utf-8")
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
     (folder / LEGACY_TEMPLATE).unlink(missing_ok=True)
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -101,17 +101,17 @@ def write_sentence_transformer(
         {"embedding_dimension": width, "pooling_mode": "lasttoken", "include_prompt": True},
     )
     _write(folder / "2_Normalize" / "config.json", {})
-    seen = ["image", "video"] if sees_videos(str(folder)) else ["image"]
+    seen = [*(["image"] if vision else []), *(["video"] if sees_videos(str(folder)) else [])]
     _write(
         folder / "sentence_bert_config.json",
         {
             "transformer_task": "feature-extraction",
             "modality_config": {
-                **dict.fromkeys(("text", *(seen if vision else ())), VECTOR),
+                **dict.fromkeys(("text", *seen), VECTOR),
                 "message": {**VECTOR, "format": "structured" if vision else "flat"},
             },
             "module_output_name": "token_embeddings",
-            # Qwen3-VL needs the places of the visuals' tokens, which texts without padding lack.
+            # The library says of Qwen-VL models that they do not read texts without padding.
             "unpad_inputs": False,
             **({"processing_kwargs": _limits(media, seen)} if vision else {}),
         },
@@ -156,10 +156,6 @@ def _limits(media: MediaConfig, seen: Sequence[str]) -> dict[str, Any]:
 
 def _size(least: int, most: int) -> dict[str, int]:
     return {"shortest_edge": least, "longest_edge": most}
-
-
-def _template(name: str) -> Template:
-    return Template(resources.files("data").joinpath("templates", name).read_text("utf-8"))
 
 
 def _write(path: Path, content: Any) -> None:
