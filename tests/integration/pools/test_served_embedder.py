@@ -60,12 +60,16 @@ def ask(card: tuple[Path, list[str]]) -> Iterator[Callable[[dict[str, Any]], Any
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])
-    _, *arguments = shlex.split(serve)
+    command, verb, model, *arguments = shlex.split(serve)
+    assert (command, verb) == ("vllm", "serve")
     log = export.parent / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             [
-                *(sys.executable, "-m", "vllm.entrypoints.cli.main", *arguments),
+                # What the command starts: the command itself looks for a package named vllm, which
+                # the build for CPUs is not.
+                *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+                *("--model", model, *arguments),
                 *("--host", "127.0.0.1", "--port", port, *SMALL),
             ],
             cwd=export,
