@@ -78,7 +78,9 @@ class VLLMEngine:
         if store is not None:
             arguments["weight_transfer_config"] = transfer_config()
             arguments["worker_extension_cls"] = f"{WeightPuller.__module__}.WeightPuller"
-        self._arguments = AsyncEngineArgs(**arguments, logprobs_mode="processed_logprobs")
+        self._arguments = AsyncEngineArgs(
+            **arguments, runner="generate", logprobs_mode="processed_logprobs"
+        )
 
     async def start(self) -> None:
         """Load the model; blocks for seconds."""

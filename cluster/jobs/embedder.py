@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
-from string import Template
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,17 +21,20 @@ from cluster.picture_retry import read_patiently
 from cluster.pictures import Decoder, SharedPictures
 from cluster.placement import Role
 from cluster.run.checkpoints import Checkpoints
+from cluster.run.model_card import embedder_card
 from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import FeedState, train_stage
 from cluster.run.tracking import Tracker
 from cluster.session import session
 from configs.schema import EmbedderConfig
-from data.embed_inputs import INPUT_FORM, SUFFIX, embed_content
+from data.durable import sync_tree
+from data.embed_inputs import INPUT_FORM, embed_content
 from data.errors import NothingToTrainOn
 from data.media.frames import frames_only
-from data.model.chat import EMB_TOKEN, load_encoder
+from data.model.chat import load_encoder
 from data.model.emb_token import with_emb_token
 from data.model.model_folder import check_embedder
+from data.model.sentence_transformer import prompts_of, write_sentence_transformer
 from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.rows.row_formats import ANSWER_KNOWN
@@ -132,24 +134,23 @@ def main(config: EmbedderConfig) -> int:
         )
         group.close()
     warn_of_leak(held_out, facts)
-    write_readme(folder.path / "export", config)
+    export = folder.path / "export"
+    prompts = prompts_of(held_out)
+    write_sentence_transformer(export, data.media, dimensions=config.dimensions, prompts=prompts)
+    write_readme(export, config, facts, prompts)
+    sync_tree(export)
     folder.finish(**facts, input_form=INPUT_FORM, video=data.media.video)
     return 0
 
 
-def write_readme(export: Path, config: EmbedderConfig) -> None:
-    """Say beside the weights how they must be read: a plain load succeeds and means nothing."""
-    text = resources.files("data").joinpath("templates/embedder_readme.txt").read_text("utf-8")
-    sizes = ", ".join(map(str, config.dimensions)) or "the whole vector alone"
-    as_one = config.data.media.video == "video"
-    filled = Template(text).substitute(
-        suffix=SUFFIX,
-        emb=EMB_TOKEN,
-        sizes=sizes,
-        item_tokens=config.data.item_tokens,
-        video="its frames as one video, two by two with their times" if as_one else "its frames",
-    )
-    (export / "README.md").write_text(filled, encoding="utf-8")
+def write_readme(
+    export: Path,
+    config: EmbedderConfig,
+    measured: Mapping[str, float] = MappingProxyType({}),
+    prompts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write the model card beside the weights; the rest is as `embedder_card` has it."""
+    (export / "README.md").write_text(embedder_card(config, measured, prompts), encoding="utf-8")
 
 
 def contrastive_batches(

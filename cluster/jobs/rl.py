@@ -22,6 +22,7 @@ from cluster.rl.step import Pipeline
 from cluster.run.checkpoints import Checkpoints
 from cluster.run.divergence import BrokenStreak
 from cluster.run.empty_steps import EmptyStreak
+from cluster.run.model_card import measured_at, reasoner_card
 from cluster.run.recovery import Restarts, keep_training
 from cluster.run.run_folder import BROKEN_FILE, RunFolder, settled
 from cluster.run.stage_loop import export_best, plain_console, progress_bar
@@ -84,6 +85,9 @@ def main(config: RLConfig) -> int:
 
         with StopRequest() as request:
             steps, exported = keep_training(actors.learner, attempt)
+    measured = measured_at(folder.metrics_path, exported)
+    card = reasoner_card(config, measured, step=exported)
+    (folder.path / "export" / "README.md").write_text(card, encoding="utf-8")
     folder.finish(steps=steps, exported_step=exported)
     print(
         f"{folder.path}: done; the trained Reasoner, as it was after step {exported}, is in "

@@ -78,12 +78,17 @@ def limits_of(picture: Picture, limits: MediaConfig) -> tuple[int, int]:
 
 
 def video_limits(video: Video, limits: MediaConfig) -> tuple[int, int]:
-    """Return (min, max) pixels for each frame of that video.
+    """Return (min, max) pixels for each frame of that video."""
+    return frame_limits(len(video.frames), limits)
+
+
+def frame_limits(frames: int, limits: MediaConfig) -> tuple[int, int]:
+    """Return (min, max) pixels for each of so many frames of a video.
 
     All frames together stay within the video's total. Where a frame's share of it is small, half
     of the share is the minimum: between the two lies a size of about the frame's own aspect.
     """
-    share = max(2, limits.video_total_pixels // max(2, len(video.frames)))
+    share = max(2, limits.video_total_pixels // max(2, frames))
     return min(limits.frame_min_pixels, share // 2), min(limits.frame_max_pixels, share)
 
 

@@ -140,6 +140,17 @@ def sees_videos(folder: str) -> bool:
     return "video_token_id" in config and str(config.get("model_type")).startswith("qwen3")
 
 
+def vector_width(folder: str) -> int | None:
+    """Return the width of the model's hidden states; None where nothing says it.
+
+    Raises:
+        DataError: its configuration is not JSON.
+    """
+    config = _config(folder)
+    width = config.get("text_config", config).get("hidden_size")
+    return width if isinstance(width, int) else None
+
+
 def load_processor(folder: str) -> Any:
     """Return the folder's Hugging Face processor; of a text-only model its tokenizer.
 

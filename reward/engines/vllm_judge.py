@@ -34,6 +34,7 @@ class VLLMJudge:
         # Log-probabilities after the allowed tokens are applied: all numbers, and only they.
         self._arguments = AsyncEngineArgs(
             **engine_arguments(config.model, config.engine, max_pictures=0),
+            runner="generate",
             logprobs_mode="processed_logprobs",
         )
 

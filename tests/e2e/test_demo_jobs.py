@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -212,6 +213,16 @@ def test_controls_are_measured_beside_the_same_variants(demo: Path, head: Head) 
 
 def evaluation_in(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_the_export_of_the_embedder_is_one_of_sentence_transformers(demo: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    export = demo / "runs/demo/embedder/export"
+    vectors = SentenceTransformer(str(export), device="cpu").encode(["a red star", "a blue one"])
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1.0, 1.0], abs=1e-5)
+    assert abs(vectors[0] - vectors[1]).max() > 1e-3
+    assert "| all queries |" in (export / "README.md").read_text()
 
 
 def test_mlflow_holds_every_training_job_and_the_report(demo: Path) -> None:

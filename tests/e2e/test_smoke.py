@@ -90,6 +90,7 @@ def test_checkpoint_and_export_are_complete(folder: Path) -> None:
     assert not list((folder / "checkpoints").glob("*.part"))
     for name in ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"):
         assert (folder / "export" / name).is_file(), name
+    assert "It was trained for the Embedder" in (folder / "export/README.md").read_text()
 
 
 def test_mlflow_has_every_step_once(folder: Path) -> None:

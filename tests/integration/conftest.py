@@ -26,6 +26,7 @@ from configs.common import EngineConfig, MediaConfig, PoolConfig, RolloutConfig,
 from configs.learner import LearnerConfig
 from configs.reward import RewardConfig
 from data.model.chat import ChatEncoder
+from data.model.sentence_transformer import write_sentence_transformer
 from data.types import Content, Kind, Picture, Video
 from rollout.weights.report import StoreAddress
 from tests.inputs.published import put_by_hand
@@ -77,7 +78,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a tied tiny Qwen3-VL; it is also the Embedder of these tests."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
-    return write_tiny_model(tmp_path_factory.mktemp("tiny"), seed=0)
+    folder = write_tiny_model(tmp_path_factory.mktemp("tiny"), seed=0)
+    write_sentence_transformer(folder, MEDIA)
+    return folder
 
 
 @pytest.fixture(scope="session")
