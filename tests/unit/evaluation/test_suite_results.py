@@ -9,7 +9,7 @@ import pytest
 from data.errors import DataError
 from data.types import EmbedRequest, Item
 from evaluation.benchmarks.tables import benchmark_suite
-from evaluation.runner import NO_COT, Evaluation, Settings, evaluate
+from evaluation.runner import Evaluation, Settings, evaluate
 from evaluation.scores.leaderboard import ModelEntry
 from evaluation.sets import EvaluationQuery, EvaluationSet
 from evaluation.suite_results import (
@@ -19,6 +19,7 @@ from evaluation.suite_results import (
     suite_results,
     suite_table,
 )
+from evaluation.variants import NO_COT
 
 SETTINGS = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=5, seed=0)
 SUITE = benchmark_suite("mmeb_v2").sets
