@@ -102,13 +102,13 @@ def fault_of(error: BaseException) -> Fault:
 def wait_for(
     refs: Sequence[Any], names: Sequence[str], *, timeout_s: float, what: str
 ) -> list[Any]:
-    """Return the results of calls to several actors, in their order.
+    """Return the results of calls to actors or tasks, in their order.
 
     After a first failure the others get `GRACE_S` to show theirs, as the cause is often there; a
     death or a checkpoint is cause enough.
 
     Raises:
-        ActorLost: an actor died; it is named.
+        ActorLost: an actor, or the process of a task, died; it is named.
         ClusterError: actors did not answer in time, or failed in a way that is not ours; named.
         EmbedRLError: what a call itself raised.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from configs.learner import WeightsConfig
-from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample, together
+from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSample, merge_pictures
 from data.weights.types import Published
 from learner.micro_batches import MiniBatch
 from learner.objectives import LearnerPlan, TokenScores
@@ -20,7 +20,7 @@ class LearnerRank:
     The worker is no base class: the driver imports this file before its settings are checked, and
     torch, transformers and DeepSpeed take seconds.
 
-    ``parts`` of a call are its pictures.
+    ``parts``: the call's pictures (file -> uint8 [H, W, 3]) in one or more mappings.
     """
 
     def __init__(self, rank: int, world: int, weights: WeightsConfig) -> None:
@@ -64,13 +64,13 @@ class LearnerRank:
 
     def train_policy(self, mini_batches: Sequence[MiniBatch], *parts: Pictures) -> StepReport:
         """Take one policy step."""
-        return self._worker.train_policy(mini_batches, together(parts))
+        return self._worker.train_policy(mini_batches, merge_pictures(parts))
 
     def score_policy(
         self, micro_batches: Sequence[Sequence[TrainSample]], *parts: Pictures
     ) -> dict[str, TokenScores]:
         """Return what the model in training, and the reference, give to traces."""
-        return self._worker.score_policy(micro_batches, together(parts))
+        return self._worker.score_policy(micro_batches, merge_pictures(parts))
 
     def train_supervised(
         self,
@@ -80,22 +80,22 @@ class LearnerRank:
     ) -> StepReport:
         """Take one supervised step."""
         return self._worker.train_supervised(
-            micro_batches, together(parts), total_tokens=total_tokens
+            micro_batches, merge_pictures(parts), total_tokens=total_tokens
         )
 
     def evaluate_supervised(
         self, micro_batches: Sequence[Sequence[TrainSample]], *parts: Pictures
     ) -> dict[str, float]:
         """Measure written responses."""
-        return self._worker.evaluate_supervised(micro_batches, together(parts))
+        return self._worker.evaluate_supervised(micro_batches, merge_pictures(parts))
 
     def train_contrastive(self, rows: Sequence[ContrastPair], *parts: Pictures) -> StepReport:
         """Take one contrastive step."""
-        return self._worker.train_contrastive(rows, together(parts))
+        return self._worker.train_contrastive(rows, merge_pictures(parts))
 
     def embed(self, requests: Sequence[EmbedRequest], *parts: Pictures) -> dict[str, np.ndarray]:
         """Return unit vectors by key."""
-        return self._worker.embed(requests, together(parts))
+        return self._worker.embed(requests, merge_pictures(parts))
 
     def save(self, folder: str) -> None:
         """Write a checkpoint."""

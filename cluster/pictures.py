@@ -24,21 +24,24 @@ log = logging.getLogger(__name__)
 DECODE_TIMEOUT_S = 1800.0
 """Longest wait for a step's pictures on one node."""
 LEAST_GROUPS = 16
-"""Of `decoded_together`, for each node: fewer are decoded sooner than another node has answered."""
+"""Least number of groups of `decoded_together` for each node: another node's answer takes longer
+than to decode fewer here."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedPictures:
-    """Where they are, and what the driver must know of them without fetching them."""
+    """References to decoded pictures, and their sizes, which the driver needs without pixels."""
 
     refs: tuple[Any, ...]
-    """Of `Pictures`, each a part; an actor gets them as arguments, see `data.types.together`."""
+    """Of Ray, each to a `Pictures`. Pass each as an argument, `*refs`: then an actor gets the
+    pictures, and makes them one by `data.types.merge_pictures`."""
     sizes: Mapping[str, tuple[int, int]]
     """(height, width) by uri."""
 
 
 def join_pictures(shared: Iterable[SharedPictures]) -> SharedPictures:
-    """Return pictures that were shared apart as one, nothing is fetched; of a file the last."""
+    """Return several `SharedPictures` as one, without fetching pixels. If a file is in several, the
+    last one counts."""
     parts = list(shared)
     return SharedPictures(
         refs=tuple(ref for part in parts for ref in part.refs),
@@ -51,8 +54,9 @@ class Decoder:
 
     One process a node: its threads decode on several cores, as Pillow and FFmpeg let other threads
     run meanwhile. None asks for a CPU, so that each finds its place where actors hold all of them.
-    Tasks on other nodes, as Ray does again what was lost with a node, elsewhere; but an actor
-    beside the driver (`SideProcess`), as most runs have one node, and steps of a second.
+    On other nodes it is a Ray task, because Ray repeats a task elsewhere if its result is lost with
+    a node. Beside the driver it is an actor (`SideProcess`), because most runs have one node and
+    steps of about a second, and a new process would take seconds to start.
 
     The process beside the driver has the last word: what a task cannot decode (files that its node
     lacks, files that end it, a node that goes away) is decoded there again.
@@ -60,8 +64,9 @@ class Decoder:
 
     def __init__(self) -> None:
         self._process = SideProcess("the decoder")
-        self._left_out: set[str] = set()
-        """Nodes that did not answer: each such wait is long."""
+        self._skipped_nodes: set[str] = set()
+        """Nodes whose decoder failed or did not answer; not asked again in this job, as each such
+        wait is long."""
 
     def share(
         self, uris: Iterable[str], limits: MediaConfig, *, frames: Set[str] = frozenset()
@@ -76,7 +81,7 @@ class Decoder:
             DataError: together they hold more than ``limits.max_step_bytes``.
         """
         groups = decoded_together(sorted(set(uris)))
-        others = self._others(len(groups) // LEAST_GROUPS)
+        others = self._others(len(groups) // LEAST_GROUPS - 1)
         count = 1 + len(others)
         own, *shares = ([uri for group in groups[i::count] for uri in group] for i in range(count))
         with ThreadPoolExecutor(count) as threads:
@@ -117,7 +122,7 @@ class Decoder:
             return []
         here = ray.get_runtime_context().get_node_id()
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        return sorted(alive - {here} - self._left_out)[:most]
+        return sorted(alive - {here} - self._skipped_nodes)[:most]
 
     def _share_there(
         self, node: str, names: list[str], limits: MediaConfig, frames: Set[str]
@@ -135,9 +140,11 @@ class Decoder:
                 what=_what(names),
             )
         except ClusterError as error:
-            log.warning("%s; decoded beside the driver", error)
+            again = ""
             if not isinstance(error, ActorLost):
-                self._left_out.add(node)
+                self._skipped_nodes.add(node)
+                again = f", and node {node} is not asked again in this job"
+            log.warning("%s; decoded beside the driver%s", error, again)
             return self._share_here(names, limits, frames)
         again, reasons = self._share_here(sorted(failed), limits, frames)
         if again.sizes:

@@ -10,7 +10,7 @@ from cluster.faults import wait_for
 from cluster.placement import driver_node
 
 RETRIES = 2
-"""Times that work is done again whose process died."""
+"""How often a call is repeated whose process died."""
 
 
 class SideProcess:
@@ -18,8 +18,8 @@ class SideProcess:
 
     The driver has other work, and what crashes there leaves the driver alive. An actor and not
     tasks: where actors hold all CPUs of a node, Ray ends a process without work after a second, and
-    the next one costs seconds to start. Where it dies, Ray starts it again and has it do again what
-    it died of.
+    the next one costs seconds to start. If the process dies, Ray starts another one, which repeats
+    the call, up to `RETRIES` times.
 
     Args:
         name: for messages.
@@ -44,6 +44,7 @@ class SideProcess:
         """Have a module's function called there; return the last of what it returned.
 
         Where that is several things, ``returns`` of them, also references to those before.
+        ``timeout_s`` is for all tries together.
 
         Raises:
             ActorLost: the process died of it, each time.

@@ -55,6 +55,10 @@ class RowError(DataError):
         self.field = field
 
 
+class RowsChanged(DataError):
+    """A file of rows is not the one that the job opened; to try again does not help."""
+
+
 class NotFetched(DataError):
     """Files of a data set are in no cache of this machine, and the settings say not to fetch."""
 

@@ -251,8 +251,11 @@ Pictures = Mapping[str, np.ndarray]
 """Decoded files by uri, uint8 [height, width, 3]; put once a step, shared by all actors."""
 
 
-def together(parts: Iterable[Pictures]) -> Pictures:
-    """Return pictures that come in parts as one; no pixel is copied. Of a file the last counts."""
+def merge_pictures(parts: Iterable[Pictures]) -> Pictures:
+    """Return the pictures of several parts in one mapping, without copying pixels.
+
+    If a file is in several parts, the last one counts.
+    """
     return {uri: pixels for part in parts for uri, pixels in part.items()}
 
 

@@ -18,7 +18,7 @@ from data.types import (
     GenerationRequest,
     Pictures,
     Trajectory,
-    together,
+    merge_pictures,
 )
 from rollout.weights.report import StoreAddress, SyncReport
 
@@ -73,7 +73,7 @@ class RolloutActor:
         Raises:
             WeightSyncError: the last pull failed.
         """
-        pictures = together(parts)
+        pictures = merge_pictures(parts)
         prompts: dict[Content, EncodedPrompt | DataError] = {}
         for request in requests:
             if request.content not in prompts:

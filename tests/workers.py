@@ -10,7 +10,7 @@ import ray
 
 from cluster.learner_rank import LearnerRank
 from data.errors import DataError, EngineLost, WeightSyncError
-from data.types import DroppedTrajectory, Pictures, together
+from data.types import DroppedTrajectory, Pictures, merge_pictures
 from rollout.weights.report import SyncReport
 
 
@@ -131,7 +131,7 @@ def node_of() -> str:
 
 def gathered(*parts: Pictures) -> Pictures:
     """Return a call's pictures."""
-    return together(parts)
+    return merge_pictures(parts)
 
 
 def limit_files(rank: LearnerRank, size: int) -> None:

@@ -169,7 +169,7 @@ def contrastive_batches(
     poor = 0
     while poor < MAX_POOR_DRAWS:
         rng = np.random.default_rng([config.run.seed, 1, feed.batches])
-        drawn = feed.next_batches(config.sub_batches)
+        drawn = feed.next_pairs_of(config.sub_batches)
         pairs, pictures = with_pictures(drawn, config, decoder)
         if len(pairs) < config.learner.ranks:
             poor += 1

@@ -12,9 +12,8 @@
 | the ranker's | `SideProcessActor` | 1 | `Ranker` closes |
 | `pool-targets` | `PoolTargets` | 1 | Ray ends; starts again empty |
 
-An actor that dies earlier is started again: an engine's by its pool, the decoder's, the ranker's,
-`weights` and `pool-targets` by Ray. A learner group that lost a rank is started again by
-`cluster.run.recovery`.
+A pool starts its lost actors again. Ray starts the decoder, the ranker, `weights` and
+`pool-targets` again. `cluster.run.recovery` starts a learner group again that lost a rank.
 """
 
 import logging

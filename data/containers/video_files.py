@@ -161,7 +161,7 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
             f"found {kind}; {advice}"
         ) from error
     except ValueError as error:
-        # PyAV, not FFmpeg: there is no stream that the options are for.
+        # By PyAV itself, not FFmpeg: a file without any stream has nothing for the options.
         raise _without_video(path) from error
     with container:
         stream = container.streams.best("video")

@@ -29,7 +29,7 @@ from data.types import Pictures
 
 log = logging.getLogger(__name__)
 DECODE_THREADS = min(16, max(4, (os.cpu_count() or 1) // 4))
-"""The other cores of a node are its engines' and ranks'."""
+"""Threads that decode in one process; the node's other cores are for its engines and ranks."""
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Files in another format are refused. Pillow has dozens more decoders that data sets do not need,
 code that reads untrusted bytes; some start programs (EPS)."""
@@ -41,8 +41,8 @@ SUFFIXES = frozenset(
 )
 """Endings of names of such files, by which a folder's pictures are told from its other files."""
 Image.MAX_IMAGE_PIXELS = None
-"""Pillow's own limit refuses large pictures before `max_decode_pixels` is compared, and by another
-name."""
+"""Off: Pillow would refuse pictures above 179 million pixels by itself, in a message that does not
+name `max_decode_pixels`."""
 SHOWN_FILES = 5
 FEW_FLAT, FLAT_SHARE = 4, 0.1
 """More pictures of one colour than this number and this share are worth a warning."""

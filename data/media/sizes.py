@@ -122,10 +122,10 @@ def fitted_size(
         DataError: the file was not loaded.
     """
     if isinstance(visual, Video):
-        height, width = _of(visual.frames[0].uri, sizes)
+        height, width = _loaded(visual.frames[0].uri, sizes)
         least, most = video_limits(visual, limits)
     else:
-        left, top, right, bottom = crop_pixels(visual.box, *_of(visual.uri, sizes))
+        left, top, right, bottom = crop_pixels(visual.box, *_loaded(visual.uri, sizes))
         height, width = bottom - top, right - left
         least, most = limits_of(visual, limits)
     return target_size(height, width, factor=factor, min_pixels=least, max_pixels=most)
@@ -137,7 +137,7 @@ def fit(picture: Picture, pictures: Pictures, limits: MediaConfig, *, factor: in
     Raises:
         DataError: the file was not loaded.
     """
-    pixels = _of(picture.uri, pictures)
+    pixels = _loaded(picture.uri, pictures)
     left, top, right, bottom = crop_pixels(picture.box, *pixels.shape[:2])
     rows, columns = fitted_size(picture, {picture.uri: pixels.shape[:2]}, limits, factor=factor)
     return _resized(Image.fromarray(pixels[top:bottom, left:right]), rows, columns)
@@ -151,7 +151,7 @@ def fit_video(video: Video, pictures: Pictures, limits: MediaConfig, *, factor: 
     Raises:
         DataError: a frame was not loaded.
     """
-    frames = {frame.uri: _of(frame.uri, pictures) for frame in video.frames}
+    frames = {frame.uri: _loaded(frame.uri, pictures) for frame in video.frames}
     sizes = {uri: pixels.shape[:2] for uri, pixels in frames.items()}
     rows, columns = fitted_size(video, sizes, limits, factor=factor)
     images = [Image.fromarray(frames[frame.uri]) for frame in video.frames]
@@ -159,10 +159,10 @@ def fit_video(video: Video, pictures: Pictures, limits: MediaConfig, *, factor: 
     return np.stack(shown if len(shown) > 1 else 2 * shown)
 
 
-def _of(uri: str, loaded: Mapping[str, T]) -> T:
-    if uri not in loaded:
+def _loaded(uri: str, by_uri: Mapping[str, T]) -> T:
+    if uri not in by_uri:
         raise DataError(f"{uri}: picture was not loaded for this step")
-    return loaded[uri]
+    return by_uri[uri]
 
 
 def _resized(image: Image.Image, rows: int, columns: int) -> Image.Image:

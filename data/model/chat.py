@@ -133,7 +133,9 @@ class TextEncoder:
         )
 
     def prompt_ids(self, content: Content, sizes: Mapping[str, tuple[int, int]]) -> list[int]:
-        """Return the `expanded` of `encode`, of (height, width) of decoded files by uri alone.
+        """Return `encode(content, pictures).expanded` without pixels.
+
+        ``sizes``: (height, width) of each decoded file by uri, in pixels.
 
         Raises:
             ConfigError, DataError: as `encode`.
@@ -472,9 +474,9 @@ class ChatEncoder(TextEncoder):
 
 
 def _ticks(video: Video) -> list[int]:
-    """Return when each frame is shown that a model sees, in `TICKS` of a second.
+    """Return the times of the frames that a model sees, in `TICKS` to a second.
 
-    It sees a single frame twice, as `fit_video` says.
+    A single frame counts twice, as in `fit_video`.
     """
     ticks = [round(seconds * TICKS) for seconds in video.times]
     return ticks if len(ticks) > 1 else 2 * ticks

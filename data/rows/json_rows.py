@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from data.errors import DataError, RowError
-from data.rows.rows import FileRow, Rows, changed, file_state
+from data.rows.rows import FileRow, Rows, check_state, file_state
 
 CHUNK = 4 << 20
 """Bytes of an array that are read at once; more where a row is longer."""
@@ -51,10 +51,16 @@ class JsonRows(Rows):
 
     def _row(self, number: int) -> FileRow:
         first, end = self.spans[number].tolist()
-        # Not mapped into memory: a file that shrinks would end the process.
-        text = os.pread(self._file.fileno(), end - first, first)
-        if file_state(self._file.fileno()) != self._state:
-            raise changed(self.path)
+        try:
+            # Not mapped into memory: a file that shrinks would end the process.
+            text = os.pread(self._file.fileno(), end - first, first)
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read ({error}); see that its disk is there"
+            ) from error
+        # By its name, where it has one: another file in its place is not seen in the opened one.
+        named = self.path if self.can_be_sent else self._file.fileno()
+        check_state(self.path, named, self._state)
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -30,7 +30,7 @@ from data.durable import DISK_FULL
 from data.errors import DataError, RowError
 from data.rows.json_rows import JsonRows, find_rows, mapped
 from data.rows.picture_paths import natural_order
-from data.rows.rows import FileRow, Rows, changed, file_state
+from data.rows.rows import FileRow, Rows, check_state, file_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,8 +151,8 @@ class TableRows(Rows):
 
     def _rows(self, file: int, first: int, count: int) -> list[FileRow]:
         path = Path(self.files[file])
-        if self._states and file_state(path) != self._states[file]:
-            raise changed(self._named[file])
+        if self._states:
+            check_state(self._named[file], path, self._states[file])
         table = self._table(path).slice(first, count)
         rows: list[FileRow] = [{} for _ in range(table.num_rows)]
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -189,8 +189,8 @@ def read_rows(
         files = row_files(path)
         if files != [path]:
             return table_rows(files, json_fields)
-        with path.open("rb") as begin:
-            head = begin.read(_HEAD_BYTES)
+        with path.open("rb") as opened:
+            head = opened.read(_HEAD_BYTES)
         if head.startswith(TABLES):
             return table_rows([path], json_fields)
         packed = path.suffix.lower() == ".gz" and head.startswith(_GZIP)

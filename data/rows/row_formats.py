@@ -133,8 +133,8 @@ class RowReader:
     """Whether a model sees a video as one, not as separate pictures."""
     whole_videos: set[str] = field(default_factory=set)
     """Video files that the row names whole, by their paths."""
-    inside: str = ""
-    """What messages put before the name of a field: `qry.` where the row is that part of one."""
+    field_prefix: str = ""
+    """Put before each field's name in messages: `qry.` if ``row`` is the part `qry` of a row."""
 
     def pairs(self) -> tuple[Pair, ...]:
         """Return the row's pairs: one, but for captions of several rounds.
@@ -234,7 +234,7 @@ class RowReader:
 
     def refused(self, field: str, text: str) -> RowError:
         """Return the error that blames a field, which has no quotes around its name."""
-        field = self.inside + field
+        field = self.field_prefix + field
         return RowError(f"{self.where}, field '{field}': {text}", field)
 
     @contextmanager
@@ -244,7 +244,7 @@ class RowReader:
         Raises:
             RowError: of this field, in place of a `DataError` that is raised inside.
         """
-        field = self.inside + field
+        field = self.field_prefix + field
         try:
             yield f"{self.where}, field '{field}'"
         except DataError as error:
@@ -528,7 +528,7 @@ def _read_llavahound(reader: RowReader) -> tuple[Pair, ...]:
         part = reader.row.get(side)
         if not isinstance(part, dict):
             raise reader.wrong(side, "an object with conversations", part)
-        of_side = replace(reader, row=part, inside=f"{side}.")
+        of_side = replace(reader, row=part, field_prefix=f"{side}.")
         human, gpt = of_side.one_round()
         frames = of_side.paths("video")
         if frames and frames != BLANK_VIDEO:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
-from data.errors import DataError, RowError
+from data.errors import DataError, RowError, RowsChanged
 
 FileRow = dict[str, Any]
 
@@ -86,9 +86,24 @@ def file_state(file: Path | int) -> tuple[int, int]:
     return state.st_mtime_ns, state.st_size
 
 
-def changed(path: Path | str) -> DataError:
+def check_state(path: Path | str, file: Path | int, state: tuple[int, int]) -> None:
+    """Refuse a file that is not as it was when ``state`` was taken; ``path`` is its name.
+
+    Raises:
+        RowsChanged: it is another one, or was changed.
+        DataError: it is not there, or cannot be looked at.
+    """
+    try:
+        found_state = file_state(file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error}); see that the file is there") from error
+    if found_state != state:
+        raise changed(path)
+
+
+def changed(path: Path | str) -> RowsChanged:
     """Return the refusal of a file that was changed while a job reads its rows."""
-    return DataError(
+    return RowsChanged(
         f"{path}: expected the file as it was when the job opened it, found that it has changed "
         "since; its rows may be others now: start the job again"
     )

@@ -38,26 +38,29 @@ class PairFeed:
         """Return the next ``count`` pairs (None: a whole batch), fewer only from a smaller set."""
         return self._take(self._draw(), self.batch if count is None else count)
 
-    def next_batches(self, count: int) -> list[Pair]:
-        """Return the pairs of ``count`` batches, at most one of them from a set with video.
+    def next_pairs_of(self, batches: int) -> list[Pair]:
+        """Return the pairs of several batches in one list, at most one of these from a set with
+        video.
 
         As published: a further batch of video is drawn again among the sets without video. If
         every set that can be drawn has video, there is no such limit.
         """
         pairs: list[Pair] = []
         video_allowed = True
-        for _ in range(count):
-            place = self._draw(video=video_allowed)
+        for _ in range(batches):
+            place = self._draw(video_allowed=video_allowed)
             video_allowed = video_allowed and self.without_video[place] > 0
             pairs += self._take(place, self.batch)
         return pairs
 
-    def _draw(self, *, video: bool = True) -> int:
-        """Return the place of a set; with ``video=False`` of one without video, if there is any."""
+    def _draw(self, *, video_allowed: bool = True) -> int:
+        """Return the place in `names` of a set, drawn by weight and size; without
+        ``video_allowed``, of a set without video if there is one.
+        """
         rng = np.random.default_rng([self.seed, self.batches])
         self.batches += 1
         place = int(rng.choice(len(self.names), p=self.probabilities))
-        if not video and self.without_video[place] == 0 and self.without_video.any():
+        if not video_allowed and self.without_video[place] == 0 and self.without_video.any():
             others = self.without_video / self.without_video.sum()
             place = int(rng.choice(len(self.names), p=others))
         return place

@@ -121,8 +121,9 @@ def save_index(folder: Path, index: SetIndex, rows: Rows) -> None:
     part = folder.with_name(f"{folder.name}-{uuid4().hex[:8]}.part")
     try:
         for older in folder.parent.glob("*.part"):
-            if older.stat().st_mtime < time.time() - ABANDONED_S:
-                shutil.rmtree(older, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another job removes it, too
+                if older.stat().st_mtime < time.time() - ABANDONED_S:
+                    shutil.rmtree(older, ignore_errors=True)
         part.mkdir(parents=True)
         _save_tables(part, index)
         if isinstance(rows, JsonRows):

@@ -16,7 +16,7 @@ from typing import Literal, overload
 import numpy as np
 
 from configs.common import DataConfig, DataSetConfig, MediaConfig
-from data.errors import DataError
+from data.errors import DataError, RowsChanged
 from data.relevance import Relevance
 from data.rows.picture_paths import KnownFiles
 from data.rows.row_formats import (
@@ -70,6 +70,8 @@ class DrawnPairs(Sequence[Pair]):
         for pause in PAUSES_S:
             try:
                 return self._read(places)
+            except RowsChanged:
+                raise
             except DataError as error:
                 log.warning("%s; read again in %g s", error, pause)
                 time.sleep(pause)

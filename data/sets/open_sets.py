@@ -27,7 +27,7 @@ from data.rows.row_formats import (
     corpus_item,
     format_told,
 )
-from data.rows.rows import Rows, changed
+from data.rows.rows import Rows
 from data.rows.trace_files import read_traces
 from data.sets.fingerprints import set_files
 from data.sets.index import PairTable, PictureTable, Texts
@@ -125,13 +125,17 @@ def _open_local_set(
 
 
 def _check_unchanged(config: DataSetConfig, media: MediaConfig, folder: Path) -> None:
-    """Refuse a set whose files are others than those for which its index has this folder.
+    """Refuse a set if a file that decides its pairs has changed since ``folder`` was computed.
 
     Raises:
-        DataError: they have changed since.
+        DataError: a file of rows, `traces`, `leave_out` or `hardest_by` is another one now.
     """
     if index_folder(config, media) != folder:
-        raise changed(config.path)
+        raise DataError(
+            f"data set '{config.name}': expected its files of path, traces, leave_out and "
+            "hardest_by as they were when the job opened them, found that one has changed; start "
+            "the job again once nothing writes to them"
+        )
 
 
 def _with_distractors(opened: OpenedSet, rows: BeirRows) -> OpenedSet:

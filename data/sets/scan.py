@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,8 @@ CHUNK = 2_000
 """Rows that are read at once."""
 IN_ONE_PROCESS = 20_000
 """Sets of no more rows are read in the process itself: others take a second to start."""
+START_TIMEOUT_S = 600.0
+"""Longest wait of a process for the others to be started."""
 MOST_PROCESSES = 16
 
 
@@ -249,6 +252,8 @@ def _in_processes(
     while waiting:
         count = min(len(os.sched_getaffinity(0)), MOST_PROCESSES, len(waiting))
         with _pool(reader, count) as pool:
+            # No row is read before all processes are started: one that dies while another is being
+            # started would leave that one, and this job, waiting for ever.
             tasks = {pool.submit(_scan_in_process, chunks[number]): number for number in waiting}
             for task in as_completed(tasks):
                 with suppress(BrokenProcessPool):
@@ -294,7 +299,9 @@ def _one_by_one(reader: PairReader, numbers: Sequence[int]) -> Iterator[Scan]:
 @contextmanager
 def _pool(reader: PairReader, processes: int) -> Iterator[ProcessPoolExecutor]:
     # Not forked: pyarrow and the decoders have threads.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _remember, (reader,))
+    context = get_context("spawn")
+    started = context.Barrier(processes)
+    pool = ProcessPoolExecutor(processes, context, _remember, (reader, started))
     # They would run the job's own module first, which loads Ray and takes a second.
     job = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -310,11 +317,12 @@ _reader: list[PairReader] = []
 """What this process reads, if it was started for that."""
 
 
-def _remember(reader: PairReader) -> None:
+def _remember(reader: PairReader, started: Barrier) -> None:
     _reader[:] = [reader]
     # Ctrl-C reaches every process of a terminal; the job's own ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="lifeline", daemon=True).start()
+    started.wait(START_TIMEOUT_S)
 
 
 def _end_with_parent() -> None:

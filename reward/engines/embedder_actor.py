@@ -9,7 +9,7 @@ from configs.common import EngineConfig, MediaConfig
 from configs.reward import Pooling
 from data.engine.arguments import set_engine_environment
 from data.errors import DataError
-from data.types import EmbedRequest, Pictures, together
+from data.types import EmbedRequest, Pictures, merge_pictures
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class EmbedderActor:
 
         ``parts`` are the pictures.
         """
-        pictures = together(parts)
+        pictures = merge_pictures(parts)
         cut_before = self._cut
         results = await asyncio.gather(*(self._one(request, pictures) for request in requests))
         if self._cut > cut_before:

@@ -18,7 +18,7 @@ from data.media.pictures import load_picture, load_pictures
 from data.model.chat import ChatEncoder
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.types import Content, Item, Kind, Picture, Video, together
+from data.types import Content, Item, Kind, Picture, Video, merge_pictures
 from tests.builders import WITHOUT_AN_ITEM, loaded_set, make_pair, write_picture
 from tests.integration.conftest import MEDIA
 from tests.workers import CrashesAt
@@ -38,7 +38,7 @@ def test_files_come_decoded_with_sizes_and_reasons(decoder: Decoder, tmp_path: P
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     shared, failed = decoder.share([wide, str(broken), wide], MediaConfig())
-    found = together(ray.get(list(shared.refs)))
+    found = merge_pictures(ray.get(list(shared.refs)))
     assert list(found) == [wide]
     assert (found[wide] == load_picture(wide, MediaConfig())).all()
     assert shared.sizes == {wide: (30, 40)}
@@ -139,7 +139,7 @@ def test_the_batches_of_embedder_and_warm_start_come_without_pixels_in_the_drive
     assert len(rows) == 1
     for shared in (shown, described):
         assert shared.sizes == dict.fromkeys(uris, (90, 150))
-        for uri, pixels in together(ray.get(list(shared.refs))).items():
+        for uri, pixels in merge_pictures(ray.get(list(shared.refs))).items():
             assert (pixels == expected[uri]).all()
     for sample, (_, content, _) in zip(samples, contents, strict=True):
         assert sample.prompt_ids.tolist() == encoder.encode(content, expected).expanded

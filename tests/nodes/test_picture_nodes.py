@@ -84,7 +84,7 @@ def test_each_node_decodes_its_share_and_what_is_lost_with_one_is_decoded_again(
 
 
 def test_few_pictures_are_decoded_beside_the_driver(decoder: Decoder, uris: list[str]) -> None:
-    shared, _ = decoder.share(uris[: LEAST_GROUPS - 1], MediaConfig())
+    shared, _ = decoder.share(uris[: 2 * LEAST_GROUPS - 1], MediaConfig())
     assert len(shared.refs) == 1
 
 

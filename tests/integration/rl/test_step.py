@@ -16,7 +16,7 @@ from configs.schema import RLConfig
 from data.errors import WeightSyncError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
-from data.types import Item, Kind, together
+from data.types import Item, Kind, merge_pictures
 from learner.objectives import TokenScores
 from tests.builders import loaded_set, make_pair, write_picture
 from tests.fakes import FakeEmbedder, FakeLearner, FakeRollout
@@ -269,7 +269,7 @@ def test_the_learner_gets_the_pictures_of_all_rounds_and_of_replayed_groups(tmp_
     for samples, pictures in zip(pipeline.learner.trained, pipeline.learner.pictures, strict=True):
         shown = {part.uri for s in samples for part in s.content if not isinstance(part, str)}
         assert len(shown) == PAIRS
-        assert shown <= together(ray.get(list(pictures.refs))).keys() == pictures.sizes.keys()
+        assert shown <= merge_pictures(ray.get(list(pictures.refs))).keys() == pictures.sizes.keys()
     assert "pixels" not in json.dumps(pipeline.state())
 
 

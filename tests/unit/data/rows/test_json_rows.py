@@ -46,7 +46,9 @@ def test_an_array_is_read_as_json_reads_it_whole(rows, indent, ascii_only, chunk
     with tempfile.TemporaryFile() as file:
         file.write(content)
         file.flush()
-        assert json.dumps([*JsonRows(PATH, file, spans)]) == json.dumps(json.loads(text))
+        assert json.dumps([*JsonRows(PATH, file, spans, packed=True)]) == json.dumps(
+            json.loads(text)
+        )
 
 
 @given(

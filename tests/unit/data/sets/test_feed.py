@@ -104,7 +104,7 @@ def sources(drawn, batch=4):
 
 def test_at_most_one_of_several_batches_is_of_video_and_the_others_are_drawn_by_weight_and_size():
     feeder = PairFeed(MIXED, WEIGHTS, batch=4, seed=0)
-    drawn = [sources(feeder.next_batches(3)) for _ in range(1000)]
+    drawn = [sources(feeder.next_pairs_of(3)) for _ in range(1000)]
     counted = [Counter(names) for names in drawn]
     videos = [names["clips"] + names["films"] for names in counted]
     assert {sum(names.values()) for names in counted} == {3}
@@ -120,7 +120,10 @@ def test_at_most_one_of_several_batches_is_of_video_and_the_others_are_drawn_by_
 def test_a_batch_of_video_that_is_drawn_again_leaves_the_video_where_it_was():
     feeder = PairFeed(MIXED, WEIGHTS, batch=2, seed=0)
     clips = [
-        pair.pair_id for _ in range(40) for pair in feeder.next_batches(4) if pair.source == "clips"
+        pair.pair_id
+        for _ in range(40)
+        for pair in feeder.next_pairs_of(4)
+        if pair.source == "clips"
     ]
     assert sorted(clips[:30]) == sorted(f"clips{i}" for i in range(30))
 
@@ -128,10 +131,10 @@ def test_a_batch_of_video_that_is_drawn_again_leaves_the_video_where_it_was():
 def test_draws_with_a_limit_on_video_go_on_identically_after_a_restore():
     straight, stopped, resumed = (PairFeed(MIXED, WEIGHTS, batch=4, seed=5) for _ in range(3))
     for _ in range(9):
-        straight.next_batches(3), stopped.next_batches(3)
+        straight.next_pairs_of(3), stopped.next_pairs_of(3)
     resumed.restore(json.loads(json.dumps(stopped.state())))
     for _ in range(30):
-        assert ids(resumed.next_batches(3)) == ids(straight.next_batches(3))
+        assert ids(resumed.next_pairs_of(3)) == ids(straight.next_pairs_of(3))
 
 
 @pytest.mark.parametrize("weight", [None, 0.0])
@@ -139,7 +142,7 @@ def test_video_has_no_limit_where_no_other_set_can_be_drawn(weight):
     sets = MIXED[:2] if weight is None else MIXED
     weights = {**WEIGHTS, "photos": weight, "texts": weight}
     feeder, single = (PairFeed(sets, weights, batch=4, seed=0) for _ in range(2))
-    assert ids(feeder.next_batches(20)) == take(single, 20)
+    assert ids(feeder.next_pairs_of(20)) == take(single, 20)
 
 
 def test_a_batch_by_itself_may_be_of_video_each_time():
