@@ -9,9 +9,8 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from cluster.inference import Blocks, embed, greedy_traces
+from cluster.inference import Blocks, embed, engine_roles, greedy_traces
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder
 from cluster.placement import Role
@@ -41,20 +40,10 @@ from evaluation.suite_results import (
     suite_table,
 )
 
-RequestT = TypeVar("RequestT")
-
 
 def roles(config: EvaluateConfig) -> list[Role]:
-    """Return what the job asks Ray for: pools that run one after the other, the larger counts."""
-    pools = {"rollout": config.rollout.pool, "reward": config.reward.pool}
-    most = max(
-        pools,
-        key=lambda name: (
-            pools[name].actors * pools[name].gpus,
-            pools[name].actors * pools[name].cpus,
-        ),
-    )
-    return [Role(most, pools[most].actors, pools[most].cpus, pools[most].gpus)]
+    """Return what the job asks Ray for: its pools run one after the other."""
+    return engine_roles(config.reward, config.rollout)
 
 
 def main(config: EvaluateConfig) -> int:
