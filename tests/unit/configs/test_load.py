@@ -12,10 +12,12 @@ from configs.schema import (
     CheckDataConfig,
     DemoDataConfig,
     EmbedderConfig,
+    EncodeConfig,
     EvaluateConfig,
     ReportConfig,
     RLConfig,
     RuleTracesConfig,
+    SearchConfig,
     WarmStartConfig,
 )
 from data.types import Evidence
@@ -30,8 +32,10 @@ JOBS = {
     "warm_start": WarmStartConfig,
     "embedder": EmbedderConfig,
     "rl": RLConfig,
+    "encode": EncodeConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "search": SearchConfig,
 }
 FILES = sorted(FOLDER.rglob("*.yaml"))
 RL = """
