@@ -8,20 +8,23 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
+from rich.console import Console
 
 from cluster.inference import Blocks, engine_roles, in_blocks, store_traces, store_vectors
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder
 from cluster.placement import Role
 from cluster.run.quarantine import QUARANTINE, QUARANTINE_FILE
-from cluster.run.run_folder import RunFolder, settled
+from cluster.run.run_folder import RunFolder, settled, write_atomically
 from cluster.run.stage_loop import plain_console
 from cluster.session import session
-from configs.schema import EncodeConfig
+from configs.load import to_yaml
+from configs.schema import EncodeConfig, SearchConfig
 from data.embed_inputs import embed_content
 from data.errors import DataError
 from data.model.chat import load_encoder
@@ -37,8 +40,8 @@ from data.stores.vectors import VectorStore
 from data.types import Content, Cues, EmbedRequest, Evidence, Side
 from evaluation.evidence import parse_trace
 
-ITEMS_FILE = "items.parquet"
-"""What was read of the input, so that it is read once and never whole in memory."""
+SEARCH_FILE = "search.yaml"
+"""Settings of `search` for what this run has encoded; the query is missing."""
 NO_TRACE = "trace"
 NO_VECTOR = "vector"
 """Fields of items that engines failed on."""
@@ -51,7 +54,7 @@ def roles(config: EncodeConfig) -> list[Role]:
 
 
 def main(config: EncodeConfig) -> int:
-    """Write `encoded/` and `quarantine.parquet`."""
+    """Write `encoded/`, `quarantine.parquet` and `search.yaml`."""
     folder = RunFolder(config, job="encode")
     if folder.finished:
         print(folder.finished_line)
@@ -59,23 +62,65 @@ def main(config: EncodeConfig) -> int:
     config = settled(config)
     console = plain_console()
     aside: list[SetAside] = []
-    items = SavedItems(folder.path / ITEMS_FILE, config.data.media.video == "video")
-    items.save(usable_items(config, aside))
-    console.print(f"{config.input}: {len(items)} items, {len(aside)} set aside", highlight=False)
-    if not len(items):
-        raise DataError(f"{config.input}: expected items, found none of use{reasons_of(aside)}")
+    # What was read of the input, so that it is read once and never whole in memory.
+    with TemporaryDirectory(prefix="items-", suffix=".part", dir=folder.path) as temporary:
+        items = SavedItems(Path(temporary) / "items.parquet", config.data.media.video == "video")
+        items.save(usable_items(config, aside))
+        console.print(
+            f"{config.input}: {len(items)} items, {len(aside)} set aside", highlight=False
+        )
+        if not len(items):
+            raise DataError(f"{config.input}: expected items, found none of use{reasons_of(aside)}")
+        check_models(config, items)
+        count, dimensions = encode(config, folder, items, aside, console)
+    folder.write_json(f"{ENCODED_FOLDER}/{FACTS}", facts_of(config, count, dimensions))
+    write_atomically(folder.path / SEARCH_FILE, to_yaml(search_settings(config, folder)))
+    rows = [{"data_set": config.input} | asdict(entry) for entry in aside]
+    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(rows, schema=QUARANTINE))
+    where = f" in {QUARANTINE_FILE}{reasons_of(aside)}" if aside else ""
+    console.print(
+        f"{count} vectors of {dimensions} dimensions are in {folder.path / ENCODED_FOLDER}; "
+        f"{len(aside)} items or files are set aside{where}\n"
+        f"to search: python -m cluster.jobs.search {folder.path / SEARCH_FILE} text='...'",
+        highlight=False,
+        soft_wrap=True,
+    )
+    folder.finish(items=count, set_aside=len(aside))
+    return 0
+
+
+def check_models(config: EncodeConfig, items: SavedItems) -> None:
+    """Refuse models that are not there, or that cannot see the items.
+
+    Raises:
+        DataError: a model's folder is incomplete.
+        ConfigError: a model cannot see what the items show, or is asked in another way.
+    """
     if config.reasoner:
         check_reasoner(config.reasoner, [items])
     load_encoder(config.reward.model, config.data.media).check_pooling(config.reward.pooling)
     warn_older_input(config.reward.model)
     check_embedder(config.reward.model, [items])
+
+
+def encode(
+    config: EncodeConfig,
+    folder: RunFolder,
+    items: SavedItems,
+    aside: list[SetAside],
+    console: Console,
+) -> tuple[int, int]:
+    """Reason, embed and write the parts; return the number of vectors and their dimensions.
+
+    Raises:
+        DataError: too many items have no trace, or none has a vector.
+    """
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with connected, closing(Decoder()) as decoder:
         blocks = Blocks(decoder, config.data.media, config.block, console)
         store = Path(config.store) if config.store else folder.path / "store"
-        subjects = Subjects(items, config)
-        traces = None
+        subjects, traces = Subjects(items, config), None
         if config.reasoner:
             traces = store_traces(
                 subjects,
@@ -100,19 +145,7 @@ def main(config: EncodeConfig) -> int:
         raise DataError(
             f"{config.input}: expected vectors of {len(items)} items, found none{reasons_of(aside)}"
         )
-    folder.write_json(f"{ENCODED_FOLDER}/{FACTS}", facts_of(config, count, dimensions))
-    source = str(Path(config.input))
-    rows = [{"data_set": source} | asdict(entry) for entry in aside]
-    folder.write_table(QUARANTINE_FILE, pa.Table.from_pylist(rows, schema=QUARANTINE))
-    console.print(
-        f"{count} vectors of {dimensions} dimensions are in {folder.path / ENCODED_FOLDER}; "
-        f"{len(aside)} items or files are set aside"
-        + (f" in {QUARANTINE_FILE}{reasons_of(aside)}" if aside else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
-    folder.finish(items=count, set_aside=len(aside))
-    return 0
+    return count, dimensions
 
 
 def usable_items(config: EncodeConfig, aside: list[SetAside]) -> Iterator[NamedItem]:
@@ -302,6 +335,19 @@ def facts_of(config: EncodeConfig, count: int, dimensions: int) -> dict[str, obj
         "dimensions": dimensions,
         "count": count,
     }
+
+
+def search_settings(config: EncodeConfig, folder: RunFolder) -> SearchConfig:
+    """Return settings that search the run's items with its models, an actor of each."""
+    rollout, reward = config.rollout, config.reward
+    return SearchConfig(
+        run=replace(config.run, dir=str(folder.path / "search")),
+        encoded=str(folder.path),
+        data=config.data,
+        reasoner=config.reasoner,
+        rollout=replace(rollout, pool=replace(rollout.pool, actors=1)),
+        reward=replace(reward, pool=replace(reward.pool, actors=1)),
+    )
 
 
 def reasons_of(aside: Sequence[SetAside]) -> str:

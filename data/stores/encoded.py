@@ -91,10 +91,12 @@ class EncodedParts:
 
         self.folder = folder
         try:
-            self.facts: Mapping[str, Any] = json.loads((folder / FACTS).read_bytes())
+            facts: Mapping[str, Any] = json.loads((folder / FACTS).read_bytes())
             files = sorted(folder.glob("part-*.parquet"), key=lambda file: natural_order(file.name))
             counts = [pq.read_metadata(file).num_rows for file in files]
-            expected = self.facts["count"]
+            expected, self._model, self._embedder = (
+                facts[name] for name in ("count", "model", "embedder")
+            )
         except FileNotFoundError as error:
             raise DataError(
                 f"{folder}: expected encoded items, found no {FACTS}; name the run folder of a job "
@@ -121,7 +123,7 @@ class EncodedParts:
         Raises:
             DataError: its files or its recipe are not those of the encoded items.
         """
-        now, then = embedder_facts(reward, media), self.facts["embedder"]
+        now, then = embedder_facts(reward, media), self._embedder
         other = [name for name, value in now.items() if value != then.get(name)]
         if other:
             differences = [
@@ -132,7 +134,7 @@ class EncodedParts:
             ]
             raise DataError(
                 f"{self.folder}: expected the Embedder that the items were encoded with "
-                f"({self.facts['model']}) and its settings, found {'; '.join(differences)}; take "
+                f"({self._model}) and its settings, found {'; '.join(differences)}; take "
                 f"the settings of the run `encode`, or {_AGAIN}"
             )
 

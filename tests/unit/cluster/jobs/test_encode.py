@@ -15,13 +15,16 @@ from cluster.jobs.encode import (
     main,
     refuse_missing,
     roles,
+    search_settings,
     usable_items,
     write_parts,
 )
 from cluster.run.run_folder import RunFolder
 from configs.common import DataConfig, RunConfig
+from configs.errors import ConfigError
+from configs.load import load, to_yaml
 from configs.reward import RewardConfig
-from configs.schema import EncodeConfig
+from configs.schema import EncodeConfig, SearchConfig
 from data.errors import DataError
 from data.sets.items import SavedItems, SetAside
 from data.stores.facts import TraceRecipe
@@ -176,6 +179,8 @@ def test_an_input_without_any_item_is_refused_before_engines_start(config, tmp_p
     (tmp_path / "empty/notes.txt").write_text("hello")
     with pytest.raises(DataError, match=r"none of use:\n.*ending '\.txt'"):
         main(replace(config, input=str(tmp_path / "empty")))
+    with pytest.raises(DataError, match="none: expected a model folder"):
+        main(replace(config, reasoner="none"))  # of the same run folder, though settings differ
 
 
 @pytest.mark.parametrize(
@@ -202,3 +207,17 @@ def test_a_dry_run_looks_at_the_first_items(tmp_path, capsys, files, printed):
     assert "b.txt: expected the name of a picture" in seen.out
     assert ("found none of use" in seen.err) == (files == ["b.txt"])
     assert "reward.model: none: expected a model folder" in seen.err
+
+
+def test_the_settings_for_a_search_need_only_a_query(config, tmp_path):
+    pool = replace(config.reward.pool, actors=8)
+    folder = RunFolder(config, job="encode")
+    many = replace(config, reasoner="r", reward=replace(config.reward, pool=pool))
+    path = tmp_path / "search.yaml"
+    path.write_text(to_yaml(search_settings(many, folder)))
+    with pytest.raises(ConfigError, match="text: expected a query"):
+        load(SearchConfig, path)
+    loaded = load(SearchConfig, path, ["text=a red star"])
+    assert (loaded.encoded, loaded.run.dir) == (str(folder.path), f"{folder.path}/search")
+    assert (loaded.reasoner, loaded.reward) == ("r", config.reward)
+    assert loaded.data == config.data

@@ -53,7 +53,8 @@ def write(folder: Path, items: list[EncodedItem], rows: np.ndarray, sizes: list[
         part = encoded_table(items[start : start + size], rows[start : start + size])
         pq.write_table(part, folder / f"part-{number:05d}.parquet")
         start += size
-    (folder / "facts.json").write_text(json.dumps({"count": len(items), **facts}))
+    facts = {"count": len(items), "model": "m", "embedder": {}} | facts
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def test_items_come_back_as_they_were_whatever_part_holds_them(tmp_path):
