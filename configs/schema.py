@@ -250,7 +250,9 @@ class SearchConfig:
     encoded: str = MISSING
     """Run folder of `encode`."""
     text: str = ""
-    """Text of the query; with one of the three below, beside it."""
+    """Text of the query; with one of the three below, beside it. The command line is read as YAML:
+    a text with `: ` or ` #` in it, or with a quote at its start, needs quotes of its own, as in
+    `text='"cotton: blue"'`."""
     image: str = ""
     """Path of a picture."""
     video: str = ""
