@@ -15,7 +15,14 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 from rich.console import Console
 
-from cluster.inference import Blocks, engine_roles, in_blocks, store_traces, store_vectors
+from cluster.inference import (
+    KEYS_AT_ONCE,
+    Blocks,
+    engine_roles,
+    in_blocks,
+    store_traces,
+    store_vectors,
+)
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder
 from cluster.placement import Role
@@ -254,7 +261,7 @@ def refuse_missing(
     """
     count, missing = 0, 0
     reasons: Counter[str] = Counter()
-    for block in in_blocks(subjects, 1024):
+    for block in in_blocks(subjects, KEYS_AT_ONCE):
         keys = [s.key for s, _ in block if not any(uri in failed for uri in s.item.uris)]
         absent = traces.missing(keys)
         count, missing = count + len(keys), missing + len(absent)
