@@ -254,7 +254,7 @@ def test_a_search_by_text_finds_the_nearest_items_and_writes_a_page(
     page = (encoded / "search/search.html").read_text()
     assert re.findall(r"<h3>\d+\. (.+?)</h3>", page) == expected
     assert page.count("data:image/") == 4
-    assert all(name in printed for name in expected)
+    assert "similarity" in printed
 
 
 def test_a_search_by_picture_without_a_trace(home: Path, head: Head, encoded: Path) -> None:
