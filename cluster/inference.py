@@ -1,11 +1,13 @@
 """Traces and vectors of many items: from the stores, else from engines, block by block.
 
 Each block is in the store before the next one begins: a kill loses at most the block at hand.
+What is asked for may be made while it is read, so that no more than two blocks are in memory.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from cluster.pictures import Decoder, SharedPictures
+from cluster.placement import Role
 from cluster.pools.reward import RewardPool
 from cluster.pools.rollout import RolloutPool
 from cluster.run.stage_loop import prefetched, progress_bar
@@ -23,8 +26,35 @@ from data.stores.traces import StoredTrace, Subject, TraceCost, TraceStore
 from data.stores.vectors import VectorStore
 from data.types import Content, EmbedRequest, GenerationRequest, GroupKey, Side, TrajectoryKey
 
-RequestT = TypeVar("RequestT")
+T = TypeVar("T")
+RequestT = TypeVar("RequestT", GenerationRequest, EmbedRequest)
+KEYS_AT_ONCE = 4096
+"""Keys that are looked for in a store together."""
 SHOWN_REASONS = 5
+
+
+def engine_roles(reward: RewardConfig, rollout: RolloutConfig | None) -> list[Role]:
+    """Return what a job asks Ray for whose pools run one after the other: the larger counts.
+
+    ``rollout`` is None where no traces are made.
+    """
+    pools = {"rollout": rollout.pool} if rollout else {}
+    pools["reward"] = reward.pool
+    most = max(
+        pools,
+        key=lambda name: (
+            pools[name].actors * pools[name].gpus,
+            pools[name].actors * pools[name].cpus,
+        ),
+    )
+    return [Role(most, pools[most].actors, pools[most].cpus, pools[most].gpus)]
+
+
+def in_blocks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield ``size`` values after another; the last block may be smaller."""
+    rest = iter(values)
+    while block := list(islice(rest, size)):
+        yield block
 
 
 class Blocks:
@@ -34,23 +64,30 @@ class Blocks:
 
     def __init__(self, decoder: Decoder, media: MediaConfig, size: int, console: Console) -> None:
         self._decoder, self.media, self._size, self.console = decoder, media, size, console
-        self._left_out: set[str] = set()
-        """Reasons that were shown: a picture can be in several blocks."""
+        self.failed: dict[str, str] = {}
+        """Why pictures could not be decoded, by their uris."""
 
     def of(
-        self, what: str, requests: Sequence[RequestT], contents: Sequence[Content]
+        self, what: str, requests: Iterable[RequestT], total: int
     ) -> Iterator[tuple[Sequence[RequestT], SharedPictures]]:
-        """Yield block after block with its pictures."""
+        """Yield block after block with its pictures; another thread goes through ``requests``."""
         with progress_bar(self.console) as bar:
-            task = bar.add_task(what, total=len(requests))
-            shared = self._decoder.share_blocks(requests, contents, self.media, block=self._size)
-            for block, pictures, failed in prefetched(shared):
-                for reason in failed.values():
-                    if reason not in self._left_out:
-                        self.console.print(f"left out: {reason}", highlight=False)
-                self._left_out |= set(failed.values())
+            task = bar.add_task(what, total=total)
+            for block, pictures, failed in prefetched(self._shared(requests)):
+                # A picture can be in several blocks.
+                new = {reason: None for uri, reason in failed.items() if uri not in self.failed}
+                for reason in new:
+                    self.console.print(f"left out: {reason}", highlight=False)
+                self.failed.update(failed)
                 yield block, pictures
                 bar.advance(task, len(block))
+
+    def _shared(
+        self, requests: Iterable[RequestT]
+    ) -> Iterator[tuple[Sequence[RequestT], SharedPictures, Mapping[str, str]]]:
+        for block in in_blocks(requests, self._size):
+            contents = [request.content for request in block]
+            yield from self._decoder.share_blocks(block, contents, self.media, block=self._size)
 
 
 def greedy_traces(
@@ -80,10 +117,16 @@ def greedy_traces(
     Raises:
         DataError: a larger share failed.
     """
-    greedy = _trace_store(model, rollout, blocks.media, templates, store, seed=None)
-    by_seed = {None: greedy}
-    _write_missing(asked, by_seed, model=model, rollout=rollout, blocks=blocks, made_by=made_by)
-    return _read(asked, greedy, most_missing)
+    traces = store_traces(
+        asked,
+        model=model,
+        rollout=rollout,
+        templates=templates,
+        blocks=blocks,
+        store=store,
+        made_by=made_by,
+    )
+    return _read(asked, traces, most_missing)
 
 
 def sampled_traces(
@@ -152,8 +195,31 @@ def _read(
     )
 
 
+def store_traces(
+    asked: Iterable[tuple[Subject, Content]],
+    *,
+    model: str,
+    rollout: RolloutConfig,
+    templates: str,
+    blocks: Blocks,
+    store: Path,
+    made_by: str,
+) -> TraceStore:
+    """Return the store with one greedy trace per subject: what it lacked was made by engines that
+    live for this call only. Those that failed are missing.
+
+    Args:
+        asked: see `greedy_traces`; gone through twice, so no iterator.
+        model: see `greedy_traces`, as all that follow.
+    """
+    traces = _trace_store(model, rollout, blocks.media, templates, store, seed=None)
+    by_seed = {None: traces}
+    _write_missing(asked, by_seed, model=model, rollout=rollout, blocks=blocks, made_by=made_by)
+    return traces
+
+
 def _write_missing(
-    asked: list[tuple[Subject, Content]],
+    asked: Iterable[tuple[Subject, Content]],
     by_seed: Mapping[int | None, TraceStore],
     *,
     model: str,
@@ -165,38 +231,46 @@ def _write_missing(
 
     The samples of a subject follow each other, so that engines read its prompt once.
     """
-    keys = [subject.key for subject, _ in asked]
-    missing = {seed: set(traces.missing(keys)) for seed, traces in by_seed.items()}
+    count = 0
+    missing: dict[int | None, set[str]] = {seed: set() for seed in by_seed}
+    for block in in_blocks(asked, KEYS_AT_ONCE):
+        count += len(block)
+        for seed, traces in by_seed.items():
+            missing[seed].update(traces.missing(subject.key for subject, _ in block))
     for seed, traces in by_seed.items():
         blocks.console.print(
-            f"reasoning about {len(keys)} items with {model}; {len(keys) - len(missing[seed])} "
-            f"traces are in {traces.folder} ...",
+            f"reasoning about {count} items with {model}; {count - len(missing[seed])} traces are "
+            f"in {traces.folder} ...",
             highlight=False,
         )
-    requests = [
-        GenerationRequest(
-            key=TrajectoryKey(GroupKey(index, subject.key, Side.QUERY), seed or 0),
-            content=content,
-            seed=seed or 0,
-            greedy=seed is None,
-        )
-        for index, (subject, content) in enumerate(asked)
-        for seed in by_seed
-        if subject.key in missing[seed]
-    ]
-    if not requests:
+    total = sum(map(len, missing.values()))
+    if not total:
         return
+    subjects: dict[TrajectoryKey, Subject] = {}
+    """Of the requests that engines are not done with yet."""
+
+    def requests() -> Iterator[GenerationRequest]:
+        waiting = {seed: set(keys) for seed, keys in missing.items()}
+        for index, (subject, content) in enumerate(asked):
+            for seed, keys in waiting.items():
+                if subject.key in keys:
+                    keys.remove(subject.key)
+                    key = TrajectoryKey(GroupKey(index, subject.key, Side.QUERY), seed or 0)
+                    subjects[key] = subject
+                    yield GenerationRequest(
+                        key=key, content=content, seed=seed or 0, greedy=seed is None
+                    )
+
     pool = RolloutPool(model, rollout, blocks.media)
     pool.ready()
-    subjects = {subject.key: subject for subject, _ in asked}
-    for block, pictures in blocks.of("traces", requests, [r.content for r in requests]):
+    for block, pictures in blocks.of("traces", requests(), total):
         begun = time.perf_counter()
         trajectories, dropped = pool.generate(block, pictures)
         wall_ms = 1000 * (time.perf_counter() - begun) / len(block)
         for seed, traces in by_seed.items():
             made = [
                 StoredTrace(
-                    of=subjects[t.key.group.pair_id],
+                    of=subjects[t.key],
                     text=t.text,
                     finish=t.finish,
                     tokens=len(t.response_ids),
@@ -206,17 +280,19 @@ def _write_missing(
                 if t.key.sibling == (seed or 0)
             ]
             made += [
-                StoredTrace(of=subjects[t.key.group.pair_id], failed=f"{t.reason} {t.detail}")
+                StoredTrace(of=subjects[t.key], failed=f"{t.reason} {t.detail}")
                 for t in dropped
                 if t.key.sibling == (seed or 0)
             ]
             traces.add(made, made_by=made_by)
+        for request in block:
+            del subjects[request.key]
     pool.close()
     why: Counter[str] = Counter()
     for seed, traces in by_seed.items():
         why.update(traces.failures(list(missing[seed])).values())
-    for reason, count in why.most_common(SHOWN_REASONS):
-        blocks.console.print(f"{count} traces failed: {reason}", highlight=False)
+    for reason, number in why.most_common(SHOWN_REASONS):
+        blocks.console.print(f"{number} traces failed: {reason}", highlight=False)
 
 
 def embed(
@@ -232,34 +308,63 @@ def embed(
 
     ``store`` is the folder of stores. Vectors of more than ``memory_bytes`` are mapped from a file.
     """
-    keys = [request.key for request in requests]
-    facts = embedder_facts(reward, blocks.media)
-    vectors = VectorStore(store / "vectors", facts, memory_bytes=memory_bytes)
-    missing = set(vectors.missing(keys))
-    blocks.console.print(
-        f"embedding {len(keys)} contents; {len(keys) - len(missing)} vectors are in "
-        f"{vectors.folder} ...",
-        highlight=False,
+    vectors = store_vectors(
+        requests, reward=reward, blocks=blocks, store=store, memory_bytes=memory_bytes
     )
-    if missing:
-        pool = RewardPool(reward, blocks.media)
-        pool.ready()
-        asked = [request for request in requests if request.key in missing]
-        for block, pictures in blocks.of("vectors", asked, [r.content for r in asked]):
-            begun = time.perf_counter()
-            made, failed = pool.embed(block, pictures)
-            wall_ms = 1000 * (time.perf_counter() - begun) / len(block)
-            if made:
-                vectors.add(list(made), np.stack(list(made.values())), wall_ms=wall_ms)
-            if failed:
-                vectors.add_failed(failed)
-        pool.close()
-        why = Counter(vectors.failures(list(missing)).values())
-        for reason, count in why.most_common(SHOWN_REASONS):
-            blocks.console.print(f"{count} contents not embedded: {reason}", highlight=False)
+    keys = [request.key for request in requests]
     absent = set(vectors.missing(keys))
     there = [key for key in keys if key not in absent]
     return dict(zip(there, vectors.rows(there), strict=True)) if there else {}
+
+
+def store_vectors(
+    requests: Iterable[EmbedRequest],
+    *,
+    reward: RewardConfig,
+    blocks: Blocks,
+    store: Path,
+    memory_bytes: int,
+) -> VectorStore:
+    """Return the store with the unit vector [D] of each request: what it lacked was made by
+    Embedders that live for this call only. Those that failed are missing.
+
+    ``requests`` are gone through twice, so they are no iterator; the rest as for `embed`.
+    """
+    facts = embedder_facts(reward, blocks.media)
+    vectors = VectorStore(store / "vectors", facts, memory_bytes=memory_bytes)
+    count, missing = 0, set[str]()
+    for block in in_blocks(requests, KEYS_AT_ONCE):
+        count += len(block)
+        missing.update(vectors.missing([request.key for request in block]))
+    blocks.console.print(
+        f"embedding {count} contents; {count - len(missing)} vectors are in {vectors.folder} ...",
+        highlight=False,
+    )
+    if not missing:
+        return vectors
+
+    def asked() -> Iterator[EmbedRequest]:
+        waiting = set(missing)
+        for request in requests:
+            if request.key in waiting:
+                waiting.remove(request.key)
+                yield request
+
+    pool = RewardPool(reward, blocks.media)
+    pool.ready()
+    for block, pictures in blocks.of("vectors", asked(), len(missing)):
+        begun = time.perf_counter()
+        made, failed = pool.embed(block, pictures)
+        wall_ms = 1000 * (time.perf_counter() - begun) / len(block)
+        if made:
+            vectors.add(list(made), np.stack(list(made.values())), wall_ms=wall_ms)
+        if failed:
+            vectors.add_failed(failed)
+    pool.close()
+    why = Counter(vectors.failures(list(missing)).values())
+    for reason, number in why.most_common(SHOWN_REASONS):
+        blocks.console.print(f"{number} contents not embedded: {reason}", highlight=False)
+    return vectors
 
 
 def contents_per_second(

@@ -220,6 +220,71 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class EncodeConfig:
+    """Job `encode`: a folder of pictures, videos and PDFs, or a file of rows, to vectors."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    input: str = MISSING
+    """A folder whose pictures, videos and PDFs are encoded, with its sub-folders; or JSON, CSV or
+    parquet rows with `text`, `image`, `page` or `video`, and an `id` or none. A PDF that is named
+    without a page becomes all of its pages."""
+    root: str = ""
+    """Folder that paths in rows are relative to; empty: the folder of the rows. A folder of media
+    is its own root."""
+    side: Literal["target", "query"] = "target"
+    """What the items are: `target`, which is searched, or `query`; it chooses the prompt of the
+    Reasoner."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Its `media`, `templates` and `item_tokens` count; `train` and `eval` stay empty."""
+    reasoner: str = ""
+    """Folder of the Reasoner; empty: the items are embedded without traces."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The Embedder; of the trace it reads what `evidence` says."""
+    block: int = 1024
+    """Items that are reasoned about, or embedded, together, and rows of a file of vectors; see the
+    same setting of `evaluate`."""
+    store: str = ""
+    """Folder where traces and vectors are kept by content, model and settings: what is there is not
+    made again. Runs that name the same folder share them. Empty: `store` in the run folder."""
+    vector_bytes: int = 4 << 30
+    """Vectors of one block with more bytes are mapped from a file."""
+    max_missing_traces: float = 0.05
+    """Largest share of the items whose pictures can be read that may have no trace; with more there
+    is no result."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Job `search`: the encoded items that are nearest to one query, as a table and as a page."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    encoded: str = MISSING
+    """Run folder of `encode`."""
+    text: str = ""
+    """Text of the query; with one of the three below, beside it. The command line is read as YAML:
+    a text with `: ` or ` #` in it, or with a quote at its start, needs quotes of its own, as in
+    `text='"cotton: blue"'`."""
+    image: str = ""
+    """Path of a picture."""
+    video: str = ""
+    """Path of a video file, or of a folder of frames."""
+    page: str = ""
+    """Path of a page, as `a.pdf#page=3` or a picture of it."""
+    instruction: str = ""
+    """The task in words, where the models were trained with one."""
+    k: int = 10
+    """Items shown; fewer, where fewer are encoded."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """As for `encode`."""
+    reasoner: str = ""
+    """Folder of the Reasoner; empty: the query is embedded without a trace."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """The Embedder, which must be the one that encoded the items, with the same settings."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Job `report`: report.html and summary.json from the runs of one experiment."""
 
@@ -288,6 +353,11 @@ def problems(config: object) -> list[str]:
             whole or not name,
             "leaderboard.model_name: the leaderboard takes all 78 sets; add the benchmark mmeb_v2 "
             "without `sets`, or leave the name empty",
+        )
+    if isinstance(config, EncodeConfig | SearchConfig):
+        need(
+            not (config.data.train or config.data.eval),
+            "data: expected no data sets under train and eval, as this job reads none; remove them",
         )
     if isinstance(config, EmbedderConfig | RLConfig | EvaluateConfig):
         need(
@@ -426,6 +496,23 @@ _CHECKS = {
             f"controls[{index}]: expected {' or '.join(CONTROLS)}, each once, found '{name}'"
             for index, name in enumerate(n.controls)
             if name not in CONTROLS or name in n.controls[:index]
+        ),
+    ],
+    EncodeConfig: lambda n: [
+        *positive(n, "block", "vector_bytes"),
+        *share(n, "max_missing_traces"),
+    ],
+    SearchConfig: lambda n: [
+        *positive(n, "k"),
+        *(
+            []
+            if n.text or n.image or n.video or n.page
+            else ["text: expected a query in text, image, video or page, found none; name one"]
+        ),
+        *(
+            [f"{named[1]}: expected one of image, video and page, found {' and '.join(named)}"]
+            if len(named := [name for name in ("image", "video", "page") if getattr(n, name)]) > 1
+            else []
         ),
     ],
     ReportConfig: lambda n: not_negative(n, "gallery"),

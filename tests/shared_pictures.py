@@ -2,7 +2,7 @@
 
 import ray
 
-from cluster.pictures import SharedPictures
+from cluster.pictures import Decoder, SharedPictures
 from data.media.pictures import load_pictures
 from data.types import Pictures
 
@@ -23,3 +23,5 @@ class DecoderHere:
     def share(self, uris, limits, *, frames=frozenset()):
         pictures, failed = load_pictures(uris, limits, frames=frames)
         return shared_as(pictures, pictures), failed
+
+    share_blocks = Decoder.share_blocks

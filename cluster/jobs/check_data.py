@@ -21,6 +21,7 @@ from rich.text import Text
 
 from cluster.jobs.command import run_job
 from cluster.placement import Role
+from cluster.run.quarantine import QUARANTINE, QUARANTINE_FILE
 from cluster.run.run_folder import SETTINGS_FILE, RunFolder, write_atomically
 from cluster.run.stage_loop import plain_console, progress_bar
 from cluster.session import session
@@ -53,19 +54,9 @@ from evaluation.summary import STAGE_FILE
 
 log = logging.getLogger(__name__)
 
-QUARANTINE_FILE = "quarantine.parquet"
 NEAR_FILE = "near_duplicates.parquet"
 CHECK_FILE = "check.json"
 SHEET_FILE = "contact_sheet.html"
-QUARANTINE = pa.schema(
-    [
-        ("data_set", pa.string()),
-        ("file", pa.string()),
-        ("row", pa.int64()),
-        ("field", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
 NEAR = pa.schema(
     [
         ("data_set", pa.string()),

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +20,11 @@ from configs.errors import ConfigError
 from configs.load import load, to_yaml
 from configs.schema import (
     EmbedderConfig,
+    EncodeConfig,
     EvaluateConfig,
     ReportConfig,
     RuleTracesConfig,
+    SearchConfig,
     WarmStartConfig,
 )
 from data.errors import (
@@ -58,7 +61,9 @@ CODES: dict[type[BaseException], int] = {
 NO_GPU = "Setting accelerator to CPU"
 log = logging.getLogger(__name__)
 PREFLIGHT_ROWS = 1000
-"""Rows of each data set that a dry run reads."""
+"""Rows of each data set, or items of an input, that a dry run reads."""
+SHOWN_ASIDE = 3
+"""Items set aside that a dry run names."""
 T = TypeVar("T")
 
 
@@ -134,6 +139,12 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     if isinstance(config, ReportConfig):
         print("# runs")
         problems += _run_problems(config)
+    if isinstance(config, EncodeConfig):
+        print("# input")
+        problems += _input_problems(config)
+    if isinstance(config, SearchConfig):
+        print("# encoded items")
+        problems += _encoded_problems(config)
     print("# data sets")
     problems += [*_set_problems(config), *_model_problems(config)]
     if problems:
@@ -165,6 +176,39 @@ def _run_problems(config: ReportConfig) -> list[str]:
                 f"{key}: {file} not found; run the job that writes it first, or correct the folder"
             )
     return problems
+
+
+def _input_problems(config: EncodeConfig) -> list[str]:
+    """Print what the first items of the input are; return why the job could not start with it."""
+    from data.sets.items import SetAside, items_root, read_items
+
+    source = Path(config.input)
+    entries = read_items(source, root=items_root(source, config.root), media=config.data.media)
+    try:
+        first = list(islice(entries, PREFLIGHT_ROWS))
+    except DataError as error:
+        print(f"{source}: cannot be read")
+        return [str(error)]
+    aside = [entry for entry in first if isinstance(entry, SetAside)]
+    print(f"{source}: of the first {len(first)} items {len(aside)} are set aside")
+    for entry in aside[:SHOWN_ASIDE]:
+        print(f"  {entry.reason}")
+    if len(aside) == len(first):
+        return [f"{source}: expected items, found none of use; name another folder or file"]
+    return []
+
+
+def _encoded_problems(config: SearchConfig) -> list[str]:
+    """Print how many encoded items there are; return why they cannot be searched."""
+    from data.stores.encoded import ENCODED_FOLDER, EncodedParts
+
+    try:
+        parts = EncodedParts(Path(config.encoded) / ENCODED_FOLDER)
+        print(f"{parts.folder}: {len(parts)} items")
+        parts.check_embedder(config.reward, config.data.media)
+    except DataError as error:
+        return [str(error)]
+    return []
 
 
 def _set_problems(config: Any) -> list[str]:

@@ -15,6 +15,7 @@ from cluster.inference import (
     Blocks,
     contents_per_second,
     embed,
+    engine_roles,
     greedy_traces,
     sampled_traces,
     trace_cost,
@@ -52,18 +53,9 @@ from evaluation.variants import variants_of
 
 
 def roles(config: EvaluateConfig) -> list[Role]:
-    """Return what the job asks Ray for: pools that run one after the other, the larger counts."""
-    pools = {"reward": config.reward.pool}
-    if config.warm_start or config.eg_rl:
-        pools["rollout"] = config.rollout.pool
-    most = max(
-        pools,
-        key=lambda name: (
-            pools[name].actors * pools[name].gpus,
-            pools[name].actors * pools[name].cpus,
-        ),
-    )
-    return [Role(most, pools[most].actors, pools[most].cpus, pools[most].gpus)]
+    """Return what the job asks Ray for: its pools run one after the other."""
+    reasons = config.warm_start or config.eg_rl
+    return engine_roles(config.reward, config.rollout if reasons else None)
 
 
 def main(config: EvaluateConfig) -> int:

@@ -23,10 +23,12 @@ from configs.schema import (
     CheckDataConfig,
     DemoDataConfig,
     EmbedderConfig,
+    EncodeConfig,
     EvaluateConfig,
     ReportConfig,
     RLConfig,
     RuleTracesConfig,
+    SearchConfig,
     WarmStartConfig,
 )
 
@@ -39,6 +41,8 @@ JOBS: dict[str, type] = {
     "rl": RLConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "encode": EncodeConfig,
+    "search": SearchConfig,
 }
 """The settings of each job that has settings."""
 MAX_WIDTH = 100

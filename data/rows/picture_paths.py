@@ -142,6 +142,20 @@ class PictureFiles:
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
 
+    def pages(self, name: str, *, where: str) -> list[str]:
+        """Return the names of all pages of a PDF that is named without a page; else the name.
+
+        Raises:
+            DataError: the PDF leaves the root, is not there, or cannot be opened.
+        """
+        if not name.lower().endswith(PDF_SUFFIX):
+            return [name]
+        try:
+            count = self._count(self._file(name), page_count)
+        except (DataError, OSError) as error:
+            raise DataError(f"{where}: {error}") from error
+        return [f"{name}#page={number}" for number in range(1, count + 1)]
+
     def frame_times(self, path: str, numbers: Sequence[int], *, where: str) -> tuple[float, ...]:
         """Return when frames of a counted video file are shown, in seconds from its first frame.
 

@@ -156,14 +156,15 @@ class RowReader:
             return pair
         return replace(
             pair,
-            query=self._timed(pair.query),
-            target=self._timed(pair.target),
-            hard_negatives=tuple(map(self._timed, pair.hard_negatives)),
-            candidates=tuple(map(self._timed, pair.candidates)),
+            query=self.timed(pair.query),
+            target=self.timed(pair.target),
+            hard_negatives=tuple(map(self.timed, pair.hard_negatives)),
+            candidates=tuple(map(self.timed, pair.candidates)),
         )
 
-    def _timed(self, item: Item) -> Item:
-        if item.kind is not Kind.VIDEO:
+    def timed(self, item: Item) -> Item:
+        """Return an item with what is shown of its video and when, where a model sees it as one."""
+        if item.kind is not Kind.VIDEO or not self.as_video:
             return item
         uris = self.shown(item.uris)
         return replace(item, uris=uris, times=self._times(uris))

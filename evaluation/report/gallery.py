@@ -106,15 +106,18 @@ def _trace_view(query: QueryResult) -> TraceView:
             truth=query.truth,
             limits=MediaConfig(),
         ),
-        parts=tuple(
-            (bool(_TAGS.fullmatch(part)), part) for part in _TAGS.split(query.trace) if part
-        ),
+        parts=trace_parts(query.trace),
         keywords=trace.cues.keywords if trace else (),
         query=query,
         thumbs=tuple(
             _thumb(candidate.item, right=candidate.right) for candidate in query.retrieved
         ),
     )
+
+
+def trace_parts(trace: str) -> tuple[tuple[bool, str], ...]:
+    """Return a trace cut at its tags: (is a tag, text) in order."""
+    return tuple((bool(_TAGS.fullmatch(part)), part) for part in _TAGS.split(trace) if part)
 
 
 def evidence_picture(

@@ -23,7 +23,7 @@ STACKS_S = 60.0
 SHOWN_CHARACTERS = 20_000
 """Of a failed job's output."""
 REPOSITORY = Path(__file__).parents[2]
-BLIND = frozenset(("embedder", "evaluate", "rl", "warm_start"))
+BLIND = frozenset(("embedder", "encode", "evaluate", "rl", "warm_start"))
 """Jobs that leave the decoding to processes beside the driver; see `tests.e2e.blind_driver`."""
 DRIVERS = (" -m cluster.jobs.", " -m tests.e2e.")
 """What is in the command of a job's driver."""

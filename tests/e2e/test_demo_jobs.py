@@ -5,6 +5,8 @@ RL runs through `ray job` and is stopped on its way; others are interfered with 
 
 import json
 import math
+import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from tests.chaos.running import family, metrics_of, named
 from tests.e2e.held_rl import HELD_FILE
 from tests.e2e.jobs import Job, job_command, job_env, run
 from tests.e2e.ray_nodes import Head, ray_head, ray_node
+from tests.inputs.media_files import write_pdf
 from tests.patience import PATIENCE_S
 
 # Longer than others': the first test waits for all jobs up to RL.
@@ -40,6 +43,8 @@ RL = (
     *(f"steps={STEPS}", f"pairs={PAIRS}", f"siblings={SIBLINGS}", "checkpoint_every=2"),
     *(f"evaluation.every={STEPS}", "evaluation.samples=8", "reward.gate_by_format=false"),
 )
+REASONER = ("reasoner=runs/demo/warm_start/export",)
+PICTURES = 7
 STAGES = ("data", "sight", "embedder", "warm_start", "rl", "evaluate")
 
 
@@ -223,6 +228,81 @@ def test_the_export_of_the_embedder_is_one_of_sentence_transformers(demo: Path) 
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1.0, 1.0], abs=1e-5)
     assert abs(vectors[0] - vectors[1]).max() > 1e-3
     assert "| all queries |" in (export / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def encoded(home: Path, head: Head) -> Path:
+    """Return the run folder of `encode` on pictures, a PDF and bad files; it was killed once."""
+    media, folder = home / "media", home / "runs/demo/encode"
+    objects = sorted((home / "runs/demo/data/world/images/objects").glob("*.png"))[:PICTURES]
+    for number, picture in enumerate(objects):
+        (media / "shapes").mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, media / f"shapes/{number}.png")
+    write_pdf(media / "report.pdf", pages=2, size=(128, 128))
+    (media / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    (media / "notes.txt").write_text("no picture")
+    command = job_command("encode", "encode", f"input={media}", *REASONER, "block=1")
+    with Job(*command, folder=home, env=job_env(home, **head.env)) as job:
+        job.wait_until(lambda: len(parts_of(folder, "vectors")) > 1, "some vectors were stored")
+    run(*command, home=home, **head.env)
+    return folder
+
+
+def parts_of(folder: Path, store: str) -> list[Path]:
+    return list(folder.glob(f"store/{store}/*/*.parquet"))
+
+
+def similar(encoded: Path, searched: Path) -> list[tuple[str, float]]:
+    """Return the items by their similarity to the one query that was embedded in ``searched``."""
+    [query] = pq.read_table(parts_of(searched, "vectors"))["vector"].to_pylist()
+    rows = pq.read_table(sorted((encoded / "encoded").glob("part-*.parquet")))
+    similarities = np.array(rows["vector"].to_pylist()) @ np.array(query)
+    named = zip(rows["id"].to_pylist(), similarities.tolist(), strict=True)
+    return sorted(named, key=lambda pair: -pair[1])
+
+
+def test_encode_that_is_killed_goes_on_and_makes_nothing_twice(encoded: Path) -> None:
+    files = sorted((encoded / "encoded").glob("part-*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    pages = [f"report.pdf#page={page}" for page in (1, 2)]
+    assert [row["id"] for row in rows] == [*pages, *(f"shapes/{n}.png" for n in range(PICTURES))]
+    assert all(row["trace"] for row in rows)
+    assert np.allclose(np.linalg.norm([row["vector"] for row in rows], axis=1), 1, atol=1e-4)
+    facts = json.loads((encoded / "encoded/facts.json").read_text())
+    assert (facts["count"], facts["dimensions"]) == (len(rows), len(rows[0]["vector"]))
+    aside = pq.read_table(encoded / "quarantine.parquet").to_pylist()
+    assert sorted(row["file"] for row in aside) == ["broken.png", "notes.txt"]
+    assert "broken.png" in next(row["reason"] for row in aside if row["file"] == "broken.png")
+    for store in ("traces", "vectors"):
+        parts = [
+            pq.read_table(part, columns=["key", "failed"]) for part in parts_of(encoded, store)
+        ]
+        made = [row["key"] for part in parts for row in part.to_pylist() if row["failed"] is None]
+        assert len(made) == len(set(made)) == len(rows)
+
+
+def test_a_search_by_text_finds_the_nearest_items_and_writes_a_page(
+    home: Path, head: Head, encoded: Path
+) -> None:
+    command = [sys.executable, "-m", "cluster.jobs.search", str(encoded / "search.yaml"), "k=4"]
+    printed = run(*command, "text=find a red star", home=home, **head.env)
+    expected = [name for name, _ in similar(encoded, encoded / "search")][:4]
+    page = (encoded / "search/search.html").read_text()
+    assert re.findall(r"<h3>\d+\. (.+?)</h3>", page) == expected
+    assert page.count("data:image/") == 4
+    assert "similarity" in printed
+
+
+def test_a_search_by_picture_without_a_trace(home: Path, head: Head, encoded: Path) -> None:
+    picture = home / "media/shapes/0.png"
+    command = job_command("search", "search", f"image={picture}", "text=''", "reasoner=''")
+    printed = run(*command, home=home, **head.env)
+    assert "reasoning about" not in printed
+    page = (home / "runs/demo/search/search.html").read_text()
+    expected = [name for name, _ in similar(encoded, home / "runs/demo/search")]
+    assert re.findall(r"<h3>\d+\. (.+?)</h3>", page) == expected[:10]
+    refused = run(*command, "reward.pooling=last", home=home, exit_code=2, **head.env)
+    assert "pooling: there 'emb_token', now 'last'" in refused
 
 
 def test_mlflow_holds_every_training_job_and_the_report(demo: Path) -> None:

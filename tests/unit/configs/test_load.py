@@ -13,10 +13,12 @@ from configs.schema import (
     CheckDataConfig,
     DemoDataConfig,
     EmbedderConfig,
+    EncodeConfig,
     EvaluateConfig,
     ReportConfig,
     RLConfig,
     RuleTracesConfig,
+    SearchConfig,
     WarmStartConfig,
 )
 from data.types import Evidence
@@ -32,10 +34,12 @@ JOBS = {
     "warm_start": WarmStartConfig,
     "embedder": EmbedderConfig,
     "rl": RLConfig,
+    "encode": EncodeConfig,
     "evaluate": EvaluateConfig,
     "mmeb_v2": EvaluateConfig,
     "uvrb": EvaluateConfig,
     "report": ReportConfig,
+    "search": SearchConfig,
 }
 FILES = sorted(FOLDER.rglob("*.yaml"))
 RL = """
