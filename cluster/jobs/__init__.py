@@ -8,7 +8,7 @@ from cluster.run.stopping import take_over
 if sys.argv[0] == "-m":
     take_over()
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
-        from cluster.jobs.settings_help import print_help
+        from cluster.run.settings_help import print_help
 
         # Now, as the job's own imports take seconds. Its name stands before its arguments.
         print_help(sys.orig_argv[-len(sys.argv)])

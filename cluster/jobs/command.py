@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.jobs.settings_help import JobParser
+from cluster.run.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.common import BENCHMARK_SETS, BenchmarkConfig, MediaConfig
 from configs.errors import ConfigError

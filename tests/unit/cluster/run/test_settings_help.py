@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.jobs.command import run_job
-from cluster.jobs.settings_help import JOBS, format_settings, print_help, settings_of
+from cluster.run.settings_help import JOBS, format_settings, print_help, settings_of
 from configs.load import to_flat
 from configs.schema import ReportConfig, RLConfig
 
