@@ -21,7 +21,6 @@ from ray.exceptions import RayError
 
 from cluster.faults import explain
 from cluster.placement import QUIET_ENV, Role, actor_bundle, check_resources
-from cluster.run.stopping import handlers_kept
 from configs.errors import ConfigError
 from data.errors import ClusterError, NotEnoughResources
 
@@ -86,7 +85,7 @@ def join_ray(address: str, **settings: Any) -> None:
         ClusterError: it refuses this process.
     """
     try:
-        with handlers_kept():
+        with _without_rays_handler():
             ray.init(address=address, **settings)
     except (RayError, RuntimeError, ConnectionError) as error:
         if (reason := explain(error)) is None:
@@ -106,7 +105,7 @@ def start_ray(**settings: Any) -> None:
     for starts_left in reversed(range(RAY_STARTS)):
         before = set(psutil.Process().children(recursive=True))
         try:
-            with handlers_kept(), _reached_from_here_alone():
+            with _without_rays_handler(), _reached_from_here_alone():
                 ray.init(address="local", include_dashboard=False, **settings)
             return
         except BaseException as error:  # Ray has no type of its own for it
@@ -123,6 +122,20 @@ def start_ray(**settings: Any) -> None:
                     "start --head), set RAY_ADDRESS=auto and try again; Ray's logs: /tmp/ray"
                 ) from error
             log.warning("Ray did not come up in its own time limits, is started anew: %s", error)
+
+
+@contextmanager
+def _without_rays_handler() -> Iterator[None]:
+    """Keep `ray.init` from setting a handler of SIGTERM: the job has one.
+
+    Ray's raises wherever the signal meets it, and with an exit code of its own.
+    """
+    before = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = before
 
 
 @contextmanager

@@ -22,6 +22,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_CODE = 3
 EXIT_TIMEOUT_S = 30.0
 """A process that has its exit code ends within this time, whatever its threads still wait for."""
+AGAIN_S = 0.01
+"""From a signal that could not raise to the next try."""
 _jobs: list[int] = []
 """This process's id, where it is a job's own."""
 
@@ -55,15 +57,19 @@ def interruptible() -> Iterator[None]:
     made: list[Interrupted] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        _handle(_end)
-        _say(f"{_name(number)}: the job ends; a second signal ends it at once")
-        made.append(
-            Interrupted(
-                f"stopped on request ({_name(number)}); the same command goes on from what was "
-                "saved"
+        if number in SIGNALS:
+            _handle(_end)
+            _say(f"{_name(number)}: the job ends; a second signal ends it at once")
+            made.append(
+                Interrupted(
+                    f"stopped on request ({_name(number)}); the same command goes on from what was "
+                    "saved"
+                )
             )
-        )
-        raise made[0]
+        if not _in_logging(frame):
+            raise made[0]
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
 
     before = _handle(interrupt)
     try:
@@ -73,24 +79,8 @@ def interruptible() -> Iterator[None]:
             raise made[0] from None
         raise
     finally:
-        _restore(before)
-
-
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Undo what `ray.init`, which is called inside, does to SIGTERM.
-
-    Raises:
-        Interrupted: SIGTERM came meanwhile, and met the handler that Ray sets.
-    """
-    before = _handle(None)
-    try:
-        yield
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
-            raise
-        raise Interrupted("stopped on request (SIGTERM) while Ray came up") from None
-    finally:
+        if made:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         _restore(before)
 
 
@@ -130,6 +120,19 @@ class StopRequest:
             f"{_name(number)}: the job stops when the step under way has ended and its checkpoint "
             "is written; a second signal ends it at once, without a checkpoint"
         )
+
+
+def _in_logging(frame: FrameType | None) -> bool:
+    """Return whether a signal met a function of `logging`.
+
+    It takes its lock where an exception would leave it taken, so that every thread that logs waits
+    for ever; and Python calls it when it forks, where an exception is lost.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "logging":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

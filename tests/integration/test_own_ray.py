@@ -1,6 +1,7 @@
 """A Ray of the job's own, and the ranks on it, are reached from this machine alone."""
 
 import ipaddress
+import signal
 
 import psutil
 import ray
@@ -18,6 +19,11 @@ def listening(process):
 
 def is_loopback(address):
     return ipaddress.ip_address(address.removeprefix("::ffff:")).is_loopback
+
+
+def test_it_leaves_the_handler_of_sigterm_alone(local_ray):
+    handler = signal.getsignal(signal.SIGTERM)
+    assert getattr(handler, "__module__", "") != "ray._private.worker"
 
 
 def test_nothing_of_it_listens_on_other_interfaces_or_on_a_known_port(local_ray):

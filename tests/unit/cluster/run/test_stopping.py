@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 from pathlib import Path
 
 import pytest
 
-from cluster.run.stopping import Interrupted, handlers_kept, interruptible
+from cluster.run.stopping import Interrupted, interruptible
 from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -152,15 +151,48 @@ def test_what_a_library_makes_of_a_signal_is_a_stop_all_the_same():
         swallows()
 
 
-def test_rays_own_handler_neither_stays_nor_decides_the_exit_code():
-    assert threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+LOGS = """
+    import logging, os, signal, sys, threading
 
-    def init():
-        """Do as `ray.init` does, which SIGTERM meets."""
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-        signal.raise_signal(signal.SIGTERM)
+    from cluster.jobs.command import run_job
+    from cluster.run import stopping
+    from configs.schema import DemoDataConfig
 
-    with pytest.raises(Interrupted), handlers_kept():
-        init()
-    assert signal.getsignal(signal.SIGTERM) is before
+    class Stopped(logging.Handler):
+        def emit(self, record):
+            logging._acquireLock()  # as any call of logging may hold it where a signal comes
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("written")
+            logging._releaseLock()
+
+    def main(config):
+        log = logging.getLogger("x")
+        log.addHandler(Stopped())
+        try:
+            log.warning("x")
+            threading.Event().wait()
+        finally:
+            other = threading.Thread(target=logging.getLogger("y").isEnabledFor, args=[10])
+            other.start()
+            other.join()
+            print("free")
+
+    if __name__ == "__main__":
+        stopping.take_over()
+        sys.exit(run_job(DemoDataConfig, main))
+"""
+
+
+def test_a_signal_that_meets_logging_stops_the_job_after_it(tmp_path):
+    (tmp_path / "job.yaml").write_text(f"run: {{dir: {tmp_path}/run}}\n")
+    (tmp_path / "logs.py").write_text(textwrap.dedent(LOGS))
+    job = subprocess.run(
+        [sys.executable, "-m", "logs", f"{tmp_path}/job.yaml"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert job.returncode == 3, job.stderr
+    assert job.stdout.split() == ["written", "free"]
