@@ -172,6 +172,23 @@ def trace_cost(
     return _trace_store(model, rollout, media, templates, store, seed=None).cost(keys)
 
 
+def trace_tokens(
+    keys: Sequence[str],
+    *,
+    model: str,
+    rollout: RolloutConfig,
+    templates: str,
+    media: MediaConfig,
+    store: Path,
+) -> dict[str, int]:
+    """Return the generated tokens of the greedy traces of keys, of which they are known.
+
+    Raises:
+        DataError: a part of the store cannot be read.
+    """
+    return _trace_store(model, rollout, media, templates, store, seed=None).tokens(keys)
+
+
 def _trace_store(
     model: str,
     rollout: RolloutConfig,

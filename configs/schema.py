@@ -17,6 +17,7 @@ from configs.common import (
     MISSING,
     BenchmarkConfig,
     DataConfig,
+    DataSetConfig,
     EvalConfig,
     RolloutConfig,
     RunConfig,
@@ -180,6 +181,17 @@ CONTROLS = ("other_trace", "samples")
 
 
 @dataclass(frozen=True)
+class AdaptiveConfig:
+    """A gate that decides from the vector of a query without a trace whether a trace is worth its
+    tokens."""
+
+    train: list[DataSetConfig] = field(default_factory=list)
+    """Data sets whose queries the gate learns from, apart from those that are measured; their
+    items are reasoned about and embedded, too. Sets with about as many candidates as those that
+    are measured are best, as more candidates make a query harder. Empty: no gate is measured."""
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Job `evaluate`: hit@1, hit@5 and nDCG@5 without trace, with text, with text and evidence; on
     benchmarks all of their metrics. Also which of these differ, and what the traces cost."""
@@ -202,6 +214,9 @@ class EvaluateConfig:
     samples: int = 4
     """Traces that the control `samples` takes of an item, with the seeds 0, 1, ... at
     rollout.sampling.temperature."""
+    adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
+    """hit@1 against tokens if only some queries get a trace, of the last Reasoner. Every candidate
+    has its trace."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     block: int = 1024
@@ -354,16 +369,22 @@ def problems(config: object) -> list[str]:
             "leaderboard.model_name: the leaderboard takes all 78 sets; add the benchmark mmeb_v2 "
             "without `sets`, or leave the name empty",
         )
+        need(
+            not config.adaptive.train or bool(config.eg_rl or config.warm_start),
+            "adaptive.train: the gate decides about the traces of a Reasoner; set eg_rl or "
+            "warm_start, or leave the key empty",
+        )
     if isinstance(config, EncodeConfig | SearchConfig):
         need(
             not (config.data.train or config.data.eval),
             "data: expected no data sets under train and eval, as this job reads none; remove them",
         )
     if isinstance(config, EmbedderConfig | RLConfig | EvaluateConfig):
+        sets = [*config.data.train, *config.data.eval]
+        if isinstance(config, EvaluateConfig):
+            sets += config.adaptive.train
         need(
-            not any(
-                data_set.format == "caption" for data_set in (*config.data.train, *config.data.eval)
-            ),
+            not any(data_set.format == "caption" for data_set in sets),
             "data: captions have no target; only the job warm_start can use format 'caption'",
         )
     if isinstance(config, EmbedderConfig | RLConfig):

@@ -1,7 +1,7 @@
 """An evaluation on disk: `evaluation.json` (metrics) and `evaluation.parquet` (every query)."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from data.errors import DataError
 from data.sets.hardness import RANKS
 from data.types import Box, Cues, Item, Kind
+from evaluation.adaptive.figures import AdaptiveFigures, AtThreshold, CurvePoint, Saving
 from evaluation.costs import Speed, TraceFigures
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.runner import Evaluation, QueryResult, Retrieved, VariantResult
@@ -67,6 +68,7 @@ def save_evaluation(evaluation: Evaluation, folder: Path) -> None:
         "differences": [asdict(comparison) for comparison in evaluation.differences],
         "reasoning": [asdict(figures) for figures in evaluation.reasoning],
         "speed": asdict(evaluation.speed),
+        "adaptive": asdict(evaluation.adaptive) if evaluation.adaptive else None,
     }
     (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -92,6 +94,7 @@ def load_evaluation(folder: Path) -> Evaluation:
         differences=tuple(_comparison(row) for row in written.get("differences", ())),
         reasoning=tuple(TraceFigures(**row) for row in written.get("reasoning", ())),
         speed=Speed(**written.get("speed", {})),
+        adaptive=_adaptive(written.get("adaptive")),
     )
 
 
@@ -102,6 +105,29 @@ def _result(row: dict[str, Any]) -> VariantResult:
 
 def _comparison(row: dict[str, Any]) -> Comparison:
     return Comparison(**{**row, "difference": Difference(**row["difference"])})
+
+
+def _adaptive(row: dict[str, Any] | None) -> AdaptiveFigures | None:
+    if row is None:
+        return None
+    row = _with_estimates(row)
+    return AdaptiveFigures(
+        **{
+            **row,
+            "points": tuple(CurvePoint(**_with_estimates(point)) for point in row["points"]),
+            "saving": Saving(**_with_estimates(row["saving"])),
+            "at_threshold": AtThreshold(**_with_estimates(row["at_threshold"])),
+        }
+    )
+
+
+def _with_estimates(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its estimates made from what `asdict` made of them."""
+    names = {field.name for field in fields(Estimate)}
+    return {
+        name: Estimate(**value) if isinstance(value, dict) and set(value) == names else value
+        for name, value in row.items()
+    }
 
 
 def _query(row: dict[str, Any]) -> QueryResult:

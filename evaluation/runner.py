@@ -15,6 +15,7 @@ from data.prompts import item_content, pictures_of
 from data.stores.keys import content_key
 from data.stores.traces import Subject
 from data.types import Content, Cues, Item, Kind
+from evaluation.adaptive.figures import AdaptiveFigures
 from evaluation.costs import Costs, Speed, TraceFigures, cost_figures, share
 from evaluation.evidence import on_target, parse_trace
 from evaluation.metrics import MEASURES, Estimate, estimate
@@ -145,6 +146,8 @@ class Evaluation:
     speed: Speed = field(default_factory=Speed)
     differences: tuple[Comparison, ...] = ()
     """Which variants differ, see `compared_variants`."""
+    adaptive: AdaptiveFigures | None = None
+    """What a gate that decides which queries get a trace saves; None: not measured."""
 
     def overall(self) -> dict[str, VariantResult]:
         """Return the result over all data sets, by variant, in the order of the table."""
@@ -215,7 +218,7 @@ def evaluate(
         for end in ends_of(data_set):
             ends.setdefault(end, data_set.name)
     variants = variants_of(reasoners, settings.controls)
-    keys, subjects = _subjects(ends if reasoners else {}, settings)
+    keys, subjects = subjects_of(ends if reasoners else {}, settings)
     traces = {name: _by_end(keys, reason(list(subjects))) for name, reason in reasoners.items()}
     samples = {
         v.reasoner: [_by_end(keys, answers) for answers in samplers[v.reasoner](list(subjects))]
@@ -263,10 +266,11 @@ def evaluate(
     )
 
 
-def _subjects(
+def subjects_of(
     ends: Mapping[End, str], settings: Settings
 ) -> tuple[dict[End, str], list[tuple[Subject, Content]]]:
-    """Return the key of each end, and what Reasoners are asked, equal contents once.
+    """Return the key of what Reasoners read of each end, and what they are asked, equal contents
+    once.
 
     ``ends`` has their data sets.
     """

@@ -3,7 +3,7 @@
 What fails is kept with its reason.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -50,44 +50,41 @@ def embed_variants(
         item_tokens: tokens of an item's text that are read; 0: all.
     """
     asked = [
-        _ask(ends, traces, variant.evidence, max_frames, item_tokens)
+        ask(ends, traces, variant.evidence, max_frames=max_frames, item_tokens=item_tokens)
         for variant, of_variant in said
         for traces in of_variant
     ]
-    keys = [{end: content_key(content) for end, content in a.contents.items()} for a in asked]
-    requests: dict[str, Content] = {}
-    for end in ends:
-        for of_asked, named in zip(asked, keys, strict=True):
-            if end in named:
-                requests[named[end]] = of_asked.contents[end]
-    answers = embed([EmbedRequest(key=key, content=c) for key, c in requests.items()])
-    samples = (
-        _vectors(named, of_asked.failed, answers)
-        for of_asked, named in zip(asked, keys, strict=True)
-    )
-    vectors = [_mean(list(islice(samples, len(of_variant)))) for _, of_variant in said]
-    return vectors, list(requests)
+    samples, keys = embed_asked(ends, asked, embed)
+    return [_mean(list(islice(samples, len(of_variant)))) for _, of_variant in said], keys
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """What the Embedder reads of each end, with the traces of one sample; the others failed."""
 
     contents: Mapping[End, Content]
     failed: Mapping[End, str]
 
 
-def _ask(
-    ends: Sequence[End],
+def ask(
+    ends: Iterable[End],
     traces: Traces | None,
     evidence: Evidence,
+    *,
     max_frames: int,
     item_tokens: int,
-) -> _Asked:
+) -> Asked:
     """Return what the Embedder reads of each end.
 
-    An end without a trace has failed in a variant that uses traces: embedding it bare would
-    replace the trace by nothing.
+    An end without a trace has failed where traces are used: embedding it bare would replace the
+    trace by nothing.
+
+    Args:
+        ends: what is embedded.
+        traces: of each end; None: none are used.
+        evidence: what of a trace is read.
+        max_frames: frames of a video that are shown.
+        item_tokens: tokens of an item's text that are read; 0: all.
     """
     contents: dict[End, Content] = {}
     failed: dict[End, str] = {}
@@ -106,7 +103,29 @@ def _ask(
             item_tokens=item_tokens,
             evidence=evidence,
         )
-    return _Asked(contents, failed)
+    return Asked(contents, failed)
+
+
+def embed_asked(
+    ends: Iterable[End], asked: Sequence[Asked], embed: Embed
+) -> tuple[Iterator[Vectors], list[str]]:
+    """Return the vectors of each entry of ``asked``, in order, and the keys of all contents.
+
+    Equal contents are embedded once. All contents of an end follow each other, in the order of
+    ``ends``, which may have more ends than an entry.
+    """
+    keys = [{end: content_key(content) for end, content in a.contents.items()} for a in asked]
+    requests: dict[str, Content] = {}
+    for end in ends:
+        for of_asked, named in zip(asked, keys, strict=True):
+            if end in named:
+                requests[named[end]] = of_asked.contents[end]
+    answers = embed([EmbedRequest(key=key, content=c) for key, c in requests.items()])
+    vectors = (
+        _vectors(named, of_asked.failed, answers)
+        for of_asked, named in zip(asked, keys, strict=True)
+    )
+    return vectors, list(requests)
 
 
 def _mean(samples: Sequence[Vectors]) -> Vectors:

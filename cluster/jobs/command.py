@@ -217,7 +217,7 @@ def _set_problems(config: Any) -> list[str]:
     if data is None:
         return []
     benchmarks = config.benchmarks if isinstance(config, EvaluateConfig) else []
-    train = [] if isinstance(config, EvaluateConfig) else data.train
+    train = config.adaptive.train if isinstance(config, EvaluateConfig) else data.train
     held_out = [] if isinstance(config, RuleTracesConfig) else data.eval
     problems = [*repeated_names(train), *repeated_names(held_out)]
     for benchmark in benchmarks:

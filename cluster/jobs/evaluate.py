@@ -7,7 +7,7 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cluster.inference import (
     greedy_traces,
     sampled_traces,
     trace_cost,
+    trace_tokens,
 )
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder
@@ -27,11 +28,14 @@ from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import Tracker
 from cluster.session import session
+from configs.common import DataConfig, DataSetConfig
 from configs.schema import EvaluateConfig
 from data.errors import DataError
 from data.model.chat import load_encoder
 from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
+from evaluation.adaptive.effects import trace_effects
+from evaluation.adaptive.gate import adaptive_figures
 from evaluation.benchmarks.load import load_benchmark
 from evaluation.costs import Costs
 from evaluation.report.console_tables import print_table
@@ -41,7 +45,7 @@ from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Settings, evaluate
 from evaluation.scores.leaderboard import ModelEntry
 from evaluation.scores.set_result import SetResult
-from evaluation.sets import sets_of_pairs
+from evaluation.sets import EvaluationSet, sets_of_pairs
 from evaluation.suite_results import (
     save_leaderboard,
     save_suite,
@@ -67,21 +71,18 @@ def main(config: EvaluateConfig) -> int:
     config = settled(config)
     console = plain_console()
     data = config.data
-    loaded = load_sets(data.eval, limits=data) if data.eval else []
-    sets = sets_of_pairs(
-        [pair for loaded_set in loaded for pair in loaded_set.pairs],
-        {loaded_set.name: loaded_set.distractors.values() for loaded_set in loaded},
-    )
+    sets = ranked_sets(data.eval, data)
+    gate_sets = ranked_sets(config.adaptive.train, data)
     suites = list(dict.fromkeys(benchmark.suite for benchmark in config.benchmarks))
     for benchmark in config.benchmarks:
         sets += load_benchmark(benchmark, data.media)
     named = {"warm_start": config.warm_start, "eg_rl": config.eg_rl}
     reasoners = {name: model for name, model in named.items() if model}
     for model in reasoners.values():
-        check_reasoner(model, sets)
+        check_reasoner(model, [*sets, *gate_sets])
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_older_input(config.reward.model)
-    check_embedder(config.reward.model, sets)
+    check_embedder(config.reward.model, [*sets, *gate_sets])
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with (
@@ -98,23 +99,33 @@ def main(config: EvaluateConfig) -> int:
             "most_missing": config.max_missing_traces,
             "made_by": f"evaluate {folder.path}",
         }
+        greedy = {
+            name: partial(greedy_traces, model=model, **writing)
+            for name, model in reasoners.items()
+        }
+        embedding = partial(
+            embed,
+            reward=config.reward,
+            blocks=blocks,
+            store=store,
+            memory_bytes=config.vector_bytes,
+        )
+        settings = Settings(
+            templates=data.templates,
+            max_frames=data.media.max_frames,
+            item_tokens=data.item_tokens,
+            resamples=config.bootstrap,
+            seed=config.run.seed,
+            controls=tuple(config.controls),
+        )
         result = evaluate(
             sets,
-            reasoners={
-                name: partial(greedy_traces, model=model, **writing)
-                for name, model in reasoners.items()
-            },
+            reasoners=greedy,
             samplers={
                 name: partial(sampled_traces, model=model, samples=config.samples, **writing)
                 for name, model in reasoners.items()
             },
-            embed=partial(
-                embed,
-                reward=config.reward,
-                blocks=blocks,
-                store=store,
-                memory_bytes=config.vector_bytes,
-            ),
+            embed=embedding,
             costs=Costs(
                 traces={
                     name: partial(trace_cost, model=model, media=data.media, **recipe)
@@ -124,15 +135,21 @@ def main(config: EvaluateConfig) -> int:
                     contents_per_second, reward=config.reward, media=data.media, store=store
                 ),
             ),
-            settings=Settings(
-                templates=data.templates,
-                max_frames=data.media.max_frames,
-                item_tokens=data.item_tokens,
-                resamples=config.bootstrap,
-                seed=config.run.seed,
-                controls=tuple(config.controls),
-            ),
+            settings=settings,
         )
+        if gate_sets:
+            name, model = list(reasoners.items())[-1]
+            effects = trace_effects(
+                [gate_sets, sets],
+                reason=greedy[name],
+                embed=embedding,
+                tokens=partial(trace_tokens, model=model, media=data.media, **recipe),
+                settings=settings,
+            )
+            figures = adaptive_figures(
+                *effects, reasoner=name, resamples=config.bootstrap, seed=config.run.seed
+            )
+            result = replace(result, adaptive=figures)
         folder.keep_until(-1)  # of an evaluation that was killed
         metrics = headline_metrics(result)
         save_evaluation(result, folder.path)
@@ -152,6 +169,15 @@ def main(config: EvaluateConfig) -> int:
         console.print(leaderboard_line(results, config, result.dimensions, folder), highlight=False)
     folder.finish(queries=len({(query.source, query.pair_id) for query in result.queries}))
     return 0
+
+
+def ranked_sets(configs: list[DataSetConfig], data: DataConfig) -> list[EvaluationSet]:
+    """Return what is ranked of data sets; ``data`` has their limits."""
+    loaded = load_sets(configs, limits=data) if configs else []
+    return sets_of_pairs(
+        [pair for loaded_set in loaded for pair in loaded_set.pairs],
+        {loaded_set.name: loaded_set.distractors.values() for loaded_set in loaded},
+    )
 
 
 def leaderboard_line(

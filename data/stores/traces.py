@@ -196,6 +196,24 @@ class TraceStore:
         self._parts.look()
         return TraceCost(**self._parts.means(list(dict.fromkeys(keys)), (TOKENS, WALL_MS)))
 
+    def tokens(self, keys: Iterable[str]) -> dict[str, int]:
+        """Return the generated tokens of the traces of keys; those of which they are not known are
+        left out.
+
+        Raises:
+            DataError: a part cannot be read.
+        """
+        self._parts.look()
+        wanted = list(dict.fromkeys(keys))
+        places = self._parts.places(wanted)
+        there = np.flatnonzero(places >= 0)
+        tokens: dict[str, int] = {}
+        for numbers, table in self._parts.read(places[there], [TOKENS]):
+            for number, count in zip(there[numbers], table[TOKENS].to_pylist(), strict=True):
+                if count is not None:
+                    tokens[wanted[number]] = count
+        return tokens
+
     def take_over(
         self, subjects: Iterable[NamedSubject], files: TraceFiles, *, made_by: str
     ) -> None:

@@ -7,9 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.adaptive.figures import AdaptiveFigures
 from evaluation.costs import Speed, TraceFigures
 from evaluation.metrics import MEASURES, Estimate
 from evaluation.report.ablation import AblationRow, ablation
+from evaluation.report.adaptive_text import adaptive_sentences
 from evaluation.report.gallery import REASONERS
 from evaluation.report.headline_table import HeadlineRow, headline, short_title_of
 from evaluation.runner import Evaluation, VariantResult
@@ -17,11 +19,13 @@ from evaluation.scores.comparisons import Comparison
 
 SET_COLUMNS = 5
 """Variants beside each other: their names fit 80 columns."""
+SHOWN_SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Points of an adaptive trace's curve, as shares of always tracing's tokens."""
 
 
 def print_table(evaluation: Evaluation, console: Console) -> None:
     """Print the headline table, hit@1 by data set, the ablation of the evidence, which variants
-    differ, and what traces cost.
+    differ, what traces cost, and what an adaptive trace saves.
 
     They fit 80 columns.
     """
@@ -39,6 +43,10 @@ def print_table(evaluation: Evaluation, console: Console) -> None:
     if evaluation.speed.contents_per_second is not None:
         rate = evaluation.speed.contents_per_second
         console.print(f"The Embedder read {rate:.1f} contents per second.", highlight=False)
+    if evaluation.adaptive is not None:
+        console.print(_adaptive_table(evaluation.adaptive))
+        for sentence in adaptive_sentences(evaluation.adaptive):
+            console.print(sentence, highlight=False)
 
 
 def _variant_table(rows: Sequence[HeadlineRow], evaluation: Evaluation) -> Table:
@@ -190,6 +198,23 @@ def _cost_table(reasoning: Sequence[TraceFigures], speed: Speed) -> Table:
             _tenths(speed.wall_ms.get(figures.reasoner)),
             str(figures.items),
         )
+    return table
+
+
+def _adaptive_table(figures: AdaptiveFigures) -> Table:
+    excluded = [f"left out: {count} x {reason}" for reason, count in figures.excluded.items()]
+    table = _table(
+        f"hit@1 if {REASONERS.get(figures.reasoner, figures.reasoner)} traces only some queries",
+        caption="\n".join(excluded),
+    )
+    for name in ("tokens a query", "gate", "95 %", "random", "95 %", "oracle", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = len(figures.points) - 1
+    for share in SHOWN_SHARES:
+        point = figures.points[round(share * last)]
+        ways = (point.gate, point.random, point.oracle)
+        cells = [cell for way in ways for cell in (_number(way.mean), _interval(way))]
+        table.add_row(_tenths(point.tokens), *cells)
     return table
 
 

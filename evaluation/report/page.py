@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from evaluation.metrics import Estimate
 from evaluation.report import drawing
 from evaluation.report.ablation import AblationRow, ablation
+from evaluation.report.adaptive_text import adaptive_sentences
 from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose_queries
 from evaluation.report.headline_table import headline, short_title_of, title_of
 from evaluation.report.html import render
 from evaluation.report.monitor_rows import monitor_rows
-from evaluation.report.plots import plot_curves, plot_evidence, plot_tasks
+from evaluation.report.plots import plot_adaptive, plot_curves, plot_evidence, plot_tasks
 from evaluation.runner import (
     OVERALL,
     VariantResult,
@@ -29,10 +30,12 @@ def draw_plots(runs: Runs) -> dict[str, str]:
     variants = {name: title_of(name) for name in runs.evaluation.overall()}
     tasks = _by_task(runs.evaluation.results)
     kinds = ablation(runs.evaluation)
+    adaptive = runs.evaluation.adaptive
     return {
         "curves": plot_curves(runs.records) if runs.records else "",
         "tasks": plot_tasks(tasks, variants) if tasks else "",
         "evidence": plot_evidence(_means(kinds), REASONERS) if kinds else "",
+        "adaptive": plot_adaptive(adaptive) if adaptive else "",
     }
 
 
@@ -50,6 +53,7 @@ def build_report(
     """
     overall = runs.evaluation.overall()
     monitors = monitor_rows(runs.records)
+    figures = runs.evaluation.adaptive
     return render(
         "report.html.j2",
         title=title,
@@ -70,6 +74,8 @@ def build_report(
         seconds=sum(stage.seconds for stage in runs.stages),
         biased_teacher=any(stage.job == DEMO_JOB for stage in runs.stages),
         **plots,
+        gate=figures,
+        gate_sentences=adaptive_sentences(figures) if figures else (),
         monitors=monitors,
         alarms=sum(len(row.alarms) for row in monitors),
         kinds=ablation(runs.evaluation),

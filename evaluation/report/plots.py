@@ -1,4 +1,5 @@
-"""Plots of the report as SVG data URIs: training curves, sparklines, hit@1 by task and kind."""
+"""Plots of the report as SVG data URIs: training curves, sparklines, hit@1 by task, kind and
+tokens."""
 
 import base64
 import io
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from evaluation.adaptive.figures import AdaptiveFigures
 from evaluation.metrics import Estimate
 
 Record = Mapping[str, float]
@@ -139,6 +141,30 @@ def plot_evidence(
             key[f"{title}, text only"] = _hollow(COLOURS.get(name, GREY))
             key[f"{title}, text + evidence"] = _dot(COLOURS.get(name, GREY))
         _key(axes, key)
+        return _uri(figure)
+
+
+def plot_adaptive(figures: AdaptiveFigures) -> str:
+    """Return hit@1 by mean tokens a query: gate with its intervals, random gate and oracle.
+
+    Dashed: the target that the saving is measured at. Dot: the gate at its threshold.
+    """
+    ways = {"oracle": "#2f9e5f", "gate": COLOURS["eg_rl"], "random": GREY}
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(11.4, 3.6), layout="constrained")
+        tokens = [point.tokens for point in figures.points]
+        for way, colour in ways.items():
+            estimates = [getattr(point, way) for point in figures.points]
+            axes.plot(tokens, [e.mean for e in estimates], color=colour, label=way)
+            if way == "gate":
+                low, high = [e.low for e in estimates], [e.high for e in estimates]
+                axes.fill_between(tokens, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(figures.target, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
+        at = figures.at_threshold
+        axes.plot(at.tokens.mean, at.hit_at_1.mean, "o", color=ways["gate"], label="at threshold")
+        axes.set_xlabel("generated tokens a query")
+        axes.set_ylabel("hit@1")
+        axes.legend(loc="lower right")
         return _uri(figure)
 
 

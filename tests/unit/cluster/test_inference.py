@@ -14,6 +14,7 @@ from cluster.inference import (
     greedy_traces,
     sampled_traces,
     trace_cost,
+    trace_tokens,
 )
 from cluster.pictures import SharedPictures
 from cluster.run.stage_loop import plain_console
@@ -175,6 +176,7 @@ def test_the_cost_of_greedy_traces_is_known_after_the_run_that_wrote_them(recipe
     cost = trace_cost(keys, media=MediaConfig(), **recipe)
     assert cost.tokens == 10
     assert cost.wall_ms > 0
+    assert trace_tokens(keys, media=MediaConfig(), **recipe) == dict.fromkeys(keys, 10)
 
 
 def test_the_rate_of_the_embedder_is_known_after_the_run_that_embedded(model, tmp_path) -> None:

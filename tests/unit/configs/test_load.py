@@ -337,6 +337,15 @@ def test_only_controls_that_exist_are_measured_and_each_once(refuse):
     assert "samples: expected more than 0" in refuse("samples=0", text=text, cls=EvaluateConfig)
 
 
+def test_a_gate_needs_a_reasoner_and_targets(refuse):
+    text = "{run: {dir: x}, data: {eval: [{name: a, path: a}]}, reward: {model: c}}"
+    train = "adaptive.train=[{name: a, path: a, root: r, format: caption}]"
+    assert "set eg_rl or warm_start" in refuse(train, text=text, cls=EvaluateConfig)
+    message = refuse(train, "eg_rl=b", text=text, cls=EvaluateConfig)
+    assert "captions have no target" in message
+    assert "set eg_rl" not in message
+
+
 def test_the_controls_are_those_of_the_evaluation():
     assert tuple(CONTROL_SUFFIXES) == CONTROLS
 

@@ -261,6 +261,9 @@ def test_a_dry_run_looks_only_at_sets_that_the_job_reads(path, birds, capsys, tm
     out = capsys.readouterr().out.split("# data sets")[1]
     assert "birds: birds.json" in out
     assert "lost" not in out
+    gate = "adaptive.train=[{name: more, path: missing.json, root: pictures}]"
+    assert run_job(EvaluateConfig, never, argv=[path, "--dry-run", read, gate]) == 2
+    assert "more: missing.json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("offline", "code"), [("false", 0), ("true", 2)])

@@ -98,6 +98,7 @@ def test_the_cost_of_traces_is_a_mean_over_those_of_which_it_is_known(tmp_path) 
     store.add(made, made_by="a test")
     keys += [made[number].of.key for number in (0, 1, 0, 3)]
     assert store.cost(keys) == TraceCost(tokens=4.5, wall_ms=1.5)
+    assert store.tokens(keys) == {keys[1]: 3, keys[2]: 6}
 
 
 def test_a_part_from_before_costs_were_kept_is_read(tmp_path) -> None:
@@ -111,6 +112,7 @@ def test_a_part_from_before_costs_were_kept_is_read(tmp_path) -> None:
     traces = store.traces(keys, most_missing=0, remedy=ASK)
     assert (list(traces.values()), dict(store.set_aside)) == (["a", "b", "c"], {})
     assert store.cost(keys) == TraceCost(tokens=5, wall_ms=1.0)
+    assert store.tokens(keys) == {newer.of.key: 5}
 
 
 def test_what_failed_is_never_done_and_counts_as_missing(tmp_path) -> None:

@@ -23,7 +23,10 @@ from data.monitor_table import MONITORS
 from data.stores.traces import Subject, TraceCost
 from data.tcot import render
 from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
+from evaluation.adaptive.effects import TraceEffects
+from evaluation.adaptive.gate import adaptive_figures
 from evaluation.costs import Costs
+from evaluation.report.adaptive_text import adaptive_sentences
 from evaluation.report.console_tables import print_table
 from evaluation.report.gallery import choose_queries
 from evaluation.report.headline_table import (
@@ -32,7 +35,7 @@ from evaluation.report.headline_table import (
     short_title_of,
     title_of,
 )
-from evaluation.results_file import save_evaluation
+from evaluation.results_file import load_evaluation, save_evaluation
 from evaluation.runner import Evaluation, Settings, evaluate
 from evaluation.sets import sets_of_pairs
 from evaluation.summary import Runs, build_summary, load_metrics, load_runs, load_stage
@@ -358,6 +361,57 @@ def test_the_page_shows_controls_differences_and_costs(config: ReportConfig) -> 
     assert {"start1.000.00", "EG-RL1.000.00"} <= set(costs.split())
     assert "321.2" in costs
     assert "65.4" in costs
+
+
+def with_adaptive_trace(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation of which all that a gate saves is known: nothing of 300 tokens."""
+    effects = TraceEffects(
+        features=np.zeros((4, 1), np.float32),
+        hit_without=np.zeros(4, bool),
+        hit_with=np.ones(4, bool),
+        tokens=np.full(4, 300.0),
+        excluded={"embedding not finite or zero": 2},
+    )
+    figures = adaptive_figures(effects, effects, reasoner="eg_rl", resamples=5, seed=0)
+    return replace(evaluation, adaptive=figures)
+
+
+def test_an_adaptive_trace_is_printed_and_shown_on_the_page(config: ReportConfig) -> None:
+    evaluation = with_adaptive_trace(runs_of(config).evaluation)
+    assert "EG-RL traces only some" not in "".join(printed(replace(evaluation, adaptive=None)))
+    assert "Adaptive trace" not in page_of(config).text
+    lines = printed(evaluation)
+    assert not [line for line in lines if "\u2026" in line or len(line) > 80]
+    rows = [line.split() for line in lines]
+    assert ["75.0", *("0.250", "0.25-0.25") * 3] in rows
+    assert any("left out: 2 x embedding not finite or zero" in line for line in lines)
+    words = " ".join(" ".join(lines).split())
+    assert "takes 300.0 tokens a query with the gate" in words
+    assert "traces 100% of 4: hit@1 1.000 (1.00 to 1.00), 300.0 tokens" in words
+    assert "of the tokens that the oracle saves" not in words  # it saves none
+    folder = Path(config.evaluate)
+    save_evaluation(evaluation, folder)
+    assert load_evaluation(folder).adaptive == evaluation.adaptive
+    page = page_of(replace(config, run=replace(config.run, dir=str(folder.parent / "2"))))
+    section = page.text.partition("Adaptive trace")[2].partition("Training")[0]
+    assert "takes 300.0 tokens a query with the gate" in " ".join(section.split())
+    assert (folder.parent / "2/plots/adaptive.svg").is_file()
+
+
+def test_what_a_gate_saves_of_the_oracles_tokens_is_told() -> None:
+    helps = np.array([True, False, False, False])
+    effects = TraceEffects(
+        features=np.arange(4, dtype=np.float32)[:, None],
+        hit_without=~helps,
+        hit_with=np.ones(4, bool),
+        tokens=np.full(4, 300.0),
+        excluded={},
+    )
+    figures = adaptive_figures(effects, effects, reasoner="eg_rl", resamples=5, seed=0)
+    # All are alike to the gate, so that it needs all tokens, and the oracle a quarter.
+    saves = "There the gate saves 0.00 (0.00 to 1.00) of the tokens that the oracle saves, a random"
+    assert adaptive_sentences(figures)[1] == f"{saves} gate 0.00."
+    assert figures.saving.oracle == 75
 
 
 def test_a_column_of_which_nothing_is_known_is_not_printed(config: ReportConfig) -> None:
