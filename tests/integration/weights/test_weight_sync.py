@@ -370,7 +370,7 @@ def tamper_with_held_weights(folder: str, version: int) -> dict[str, list[str]]:
     from rollout.weights.tensor_map import plain_parameter
     from rollout.weights.transfer import RayObjectsEngine, transfer_config
 
-    llm = LLM(**engine_arguments(folder, ENGINE, max_pictures=1))
+    llm = LLM(**engine_arguments(folder, ENGINE, max_pictures=1), runner="generate")
     worker = llm.llm_engine.model_executor.driver_worker.worker
     model = worker.get_model()
     engine = RayObjectsEngine(transfer_config(), worker.vllm_config, worker.device, model)
