@@ -76,6 +76,7 @@ GROUPS_PER_TASK = 64
 TRIED_ALONE = 10_000
 """More media than this are not lost to broken files."""
 LEAKS_SHOWN = 20
+MEDIA_SHOWN = 5
 TASK_RETRIES = 1
 """Further tries of a task whose process ended, as when a node is lost."""
 
@@ -113,6 +114,11 @@ def main(config: CheckDataConfig) -> int:
     problems += media_problems(summary, config.data)
     console = plain_console()
     console.print(table_of(summary))
+    reasons = [medium.reason for medium in media.values() if medium.reason]
+    for reason in reasons[:MEDIA_SHOWN]:
+        console.print(f"set aside: {reason}", highlight=False, soft_wrap=True)
+    if len(reasons) > MEDIA_SHOWN:
+        console.print(f"... and {len(reasons) - MEDIA_SHOWN} more media", highlight=False)
     for line in leak_lines(summary["leaks"]):
         console.print(line, highlight=False)
     for near in summary["near_duplicates"]:

@@ -187,7 +187,7 @@ def _cost_table(reasoning: Sequence[TraceFigures], speed: Speed) -> Table:
         caption="ms: wall-clock of a block over its traces",
     )
     table.add_column("Reasoner", no_wrap=True)
-    for name in ("with a trace", "not valid", "tokens", "ms", "n"):
+    for name in ("with a trace", "not valid (all)", "tokens", "ms", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     for figures in reasoning:
         table.add_row(
