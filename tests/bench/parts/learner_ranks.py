@@ -22,7 +22,7 @@ from learner.rank.worker import LearnerWorker
 RANKS = 2
 ADDRESS, TIMEOUT_S = "127.0.0.1", 900.0
 LENGTHS = Path(__file__).parents[1] / "data" / "rl_lengths.json"
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo" / "rl.yaml"
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "demo" / "rl.yaml"
 
 
 def demo_config() -> RLConfig:
