@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from data.demo.world import CELL, COLORS, GRID, SHAPES, Thing, draw_grid
 from data.media.perceptual_hash import HASH_BYTES, perceptual_hash, similarity
 from tests.inputs.drawings import CHANGES, as_jpeg, draw
 
@@ -39,6 +40,41 @@ def test_the_same_shape_in_another_colour_is_another_picture():
     red, blue, copy = hashes([heart("red"), heart("blue"), as_jpeg(heart("red"))])
     assert not similarity(red[None], blue[None]).any()
     assert similarity(red[None], copy[None]) > 0.8
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_small_shapes_that_differ_by_colour_alone_are_other_pictures(shape):
+    def shown(*things):
+        return Image.fromarray(draw_grid(things))
+
+    alone = [shown(Thing(colour, shape, 5)) for colour in COLORS]
+    other = Thing("blue", "star" if shape == "square" else "square", 14)
+    beside = [shown(Thing(colour, shape, 3), other) for colour in COLORS]
+    for images in (alone, beside):
+        before = hashes(images)
+        first, second = np.triu_indices(len(COLORS), 1)
+        assert not similarity(before[first], before[second]).any()
+        for change in CHANGES.keys() - {"cropped by 2 %"}:  # which moves small shapes too far
+            assert (similarity(before, hashes(map(CHANGES[change], images))) > 0.8).all(), change
+
+
+def test_a_small_shape_between_cells_keeps_its_colour():
+    def circle(colour):
+        image = Image.new("RGB", (GRID * CELL, GRID * CELL), "white")
+        ImageDraw.Draw(image).ellipse([CELL - 8, CELL - 8, CELL + 8, CELL + 8], fill=colour)
+        return image
+
+    before = hashes(map(circle, COLORS.values()))
+    after = hashes(as_jpeg(circle(colour)) for colour in COLORS.values())
+    first, second = np.triu_indices(len(COLORS), 1)
+    assert not similarity(before[first], before[second]).any()
+    assert (similarity(before, after) > 0.8).all()
+
+
+def test_a_grey_shape_and_a_coloured_one_of_its_brightness_are_two_pictures():
+    red = Image.fromarray(draw_grid((Thing("red", "circle", 5),)))
+    first, second = hashes([red, red.convert("L").convert("RGB")])
+    assert not similarity(first[None], second[None]).any()
 
 
 def test_a_hash_has_a_fixed_length_and_a_blank_picture_has_none():
