@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from errno import EEXIST, ENOTEMPTY
@@ -56,6 +56,8 @@ class SetIndex:
     """Rows that the set's `hardest_by` cannot rank."""
     unknown_fields: Mapping[str, int]
     """Rows by the field in them that the format does not know."""
+    first_unknown: Mapping[str, Sequence[int]]
+    """The numbers of the first rows with each of these fields, from 0."""
     media_named: int
     """Names of media in its rows, each counted once."""
     media_usable: int

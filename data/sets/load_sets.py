@@ -113,6 +113,8 @@ class LoadedSet:
     """Rows of the file that were set aside before, as the set's `hardest_by` cannot rank them."""
     unknown_fields: Mapping[str, int] = field(default_factory=dict)
     """Rows by the field in them that the format does not know."""
+    first_unknown: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The numbers of the first rows with each of these fields, from 0."""
     files: tuple[str, ...] = ()
     file_ends: tuple[int, ...] = ()
     """Rows of its files up to the end of each."""
@@ -226,6 +228,7 @@ def _with_copies(opened: Sequence[OpenedSet]) -> Iterator[LoadedSet]:
             read=index.read,
             unranked=index.unranked,
             unknown_fields={} if entry.config.extra_fields == "ignore" else index.unknown_fields,
+            first_unknown=index.first_unknown,
             files=index.files,
             file_ends=index.file_ends,
             media_named=index.media_named,
@@ -331,7 +334,8 @@ def set_problems(data_set: LoadedSet, config: DataSetConfig, *, max_bad_rows: fl
         known = KNOWN_FIELDS[config.format]
         most = sorted(data_set.unknown_fields.items(), key=lambda entry: (-entry[1], entry[0]))
         named = "; ".join(
-            f"{name[:80]!a} in {count} of {data_set.read} rows" + _nearest(name, known)
+            f"{name[:80]!a} in {count} of {data_set.read} rows{_nearest(name, known)}, "
+            f"{_places(data_set, name)}"
             for name, count in most[:5]
         )
         more = f"; and {len(most) - 5} others" if len(most) > 5 else ""
@@ -352,6 +356,17 @@ def no_traces(split: str, names: Iterable[str]) -> str:
         f"data.{split}: expected rows with a written trace (query_cot or pos_cot; caption in "
         f"caption sets), found none in: {', '.join(names) or 'none'}; have a teacher write them, "
         "or make them with cluster.jobs.rule_traces"
+    )
+
+
+def _places(data_set: LoadedSet, name: str) -> str:
+    """Return where the first rows with a field are that nobody knows."""
+    rows_by_file: dict[str, list[str]] = {}
+    for file, row in map(data_set.place, data_set.first_unknown[name]):
+        rows_by_file.setdefault(file, []).append(str(row))
+    return "first in " + ", ".join(
+        f"{file} row{'s' * (len(rows) > 1)} {', '.join(rows)}"
+        for file, rows in rows_by_file.items()
     )
 
 

@@ -204,6 +204,7 @@ def _read_set(reader: PairReader) -> SetIndex:
             for index, reason in unranked.items()
         ),
         unknown_fields=dict(scan.unknown_fields),
+        first_unknown=scan.first_unknown,
         media_named=len(scan.names),
         media_usable=int(scan.usable.sum()),
         rows=len(rows),

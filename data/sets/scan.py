@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -35,6 +35,8 @@ IN_ONE_PROCESS = 20_000
 START_TIMEOUT_S = 600.0
 """Longest wait of a process for the others to be started."""
 MOST_PROCESSES = 16
+LISTED_UNKNOWN = 3
+"""Rows that are remembered of each field that the format does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Scan:
     bad_rows: list[BadRow] = field(default_factory=list)
     unknown_fields: Counter[str] = field(default_factory=Counter)
     """Rows by the field in them that the format does not know."""
+    first_unknown: dict[str, list[int]] = field(default_factory=dict)
+    """The numbers of the first rows with each of these fields, from 0."""
     boxes: list[TrueBoxes] = field(default_factory=list)
     """Some true boxes of the set."""
     names: np.ndarray
@@ -159,6 +163,7 @@ def _scan_chunk(reader: PairReader, numbers: Sequence[int]) -> Scan:
     files = reader.files()
     bad: list[BadRow] = []
     unknown: Counter[str] = Counter()
+    first_unknown: dict[str, list[int]] = {}
     boxes: list[TrueBoxes] = []
     pairs: list[Pair] = []
     places: list[int] = []
@@ -167,7 +172,11 @@ def _scan_chunk(reader: PairReader, numbers: Sequence[int]) -> Scan:
             if isinstance(row, RowError):
                 raise row
             known = KNOWN_FIELDS[reader.config.format]
-            unknown.update(row.keys() - known - {reader.config.hardest_by})
+            names = row.keys() - known - {reader.config.hardest_by}
+            unknown.update(names)
+            for name in names:
+                if unknown[name] <= LISTED_UNKNOWN:
+                    first_unknown.setdefault(name, []).append(number)
             of_row = reader.pairs(row, number, files, boxes)
         except DataError as error:
             name = error.field if isinstance(error, RowError) else ""
@@ -183,6 +192,7 @@ def _scan_chunk(reader: PairReader, numbers: Sequence[int]) -> Scan:
         counts=dict(files.counts()),
         bad_rows=bad,
         unknown_fields=unknown,
+        first_unknown=first_unknown,
         boxes=boxes,
         names=np.fromiter(map(text_number, names), np.uint64, len(names)),
         usable=np.fromiter(names.values(), bool, len(names)),
@@ -234,10 +244,19 @@ def _join(parts: Sequence[Scan]) -> Scan:
         counts={path: count for part in parts for path, count in part.counts.items()},
         bad_rows=[row for part in parts for row in part.bad_rows],
         unknown_fields=sum((part.unknown_fields for part in parts), Counter()),
+        first_unknown=_first_of(part.first_unknown for part in parts),
         boxes=[box for part in parts for box in part.boxes],
         names=names,
         usable=np.concatenate([part.usable for part in parts])[first],
     )
+
+
+def _first_of(parts: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    first: dict[str, list[int]] = {}
+    for part in parts:
+        for name, numbers in part.items():
+            first[name] = [*first.get(name, []), *numbers][:LISTED_UNKNOWN]
+    return first
 
 
 def _in_processes(

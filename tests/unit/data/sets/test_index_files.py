@@ -55,15 +55,16 @@ def config(tmp_path) -> DataSetConfig:
             {**picture, "id": "x", "label": "star"},
             {**picture, "id": "x", "label": "star"},
             {**picture, "id": "x", "qry_image_path": "c.png", "neg_text": "a moon"},
-            {**picture, "qry_image_path": "d.pdf#page=2"},
+            {**picture, "qry_image_path": "d.pdf#page=2", "colour": "red"},
             {**picture, "qry_image_path": "late.png"},
-            {"qry": "text", "pos_text": "a moon", "pos_image_path": "b.png"},
+            {"colour": "blue", "qry": "text", "pos_text": "a moon", "pos_image_path": "b.png"},
         ],
     )
 
 
 def facts(loaded) -> dict[str, object]:
     names = ("rows", "read", "bad_rows", "media_named", "media_usable", "copies", "files")
+    names += ("unknown_fields", "first_unknown")
     return {name: getattr(loaded, name) for name in names}
 
 
@@ -81,6 +82,7 @@ def test_a_kept_index_gives_the_pairs_of_the_rows(config, cache, monkeypatch, pr
     assert [pair.pair_id for pair in kept.pairs] == ["x", "x-2", "set-3", "set-5"]
     assert facts(plain) == facts(built) == facts(kept)
     assert [bad.index for bad in kept.bad_rows] == [1, 4]
+    assert kept.first_unknown == {"colour": [3, 5]}
     assert kept.pairs[1].query == kept.pairs[0].query  # by the first of two copies
     assert pairs_fingerprint([config], [plain]) == pairs_fingerprint([config], [kept])
 

@@ -176,6 +176,18 @@ def test_the_column_of_the_hardest_rows_is_no_unknown_field(read):
     assert read(*rows).unknown_fields == {"rate": 2, "rat": 2}
 
 
+def test_the_first_rows_with_a_misspelt_field_are_named_with_the_nearest_name(tmp_path, caplog):
+    misspelt = {"qry": "a", "pos_txet": "b", "pos_text": "c"}
+    rows = [GOOD, misspelt, GOOD, *[{**misspelt, "qry": f"{n}"} for n in range(4)]]
+    config = write_set(tmp_path, rows)
+    with pytest.raises(DataError, match="fields that format 'mmeb' does not know") as caught:
+        load_sets([config], limits=DataConfig())
+    text = f"'pos_txet' in 5 of 7 rows (near 'pos_text'), first in {config.path} rows 2, 4, 5"
+    assert text in str(caught.value)
+    load_sets([config], limits=DataConfig(max_bad_rows=0.9))
+    assert text in caplog.text
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [
@@ -418,7 +430,8 @@ def test_a_rare_unknown_field_is_named_and_ignored(tmp_path, caplog):
     rows = [GOOD] * 9 + [{**GOOD, "\ud83d": 1}]
     (loaded,) = load_sets([write_set(tmp_path, rows)], limits=DataConfig(max_bad_rows=0.1))
     assert len(loaded.pairs) == 10
-    assert r"'\ud83d' in 1 of 10 rows; they are ignored" in caplog.text
+    assert r"'\ud83d' in 1 of 10 rows, first in " in caplog.text
+    assert "rows.json row 10; they are ignored" in caplog.text
 
 
 # Copies, boxes, long reading.
