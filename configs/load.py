@@ -1,7 +1,9 @@
 """Presets + YAML + dotted overrides -> a frozen config object; all that is wrong at once."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +36,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"{file}: config file not found")
+        raise ConfigError(f"{file}: config file not found{_near(file)}")
     messages: list[str] = []
     try:
         parts = {str(file): _plain(OmegaConf.load(file))}
@@ -152,6 +154,16 @@ def _said_of_presets(config: Any, parts: Mapping[str, Any]) -> Iterator[str]:
         kept = [f"{k}={now[k]} (preset: {v})" for k, v in wanted.items() if now[k] != v]
         text = f"{section}.preset={name} changes {', '.join(changed) or 'nothing'}"
         yield f"{text}; keys beside it that win: {', '.join(kept)}" if kept else text
+
+
+def _near(file: Path) -> str:
+    """Return in words which files may be meant by a config file that is not there.
+
+    They are those of its folder and those that Embed-RL brings.
+    """
+    paths = [*file.parent.glob("*.yaml"), *Path(__file__).parent.rglob("*.yaml")]
+    near = get_close_matches(str(file), dict.fromkeys(map(os.path.relpath, paths)))
+    return f"; near it there are {', '.join(near)}" if near else ""
 
 
 def _override(text: str) -> Any:

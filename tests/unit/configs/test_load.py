@@ -203,6 +203,25 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("configs/demo/wram_start.yaml", "configs/demo/warm_start.yaml, "),
+        ("config/rl.yaml", "configs/rl.yaml, "),
+        ("configs/rl.yml", "configs/rl.yaml, "),
+        ("my-rl.yaml", "my_rl.yaml, "),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_the_nearest_that_are(
+    tmp_path, monkeypatch, name, near
+):
+    (tmp_path / "my_rl.yaml").touch()
+    monkeypatch.chdir(FOLDER.parent if "/" in name else tmp_path)
+    with pytest.raises(ConfigError, match="config file not found; near it there are ") as caught:
+        load(RLConfig, name)
+    assert f"there are {near}" in f"{caught.value}, "
+
+
+@pytest.mark.parametrize(
     ("override", "words"),
     [
         ("data.train=[]", "data.train: expected at least one data set"),
