@@ -141,6 +141,7 @@ class RunFolder:
             self._lock = _locked(self.path / LOCK_FILE)
             self._reopened = True
         self._settings = to_yaml(config) + _given_values(config)
+        self._other = _unused(changes) if self.finished else ""
         if not self.finished:
             for key in changes.keys() & OPEN if begun else ():
                 log.info("%s: there %r, from here on %r", key, *changes[key])
@@ -169,7 +170,8 @@ class RunFolder:
     def finished_line(self) -> str:
         """What a job says that finds its run finished."""
         more = "give it more `steps` to go on, or " if self._steps else ""
-        return f"{self.path}: already finished; {more}delete the folder to run it again"
+        again = f"{more}delete the folder to run it again"
+        return f"{self.path}: already finished{self._other}; {again}"
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics, with the time in seconds since 1970.
@@ -320,7 +322,15 @@ def state_of(config: Any) -> str:
         return "; ".join([f"{path}: an unfinished run, which goes on", *said])
     if STEPS in changes and _rises(*changes[STEPS]):
         return "; ".join([f"{path}: a finished run, which goes on", *said])
-    return f"{path}: a finished run, which the job leaves as it is"
+    return f"{path}: a finished run, which the job leaves as it is{_unused(changes)}"
+
+
+def _unused(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """Return in words which settings differ from those of a finished run; empty: none does."""
+    if not changes:
+        return ""
+    differ = ", ".join(f"{key}: there {old!r}, now {new!r}" for key, (old, new) in changes.items())
+    return f", with other settings ({differ}); for these choose another run.dir"
 
 
 def _allowed_changes(folder: Path, config: Any) -> tuple[dict[str, Any], bool]:

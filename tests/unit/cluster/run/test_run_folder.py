@@ -267,6 +267,16 @@ def test_a_finished_run_says_how_it_may_go_on(tmp_path, folder):
     assert "steps" not in folder.finished_line  # this job takes none
 
 
+def test_a_finished_run_names_settings_that_differ_from_its_own(tmp_path):
+    config = WarmStartConfig(run=RunConfig(dir=str(tmp_path)), model="m", steps=10)
+    RunFolder(config, job="warm_start").finish()
+    assert "other settings" not in RunFolder(config, job="warm_start").finished_line
+    fewer = replace(config, steps=9)
+    said = ", with other settings (steps: there 10, now 9); for these choose another run.dir"
+    assert f"already finished{said}; " in RunFolder(fewer, job="warm_start").finished_line
+    assert state_of(fewer).endswith(f"a finished run, which the job leaves as it is{said}")
+
+
 def test_what_a_run_folder_holds_is_said_and_nothing_is_written(tmp_path):
     config = WarmStartConfig(run=RunConfig(dir=str(tmp_path / "run")), model="m", steps=10)
     more = replace(config, steps=11)
