@@ -7,6 +7,7 @@ What is asked for may be made while it is read, so that no more than two blocks 
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -40,14 +41,9 @@ def engine_roles(reward: RewardConfig, rollout: RolloutConfig | None) -> list[Ro
     """
     pools = {"rollout": rollout.pool} if rollout else {}
     pools["reward"] = reward.pool
-    most = max(
-        pools,
-        key=lambda name: (
-            pools[name].actors * pools[name].gpus,
-            pools[name].actors * pools[name].cpus,
-        ),
-    )
-    return [Role(most, pools[most].actors, pools[most].cpus, pools[most].gpus)]
+    turns = [Role(name, pool.actors, pool.cpus, pool.gpus) for name, pool in pools.items()]
+    most = max(turns, key=lambda role: (role.actors * role.gpus, role.actors * role.cpus))
+    return [replace(most, turns=tuple(turns))]
 
 
 def in_blocks(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -45,8 +45,13 @@ class Role:
     actors: int
     cpus: float
     gpus: float
+    turns: "tuple[Role, ...]" = ()
+    """What runs one after the other in this place, which suits the largest of them; empty: only
+    this role does."""
 
     def __str__(self) -> str:
+        if self.turns:
+            return ", then ".join(map(str, self.turns))
         return f"{self.name}: {self.actors} x ({self.cpus:g} CPU, {self.gpus:g} GPU)"
 
 

@@ -11,6 +11,7 @@ from cluster.inference import (
     Blocks,
     contents_per_second,
     embed,
+    engine_roles,
     greedy_traces,
     sampled_traces,
     trace_cost,
@@ -18,7 +19,7 @@ from cluster.inference import (
 )
 from cluster.pictures import SharedPictures
 from cluster.run.stage_loop import plain_console
-from configs.common import MediaConfig, RolloutConfig
+from configs.common import MediaConfig, PoolConfig, RolloutConfig
 from configs.reward import RewardConfig
 from data.errors import DataError
 from data.stores.keys import content_key
@@ -188,3 +189,12 @@ def test_the_rate_of_the_embedder_is_known_after_the_run_that_embedded(model, tm
     blocks = Blocks(NoPictures(), MediaConfig(), 4, plain_console())
     embed(requests, reward=reward, blocks=blocks, store=tmp_path, memory_bytes=1 << 20)
     assert contents_per_second(keys, **rate) > 0
+
+
+def test_a_plan_shows_both_pools_in_turn_and_asks_for_the_larger_one():
+    rollout = RolloutConfig(pool=PoolConfig(actors=2, cpus=4, gpus=1))
+    reward = RewardConfig(model="m", pool=PoolConfig(actors=8, cpus=1, gpus=1))
+    [role] = engine_roles(reward, rollout)
+    assert str(role) == "rollout: 2 x (4 CPU, 1 GPU), then reward: 8 x (1 CPU, 1 GPU)"
+    assert (role.name, role.actors, role.gpus) == ("reward", 8, 1)
+    assert list(map(str, engine_roles(reward, None))) == ["reward: 8 x (1 CPU, 1 GPU)"]
