@@ -25,11 +25,13 @@ class AblationRow:
     evidence: Estimate
     queries: int
     """Ranked queries of the variant that ranked fewer."""
+    same_queries: bool
+    """Whether both ranked as many."""
 
     @property
-    def gain(self) -> float:
-        """Return what the evidence adds to hit@1."""
-        return self.evidence.mean - self.text.mean
+    def gain(self) -> float | None:
+        """Return what the evidence adds to hit@1; None where one ranked more queries."""
+        return self.evidence.mean - self.text.mean if self.same_queries else None
 
 
 def ablation(evaluation: Evaluation) -> list[AblationRow]:
@@ -50,6 +52,7 @@ def ablation(evaluation: Evaluation) -> list[AblationRow]:
                     text=text.metrics["hit_at_1"],
                     evidence=evidence.metrics["hit_at_1"],
                     queries=min(text.queries, evidence.queries),
+                    same_queries=text.queries == evidence.queries,
                 )
             )
     return rows

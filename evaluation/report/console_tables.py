@@ -156,7 +156,7 @@ def _ablation_table(rows: Sequence[AblationRow]) -> Table:
             _interval(row.text),
             _number(row.evidence.mean),
             _interval(row.evidence),
-            f"{row.gain:+.3f}",
+            "-" if row.gain is None else f"{row.gain:+.3f}",
             str(row.queries),
         )
     return table

@@ -11,7 +11,8 @@ from evaluation.scores.published import ScoreRow, ScoreTable
 def print_scores(scores: ScoreTable, console: Console) -> None:
     """Print a line of each set and of each mean, in percent, and where the others come from.
 
-    The benchmark's own order of ties is there only where ties change a score by 0.05 or more.
+    The benchmark's own order of ties is there only where ties change a score by 0.05 or more. A
+    line has no gain where we ranked a part of the queries: the published score is over all.
     """
     table = Table(
         title="Benchmark, in percent",
@@ -33,6 +34,8 @@ def print_scores(scores: ScoreTable, console: Console) -> None:
             table.add_section()
         table.add_row(*_cells(row, tied))
     console.print(table)
+    if any(row.queries < row.num_data for row in scores.rows):
+        console.print("no gain where only a part of the queries was ranked", highlight=False)
     for model in scores.published:
         console.print(Text(f"{model.model}: {model.source}; {model.settings}"))
 
@@ -47,5 +50,7 @@ def _cells(row: ScoreRow, tied: bool) -> list[str | Text]:
     if tied:
         cells.append(f"{row.benchmark_order:.1f}")
     for score in row.published:
-        cells += ["-", "-"] if score is None else [f"{score:.1f}", f"{row.score - score:+.1f}"]
+        compared = score is not None and row.queries == row.num_data
+        cells.append("-" if score is None else f"{score:.1f}")
+        cells.append(f"{row.score - score:+.1f}" if compared else "-")
     return cells
