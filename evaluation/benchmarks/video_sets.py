@@ -1,6 +1,8 @@
 """The video sets of MMEB-V2 but for questions: classification, retrieval, moments."""
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -12,6 +14,9 @@ from evaluation.benchmarks.reading import NOTHING, SetReader, filled, unlike
 from evaluation.benchmarks.tables import video_labels
 from evaluation.benchmarks.texts import query_item, sought_after, target_item
 
+log = logging.getLogger(__name__)
+LABELS_SHOWN = 5
+"""Labels that a message names."""
 CLIP_OF_TEXT = "Find the clip that corresponds to the given text."
 CLIP_OF_PICTURE = "Select the video clip that aligns with the given text and image."
 CLIP_OF_VIDEO = "Find the clip that corresponds to the given sentence and video segment."
@@ -21,10 +26,27 @@ _QUERY, _RIGHT = "query", "positive"
 
 
 def read_classes(reader: SetReader) -> None:
-    """A video is ranked over all labels of the set; a candidate's key is its text."""
+    """A video is ranked over all labels of the set; a candidate's key is its text.
+
+    Labels of rows that the published list lacks are candidates too; they are counted and named.
+    """
     rows = list(reader.rows(reader.places[0], "video_id", "pos_text"))
     labels = [filled(row, "pos_text") for row in rows]
-    _add_labels(reader, (*video_labels(reader.table.name), *labels))
+    listed = video_labels(reader.table.name)
+    known = set(listed)
+    unlisted = Counter(label for label in labels if label not in known)
+    if unlisted:
+        more = ", ..." if len(unlisted) > LABELS_SHOWN else ""
+        log.warning(
+            "%s: %d rows have a label that is not in the published list, %d labels in all: %s%s; "
+            "each is one more candidate, so scores may not be comparable; check the rows",
+            reader.table.name,
+            unlisted.total(),
+            len(unlisted),
+            ", ".join(ascii(label[:80]) for label in list(unlisted)[:LABELS_SHOWN]),
+            more,
+        )
+    _add_labels(reader, (*listed, *labels))
     for row, label in zip(rows, labels, strict=True):
         reader.add_query(reader.row_id(), _class_query(reader, row), {label: 1}, (), row.where)
 

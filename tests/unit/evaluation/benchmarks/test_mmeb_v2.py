@@ -87,6 +87,18 @@ def test_the_whole_suite_comes_set_by_set_and_tells_of_other_sizes(made, caplog)
     assert "SmthSmthV2" not in caplog.text
 
 
+def test_labels_outside_the_published_list_are_counted_and_named(made, tmp_path, caplog) -> None:
+    load_set(made[0], "UCF101")
+    told = "UCF101: 1 rows have a label that is not in the published list, 1 labels in all: "
+    assert f"{told}'a new one'; each is one more candidate" in caplog.text
+    caplog.clear()
+    tree, table = Tree(tmp_path), benchmark_suite("mmeb_v2").sets["UCF101"]
+    tree.video(table.media[0], "v1")
+    tree.write(table.offline, [{"video_id": "v1", "pos_text": video_labels("UCF101")[0]}])
+    load_set(tree, "UCF101")
+    assert "published list" not in caplog.text
+
+
 def test_videos_as_one_have_an_even_number_of_frames_and_times(made) -> None:
     (query, *_) = load_set(made[0], "UCF101", MediaConfig(max_frames=5)).queries
     # 4 of 12: places 0, 3, 7 and 11.
