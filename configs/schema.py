@@ -304,6 +304,27 @@ class EncodeConfig:
     is no result."""
 
 
+def _shared_gpu() -> EngineConfig:
+    return EngineConfig(gpu_memory_utilization=0.45)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """`encoder.Encoder`: a Reasoner and an Embedder for calls from Python, side by side."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """As for `encode`."""
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(engine=_shared_gpu()))
+    """The Reasoner's engine, which has the Embedder's beside it on the same GPU: each takes its
+    `gpu_memory_utilization`. On Ray each actor has GPUs of its own (`pool`)."""
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(engine=_shared_gpu()))
+    """The Embedder; `model` is what `from_pretrained` is given. Of the trace it reads what
+    `evidence` says."""
+    block: int = 1024
+    """Inputs of a long list that are encoded together: decoded pictures of two blocks are in memory
+    at a time."""
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """Job `search`: the encoded items that are nearest to one query, as a table and as a page."""
@@ -441,10 +462,10 @@ def problems(config: object) -> list[str]:
             "adaptive.train: the gate decides about the traces of a Reasoner; set eg_rl or "
             "warm_start, or leave the key empty",
         )
-    if isinstance(config, EncodeConfig | SearchConfig):
+    if isinstance(config, EncodeConfig | EncoderConfig | SearchConfig):
         need(
             not (config.data.train or config.data.eval),
-            "data: expected no data sets under train and eval, as this job reads none; remove them",
+            "data: expected no data sets under train and eval, as none are read here; remove them",
         )
     if isinstance(config, EmbedderConfig | RLConfig | EvaluateConfig):
         sets = [*config.data.train, *config.data.eval]
@@ -591,6 +612,7 @@ _CHECKS = {
         *share(n, "max_missing_traces"),
     ],
     RivalConfig: lambda n: [*_rival_problems(n), *gpu_problems(n.pool, n.engine)],
+    EncoderConfig: lambda n: positive(n, "block"),
     SearchConfig: lambda n: [
         *positive(n, "k"),
         *(

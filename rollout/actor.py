@@ -89,6 +89,10 @@ class RolloutActor:
         """Load a published version; see `VLLMEngine.pull_weights`."""
         return await self._engine.pull_weights(version)
 
+    def healthy(self) -> bool:
+        """Return whether the engine's process runs."""
+        return self._engine.healthy()
+
     async def close(self) -> None:
         """Stop the engine."""
         self._engine.close()

@@ -217,6 +217,10 @@ class VLLMEngine:
             },
         )
 
+    def healthy(self) -> bool:
+        """Return whether the processes of a started engine run."""
+        return not self._llm.errored
+
     def close(self) -> None:
         """Stop the engine's processes."""
         self._llm.shutdown()

@@ -165,6 +165,27 @@ def load_picture(uri: str, limits: MediaConfig, *, frame: bool = False) -> np.nd
     return result
 
 
+def shown_pixels(
+    uri: str, image: Image.Image, limits: MediaConfig, *, frame: bool = False
+) -> np.ndarray:
+    """Return the pixels of a picture in memory, uint8 [H, W, 3], as `load_picture` does of a file.
+
+    ``uri`` names it in messages. What was opened and not yet read is read here.
+
+    Raises:
+        DataError: it has too many pixels, or cannot be read.
+    """
+    try:
+        _refuse_large(uri, image, limits)
+        enough = limits.frame_max_pixels if frame else _most_needed(limits)
+        image.load()
+        return _shown(image, _surplus(image, enough))
+    except DataError:
+        raise
+    except Exception as error:  # of one that was opened and is broken, anything
+        raise _reason(uri, error) from error
+
+
 def decoded_together(uris: Iterable[str]) -> list[list[str]]:
     """Return the pictures that are decoded at once: frames of one video file, else each alone."""
     groups: dict[tuple[str, bool], list[str]] = {}
@@ -289,12 +310,7 @@ def _load(uri: str, address: Address, limits: MediaConfig, enough: int, held: _H
             f"{advice}"
         ) from error
     with image:
-        if image.width * image.height > limits.max_decode_pixels:
-            raise DataError(
-                f"{uri}: {image.width}x{image.height} pixels, more than "
-                f"data.media.max_decode_pixels={limits.max_decode_pixels}; make it smaller or "
-                "raise that"
-            )
+        _refuse_large(uri, image, limits)
         factor = _surplus(image, enough)
         if factor > 1:
             # Shrinks a JPEG while it is decoded, by 2, 4 or 8; nothing else.
@@ -302,8 +318,22 @@ def _load(uri: str, address: Address, limits: MediaConfig, enough: int, held: _H
             factor = _surplus(image, enough)
         held.add(uri, 3 * -(-image.width // factor) * -(-image.height // factor))
         image.load()
-        pixels = _in_rgb(image)
-        return np.asarray(_upright(pixels if factor == 1 else pixels.reduce(factor), image))
+        return _shown(image, factor)
+
+
+def _refuse_large(uri: str, image: Image.Image, limits: MediaConfig) -> None:
+    if image.width * image.height > limits.max_decode_pixels:
+        raise DataError(
+            f"{uri}: {image.width}x{image.height} pixels, more than "
+            f"data.media.max_decode_pixels={limits.max_decode_pixels}; make it smaller or "
+            "raise that"
+        )
+
+
+def _shown(image: Image.Image, factor: int) -> np.ndarray:
+    """Return what a viewer shows of a loaded picture, its sides shrunk by a whole factor."""
+    pixels = _in_rgb(image)
+    return np.asarray(_upright(pixels if factor == 1 else pixels.reduce(factor), image))
 
 
 def _bytes_of(uri: str, address: Address, limits: MediaConfig) -> bytes:

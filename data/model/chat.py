@@ -7,7 +7,7 @@ all of them give a model identical token ids and pixels.
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -169,11 +169,27 @@ class TextEncoder:
             ConfigError: `emb_token` is asked for and the model has no such token.
             DataError: as `encode`.
         """
-        content = self.shown(content)
-        if pooling == "emb_token":
-            self.check_pooling(pooling)
-            return self.encode(instruction_as_text(content), pictures, tail=EMB_TOKEN)
-        return self._embed_bare(content, pictures, instruction, max_tokens)
+        ids, read, cut = self._embed_ids(content, pooling, instruction, max_tokens)
+        return replace(self._prompt(ids, read, pictures), cut=cut)
+
+    def embed_length(
+        self,
+        content: Content,
+        sizes: Mapping[str, tuple[int, int]],
+        *,
+        pooling: Pooling = "emb_token",
+        instruction: str = "",
+        max_tokens: int | None = None,
+    ) -> int:
+        """Return how many tokens `embed` gives, `len(embed(...).expanded)`, without pixels.
+
+        ``sizes`` as for `prompt_ids`, the rest as for `embed`.
+
+        Raises:
+            ConfigError, DataError: as `embed`.
+        """
+        ids, read, _ = self._embed_ids(content, pooling, instruction, max_tokens)
+        return len(self._expanded(ids, read, sizes))
 
     def check_pooling(self, pooling: Pooling) -> None:
         """Refuse to pool at a token that the model does not have.
@@ -236,9 +252,23 @@ class TextEncoder:
             )
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
-    def _embed_bare(
-        self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
-    ) -> EncodedPrompt:
+    def _embed_ids(
+        self, content: Content, pooling: Pooling, instruction: str, max_tokens: int | None
+    ) -> tuple[list[int], Content, int]:
+        """Return the tokens that an Embedder reads, not yet expanded, what they are of, and the
+        number of those that were cut.
+        """
+        content = self.shown(content)
+        if pooling != "emb_token":
+            return self._bare_ids(content, instruction, max_tokens)
+        self.check_pooling(pooling)
+        content = instruction_as_text(content)
+        text = self.text(content) + EMB_TOKEN
+        return self.tokenizer.encode(text, add_special_tokens=False), content, 0
+
+    def _bare_ids(
+        self, content: Content, instruction: str, max_tokens: int | None
+    ) -> tuple[list[int], Content, int]:
         def told(over: int = 0) -> str:
             content_texts = _without_suffix(self._cut(instruction_as_text(content), over))
             return instruction + self._plain("".join(content_texts))
@@ -248,7 +278,7 @@ class TextEncoder:
             text = told(len(ids) - max_tokens)
             ids = self.tokenizer.encode(text)
             kept = self.tokenizer.encode(text, truncation=True, max_length=max_tokens)
-        return EncodedPrompt(ids=kept, expanded=kept, images=[], cut=len(ids) - len(kept))
+        return kept, content, len(ids) - len(kept)
 
     def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
         return EncodedPrompt(ids=ids, expanded=ids, images=[])
@@ -355,9 +385,9 @@ class ChatEncoder(TextEncoder):
     def _render(self, turns: list[dict[str, Any]]) -> str:
         return self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
-    def _embed_bare(
-        self, content: Content, pictures: Pictures, instruction: str, max_tokens: int | None
-    ) -> EncodedPrompt:
+    def _bare_ids(
+        self, content: Content, instruction: str, max_tokens: int | None
+    ) -> tuple[list[int], Content, int]:
         content = _without_suffix(self._cut(media_first(content)))
         own = [part.strip() for part in content if isinstance(part, Instruction)]
         if own:
@@ -365,7 +395,7 @@ class ChatEncoder(TextEncoder):
             instruction = own[0] if own[0][-1:] in PUNCTUATION else f"{own[0]}."
         shown = tuple(part for part in content if not isinstance(part, Instruction))
         text = self.text(shown, system=instruction)
-        return self._prompt(self.tokenizer.encode(text), shown, pictures)
+        return self.tokenizer.encode(text), shown, 0
 
     def _prompt(self, ids: list[int], content: Content, pictures: Pictures) -> EncodedPrompt:
         visuals = visuals_in(content)

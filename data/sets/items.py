@@ -129,7 +129,7 @@ class _Reading:
         for name in _files_in(self._source):
             where = f"{self._source}/{name}"
             try:
-                named_field = _field_of(name, where)
+                named_field = media_field(name, where)
                 row = {"id": name, named_field: name}
                 reader = _reader(row, where, self._files, self._media)
                 for item_id, item in _items_of(reader):
@@ -231,8 +231,8 @@ def _files_in(folder: Path) -> list[str]:
     return sorted(names, key=natural_order)
 
 
-def _field_of(name: str, where: str) -> str:
-    """Return the field in which a row would name a file.
+def media_field(name: str, where: str) -> str:
+    """Return the field in which a row would name a file; ``where`` is for messages.
 
     Raises:
         DataError: the name is none of a picture, a video or a PDF.

@@ -70,6 +70,10 @@ class EmbedderActor:
                 vectors[request.key] = result
         return vectors, failed
 
+    def healthy(self) -> bool:
+        """Return whether the engine's process runs."""
+        return self._embedder.healthy()
+
     async def close(self) -> None:
         """Stop the engine."""
         self._embedder.close()

@@ -105,6 +105,10 @@ class VLLMEmbedder:
             raise DataError(f"{key}: expected a finite vector, found length {length}")
         return (vector / length).astype(np.float32)
 
+    def healthy(self) -> bool:
+        """Return whether the processes of a started engine run."""
+        return not self._llm.errored
+
     def close(self) -> None:
         """Stop the engine's processes."""
         self._llm.shutdown()
