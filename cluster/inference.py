@@ -6,21 +6,22 @@ What is asked for may be made while it is read, so that no more than two blocks 
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 
 from cluster.pictures import Decoder, SharedPictures
 from cluster.placement import Role
-from cluster.pools.reward import RewardPool
+from cluster.pools.reward import EmbedderPool, RewardPool
 from cluster.pools.rollout import RolloutPool
 from cluster.run.stage_loop import prefetched, progress_bar
-from configs.common import MediaConfig, RolloutConfig
+from configs.common import MediaConfig, PoolConfig, RolloutConfig
 from configs.reward import RewardConfig
 from data.stores.facts import embedder_facts, reasoner_recipe
 from data.stores.traces import StoredTrace, Subject, TraceCost, TraceStore
@@ -34,13 +35,17 @@ KEYS_AT_ONCE = 4096
 SHOWN_REASONS = 5
 
 
-def engine_roles(reward: RewardConfig, rollout: RolloutConfig | None) -> list[Role]:
-    """Return what a job asks Ray for whose pools run one after the other: the larger counts.
+def engine_roles(
+    reward: RewardConfig,
+    rollout: RolloutConfig | None,
+    rivals: Mapping[str, PoolConfig] = MappingProxyType({}),
+) -> list[Role]:
+    """Return what a job asks Ray for whose pools run one after the other: the largest counts.
 
-    ``rollout`` is None where no traces are made.
+    ``rollout`` is None where no traces are made. ``rivals`` are pools of other Embedders by name.
     """
     pools = {"rollout": rollout.pool} if rollout else {}
-    pools["reward"] = reward.pool
+    pools |= {"reward": reward.pool, **rivals}
     turns = [Role(name, pool.actors, pool.cpus, pool.gpus) for name, pool in pools.items()]
     most = max(turns, key=lambda role: (role.actors * role.gpus, role.actors * role.cpus))
     return [replace(most, turns=tuple(turns))]
@@ -324,6 +329,11 @@ def embed(
     vectors = store_vectors(
         requests, reward=reward, blocks=blocks, store=store, memory_bytes=memory_bytes
     )
+    return rows_of(vectors, requests)
+
+
+def rows_of(vectors: VectorStore, requests: Sequence[EmbedRequest]) -> dict[str, np.ndarray]:
+    """Return the vector [D] of each request that a store has one of."""
     keys = [request.key for request in requests]
     absent = set(vectors.missing(keys))
     there = [key for key in keys if key not in absent]
@@ -343,7 +353,26 @@ def store_vectors(
 
     ``requests`` are gone through twice, so they are no iterator; the rest as for `embed`.
     """
-    facts = embedder_facts(reward, blocks.media)
+    return kept_vectors(
+        requests,
+        facts=embedder_facts(reward, blocks.media),
+        open_pool=lambda: RewardPool(reward, blocks.media),
+        blocks=blocks,
+        store=store,
+        memory_bytes=memory_bytes,
+    )
+
+
+def kept_vectors(
+    requests: Iterable[EmbedRequest],
+    *,
+    facts: Mapping[str, Any],
+    open_pool: Callable[[], EmbedderPool],
+    blocks: Blocks,
+    store: Path,
+    memory_bytes: int,
+) -> VectorStore:
+    """Return the store of ``facts``, as `store_vectors`; ``open_pool`` makes what it lacks."""
     vectors = VectorStore(store / "vectors", facts, memory_bytes=memory_bytes)
     count, missing = 0, set[str]()
     for block in in_blocks(requests, KEYS_AT_ONCE):
@@ -363,7 +392,7 @@ def store_vectors(
                 waiting.remove(request.key)
                 yield request
 
-    pool = RewardPool(reward, blocks.media)
+    pool = open_pool()
     pool.ready()
     for block, pictures in blocks.of("vectors", asked(), len(missing)):
         begun = time.perf_counter()

@@ -20,12 +20,14 @@ from configs.common import (
     DataSetConfig,
     EngineConfig,
     EvalConfig,
+    PoolConfig,
     RolloutConfig,
     RunConfig,
     StopConfig,
+    gpu_problems,
 )
 from configs.learner import LEARNER_CHECKS, TEMPERATURES, GRPOConfig, LearnerConfig, WeightsConfig
-from configs.reward import MAX_SCORED, REWARD_CHECKS, RewardConfig
+from configs.reward import MAX_SCORED, REWARD_CHECKS, Pooling, RewardConfig
 
 MIN_VOCABULARY = 400
 """Bytes, special tokens and the trace grammar take about 290 of a tokenizer's entries."""
@@ -192,6 +194,36 @@ class AdaptiveConfig:
     are measured are best, as more candidates make a query harder. Empty: no gate is measured."""
 
 
+SIDES_WITH_PROMPTS = ("query", "document")
+"""sentence-transformers' names of the two sides."""
+
+
+@dataclass(frozen=True)
+class RivalConfig:
+    """Another Embedder that `evaluate` measures beside ours, on the same items without traces."""
+
+    name: str = MISSING
+    """Name in tables and files: letters, digits, `_`, `.` or `-`."""
+    model: str = MISSING
+    """Its folder."""
+    library: Literal["sentence_transformers", "vllm"] = "sentence_transformers"
+    """What loads it. `sentence_transformers` (extra `rivals`) reads from the folder how it pools,
+    which prompts it has and how large pictures may be. `vllm` is told by `pooling` and
+    `instruction`, and sees pictures as our Embedder does."""
+    pooling: Pooling = "emb_token"
+    """As `reward.pooling`; for `vllm` only."""
+    instruction: str = ""
+    """As `reward.instruction`; for `vllm` only."""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """Texts under `query` and `document` in place of those of the folder, for
+    `sentence_transformers` only. An item's own instruction is the prompt of a model with a chat
+    template, and begins the text of others."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """For `sentence_transformers` only `dtype`, `max_num_seqs` (items of a batch) and
+    `max_model_len` count; longer inputs lose their end."""
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Job `evaluate`: hit@1, hit@5 and nDCG@5 without trace, with text, with text and evidence; on
@@ -218,6 +250,8 @@ class EvaluateConfig:
     adaptive: AdaptiveConfig = field(default_factory=AdaptiveConfig)
     """hit@1 against tokens if only some queries get a trace, of the last Reasoner. Every candidate
     has its trace."""
+    rivals: list[RivalConfig] = field(default_factory=list)
+    """Other Embedders, each with a name of its own, whose scores stand beside ours."""
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     block: int = 1024
@@ -341,6 +375,33 @@ def name_in_metric(name: str) -> str:
     return re.sub(r"[^\w -]", "_", name)
 
 
+def _rival_problems(node: RivalConfig) -> list[str]:
+    problems = []
+    if not re.fullmatch(r"\w[\w.-]*", node.name, re.ASCII):
+        problems.append(
+            "name: expected letters, digits, '_', '-' or '.', as it names a folder, found "
+            f"'{node.name}'"
+        )
+    if node.library == "vllm":
+        if node.prompts:
+            problems.append("prompts: vllm reads none; set `instruction`, or another library")
+        if node.instruction and node.pooling == "emb_token":
+            problems.append("instruction: pooling=emb_token reads none; empty it or set pooling")
+        return problems
+    default = RivalConfig()
+    problems += [
+        f"{key}: sentence_transformers reads it from the folder; remove it, or set library=vllm"
+        for key in ("pooling", "instruction")
+        if getattr(node, key) != getattr(default, key)
+    ]
+    problems += [
+        f"prompts.{side}: expected one of {', '.join(SIDES_WITH_PROMPTS)}; rename it"
+        for side in node.prompts
+        if side not in SIDES_WITH_PROMPTS
+    ]
+    return problems
+
+
 def problems(config: object) -> list[str]:
     """Return what is impossible in a job's settings, each with the key to change."""
     messages: list[str] = []
@@ -378,6 +439,11 @@ def problems(config: object) -> list[str]:
             not twice,
             f"benchmarks: {', '.join(twice[:3])} would be measured twice; rename sets of "
             "data.eval, or evaluate benchmarks with sets of one name in two runs",
+        )
+        rivals = [rival.name for rival in config.rivals]
+        need(
+            len(set(rivals)) == len(rivals),
+            f"rivals: expected a name of its own for each, found {', '.join(rivals)}; rename them",
         )
         whole = any(b.suite == "mmeb_v2" and not b.sets for b in config.benchmarks)
         name = config.leaderboard.model_name
@@ -545,6 +611,7 @@ _CHECKS = {
         *positive(n, "block", "vector_bytes"),
         *share(n, "max_missing_traces"),
     ],
+    RivalConfig: lambda n: [*_rival_problems(n), *gpu_problems(n.pool, n.engine)],
     EncoderConfig: lambda n: positive(n, "block"),
     SearchConfig: lambda n: [
         *positive(n, "k"),

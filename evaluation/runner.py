@@ -41,7 +41,7 @@ from evaluation.variants import (
     other_traces,
     variants_of,
 )
-from evaluation.vectors import Embed, Vectors, embed_variants
+from evaluation.vectors import Embed, Rival, Vectors, embed_rival, embed_variants
 
 Reason = Callable[[list[tuple[Subject, Content]]], Mapping[str, str]]
 """Greedy traces by `Subject.key`, of one Reasoner; one that is absent from the answer has failed.
@@ -140,7 +140,7 @@ class Evaluation:
     scores: Mapping[str, Sequence[SetResult]] = field(default_factory=dict)
     """Every metric of the sets in which a query was ranked, by variant; not in the files."""
     dimensions: int = 0
-    """Of the vectors; 0: none was embedded, or read from the files."""
+    """Of our Embedder's vectors; 0: none was embedded, or read from the files."""
     reasoning: tuple[TraceFigures, ...] = ()
     """What each Reasoner's traces are like."""
     speed: Speed = field(default_factory=Speed)
@@ -197,6 +197,7 @@ def evaluate(
     embed: Embed,
     settings: Settings,
     samplers: Mapping[str, Sample] = MappingProxyType({}),
+    rivals: Mapping[str, Rival] = MappingProxyType({}),
     costs: Costs | None = None,
 ) -> Evaluation:
     """Return the metrics of every variant on the same queries.
@@ -211,13 +212,14 @@ def evaluate(
         settings: which variants, and what models read.
         samplers: sampled traces of the same Reasoners; asked only for the control SAMPLES, of
             whose traces the vectors' mean is ranked.
+        rivals: other Embedders, by name, each called once, after ours.
         costs: who knows what traces and vectors cost; what nobody knows is None in the result.
     """
     ends: dict[End, str] = {}
     for data_set in sets:
         for end in ends_of(data_set):
             ends.setdefault(end, data_set.name)
-    variants = variants_of(reasoners, settings.controls)
+    variants = variants_of(reasoners, settings.controls, rivals)
     keys, subjects = subjects_of(ends if reasoners else {}, settings)
     traces = {name: _by_end(keys, reason(list(subjects))) for name, reason in reasoners.items()}
     samples = {
@@ -225,7 +227,8 @@ def evaluate(
         for v in variants
         if v.control == SAMPLES
     }
-    said = [(v, _traces_of(v, traces, samples, sets, ends)) for v in variants]
+    ours = [v for v in variants if not v.rival]
+    said = [(v, _traces_of(v, traces, samples, sets, ends)) for v in ours]
     embedded, content_keys = embed_variants(
         list(ends),
         said,
@@ -233,6 +236,12 @@ def evaluate(
         max_frames=settings.max_frames,
         item_tokens=settings.item_tokens,
     )
+    of_rivals = [
+        embed_rival(
+            list(ends), rival, max_frames=settings.max_frames, item_tokens=settings.item_tokens
+        )
+        for rival in rivals.values()
+    ]
     reasoning, speed = cost_figures(
         traces,
         costs,
@@ -243,8 +252,10 @@ def evaluate(
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
     scores: dict[str, list[SetResult]] = {}
-    for (variant, of_variant), vectors in zip(said, embedded, strict=True):
-        own = of_variant[0] if len(of_variant) == 1 else None  # of several traces none is shown
+    # Of several traces none is shown.
+    shown = [of_variant[0] if len(of_variant) == 1 else None for _, of_variant in said]
+    shown += [None] * len(of_rivals)
+    for variant, own, vectors in zip(variants, shown, [*embedded, *of_rivals], strict=True):
         ranked: list[Ranked] = []
         for data_set in sets:
             of_set, score = _rank(data_set, variant, own, vectors, settings)

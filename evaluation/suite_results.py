@@ -1,8 +1,9 @@
 """What an evaluation of a benchmark leaves behind: scores beside published ones, and its files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from evaluation.benchmarks.tables import benchmark_suite
 from evaluation.runner import Evaluation
@@ -24,8 +25,12 @@ def suite_results(evaluation: Evaluation, suite: str, variant: str) -> list[SetR
     return [result for result in evaluation.scores.get(variant, ()) if result.suite == suite]
 
 
-def suite_table(results: Sequence[SetResult], suite: str) -> ScoreTable:
-    """Return our scores of a suite beside the published ones.
+def suite_table(
+    results: Sequence[SetResult],
+    suite: str,
+    rivals: Mapping[str, Sequence[SetResult]] = MappingProxyType({}),
+) -> ScoreTable:
+    """Return our scores of a suite beside those of ``rivals``, by name, and the published ones.
 
     Raises:
         DataError: there is no result.
@@ -40,7 +45,16 @@ def suite_table(results: Sequence[SetResult], suite: str) -> ScoreTable:
         )
         for model in table.published_models
     ]
-    return score_table(results, published)
+    measured = [
+        Published(
+            model=name,
+            source="measured here",
+            settings="without traces",
+            scores={result.name: 100 * result.scores()[result.metric] for result in theirs},
+        )
+        for name, theirs in rivals.items()
+    ]
+    return score_table(results, [*measured, *published])
 
 
 def suite_metrics(evaluation: Evaluation, suite: str) -> dict[str, float]:

@@ -13,6 +13,8 @@ TEXT_SUFFIX = "_text"
 OTHER_TRACE, SAMPLES = "other_trace", "samples"
 """Controls, as `EvaluateConfig.controls` names them."""
 CONTROL_SUFFIXES = {OTHER_TRACE: "_other", SAMPLES: "_samples"}
+RIVAL_SUFFIX = "_rival"
+"""Ends the names of variants that another Embedder embeds."""
 DRAWN = 8
 """Other traces of which the one with the nearest length is taken."""
 LOOKED_AT = 1024
@@ -33,11 +35,15 @@ class Variant:
     control: str = ""
     """OTHER_TRACE: the trace of another item. SAMPLES: the mean of the vectors of several sampled
     traces. Empty: the item's own greedy trace."""
+    rival: bool = False
+    """Whether another Embedder than ours embeds the items, which have no trace."""
 
 
-def variants_of(reasoners: Iterable[str], controls: Sequence[str] = ()) -> list[Variant]:
+def variants_of(
+    reasoners: Iterable[str], controls: Sequence[str] = (), rivals: Iterable[str] = ()
+) -> list[Variant]:
     """Return the variants in the order of the table: no trace, then text and evidence of each
-    Reasoner, then the controls of each."""
+    Reasoner, then the controls of each, then the rivals."""
     names = list(reasoners)
     variants = [Variant(name=NO_COT)]
     for name in names:
@@ -53,6 +59,7 @@ def variants_of(reasoners: Iterable[str], controls: Sequence[str] = ()) -> list[
         for name in names
         for control in controls
     ]
+    variants += [Variant(name=name + RIVAL_SUFFIX, rival=True) for name in rivals]
     return variants
 
 
@@ -60,7 +67,8 @@ def compared_variants(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     """Return which variants are compared on the same queries, the one expected to be better first.
 
     Each Reasoner with those before it, each with no trace, its evidence with its text alone, its
-    traces with those of other items, and the mean of its samples with its greedy traces.
+    traces with those of other items, and the mean of its samples with its greedy traces. Each
+    Reasoner, and no trace, with each rival.
     """
     names = [v.name for v in variants if v.name == v.reasoner]
     pairs = [(name, other) for place, name in enumerate(names) for other in names[:place]]
@@ -68,6 +76,7 @@ def compared_variants(variants: Sequence[Variant]) -> list[tuple[str, str]]:
     pairs += [(name, name + TEXT_SUFFIX) for name in names]
     pairs += [(v.reasoner, v.name) for v in variants if v.control == OTHER_TRACE]
     pairs += [(v.name, v.reasoner) for v in variants if v.control == SAMPLES]
+    pairs += [(name, v.name) for name in (*names, NO_COT) for v in variants if v.rival]
     return pairs
 
 

@@ -11,13 +11,15 @@ import numpy as np
 
 from data.embed_inputs import embed_content
 from data.stores.keys import content_key
-from data.types import Content, EmbedRequest, Evidence
+from data.types import Content, EmbedRequest, Evidence, Side
 from evaluation.metrics import means_something, unit_rows
 from evaluation.sets import End
 from evaluation.variants import Traces, Variant
 
 Embed = Callable[[list[EmbedRequest]], Mapping[str, np.ndarray]]
 """Vectors [D] by key, of the one frozen Embedder; a key that is absent has failed."""
+Rival = Callable[[Mapping[Side, list[EmbedRequest]]], Mapping[Side, Mapping[str, np.ndarray]]]
+"""The same of another Embedder, which may read queries otherwise than candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,33 @@ def embed_variants(
     ]
     samples, keys = embed_asked(ends, asked, embed)
     return [_mean(list(islice(samples, len(of_variant)))) for _, of_variant in said], keys
+
+
+def embed_rival(ends: Iterable[End], rival: Rival, *, max_frames: int, item_tokens: int) -> Vectors:
+    """Return the vector that another Embedder gives each end without a trace.
+
+    Equal contents of a side are embedded once. ``max_frames``, ``item_tokens``: see `ask`.
+    """
+    contents = ask(
+        ends, None, Evidence.NONE, max_frames=max_frames, item_tokens=item_tokens
+    ).contents
+    keys: dict[Side, dict[End, str]] = {side: {} for side in Side}
+    for end, content in contents.items():
+        keys[end.side][end] = content_key(content)
+    answers = rival(
+        {
+            side: [
+                EmbedRequest(key=key, content=contents[end])
+                for key, end in {key: end for end, key in named.items()}.items()
+            ]
+            for side, named in keys.items()
+        }
+    )
+    sides = [_vectors(named, {}, answers[side]) for side, named in keys.items()]
+    return Vectors(
+        {end: vector for side in sides for end, vector in side.found.items()},
+        {end: reason for side in sides for end, reason in side.failed.items()},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BertConfig,
+    BertModel,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
@@ -58,6 +60,28 @@ def tiny_processor(special: Sequence[str] = SPECIAL) -> Qwen3VLProcessor:
 def write_tiny_model(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
     """Write the folder that transformers and vLLM load, and return it."""
     return write_model(path, {}, {}, seed=seed, tied=tied)
+
+
+def write_tiny_sentence_bert(path: Path, *, query: str = "") -> Path:
+    """Write a folder of sentence-transformers with a random BERT that reads text, and return it.
+
+    ``query``: its prompt for queries.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(SPECIAL)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = BertConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes)
+    tokenizer.save_pretrained(path / "bert")
+    BertModel(config).save_pretrained(path / "bert")
+    modules = [Transformer(str(path / "bert")), Pooling(32, pooling_mode="mean")]
+    model = SentenceTransformer(
+        modules=modules, device="cpu", prompts={"query": query, "document": ""}
+    )
+    model.save_pretrained(str(path / "model"))
+    return path / "model"
 
 
 def write_model(

@@ -23,6 +23,7 @@ from configs.schema import (
     EncodeConfig,
     EvaluateConfig,
     ReportConfig,
+    RivalConfig,
     RuleTracesConfig,
     SearchConfig,
     WarmStartConfig,
@@ -302,4 +303,17 @@ def _model_problems(config: Any) -> list[str]:
             check_folder(folder)
         except DataError as error:
             problems.append(f"{' and '.join(named)}: {error}")
+    return problems + _rival_problems(config.rivals if isinstance(config, EvaluateConfig) else [])
+
+
+def _rival_problems(rivals: Sequence[RivalConfig]) -> list[str]:
+    """Return which other Embedders could not be loaded."""
+    from data.model.rival_folder import check_rival
+
+    problems = []
+    for index, rival in enumerate(rivals):
+        try:
+            check_rival(rival)
+        except (ConfigError, DataError) as error:
+            problems.append(f"rivals[{index}].model: {error}")
     return problems

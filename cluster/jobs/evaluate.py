@@ -24,6 +24,7 @@ from cluster.inference import (
 from cluster.jobs.command import run_job
 from cluster.pictures import Decoder
 from cluster.placement import Role
+from cluster.rivals import check_rivals, embed_with_rival
 from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import Tracker
@@ -53,13 +54,14 @@ from evaluation.suite_results import (
     suite_results,
     suite_table,
 )
-from evaluation.variants import variants_of
+from evaluation.variants import RIVAL_SUFFIX, variants_of
 
 
 def roles(config: EvaluateConfig) -> list[Role]:
     """Return what the job asks Ray for: its pools run one after the other."""
     reasons = config.warm_start or config.eg_rl
-    return engine_roles(config.reward, config.rollout if reasons else None)
+    rivals = {rival.name: rival.pool for rival in config.rivals}
+    return engine_roles(config.reward, config.rollout if reasons else None, rivals)
 
 
 def main(config: EvaluateConfig) -> int:
@@ -83,6 +85,7 @@ def main(config: EvaluateConfig) -> int:
     load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
     warn_older_input(config.reward.model)
     check_embedder(config.reward.model, [*sets, *gate_sets])
+    check_rivals(config.rivals, data.media, sets)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
     with (
@@ -103,13 +106,8 @@ def main(config: EvaluateConfig) -> int:
             name: partial(greedy_traces, model=model, **writing)
             for name, model in reasoners.items()
         }
-        embedding = partial(
-            embed,
-            reward=config.reward,
-            blocks=blocks,
-            store=store,
-            memory_bytes=config.vector_bytes,
-        )
+        keeping = {"blocks": blocks, "store": store, "memory_bytes": config.vector_bytes}
+        embedding = partial(embed, reward=config.reward, **keeping)
         settings = Settings(
             templates=data.templates,
             max_frames=data.media.max_frames,
@@ -126,6 +124,10 @@ def main(config: EvaluateConfig) -> int:
                 for name, model in reasoners.items()
             },
             embed=embedding,
+            rivals={
+                rival.name: partial(embed_with_rival, rival=rival, **keeping)
+                for rival in config.rivals
+            },
             costs=Costs(
                 traces={
                     name: partial(trace_cost, model=model, media=data.media, **recipe)
@@ -163,7 +165,11 @@ def main(config: EvaluateConfig) -> int:
     for suite in suites:
         if results := suite_results(result, suite, variant):
             console.print(f"{suite}, {title_of(variant)}:", highlight=False)
-            print_scores(suite_table(results, suite), console)
+            rivals = {
+                title_of(name): suite_results(result, suite, name)
+                for name in (rival.name + RIVAL_SUFFIX for rival in config.rivals)
+            }
+            print_scores(suite_table(results, suite, rivals), console)
     if config.leaderboard.model_name:
         results = suite_results(result, "mmeb_v2", variant)
         console.print(leaderboard_line(results, config, result.dimensions, folder), highlight=False)

@@ -1,4 +1,4 @@
-"""The reward pool: frozen Embedder engines, and the vectors that they give to contents."""
+"""Pools of Embedders, and the vectors that they give to contents: ours, and rivals."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from cluster.placement import Role
 from cluster.pools.pool import Pool
 from cluster.pools.submission import Answer, GivenUp, Submission
 from cluster.pools.work_router import Chunk, Unit
-from configs.common import MediaConfig
+from configs.common import EngineConfig, MediaConfig, PoolConfig
 from configs.reward import RewardConfig
 from data.errors import ClusterError
 from data.pickling import Packed
@@ -25,34 +25,40 @@ Embedded = tuple[dict[str, np.ndarray], dict[str, str]]
 """Unit vectors [D] by key, and the reason for each key that failed."""
 
 
-class RewardPool(Pool):
-    """Frozen Embedder engines; ``actor`` is their class."""
+class EmbedderPool(Pool):
+    """Frozen Embedders.
+
+    Args:
+        role: its name.
+        pool: how many actors, and what each asks Ray for.
+        limits: of pictures, by which the cost of a content is guessed.
+        actor: class of the actors, with the methods of `EmbedderActor`.
+        model: folder of the Embedder.
+        engine: its limits.
+        settings: what else each actor is made with.
+    """
 
     def __init__(
         self,
-        reward: RewardConfig,
-        media: MediaConfig,
+        role: str,
+        pool: PoolConfig,
+        limits: MediaConfig,
         *,
-        role: str = "reward",
-        actor: type = EmbedderActor,
+        actor: type,
+        model: str,
+        engine: EngineConfig,
+        **settings: Any,
     ) -> None:
-        pool = reward.pool
-        self.media = media
+        self.limits = limits
         self.width = 0
         """Numbers of a vector; 0 until the first Embedder has loaded."""
         remote = ray.remote(actor)
+        settings |= {"model": str(Path(model).absolute()), "engine": engine}
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
-            max_items=reward.engine.max_num_seqs,
-            create=lambda name, options: remote.options(**options).remote(
-                name=name,
-                model=str(Path(reward.model).absolute()),
-                engine=reward.engine,
-                media=media,
-                pooling=reward.pooling,
-                instruction=reward.instruction,
-            ),
+            max_items=engine.max_num_seqs,
+            create=lambda name, options: remote.options(**options).remote(name=name, **settings),
         )
 
     def load(self, name: str, actor: Any) -> None:
@@ -67,7 +73,7 @@ class RewardPool(Pool):
             if width != self.width:
                 raise ClusterError(
                     f"expected Embedders with vectors of one width, {self.width}, found {width} at "
-                    f"{name}; the nodes hold different models under the path reward.model"
+                    f"{name}; the nodes hold different models under its path"
                 )
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
@@ -95,7 +101,7 @@ class RewardPool(Pool):
             request.key: by_content.setdefault(request.content, request).key for request in requests
         }
         units = [
-            Unit((request,), content_cost(request.content, pictures.sizes, self.media))
+            Unit((request,), content_cost(request.content, pictures.sizes, self.limits))
             for request in by_content.values()
         ]
         submission = self.submit(units, pictures.refs, more=more)
@@ -152,6 +158,30 @@ class RewardPool(Pool):
             else:
                 bad[request.key] = reason
         return good, bad
+
+
+class RewardPool(EmbedderPool):
+    """The frozen Embedder on vLLM; ``actor`` is the class of its actors."""
+
+    def __init__(
+        self,
+        reward: RewardConfig,
+        media: MediaConfig,
+        *,
+        role: str = "reward",
+        actor: type = EmbedderActor,
+    ) -> None:
+        super().__init__(
+            role,
+            reward.pool,
+            media,
+            actor=actor,
+            model=reward.model,
+            engine=reward.engine,
+            media=media,
+            pooling=reward.pooling,
+            instruction=reward.instruction,
+        )
 
 
 def vector_fault(vector: np.ndarray, width: int) -> str | None:

@@ -106,6 +106,8 @@ def settled(config: T) -> T:
         value = getattr(config, setting.name)
         if is_dataclass(value):
             changes[setting.name] = settled(value)
+        elif isinstance(value, list) and all(map(is_dataclass, value)):
+            changes[setting.name] = [settled(entry) for entry in value]
         elif setting.name in MODEL_FOLDERS and value:
             changes[setting.name] = str(Path(value).resolve())
     return replace(config, **changes)

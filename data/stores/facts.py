@@ -4,14 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from configs.common import MediaConfig, RolloutConfig
 from configs.reward import RewardConfig
+from configs.schema import RivalConfig
 from data.embed_inputs import INPUT_FORM
 from data.errors import DataError
 from data.prompts import templates_version
 from data.sets.fingerprints import model_fingerprint
+from data.types import Side
 
 
 def embedder_facts(reward: RewardConfig, media: MediaConfig) -> dict[str, Any]:
@@ -28,6 +31,34 @@ def embedder_facts(reward: RewardConfig, media: MediaConfig) -> dict[str, Any]:
         "input_form": INPUT_FORM,
         "dtype": reward.engine.dtype,
         "max_model_len": reward.engine.max_model_len,
+    }
+
+
+def rival_facts(
+    rival: RivalConfig, media: MediaConfig, side: Side, *, library: str
+) -> dict[str, Any]:
+    """Return what the vectors of a rival that sentence-transformers loads follow from.
+
+    ``library``: its version.
+
+    Raises:
+        DataError: the model's folder has no files.
+    """
+    root = Path(rival.model)
+    folders = [folder for folder in sorted(root.rglob("*")) if folder.is_dir()]
+    return {
+        "library": f"sentence-transformers {library}",
+        "model": _model(rival.model)
+        | {
+            f"{folder.relative_to(root)}/{name}": hashed
+            for folder in folders
+            for name, hashed in model_fingerprint(str(folder)).items()
+        },
+        "side": side,
+        "prompts": rival.prompts,
+        "pixels": _pixels(media),
+        "dtype": rival.engine.dtype,
+        "max_model_len": rival.engine.max_model_len,
     }
 
 

@@ -132,6 +132,7 @@ def _column_title(title: str) -> str:
         (", text +", "\n+"),
         (", another row's", "\nother's"),
         (", mean of", "\n"),
+        (", rival", "\nrival"),
     ):
         title = title.replace(long, short)
     return title

@@ -5,14 +5,22 @@ from dataclasses import dataclass
 
 from evaluation.metrics import MEASURES, OVER_SETS, Estimate
 from evaluation.report.gallery import REASONERS
-from evaluation.report.plots import COLOURS, GREY
+from evaluation.report.plots import colour_of
 from evaluation.runner import Evaluation, VariantResult
-from evaluation.variants import CONTROL_SUFFIXES, NO_COT, OTHER_TRACE, SAMPLES, TEXT_SUFFIX
+from evaluation.variants import (
+    CONTROL_SUFFIXES,
+    NO_COT,
+    OTHER_TRACE,
+    RIVAL_SUFFIX,
+    SAMPLES,
+    TEXT_SUFFIX,
+)
 
 _WHAT_BY_SUFFIX = {
     TEXT_SUFFIX: "text only",
     CONTROL_SUFFIXES[OTHER_TRACE]: "another row's trace",
     CONTROL_SUFFIXES[SAMPLES]: "mean of samples",
+    RIVAL_SUFFIX: "rival",
 }
 _ALL_OF_IT = "text + evidence"
 
@@ -57,7 +65,7 @@ def headline(overall: Mapping[str, VariantResult]) -> list[HeadlineRow]:
         rows.append(
             HeadlineRow(
                 title=title_of(name),
-                colour=COLOURS.get(name, GREY),
+                colour=colour_of(name),
                 best=bool(result.metrics) and result.metrics["hit_at_1"].mean == max(means),
                 result=result,
                 metrics=metrics,

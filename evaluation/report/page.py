@@ -19,7 +19,7 @@ from evaluation.runner import (
     VariantResult,
 )
 from evaluation.summary import Runs
-from evaluation.variants import CONTROL_SUFFIXES
+from evaluation.variants import CONTROL_SUFFIXES, RIVAL_SUFFIX
 
 DEMO_JOB = "demo_data"
 """The job whose teacher is biased on purpose; the report says so where it ran."""
@@ -62,6 +62,7 @@ def build_report(
         sets=len(runs.evaluation.by_set()),
         metrics=("hit@1", "hit@5", "nDCG@5"),
         controls=any(name.endswith(tuple(CONTROL_SUFFIXES.values())) for name in overall),
+        rivals=any(name.endswith(RIVAL_SUFFIX) for name in overall),
         differences=runs.evaluation.differences,
         reasoning=runs.evaluation.reasoning,
         speed=runs.evaluation.speed,

@@ -5,6 +5,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
+from zlib import crc32
 
 import matplotlib
 
@@ -16,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.adaptive.figures import AdaptiveFigures
 from evaluation.metrics import Estimate
+from evaluation.variants import RIVAL_SUFFIX
 
 Record = Mapping[str, float]
 """One line of metrics.jsonl."""
@@ -33,6 +35,7 @@ COLOURS = {
     "eg_rl_samples": "#06405f",
 }
 """One colour per variant, the text-only one lighter; used in every plot and table."""
+_RIVALS = ("#8f5fbf", "#2f9e5f", "#c2255c", "#5f6f1f", "#4c4fa3")
 _SERIES = ("#0b6ea3", "#c77700", "#2f9e5f", "#8f5fbf")
 _PHASES = {
     "time/rollout_s": ("rollout", "#0b6ea3"),
@@ -73,6 +76,13 @@ _STYLE = {
 }
 
 
+def colour_of(variant: str) -> str:
+    """Return the colour of a variant; that of a rival follows from its name."""
+    if variant.endswith(RIVAL_SUFFIX):
+        return _RIVALS[crc32(variant.encode()) % len(_RIVALS)]
+    return COLOURS.get(variant, GREY)
+
+
 def plot_curves(records: Sequence[Record]) -> str:
     """Return the training curves over steps: a grid of small panels.
 
@@ -106,13 +116,13 @@ def plot_tasks(tasks: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str,
             axes.axhspan(row - 0.46, row + 0.46, color="#f8f9fa", zorder=0, linewidth=0)
             for index, (variant, estimate) in enumerate(tasks[name].items()):
                 height = row + (index - (len(titles) - 1) / 2) * apart
-                colour = COLOURS.get(variant, GREY)
+                colour = colour_of(variant)
                 axes.plot(
                     (estimate.low, estimate.high), (height, height), color=colour, linewidth=1.6
                 )
                 axes.plot(estimate.mean, height, "o", color=colour, markersize=5.5)
         _score_axis(axes, names)
-        _key(axes, {titles[name]: _dot(COLOURS.get(name, GREY)) for name in titles})
+        _key(axes, {titles[name]: _dot(colour_of(name)) for name in titles})
         return _uri(figure)
 
 

@@ -24,6 +24,7 @@ from tests.e2e.jobs import Job, job_command, job_env, run
 from tests.e2e.ray_nodes import Head, ray_head, ray_node
 from tests.inputs.media_files import write_pdf
 from tests.patience import PATIENCE_S
+from tests.tiny_model import write_tiny_sentence_bert
 
 # Longer than others': the first test waits for all jobs up to RL.
 pytestmark = [pytest.mark.extended, pytest.mark.timeout(1800)]
@@ -214,6 +215,49 @@ def test_controls_are_measured_beside_the_same_variants(demo: Path, head: Head) 
     assert len(controls["results"]) == len(plain["results"]) + len(added)
     assert plain["reasoning"] == controls["reasoning"]
     assert len(controls["differences"]) == len(plain["differences"]) + 4
+
+
+def test_rivals_are_measured_beside_ours(demo: Path, head: Head) -> None:
+    export = "runs/demo/embedder/export"
+    write_tiny_sentence_bert(demo / "runs/bert")
+    more = "pool: {cpus: 1}, engine: {dtype: float32, max_model_len: 512, max_num_seqs: 128}"
+    rivals = (
+        f"{{name: itself, model: {export}, {more}}}",
+        f"{{name: served, model: {export}, library: vllm, {more}}}",
+        f"{{name: words, model: runs/bert/model, {more}}}",
+    )
+    command = job_command(
+        *("evaluate", "evaluate", "bootstrap=50", "run.dir=runs/demo/rivals", "warm_start=''"),
+        *("eg_rl=''", "store=runs/demo/evaluate/store", f"rivals=[{', '.join(rivals)}]"),
+    )
+    assert "rival" in run(*command, home=demo, **head.env)
+    # A set without any item that a model can read has no metrics.
+    results: dict[str, dict[str, Any]] = {}
+    for result in evaluation_in(demo / "runs/demo/rivals")["results"]:
+        name = result.pop("variant").removesuffix("_rival")
+        results.setdefault(name, {})[f"{result['source']}/{result['kind']}"] = result
+    assert list(results) == ["no_cot", "itself", "served", "words"]
+    assert results["served"] == results["no_cot"]
+    assert results["itself"] == results["no_cot"]
+    assert results["words"]["find/"]["queries"] == 0
+    [ours, queries, targets] = (
+        vectors_in(demo / "runs/demo/evaluate/store", library, side)
+        for library, side in ((False, None), (True, "query"), (True, "target"))
+    )
+    for key, vector in (queries | targets).items():
+        assert abs(ours[key] - vector).max() < 1e-3
+
+
+def vectors_in(store: Path, library: bool, side: str | None) -> dict[str, np.ndarray]:
+    """Return the vectors as wide as the Embedder's of all folders with such facts."""
+    vectors = {}
+    for file in store.glob("vectors/*/facts.json"):
+        facts = json.loads(file.read_text())
+        if ("library" in facts, facts.get("side")) == (library, side):
+            for part in file.parent.glob("*.parquet"):
+                rows = pq.read_table(part, columns=["key", "vector"]).to_pylist()
+                vectors |= {r["key"]: np.array(r["vector"]) for r in rows if r["vector"]}
+    return {key: vector for key, vector in vectors.items() if len(vector) > 32}
 
 
 def evaluation_in(folder: Path) -> dict[str, Any]:

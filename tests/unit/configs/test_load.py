@@ -356,6 +356,28 @@ def test_only_controls_that_exist_are_measured_and_each_once(refuse):
     assert "samples: expected more than 0" in refuse("samples=0", text=text, cls=EvaluateConfig)
 
 
+@pytest.mark.parametrize(
+    ("rival", "words"),
+    [
+        ("name: a/b, model: m", "rivals[0].name: expected letters"),
+        ("name: a, model: m, pooling: last", "rivals[0].pooling: sentence_transformers reads it"),
+        ("name: a, model: m, instruction: x", "rivals[0].instruction: sentence_transformers"),
+        ("name: a, model: m, prompts: {passage: x}", "rivals[0].prompts.passage: expected one of"),
+        ("name: a, model: m, library: vllm, prompts: {query: x}", "rivals[0].prompts: vllm reads"),
+        ("name: a, model: m, library: vllm, instruction: x", "pooling=emb_token reads none"),
+        (
+            "name: a, model: m, pool: {gpus: 1}, engine: {tensor_parallel: 2}",
+            "rivals[0].pool.gpus: expected",
+        ),
+        ("name: a, model: m}, {name: a, model: n", "rivals: expected a name of its own for each"),
+        ("name: a", "rivals[0].model: no value"),
+    ],
+)
+def test_an_impossible_rival_is_refused(refuse, rival, words):
+    text = "{run: {dir: x}, data: {eval: [{name: a, path: a, root: r}]}, reward: {model: c}}"
+    assert words in refuse(f"rivals=[{{{rival}}}]", text=text, cls=EvaluateConfig)
+
+
 def test_a_gate_needs_a_reasoner_and_targets(refuse):
     text = "{run: {dir: x}, data: {eval: [{name: a, path: a}]}, reward: {model: c}}"
     train = "adaptive.train=[{name: a, path: a, root: r, format: caption}]"

@@ -77,6 +77,16 @@ def test_only_the_suites_sets_are_in_its_table_means_and_files(tmp_path: Path) -
     assert files == ["ChartQA_score.json", "GQA_score.json"]
 
 
+def test_a_rivals_scores_stand_before_the_published_ones(tmp_path: Path) -> None:
+    results = suite_results(measured("ChartQA", "GQA"), "mmeb_v2", NO_COT)
+    table = suite_table(results, "mmeb_v2", {"other, rival": results[:1]})
+    assert [model.model for model in table.published][:2] == ["other, rival", "Embed-RL-2B"]
+    assert {row.name: row.published[0] for row in table.rows if row.sets == 1} == {
+        "ChartQA": 50.0,
+        "GQA": None,
+    }
+
+
 def test_the_leaderboards_file_needs_every_set(tmp_path: Path) -> None:
     results = suite_results(measured(*SUITE), "mmeb_v2", NO_COT)
     entry = json.loads(save_leaderboard(results, MODEL, tmp_path).read_text())

@@ -245,6 +245,17 @@ def test_a_dry_run_names_the_job_that_makes_a_missing_model(path, birds, capsys)
     assert "run the job first whose run.dir is runs/first\n" in capsys.readouterr().err
 
 
+def test_a_dry_run_names_the_rivals_that_cannot_be_loaded(path, birds, capsys, tmp_path):
+    text = TEXT.replace("model:", "warm_start:").replace("train", "eval")
+    (tmp_path / "job.yaml").write_text(f"{text}reward: {{model: models/m}}\n")
+    (tmp_path / "bare").mkdir()
+    rivals = "rivals=[{name: a, model: bare}, {name: b, model: lost, library: vllm}]"
+    assert run_job(EvaluateConfig, never, argv=[path, "--dry-run", rivals]) == 2
+    error = capsys.readouterr().err
+    assert "rivals[0].model: bare/modules.json: expected the list of a model's modules" in error
+    assert "rivals[1].model: lost: expected a model folder, found none" in error
+
+
 def test_a_dry_run_refuses_the_run_folder_of_another_run(path, birds, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/resolved.yaml").write_text("batch: 77\n")

@@ -24,7 +24,14 @@ from configs.common import DataConfig, DataSetConfig, MediaConfig, RunConfig
 from configs.errors import ConfigError
 from configs.load import load
 from configs.reward import RewardConfig
-from configs.schema import DemoDataConfig, EmbedderConfig, RLConfig, WarmStartConfig
+from configs.schema import (
+    DemoDataConfig,
+    EmbedderConfig,
+    EvaluateConfig,
+    RivalConfig,
+    RLConfig,
+    WarmStartConfig,
+)
 from data.errors import RunFolderError
 from tests.patience import PATIENCE_S
 
@@ -225,6 +232,9 @@ def test_models_are_named_as_links_lie_at_the_start(tmp_path, monkeypatch):
     assert found.reasoner == str(tmp_path / "seed0/export")
     assert found.reward.model == str(tmp_path / "seed0/embedder")
     assert found.reward.second_model == ""
+    rivals = [RivalConfig(name="a", model="demo/a")]
+    [rival] = settled(EvaluateConfig(reward=RewardConfig(model="m"), rivals=rivals)).rivals
+    assert rival.model == str(tmp_path / "seed0/a")
 
 
 def test_what_a_killed_job_had_half_written_is_cleared_away(folder, config):

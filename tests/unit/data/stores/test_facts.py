@@ -1,13 +1,16 @@
 """The facts of a store change with everything that changes what a model makes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from configs.common import EngineConfig, MediaConfig
 from configs.reward import RewardConfig
+from configs.schema import RivalConfig
 from data.errors import DataError
-from data.stores.facts import embedder_facts
+from data.stores.facts import embedder_facts, rival_facts
+from data.types import Side
 
 
 @pytest.fixture
@@ -39,3 +42,25 @@ def test_other_weights_are_another_model(model, tmp_path) -> None:
 def test_a_folder_without_files_is_no_model(tmp_path) -> None:
     with pytest.raises(DataError, match="expected a model folder, found no files"):
         embedder_facts(RewardConfig(model=str(tmp_path)), MediaConfig())
+
+
+def test_vectors_of_a_rival_follow_from_its_side_its_prompts_and_all_its_files(model):
+    (Path(model) / "1_Pooling").mkdir()
+    (Path(model) / "1_Pooling/config.json").write_text("{}")
+    rival, media = RivalConfig(name="a", model=model), MediaConfig()
+
+    def facts(rival=rival, side=Side.QUERY, library="6.2"):
+        return rival_facts(rival, media, side, library=library)
+
+    first = facts()
+    assert first == facts(replace(rival, name="b"))
+    others = [
+        facts(side=Side.TARGET),
+        facts(library="6.3"),
+        facts(replace(rival, prompts={"query": "q: "})),
+        facts(replace(rival, engine=EngineConfig(dtype="float32"))),
+        embedder_facts(RewardConfig(model=model), media),
+    ]
+    assert all(first != other for other in others)
+    (Path(model) / "1_Pooling/config.json").write_text("{ }")
+    assert facts() != first
