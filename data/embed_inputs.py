@@ -11,7 +11,7 @@ Embed-RL's Embedders were trained on this order (supplement B.3):
 Nothing stands between the texts. For other Embedders see `media_first`.
 """
 
-from itertools import groupby
+from functools import lru_cache
 
 from data.cues import evidence_pictures
 from data.errors import TCoTError
@@ -38,9 +38,7 @@ def embed_content(
     parse is given as text, without evidence: what it points at is unknown. Of the item's own text
     the Embedder reads ``item_tokens`` tokens at most; 0: all.
     """
-    shown, seen = pictures_of(item, max_frames), visuals_of(item, max_frames)
-    text = (Instruction(item.instruction), own_text(item, item_tokens))
-    head = (*text, *seen) if item.kind is Kind.VIDEO else (*seen, *text)
+    shown, head = pictures_of(item, max_frames), _head(item, max_frames, item_tokens)
     if not trace or evidence is Evidence.NONE:
         return _joined(*head, SUFFIX)
     pointed: tuple[Picture, ...] = ()
@@ -52,6 +50,14 @@ def embed_content(
             pointed = ()
     before, after = split_thinking(trace)
     return _joined(*head, before, *pointed, after, SUFFIX)
+
+
+@lru_cache(1 << 12)
+def _head(item: Item, max_frames: int, item_tokens: int) -> Content:
+    """Return what an Embedder reads before a trace, which all siblings of a group share."""
+    seen = visuals_of(item, max_frames)
+    text = (Instruction(item.instruction), own_text(item, item_tokens))
+    return (*text, *seen) if item.kind is Kind.VIDEO else (*seen, *text)
 
 
 def media_first(content: Content) -> Content:
@@ -79,11 +85,16 @@ def _joined(*parts: str | Visual) -> Content:
     instruction stays apart.
     """
     content: list[str | Visual] = []
-    for texts, group in groupby((part for part in parts if part != ""), _is_text):
-        run = tuple(group)
-        content += (join_texts(*run),) if texts else run
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str) and not isinstance(part, Instruction):
+            if part:
+                texts.append(part)
+        elif part:
+            if texts:
+                content.append(join_texts(*texts))
+                texts = []
+            content.append(part)
+    if texts:
+        content.append(join_texts(*texts))
     return tuple(content)
-
-
-def _is_text(part: str | Visual) -> bool:
-    return isinstance(part, str) and not isinstance(part, Instruction)

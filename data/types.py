@@ -18,6 +18,7 @@ Results are joined by key, never by position.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -202,8 +203,13 @@ class ItemText(str):
         made.own, made.most = own, most
         return made
 
-    def __reduce__(self) -> tuple[type, tuple[str, slice, int]]:
-        return ItemText, (str(self), self.own, self.most)
+    def __reduce__(self) -> tuple[Any, tuple[str, int, int, int]]:
+        # A slice would take as long to be pickled as all else.
+        return _item_text, (str(self), self.own.start, self.own.stop, self.most)
+
+
+def _item_text(text: str, start: int, stop: int, most: int) -> ItemText:
+    return ItemText(text, slice(start, stop), most)
 
 
 @quick_to_pickle
