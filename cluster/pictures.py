@@ -153,6 +153,7 @@ class Decoder:
                 "on all nodes? %s",
                 len(again.sizes),
                 failed[next(iter(again.sizes))],
+                extra={"same": "on the driver's node only"},
             )
         return join_pictures([SharedPictures((pictures,), sizes), again]), reasons
 
