@@ -48,7 +48,7 @@ class EmbedderActor:
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Return unit vectors, float32 [D], by key, and the reason by key for those that failed.
 
-        ``parts`` are the pictures.
+        ``parts`` hold the decoded pictures of the requests by uri, each in at least one part.
         """
         pictures = merge_pictures(parts)
         cut_before = self._cut
