@@ -83,11 +83,12 @@ class Decoder:
         groups = decoded_together(sorted(set(uris)))
         others = self._others(len(groups) // LEAST_GROUPS - 1)
         count = 1 + len(others)
-        own, *shares = ([uri for group in groups[i::count] for uri in group] for i in range(count))
+        portions = ([uri for group in groups[i::count] for uri in group] for i in range(count))
+        own, *rest = portions
         with ThreadPoolExecutor(count) as threads:
             calls = [
-                threads.submit(self._share_there, node, share, limits, frames)
-                for node, share in zip(others, shares, strict=True)
+                threads.submit(self._share_there, node, portion, limits, frames)
+                for node, portion in zip(others, rest, strict=True)
             ]
             parts = [self._share_here(own, limits, frames), *(call.result() for call in calls)]
         shared = join_pictures(part for part, _ in parts)
@@ -127,7 +128,7 @@ class Decoder:
     def _share_there(
         self, node: str, names: list[str], limits: MediaConfig, frames: Set[str]
     ) -> tuple[SharedPictures, Mapping[str, str]]:
-        """Have a share decoded on another node; what fails there, beside the driver."""
+        """Have a portion decoded on another node; what fails there, beside the driver."""
         try:
             place = NodeAffinitySchedulingStrategy(node, soft=True)
             options = {"num_cpus": 0, "num_returns": 2, "max_retries": RETRIES}
@@ -153,6 +154,7 @@ class Decoder:
                 "on all nodes? %s",
                 len(again.sizes),
                 failed[next(iter(again.sizes))],
+                extra={"same": "on the driver's node only"},
             )
         return join_pictures([SharedPictures((pictures,), sizes), again]), reasons
 

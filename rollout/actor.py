@@ -68,7 +68,7 @@ class RolloutActor:
     ) -> list[Trajectory | DroppedTrajectory]:
         """Sample all traces at once; one that fails is dropped with its reason.
 
-        ``parts`` are the pictures.
+        ``parts`` hold the decoded pictures of the requests by uri, each in at least one part.
 
         Raises:
             WeightSyncError: the last pull failed.

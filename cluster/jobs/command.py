@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used, 3 stopp
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -38,7 +39,7 @@ from data.errors import (
     StopRequested,
     WeightSyncError,
 )
-from data.model.model_folder import check_folder
+from data.model.model_folder import check_folder, sees_pictures
 from data.rows.row_formats import KIND_OF_FORMAT
 from data.sets.load_sets import (
     LoadedSet,
@@ -63,9 +64,33 @@ NO_GPU = "Setting accelerator to CPU"
 log = logging.getLogger(__name__)
 PREFLIGHT_ROWS = 1000
 """Rows of each data set, or items of an input, that a dry run reads."""
+JUDGE = "reward.judge."
+"""The judge's settings; it reads texts only."""
 SHOWN_ASIDE = 3
 """Items set aside that a dry run names."""
 T = TypeVar("T")
+
+
+class Repeats(logging.Filter):
+    """Lets a warning that repeats pass at its 1st, 2nd, 4th, 8th, ... time, with the count.
+
+    Warnings repeat if their texts are equal, or what they have as ``same`` in their `extra`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is shown; from the second time on its text tells the count."""
+        if record.levelno < logging.WARNING:
+            return True
+        text = record.getMessage()
+        key = record.name, getattr(record, "same", text)
+        self._counts[key] += 1
+        if self._counts[key] > 1:
+            record.msg, record.args = f"{text} ({self._counts[key]} such warnings so far)", ()
+        return self._counts[key].bit_count() == 1
 
 
 def run_job(
@@ -102,7 +127,10 @@ def _run(
 ) -> int:
     # Intermixed: overrides may stand on both sides of an option.
     arguments = JobParser(cls).parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    console = logging.StreamHandler()
+    console.addFilter(Repeats())
+    line = "%(asctime)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, handlers=[console])
     for noisy in ("alembic", "httpx", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
@@ -254,6 +282,8 @@ def _set_problems(config: Any) -> list[str]:
             f"{more}{len(loaded.bad_rows)} rows set aside, {pictures}"
             + (f", {_traced(loaded) or 'none'} with a trace" if learns else "")
         )
+        if loaded.beir:
+            print(f"  in all {loaded.beir}")
         log_bad_rows(loaded)
         problems += set_problems(loaded, settings, max_bad_rows=data.max_bad_rows)
         if loaded.read == loaded.rows and not _traced(loaded):
@@ -286,12 +316,12 @@ def _benchmark_problems(benchmark: BenchmarkConfig, media: MediaConfig) -> list[
 
 
 def _model_problems(config: Any) -> list[str]:
-    """Return which of the job's models are not there or not complete."""
+    """Return which of the job's models are not there, not complete, or do not take its pixels."""
     from cluster.run.run_folder import MODEL_FOLDERS
 
-    reward = getattr(config, "reward", None)
+    reward, data = getattr(config, "reward", None), getattr(config, "data", None)
     parts = [config, reward, getattr(reward, "judge", None)]
-    sections = ["", "reward.", "reward.judge."]
+    sections = ["", "reward.", JUDGE]
     keys: dict[str, list[str]] = {}
     for part, section in zip(parts, sections, strict=True):
         for name in MODEL_FOLDERS:
@@ -301,7 +331,12 @@ def _model_problems(config: Any) -> list[str]:
     for folder, named in keys.items():
         try:
             check_folder(folder)
-        except DataError as error:
+            if data and sees_pictures(folder) and not all(key.startswith(JUDGE) for key in named):
+                # Here and not above: it loads transformers.
+                from data.model.chat import load_encoder
+
+                load_encoder(folder, data.media)  # refuses limits that do not fit it
+        except (DataError, ConfigError) as error:
             problems.append(f"{' and '.join(named)}: {error}")
     return problems + _rival_problems(config.rivals if isinstance(config, EvaluateConfig) else [])
 

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -45,6 +46,8 @@ from reward.score import score_round
 log = logging.getLogger(__name__)
 Embedding = Callable[[], Embedded]
 """Waits for embeddings that were begun, and returns them."""
+SHOWN_FAILURES = 3
+"""Failures that a warning names."""
 CACHED_ITEMS = 1 << 14
 """Embeddings without trace that are kept: 134 MB at 2,048 dimensions."""
 
@@ -286,7 +289,8 @@ class Scorer:
             )
         )
         for alarm in alarms:
-            log.warning("%s: %s", monitor_of(alarm.name).heading, alarm)
+            heading = monitor_of(alarm.name).heading
+            log.warning("%s: %s", heading, alarm, extra={"same": alarm.name})
         return metrics
 
     def _questions(
@@ -326,8 +330,9 @@ def _by_group(
 
 
 def _warn(what: str, failed: Mapping[str, str]) -> None:
-    for key, reason in failed.items():
-        log.warning("%s: %s: %s", key, what, reason)
+    if failed:
+        first = "; ".join(f"{key}: {why}" for key, why in islice(failed.items(), SHOWN_FAILURES))
+        log.warning("%s: %d, the first: %s", what, len(failed), first, extra={"same": what})
 
 
 def _mean(values: Sequence[float]) -> float:

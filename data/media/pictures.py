@@ -48,6 +48,12 @@ FEW_FLAT, FLAT_SHARE = 4, 0.1
 """More pictures of one colour than this number and this share are worth a warning."""
 _said_flat = threading.Event()
 """Set when that was said: once in a process."""
+MOST_WATCHED = 1 << 18
+"""Files whose replacement is noticed, at most: some 40 MB of a process's memory."""
+_states: dict[int, int] = {}
+"""Hashes of size and time of the files that this process has read, by the hash of the path."""
+_replaced: set[int] = set()
+"""Those that were another file when they were read again."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -276,10 +282,29 @@ def _small_enough(uri: str, address: Address, limits: MediaConfig) -> str:
     Raises:
         DataError: it is too large.
     """
-    size = Path(address.path).stat().st_size
-    if size > limits.max_file_bytes:
-        raise DataError(f"{uri}: {too_large(size, limits.max_file_bytes)}")
+    state = Path(address.path).stat()
+    if state.st_size > limits.max_file_bytes:
+        raise DataError(f"{uri}: {too_large(state.st_size, limits.max_file_bytes)}")
+    _watch(address.path, hash((state.st_size, state.st_mtime_ns)))
     return address.path
+
+
+def _watch(path: str, state: int) -> None:
+    """Warn of a file that is another one than when this process read it before."""
+    key = hash(path)
+    before = _states.get(key, state)
+    if key in _states or len(_states) < MOST_WATCHED:
+        _states[key] = state
+    if before != state and key not in _replaced:
+        _replaced.add(key)
+        if len(_replaced).bit_count() == 1:  # 1, 2, 4, 8, ...: a run must not drown in lines
+            log.warning(
+                "%s: expected the file as it was when it was read before, found that it has "
+                "changed since (%d files so far); what the job did before is of the old one: see "
+                "that nothing writes to the pictures of a running job",
+                path,
+                len(_replaced),
+            )
 
 
 def too_large(size: int, most: int) -> str:

@@ -6,6 +6,7 @@ the query and the entry are read with the row that names them.
 """
 
 from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,26 @@ _COLUMNS = {
 }
 """What the columns of each part hold."""
 _OPTIONAL = frozenset(("image", "title", "text"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeirFigures:
+    """How large a set of queries, corpus and qrels is."""
+
+    queries: int
+    corpus: int
+    """Rows of these two parts."""
+    qrels: int
+    """Qrels with a score above 0, of several about the same two one."""
+    asked: int
+    """Different queries that they name."""
+
+    def __str__(self) -> str:
+        each = self.qrels / max(1, self.asked)
+        return (
+            f"{self.queries} queries, {self.corpus} corpus entries, {self.qrels} qrels "
+            f"above 0 for {self.asked} queries, {each:.2f} right entries a query"
+        )
 
 
 class BeirRows(TableRows):
@@ -66,6 +87,15 @@ class BeirRows(TableRows):
     def kept(self) -> Sequence[int]:
         """The qrels that are rows, by their numbers among all."""
         return list(self._pairs)
+
+    def figures(self) -> BeirFigures:
+        """Return how large the set is, whatever part of it is used."""
+        return BeirFigures(
+            queries=len(self._places[QUERIES]),
+            corpus=len(self._places[CORPUS]),
+            qrels=len(self._pairs),
+            asked=len({query for query, _ in self._pairs.values()}),
+        )
 
     def rest_of_corpus(self, used: Iterable[int]) -> tuple[list[int], Rows]:
         """Return the corpus entries that are right for no query of the ``used`` qrels.

@@ -18,6 +18,7 @@ import numpy as np
 from configs.common import DataConfig, DataSetConfig, MediaConfig
 from data.errors import DataError, RowsChanged
 from data.relevance import Relevance
+from data.rows.beir_rows import BeirFigures
 from data.rows.picture_paths import KnownFiles
 from data.rows.row_formats import (
     KNOWN_FIELDS,
@@ -127,6 +128,8 @@ class LoadedSet:
     distractors: Mapping[int, Item] = field(default_factory=dict)
     """Further candidates for its queries in an evaluation, right for none of them: the rest of its
     corpus, by the row's number in the set's files."""
+    beir: BeirFigures | None = None
+    """Of a `beir` set: how large it is."""
     other_format: str = ""
     """The format that the rows plainly have instead of the set's; then none of them can be used."""
 
@@ -235,6 +238,7 @@ def _with_copies(opened: Sequence[OpenedSet]) -> Iterator[LoadedSet]:
             media_usable=index.media_usable,
             copies=len(own),
             distractors=_renamed(entry.distractors, index.pictures.uris, pictures.uris, moved),
+            beir=entry.beir,
             other_format=index.other_format,
         )
 

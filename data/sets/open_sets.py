@@ -16,7 +16,7 @@ from data.containers.addresses import file_of
 from data.content_numbers import text_number
 from data.errors import DataError, NotUnpacked, RowError
 from data.rows.archives import unpack_archives, waiting_archives
-from data.rows.beir_rows import BeirRows
+from data.rows.beir_rows import BeirFigures, BeirRows
 from data.rows.locations import linked_folder, local_set
 from data.rows.row_files import read_rows
 from data.rows.row_formats import (
@@ -56,6 +56,7 @@ class OpenedSet:
     reader: PairReader
     index: SetIndex
     distractors: Mapping[int, Item] = field(default_factory=dict)
+    beir: BeirFigures | None = None
 
 
 def open_set(
@@ -114,7 +115,8 @@ def _open_local_set(
     if config.format == "beir":
         reader = reader_of(rows := BeirRows(path, json_fields))
         index = _read_set(reader)
-        return _with_distractors(OpenedSet(config=config, reader=reader, index=index), rows)
+        opened = OpenedSet(config=config, reader=reader, index=index, beir=rows.figures())
+        return _with_distractors(opened, rows)
     reader = reader_of(read_rows(path, json_fields=json_fields))
     index = _read_set(reader)
     if folder:

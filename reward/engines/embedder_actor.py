@@ -48,12 +48,12 @@ class EmbedderActor:
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Return unit vectors, float32 [D], by key, and the reason by key for those that failed.
 
-        ``parts`` are the pictures.
+        ``parts`` hold the decoded pictures of the requests by uri, each in at least one part.
         """
         pictures = merge_pictures(parts)
         cut_before = self._cut
         results = await asyncio.gather(*(self._one(request, pictures) for request in requests))
-        if self._cut > cut_before:
+        if self._cut.bit_length() > cut_before.bit_length():  # a run must not drown in lines
             log.warning(
                 "%s: %d inputs so far were longer than reward.engine.max_model_len and lost their "
                 "end, which is the trace: shorten the items' texts, or take an Embedder that reads "

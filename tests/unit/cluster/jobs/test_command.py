@@ -1,16 +1,18 @@
 """How a job starts: settings, dry run, exit codes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import datasets
 import fsspec
 import pytest
 
-from cluster.jobs.command import run_job
+from cluster.jobs.command import Repeats, run_job
 from cluster.placement import Role
 from cluster.run.stopping import Interrupted
 from configs.errors import ConfigError
@@ -25,7 +27,8 @@ from data.errors import (
     WeightSyncError,
 )
 from data.types import Kind
-from tests.builders import TRACES, write_picture
+from tests.builders import TRACES, write_beir, write_picture
+from tests.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[4]
 TEXT = """
@@ -121,6 +124,22 @@ def test_defects_are_not_hidden(path):
         run_job(WarmStartConfig, main, argv=[path])
 
 
+def test_a_warning_that_repeats_is_shown_ever_more_rarely_with_the_count(capsys):
+    console = logging.StreamHandler(sys.stdout)
+    console.addFilter(Repeats())
+    log = logging.getLogger("a_test_of_repeats")
+    log.addHandler(console)
+    for step in range(9):
+        log.warning("%s is slow", "node a")
+        log.warning("step %d: %s", step, "alarm", extra={"same": "alarm"})
+    log.warning("node b is slow")
+    lines = capsys.readouterr().out.splitlines()
+    told = [f" ({count} such warnings so far)" for count in (2, 4, 8)]
+    assert lines[::2] == [f"node a is slow{more}" for more in ("", *told)] + ["node b is slow"]
+    alarms = zip((0, 1, 3, 7), ("", *told), strict=True)
+    assert lines[1::2] == [f"step {step}: alarm{more}" for step, more in alarms]
+
+
 @pytest.fixture
 def birds(path, tmp_path):
     """Write what the job needs: rows, a picture, a model's files; return a writer of rows."""
@@ -177,6 +196,22 @@ def test_a_dry_run_tells_what_the_pictures_of_a_set_are(path, birds, capsys):
     ]
     assert run_job(WarmStartConfig, never, argv=argv) == 0
     assert "birds.json (llavahound, video, weight 1)" in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_how_large_a_set_of_queries_and_corpus_is(
+    path, birds, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "tables"))
+    corpus = {"corpus-id": [1, 2, 3], "text": ["a finch", "a wren", "an owl"]}
+    qrels = {"query-id": [1, 1], "corpus-id": [1, 2], "score": [1, 2]}
+    write_beir(tmp_path, {"query-id": [1, 2], "query": ["who?", "what?"]}, corpus, qrels)
+    (tmp_path / "job.yaml").write_text("{run: {dir: runs/e}, reward: {model: models/m}}")
+    sets = "data.eval=[{name: b, path: beir, root: pictures, format: beir}]"
+    assert run_job(EvaluateConfig, never, argv=[path, "--dry-run", sets]) == 0
+    assert (
+        "  in all 2 queries, 3 corpus entries, 2 qrels above 0 for 1 queries, 2.00 right entries a "
+        "query\n"
+    ) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -254,6 +289,16 @@ def test_a_dry_run_names_the_rivals_that_cannot_be_loaded(path, birds, capsys, t
     error = capsys.readouterr().err
     assert "rivals[0].model: bare/modules.json: expected the list of a model's modules" in error
     assert "rivals[1].model: lost: expected a model folder, found none" in error
+
+
+def test_a_dry_run_names_pixel_limits_that_a_model_does_not_take(path, birds, capsys, tmp_path):
+    write_tiny_model(tmp_path / "models/sees")
+    argv = [path, "--dry-run", "model=models/sees", "data.media.crop_min_pixels=900"]
+    assert run_job(WarmStartConfig, never, argv=argv) == 2
+    error = capsys.readouterr().err
+    assert "model: pixel limits must lie in the model processor's own range [1024, " in error
+    assert "found data.media.crop_min_pixels=900: change them" in error
+    assert run_job(WarmStartConfig, never, argv=argv[:-1]) == 0
 
 
 def test_a_dry_run_refuses_the_run_folder_of_another_run(path, birds, capsys, tmp_path):

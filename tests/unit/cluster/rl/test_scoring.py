@@ -86,6 +86,14 @@ def test_repairs_are_counted_by_what_was_mended():
     assert metrics["repair/refused a part is missing"] == 10.0
 
 
+def test_what_cannot_be_embedded_is_told_in_one_line_with_the_first_reasons(caplog):
+    traces, pairs = make_step()
+    lost = [str(trace.key) for trace in traces[1:6]]
+    score(make_scorer(embedder=FakeEmbedder(fails=set(lost))), traces, pairs)
+    told = "; ".join(f"{key}: told to fail" for key in lost[:3])
+    assert caplog.messages == [f"not embedded: 5, the first: {told}"]
+
+
 def test_a_trace_that_cannot_be_embedded_is_dropped():
     traces, pairs = make_step()
     lost = str(traces[0].key)

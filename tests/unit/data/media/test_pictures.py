@@ -430,6 +430,22 @@ def test_many_pictures_of_one_colour_are_said_once(tmp_path, caplog, monkeypatch
     ] * said
 
 
+def test_a_picture_that_is_replaced_between_two_reads_is_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("data.media.pictures._replaced", set())
+    uris = [str(write_picture(tmp_path / f"{index}.png")) for index in range(4)]
+    for width in (None, 60, None, 70):  # the second change of a file says nothing new
+        for uri in uris:
+            load_pictures([uri], LIMITS)
+            if width and uri != uris[0]:
+                write_picture(Path(uri), width)
+    load_pictures(uris, LIMITS)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        f"{uris[count]}: expected the file as it was when it was read before, found that it has "
+        f"changed since ({count} files so far)"
+        for count in (1, 2)
+    ]
+
+
 def test_a_picture_with_one_other_pixel_has_two_colours(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("data.media.pictures._said_flat", threading.Event())
     image = Image.new("RGB", (101, 67))

@@ -60,6 +60,16 @@ def test_each_qrel_is_a_pair_and_the_rest_of_the_corpus_are_distractors(tmp_path
     assert (loaded.rows, loaded.read, loaded.bad_rows, loaded.unknown_fields) == (7, 5, (), {})
 
 
+def test_a_set_says_how_large_it_is_whatever_part_is_used(tmp_path, corpus):
+    qrels = {**QRELS, "score": [1, 0, 1]}
+    figures = {
+        load_set(write_beir(tmp_path / f"{place}", QUERIES, corpus, qrels, limit=limit)).beir
+        for place, limit in enumerate((0, 1))
+    }
+    said = "3 queries, 4 corpus entries, 2 qrels above 0 for 2 queries, 1.00 right entries a query"
+    assert list(map(str, figures)) == [said]
+
+
 def test_all_corpus_entries_are_in_the_pool_and_all_golds_are_right(tmp_path, corpus):
     config = write_beir(tmp_path, QUERIES, corpus, QRELS)
     loaded = load_set(config)
