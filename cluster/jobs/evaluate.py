@@ -7,7 +7,7 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,6 @@ from evaluation.report.headline_table import headline_metrics, title_of
 from evaluation.report.score_table import print_scores
 from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Settings, evaluate
-from evaluation.scores.leaderboard import ModelEntry
 from evaluation.scores.set_result import SetResult
 from evaluation.sets import EvaluationSet, sets_of_pairs
 from evaluation.suite_results import (
@@ -184,13 +183,15 @@ def leaderboard_line(
     results: Sequence[SetResult], config: EvaluateConfig, dimensions: int, folder: RunFolder
 ) -> str:
     """Write the leaderboard's file, and return the line that says where it is, or why it is not."""
-    entry = ModelEntry(
-        **asdict(config.leaderboard),
-        embedding_dimension=dimensions,
-        max_length_tokens=config.reward.engine.max_model_len,
-    )
     try:
-        return f"for the leaderboard: {save_leaderboard(results, entry, folder.path)}"
+        path = save_leaderboard(
+            results,
+            config.leaderboard,
+            folder.path,
+            dimensions=dimensions,
+            max_tokens=config.reward.engine.max_model_len,
+        )
+        return f"for the leaderboard: {path}"
     except DataError as error:  # all figures are saved already
         return f"no file for the leaderboard: {error}"
 

@@ -24,7 +24,7 @@ def read_classes(reader: SetReader) -> None:
     """A video is ranked over all labels of the set; a candidate's key is its text."""
     rows = list(reader.rows(reader.places[0], "video_id", "pos_text"))
     labels = [filled(row, "pos_text") for row in rows]
-    _add_labels(reader, (*video_labels(reader.table.name), *labels))
+    _add_labels(reader, (*video_labels(reader.benchmark_set.name), *labels))
     for row, label in zip(rows, labels, strict=True):
         reader.add_query(reader.row_id(), _class_query(reader, row), {label: 1}, (), row.where)
 
@@ -48,7 +48,7 @@ def read_captions(
     ``name``, ``text``: the fields of the video's name and of its caption. ``first``: the field has
     a list of captions, of which the first counts. ``stem``: the name is that of a video file.
     """
-    table = reader.table
+    benchmark_set = reader.benchmark_set
     for row in reader.rows(reader.places[0], name, text):
         key = filled(row, name)
         if stem:
@@ -58,22 +58,22 @@ def read_captions(
             raise unlike(row, text, "captions", "none")
         if key not in reader.candidates:
             reader.candidates[key] = _clip(reader, row, key)
-        glued = sought_after(table.instruction, texts[0])
-        item = query_item(reader.prompts, table.instruction, texts[0], glued=glued)
+        glued = sought_after(benchmark_set.instruction, texts[0])
+        item = query_item(reader.prompts, benchmark_set.instruction, texts[0], glued=glued)
         reader.add_query(reader.row_id(), item, {key: 1}, (), row.where)
 
 
 def read_moments(reader: SetReader) -> None:
     """A text and a whole video seek a clip among those of the video; a key is a clip's folder."""
-    table = reader.table
+    benchmark_set = reader.benchmark_set
     for row in reader.rows(reader.places[0], "query", "video_path"):
         text, video = filled(row, "query"), _stem(filled(row, "video_path"))
         whole = reader.video(f"{video}/{_QUERY}", row.where)
         item = query_item(
             reader.prompts,
-            table.instruction,
+            benchmark_set.instruction,
             text,
-            glued=sought_after(table.instruction, text),
+            glued=sought_after(benchmark_set.instruction, text),
             **whole._asdict(),
         )
         keys = [f"{video}/{clip}" for clip in _clips(reader, video, row)]
@@ -117,13 +117,14 @@ def _add_labels(reader: SetReader, labels: Iterable[str]) -> None:
 
 
 def _class_query(reader: SetReader, row: RowReader) -> Item:
-    instruction, shown = reader.table.instruction, reader.video(filled(row, "video_id"), row.where)
+    instruction = reader.benchmark_set.instruction
+    shown = reader.video(filled(row, "video_id"), row.where)
     return query_item(reader.prompts, instruction, "", glued=instruction, **shown._asdict())
 
 
 def _clip(reader: SetReader, row: RowReader, name: str) -> Item:
     shown = reader.video(name, row.where)
-    return target_item(reader.prompts, vlm2vec=reader.table.target_text, **shown._asdict())
+    return target_item(reader.prompts, vlm2vec=reader.benchmark_set.target_text, **shown._asdict())
 
 
 def _clips(reader: SetReader, video: str, row: RowReader) -> list[str]:
@@ -139,7 +140,7 @@ def _clips(reader: SetReader, video: str, row: RowReader) -> list[str]:
     if not clips:
         raise DataError(
             f"{row.where}: expected folders of clips in {folder}, found none; unpack "
-            f"{reader.table.archive} again"
+            f"{reader.benchmark_set.archive} again"
         )
     return clips
 
