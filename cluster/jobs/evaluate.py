@@ -6,33 +6,25 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from cluster.inference import (
-    Blocks,
-    contents_per_second,
-    embed,
+    TraceSource,
+    VectorSource,
+    check_models,
     engine_roles,
-    greedy_traces,
-    sampled_traces,
-    trace_cost,
-    trace_tokens,
+    opened_blocks,
 )
 from cluster.jobs.command import run_job
-from cluster.pictures import Decoder
 from cluster.placement import Role
 from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import Tracker
-from cluster.session import session
 from configs.common import DataConfig, DataSetConfig
 from configs.schema import EvaluateConfig
 from data.errors import DataError
-from data.model.chat import load_encoder
-from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
 from evaluation.adaptive.effects import trace_effects
 from evaluation.adaptive.gate import adaptive_figures
@@ -77,37 +69,26 @@ def main(config: EvaluateConfig) -> int:
         sets += load_benchmark(benchmark, data.media)
     named = {"warm_start": config.warm_start, "eg_rl": config.eg_rl}
     reasoners = {name: model for name, model in named.items() if model}
-    for model in reasoners.values():
-        check_reasoner(model, [*sets, *gate_sets])
-    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
-    warn_older_input(config.reward.model)
-    check_embedder(config.reward.model, [*sets, *gate_sets])
-    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
-    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    check_models(config, reasoners.values(), [*sets, *gate_sets])
+    store = Path(config.store) if config.store else folder.path / "store"
     with (
-        connected,
+        opened_blocks(config, roles(config), folder, size=config.block) as blocks,
         Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker,
-        closing(Decoder()) as decoder,
     ):
-        blocks = Blocks(decoder, data.media, config.block, console)
-        store = Path(config.store) if config.store else folder.path / "store"
-        recipe = {"rollout": config.rollout, "templates": data.templates, "store": store}
-        writing = {
-            **recipe,
-            "blocks": blocks,
-            "most_missing": config.max_missing_traces,
-            "made_by": f"evaluate {folder.path}",
-        }
-        greedy = {
-            name: partial(greedy_traces, model=model, **writing)
+        sources = {
+            name: TraceSource(
+                model=model,
+                rollout=config.rollout,
+                templates=data.templates,
+                blocks=blocks,
+                store=store,
+                made_by=f"evaluate {folder.path}",
+                most_missing=config.max_missing_traces,
+            )
             for name, model in reasoners.items()
         }
-        embedding = partial(
-            embed,
-            reward=config.reward,
-            blocks=blocks,
-            store=store,
-            memory_bytes=config.vector_bytes,
+        vectors = VectorSource(
+            reward=config.reward, blocks=blocks, store=store, memory_bytes=config.vector_bytes
         )
         settings = Settings(
             templates=data.templates,
@@ -119,30 +100,25 @@ def main(config: EvaluateConfig) -> int:
         )
         result = evaluate(
             sets,
-            reasoners=greedy,
+            reasoners={name: source.greedy for name, source in sources.items()},
             samplers={
-                name: partial(sampled_traces, model=model, samples=config.samples, **writing)
-                for name, model in reasoners.items()
+                name: partial(source.sampled, samples=config.samples)
+                for name, source in sources.items()
             },
-            embed=embedding,
+            embed=vectors.embed,
             costs=Costs(
-                traces={
-                    name: partial(trace_cost, model=model, media=data.media, **recipe)
-                    for name, model in reasoners.items()
-                },
-                contents_per_second=partial(
-                    contents_per_second, reward=config.reward, media=data.media, store=store
-                ),
+                traces={name: source.stored().cost for name, source in sources.items()},
+                contents_per_second=vectors.per_second,
             ),
             settings=settings,
         )
         if gate_sets:
-            name, model = list(reasoners.items())[-1]
+            name, source = list(sources.items())[-1]
             effects = trace_effects(
                 [gate_sets, sets],
-                reason=greedy[name],
-                embed=embedding,
-                tokens=partial(trace_tokens, model=model, media=data.media, **recipe),
+                reason=source.greedy,
+                embed=vectors.embed,
+                tokens=source.stored().tokens,
                 settings=settings,
             )
             figures = adaptive_figures(
