@@ -56,8 +56,8 @@ def main(config: SearchConfig) -> int:
     parts = EncodedParts(Path(config.encoded) / ENCODED_FOLDER)
     parts.check_embedder(config.reward, config.data.media)
     console = plain_console()
-    index = None if config.index == "exact" else built_index(config, parts, console)
     item = query_item(config)
+    index = None if config.index == "exact" else built_index(config, parts, console)
     # One folder serves query after query; what was made for a query is kept in its store.
     for name in (STAGE_FILE, SETTINGS_FILE):
         (Path(config.run.dir) / name).unlink(missing_ok=True)
@@ -164,11 +164,8 @@ def embedded_query(
             )
             asked = reasoner_input(item, Side.QUERY, data, task="search")
             remedy = "start the job again, or search without a trace: reasoner=''"
-            [trace] = (
-                source.filled([asked])
-                .traces([asked[0].key], most_missing=0, remedy=remedy)
-                .values()
-            )
+            traces = source.filled([asked])
+            [trace] = traces.traces([asked[0].key], most_missing=0, remedy=remedy).values()
         request = embedder_input(item, trace, data, evidence=config.reward.evidence)
         vectors = VectorSource(
             reward=config.reward, blocks=blocks, store=store, memory_bytes=VECTOR_BYTES
