@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.faults import wait_for
 from cluster.side_process import RETRIES, SideProcess
 from configs.common import MediaConfig
-from data.errors import ActorLost, ClusterError
+from data.errors import ActorLost, ClusterError, TooManyBytes
 from data.media.frames import frames_only
 from data.media.pictures import check_bytes, decoded_together, load_pictures
 from data.types import Content, Pictures, pictures_in
@@ -78,7 +78,7 @@ class Decoder:
 
         Raises:
             ClusterError: it did not end in time, or failed though no single file makes it fail.
-            DataError: together they hold more than ``limits.max_step_bytes``.
+            TooManyBytes: together they hold more than ``limits.max_step_bytes``.
         """
         groups = decoded_together(sorted(set(uris)))
         others = self._others(len(groups) // LEAST_GROUPS - 1)
@@ -105,13 +105,23 @@ class Decoder:
     ) -> Iterator[tuple[Sequence[RequestT], SharedPictures, Mapping[str, str]]]:
         """Yield ``block`` requests after another, with the pictures of their contents; as `share`.
 
-        What was shared for a block is freed once nobody refers to it any more.
+        A block whose pictures hold more than ``limits.max_step_bytes`` is yielded in halves. All
+        pictures of a single request that holds more have failed. What was shared for a block is
+        freed once nobody refers to it any more.
         """
         for start in range(0, len(requests), block):
-            shown = {p for content in contents[start : start + block] for p in pictures_in(content)}
+            asked, read = requests[start : start + block], contents[start : start + block]
+            shown = {picture for content in read for picture in pictures_in(content)}
             uris = {picture.uri for picture in shown}
-            shared, failed = self.share(uris, limits, frames=frames_only(shown))
-            yield requests[start : start + block], shared, failed
+            try:
+                shared, failed = self.share(uris, limits, frames=frames_only(shown))
+            except TooManyBytes as error:
+                if len(asked) > 1:
+                    half = -(-len(asked) // 2)
+                    yield from self.share_blocks(asked, read, limits, block=half)
+                    continue
+                shared, failed = SharedPictures((), {}), dict.fromkeys(uris, str(error))
+            yield asked, shared, failed
 
     def close(self) -> None:
         """End the process beside the driver; the others end with their tasks."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.inference import Blocks, embed, kept_vectors, rows_of
+from cluster.inference import Blocks, VectorSource
 from cluster.pools.reward import EmbedderPool
 from configs.common import MediaConfig
 from configs.reward import RewardConfig
@@ -57,15 +57,13 @@ def embed_with_rival(
             pool=rival.pool,
             engine=rival.engine,
         )
-        both = embed(
-            [request for asked in requests.values() for request in asked], reward=reward, **keeping
-        )
+        source = VectorSource.of(reward, **keeping)
+        both = source.embed([request for asked in requests.values() for request in asked])
         return dict.fromkeys(requests, both)
     library = version("sentence-transformers")
     vectors = {}
     for side, asked in requests.items():
-        kept = kept_vectors(
-            asked,
+        source = VectorSource(
             facts=rival_facts(rival, blocks.media, side, library=library),
             open_pool=partial(
                 EmbedderPool,
@@ -80,5 +78,5 @@ def embed_with_rival(
             ),
             **keeping,
         )
-        vectors[side] = rows_of(kept, asked)
+        vectors[side] = source.embed(asked)
     return vectors

@@ -60,9 +60,9 @@ class MediaConfig:
     max_decode_pixels: int = 64 << 20
     """Pictures with more pixels are refused before decoding; pages of PDFs are drawn smaller."""
     max_step_bytes: int = 16 << 30
-    """Bytes of decoded pictures, 3 a pixel, that one step, or one block of an evaluation, may hold.
-    A job that needs more is refused, with the largest files. It may change when a run is resumed.
-    """
+    """Bytes of decoded pictures, 3 a pixel, that one step, or one block of `evaluate` or `encode`,
+    may hold. A step that needs more is refused, with the largest files; a block is halved, and a
+    single item that needs more is left out. It may change when a run is resumed."""
 
 
 @dataclass(frozen=True)

@@ -346,6 +346,17 @@ class SearchConfig:
     """The task in words, where the models were trained with one."""
     k: int = 10
     """Items shown; fewer, where fewer are encoded."""
+    index: Literal["exact", "flat", "ivf", "hnsw", "binary"] = "exact"
+    """`exact` compares the query with every vector, file by file. The others are FAISS indexes,
+    built by the first search and kept beside the vectors (`data/stores/vector_index.py`): `flat`
+    compares with every vector too, `ivf` and `hnsw` with few of them, `binary` with one bit of each
+    number. All but `exact` and `flat` may miss near items; how many is printed when they are built.
+    """
+    probes: int = 0
+    """Lists that `ivf` looks through: more find more and take longer. 0: a sixteenth of its lists,
+    at least 8."""
+    rescore: int = 4
+    """Of `binary`: of the k times so many that are best by their bits, the vectors decide."""
     data: DataConfig = field(default_factory=DataConfig)
     """As for `encode`."""
     reasoner: str = ""
@@ -614,7 +625,13 @@ _CHECKS = {
     RivalConfig: lambda n: [*_rival_problems(n), *gpu_problems(n.pool, n.engine)],
     EncoderConfig: lambda n: positive(n, "block"),
     SearchConfig: lambda n: [
-        *positive(n, "k"),
+        *positive(n, "k", "rescore"),
+        *not_negative(n, "probes"),
+        *(
+            [f"probes: only index=ivf has lists, found index={n.index}; set ivf, or remove the key"]
+            if n.probes and n.index != "ivf"
+            else []
+        ),
         *(
             []
             if n.text or n.image or n.video or n.page

@@ -5,6 +5,7 @@ EmbedRLError
   DataError(ValueError)          a row, picture or trace cannot be used
     TCoTError                    a text is not a T-CoT trace
     RowError                     a row cannot be used because of one of its fields
+    TooManyBytes                 pictures of one step or block hold more than is allowed
     NotFetched                   files of a data set are not on this machine
     NotUnpacked                  archives of a data set are not unpacked yet
   JudgeError(RuntimeError)       the judge gave no usable answer
@@ -57,6 +58,10 @@ class RowError(DataError):
 
 class RowsChanged(DataError):
     """A file of rows is not the one that the job opened; to try again does not help."""
+
+
+class TooManyBytes(DataError):
+    """Pictures of one step or block hold more bytes than is allowed; fewer at once may fit."""
 
 
 class NotFetched(DataError):

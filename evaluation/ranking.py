@@ -14,7 +14,7 @@ from evaluation.sets import EvaluationQuery, EvaluationSet
 class QueryOrder:
     """What a query retrieved among the candidates that have a vector."""
 
-    against: tuple[str, ...]
+    wrong_first: tuple[str, ...]
     """Keys of the first DEPTH candidates, best first; among ties the right ones come last."""
     benchmark_order: tuple[str, ...]
     """The same; among ties the candidate that comes first in the benchmark."""
@@ -82,7 +82,7 @@ def _over_all(
         yield (
             query.query_id,
             QueryOrder(
-                against=tuple(keys[row] for row in ranked.against.indices[number]),
+                wrong_first=tuple(keys[row] for row in ranked.wrong_first.indices[number]),
                 benchmark_order=tuple(keys[row] for row in ranked.nearest.indices[number]),
                 rank=int(ranked.ranks[number]),
                 right=len(right[number]),
@@ -113,7 +113,7 @@ def _over_own(
         yield (
             query.query_id,
             QueryOrder(
-                against=tuple(keys[row] for row in ranking.top),
+                wrong_first=tuple(keys[row] for row in ranking.top),
                 benchmark_order=tuple(keys[row] for row in benchmark_order(similarity)),
                 rank=ranking.rank,
                 right=len(right),

@@ -137,7 +137,7 @@ class VariantResult:
 class Evaluation:
     results: tuple[VariantResult, ...]
     queries: tuple[QueryResult, ...]
-    scores: Mapping[str, Sequence[SetResult]] = field(default_factory=dict)
+    set_results: Mapping[str, Sequence[SetResult]] = field(default_factory=dict)
     """Every metric of the sets in which a query was ranked, by variant; not in the files."""
     dimensions: int = 0
     """Of our Embedder's vectors; 0: none was embedded, or read from the files."""
@@ -251,28 +251,31 @@ def evaluate(
     )
     results: list[VariantResult] = []
     queries: list[QueryResult] = []
-    scores: dict[str, list[SetResult]] = {}
+    set_results: dict[str, list[SetResult]] = {}
     # Of several traces none is shown.
     shown = [of_variant[0] if len(of_variant) == 1 else None for _, of_variant in said]
     shown += [None] * len(of_rivals)
     for variant, own, vectors in zip(variants, shown, [*embedded, *of_rivals], strict=True):
         ranked: list[Ranked] = []
         for data_set in sets:
-            of_set, score = _rank(data_set, variant, own, vectors, settings)
+            of_set, set_result = _rank(data_set, variant, own, vectors, settings)
             ranked += of_set
-            if score is not None:
-                scores.setdefault(variant.name, []).append(score)
+            if set_result is not None:
+                set_results.setdefault(variant.name, []).append(set_result)
         queries += [result for _, _, result in ranked]
         results += _results(variant.name, sets, ranked, vectors, settings)
     return Evaluation(
         results=tuple(results),
         queries=tuple(queries),
-        scores=scores,
+        set_results=set_results,
         dimensions=max((len(v) for vectors in embedded for v in vectors.found.values()), default=0),
         reasoning=reasoning,
         speed=speed,
         differences=comparisons(
-            compared_variants(variants), scores, resamples=settings.resamples, seed=settings.seed
+            compared_variants(variants),
+            set_results,
+            resamples=settings.resamples,
+            seed=settings.seed,
         ),
     )
 
@@ -340,17 +343,18 @@ def _rank(
             if (end := candidate_end(item)) in vectors.found
         },
     )
-    scores = None
+    set_result = None
     metrics: dict[str, dict[str, float]] = {}
     if orders:
-        scores = score_set(
+        set_result = score_set(
             data_set,
-            against={name: order.against for name, order in orders.items()},
+            wrong_first={name: order.wrong_first for name, order in orders.items()},
             benchmark_order={name: order.benchmark_order for name, order in orders.items()},
         )
-        for place, name in enumerate(scores.query_ids):
+        for place, name in enumerate(set_result.query_ids):
             metrics[name] = {
-                measure: float(scores.values[metric][place]) for measure, metric in MEASURES.items()
+                measure: float(set_result.values[metric][place])
+                for measure, metric in MEASURES.items()
             }
     ranked: list[Ranked] = []
     for query in data_set.queries:
@@ -374,7 +378,7 @@ def _rank(
             ),
             retrieved=tuple(
                 Retrieved(item=data_set.candidates[key], right=key in query.right)
-                for key in (order.against[:RETRIEVED_PER_QUERY] if order else ())
+                for key in (order.wrong_first[:RETRIEVED_PER_QUERY] if order else ())
             ),
             rank=order.rank if order else None,
             candidates=order.candidates if order else 0,
@@ -383,7 +387,7 @@ def _rank(
             excluded="" if order else _why_not_ranked(data_set, query, end, vectors),
         )
         ranked.append((data_set, query, result))
-    return ranked, scores
+    return ranked, set_result
 
 
 def _why_not_ranked(

@@ -48,7 +48,7 @@ class Ranked:
 
     nearest: Nearest
     """Among ties the lower index comes first."""
-    against: Nearest
+    wrong_first: Nearest
     """Among ties the wrong candidates come first, then the lower index."""
     ranks: np.ndarray
     """int64 [Q]: rank of the best right candidate, from 1; wrong ones as similar rank above it."""
@@ -67,9 +67,9 @@ def search(queries: np.ndarray, candidates: Iterable[np.ndarray], k: int) -> Nea
     Raises:
         DataError: there is no candidate, or vectors of another kind, length or width.
     """
-    parts = [_Part(part, [_Top(len(part), k)]) for part in _query_parts(queries)]
-    _scan(parts, candidates)
-    return _joined([part.tops[0] for part in parts], parts[0].seen)
+    blocks = [_QueryBlock(block, [_Top(len(block), k)]) for block in _query_blocks(queries)]
+    _scan(blocks, candidates)
+    return _joined([block.tops[0] for block in blocks], blocks[0].seen)
 
 
 def search_and_rank(
@@ -95,19 +95,19 @@ def search_and_rank(
             up, or one that is no candidate.
     """
     _check_right(right, len(queries))
-    parts = []
-    for start, part in zip(range(0, len(queries), QUERIES), _query_parts(queries), strict=True):
-        tops = [_Top(len(part), k), _Top(len(part), k)]
-        parts.append(_Part(part, tops, _Right(part, right[start : start + QUERIES], rows)))
-    _scan(parts, candidates)
-    seen = parts[0].seen
+    blocks = []
+    for start, block in zip(range(0, len(queries), QUERIES), _query_blocks(queries), strict=True):
+        tops = [_Top(len(block), k), _Top(len(block), k)]
+        blocks.append(_QueryBlock(block, tops, _Right(block, right[start : start + QUERIES], rows)))
+    _scan(blocks, candidates)
+    seen = blocks[0].seen
     last = max(map(max, right))
     if last >= seen:
         raise DataError(f"expected right candidates among 0..{seen - 1}, found {last}; pass all")
     return Ranked(
-        nearest=_joined([part.tops[0] for part in parts], seen),
-        against=_joined([part.tops[1] for part in parts], seen),
-        ranks=np.concatenate([part.ranks() for part in parts]),
+        nearest=_joined([block.tops[0] for block in blocks], seen),
+        wrong_first=_joined([block.tops[1] for block in blocks], seen),
+        ranks=np.concatenate([block.ranks() for block in blocks]),
     )
 
 
@@ -174,7 +174,7 @@ def _code(query: np.ndarray, index: np.ndarray) -> np.ndarray:
     return (query << INDEX_BITS) + index
 
 
-class _Part:
+class _QueryBlock:
     """The queries of a product, and what is known of them so far."""
 
     def __init__(self, queries: np.ndarray, tops: list[_Top], right: _Right | None = None) -> None:
@@ -234,25 +234,25 @@ class _Part:
         self.at_least += np.bincount(query[exact >= right.best[query]], minlength=len(right.best))
 
 
-def _scan(parts: Sequence[_Part], candidates: Iterable[np.ndarray]) -> None:
+def _scan(query_blocks: Sequence[_QueryBlock], candidates: Iterable[np.ndarray]) -> None:
     """Let the candidates pass by all queries."""
-    room = np.empty(QUERIES * CANDIDATES, dtype=np.float32)
-    for block in _blocks(candidates, parts[0]):
-        for part in parts:
-            part.pass_by(block, room)
-    if not parts[0].seen:
+    first, room = query_blocks[0], np.empty(QUERIES * CANDIDATES, dtype=np.float32)
+    for block in _blocks(candidates, first):
+        for queries in query_blocks:
+            queries.pass_by(block, room)
+    if not first.seen:
         raise DataError("expected candidates, found none; nothing can be nearest")
 
 
-def _blocks(candidates: Iterable[np.ndarray], part: _Part) -> Iterator[np.ndarray]:
+def _blocks(candidates: Iterable[np.ndarray], first: _QueryBlock) -> Iterator[np.ndarray]:
     """Yield the candidates in order, at most CANDIDATES at a time."""
     for block in [candidates] if isinstance(candidates, np.ndarray) else candidates:
         for start in range(0, len(block), CANDIDATES):
             rows = block[start : start + CANDIDATES]
-            yield _checked(rows, part.queries.shape[1], "candidate", part.seen)
+            yield _checked(rows, first.queries.shape[1], "candidate", first.seen)
 
 
-def _query_parts(queries: np.ndarray) -> Iterator[np.ndarray]:
+def _query_blocks(queries: np.ndarray) -> Iterator[np.ndarray]:
     if not len(queries):
         raise DataError("expected queries, found none; nothing is to be searched")
     for start in range(0, len(queries), QUERIES):
@@ -299,9 +299,11 @@ def _exact(
     similarity = np.empty(len(query))
     step = max(1, PAIR_BYTES // (8 * queries.shape[1]))
     for start in range(0, len(query), step):
-        part = slice(start, start + step)
-        similarity[part] = np.einsum(
-            "pd,pd->p", queries[query[part]].astype(np.float64), block[row[part]].astype(np.float64)
+        piece = slice(start, start + step)
+        similarity[piece] = np.einsum(
+            "pd,pd->p",
+            queries[query[piece]].astype(np.float64),
+            block[row[piece]].astype(np.float64),
         )
     return similarity
 

@@ -5,15 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 
+from configs.schema import LeaderboardConfig
 from evaluation.benchmarks.tables import benchmark_suite
 from evaluation.runner import Evaluation
 from evaluation.scores.aggregates import aggregate
-from evaluation.scores.leaderboard import (
-    ModelEntry,
-    leaderboard_entry,
-    save_entry,
-    save_set_scores,
-)
+from evaluation.scores.leaderboard import leaderboard_entry, save_entry, save_set_scores
 from evaluation.scores.published import Published, ScoreTable, score_table
 from evaluation.scores.set_result import SetResult
 
@@ -22,7 +18,7 @@ SCORES_FOLDER = "scores"
 
 def suite_results(evaluation: Evaluation, suite: str, variant: str) -> list[SetResult]:
     """Return the results of a suite's sets in which a query was ranked, in one variant."""
-    return [result for result in evaluation.scores.get(variant, ()) if result.suite == suite]
+    return [result for result in evaluation.set_results.get(variant, ()) if result.suite == suite]
 
 
 def suite_table(
@@ -60,7 +56,7 @@ def suite_table(
 def suite_metrics(evaluation: Evaluation, suite: str) -> dict[str, float]:
     """Return the means over sets, from 0 to 1: `<variant>/<suite>/<group>`, `all` among them."""
     metrics = {}
-    for variant in evaluation.scores:
+    for variant in evaluation.set_results:
         results = suite_results(evaluation, suite, variant)
         if results:
             scores = {result.name: result.scores()[result.metric] for result in results}
@@ -72,13 +68,20 @@ def suite_metrics(evaluation: Evaluation, suite: str) -> dict[str, float]:
 
 def save_suite(evaluation: Evaluation, suite: str, folder: Path) -> None:
     """Write `scores/<variant>/<set>_score.json` for each variant and set, as MMEB-V2 does."""
-    for variant in evaluation.scores:
+    for variant in evaluation.set_results:
         for result in suite_results(evaluation, suite, variant):
             save_set_scores(result, folder / SCORES_FOLDER / variant)
 
 
-def save_leaderboard(results: Sequence[SetResult], model: ModelEntry, folder: Path) -> Path:
-    """Write MMEB-V2's file of a model and return its path.
+def save_leaderboard(
+    results: Sequence[SetResult],
+    model: LeaderboardConfig,
+    folder: Path,
+    *,
+    dimensions: int,
+    max_tokens: int,
+) -> Path:
+    """Write MMEB-V2's file of a model and return its path; see `leaderboard_entry`.
 
     Raises:
         DataError: a set or a query is missing.
@@ -87,5 +90,12 @@ def save_leaderboard(results: Sequence[SetResult], model: ModelEntry, folder: Pa
     for name, data_set in benchmark_suite("mmeb_v2").sets.items():
         modalities.setdefault(data_set.groups[0], []).append(name)
     generated = datetime.now(UTC).date().isoformat()
-    entry = leaderboard_entry(results, model, modalities=modalities, generated=generated)
+    entry = leaderboard_entry(
+        results,
+        model,
+        dimensions=dimensions,
+        max_tokens=max_tokens,
+        modalities=modalities,
+        generated=generated,
+    )
     return save_entry(entry, folder / SCORES_FOLDER)

@@ -230,12 +230,15 @@ def _input_problems(config: EncodeConfig) -> list[str]:
 def _encoded_problems(config: SearchConfig) -> list[str]:
     """Print how many encoded items there are; return why they cannot be searched."""
     from data.stores.encoded import ENCODED_FOLDER, EncodedParts
+    from data.stores.vector_index import check_faiss
 
     try:
         parts = EncodedParts(Path(config.encoded) / ENCODED_FOLDER)
         print(f"{parts.folder}: {len(parts)} items")
         parts.check_embedder(config.reward, config.data.media)
-    except DataError as error:
+        if config.index != "exact":
+            check_faiss(config.index)
+    except (DataError, ConfigError) as error:
         return [str(error)]
     return []
 

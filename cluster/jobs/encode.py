@@ -7,45 +7,39 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pyarrow as pa
-from rich.console import Console
 
 from cluster.inference import (
     KEYS_AT_ONCE,
-    Blocks,
+    TraceSource,
+    VectorSource,
+    check_models,
+    embedder_input,
+    encoded_item,
     engine_roles,
     in_blocks,
-    store_traces,
-    store_vectors,
+    opened_blocks,
+    reasoner_input,
 )
 from cluster.jobs.command import run_job
-from cluster.pictures import Decoder
 from cluster.placement import Role
 from cluster.run.quarantine import QUARANTINE, QUARANTINE_FILE
 from cluster.run.run_folder import RunFolder, settled, write_atomically
 from cluster.run.stage_loop import plain_console
-from cluster.session import session
 from configs.load import to_yaml
 from configs.schema import EncodeConfig, SearchConfig
-from data.embed_inputs import embed_content
 from data.errors import DataError
-from data.model.chat import load_encoder
-from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
-from data.prompts import item_content
 from data.sets.items import NamedItem, SavedItems, SetAside, items_root, read_items
 from data.stores.encoded import ENCODED_FOLDER, EncodedItem, encoded_table
 from data.stores.facts import embedder_facts
-from data.stores.keys import content_key
 from data.stores.parts import FACTS
 from data.stores.traces import Subject, TraceStore
 from data.stores.vectors import VectorStore
-from data.types import Content, Cues, EmbedRequest, Evidence, Side
-from evaluation.evidence import parse_trace
+from data.types import Content, EmbedRequest, Side
 
 SEARCH_FILE = "search.yaml"
 """Settings of `search` for what this run has encoded; the query is missing."""
@@ -78,8 +72,8 @@ def main(config: EncodeConfig) -> int:
         )
         if not len(items):
             raise DataError(f"{config.input}: expected items, found none of use{reasons_of(aside)}")
-        check_models(config, items)
-        count, dimensions = encode(config, folder, items, aside, console)
+        check_models(config, [config.reasoner] if config.reasoner else [], [items])
+        count, dimensions = encode(config, folder, items, aside)
     folder.write_json(f"{ENCODED_FOLDER}/{FACTS}", facts_of(config, count, dimensions))
     write_atomically(folder.path / SEARCH_FILE, to_yaml(search_settings(config, folder)))
     rows = [{"data_set": config.input} | asdict(entry) for entry in aside]
@@ -96,41 +90,19 @@ def main(config: EncodeConfig) -> int:
     return 0
 
 
-def check_models(config: EncodeConfig, items: SavedItems) -> None:
-    """Refuse models that are not there, or that cannot see the items.
-
-    Raises:
-        DataError: a model's folder is incomplete.
-        ConfigError: a model cannot see what the items show, or is asked in another way.
-    """
-    if config.reasoner:
-        check_reasoner(config.reasoner, [items])
-    load_encoder(config.reward.model, config.data.media).check_pooling(config.reward.pooling)
-    warn_older_input(config.reward.model)
-    check_embedder(config.reward.model, [items])
-
-
 def encode(
-    config: EncodeConfig,
-    folder: RunFolder,
-    items: SavedItems,
-    aside: list[SetAside],
-    console: Console,
+    config: EncodeConfig, folder: RunFolder, items: SavedItems, aside: list[SetAside]
 ) -> tuple[int, int]:
     """Reason, embed and write the parts; return the number of vectors and their dimensions.
 
     Raises:
         DataError: too many items have no trace, or none has a vector.
     """
-    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
-    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
-    with connected, closing(Decoder()) as decoder:
-        blocks = Blocks(decoder, config.data.media, config.block, console)
-        store = Path(config.store) if config.store else folder.path / "store"
+    store = Path(config.store) if config.store else folder.path / "store"
+    with opened_blocks(config, roles(config), folder, size=config.block) as blocks:
         subjects, traces = Subjects(items, config), None
         if config.reasoner:
-            traces = store_traces(
-                subjects,
+            source = TraceSource(
                 model=config.reasoner,
                 rollout=config.rollout,
                 templates=config.data.templates,
@@ -138,15 +110,12 @@ def encode(
                 store=store,
                 made_by=f"encode {folder.path}",
             )
+            traces = source.filled(subjects)
             refuse_missing(subjects, traces, blocks.failed, config.max_missing_traces)
         inputs = Inputs(subjects, traces)
-        vectors = store_vectors(
-            inputs,
-            reward=config.reward,
-            blocks=blocks,
-            store=store,
-            memory_bytes=config.vector_bytes,
-        )
+        vectors = VectorSource.of(
+            reward=config.reward, blocks=blocks, store=store, memory_bytes=config.vector_bytes
+        ).filled(inputs)
     count, dimensions = write_parts(folder, inputs, vectors, blocks.failed, aside)
     if not count:
         raise DataError(
@@ -175,16 +144,8 @@ class Subjects:
 
     def of(self, named: NamedItem) -> tuple[Subject, Content]:
         """Return what a trace of an item is of, and what the Reasoner reads."""
-        data, side = self.config.data, Side(self.config.side)
-        content = item_content(
-            named.item,
-            side,
-            templates=data.templates,
-            max_frames=data.media.max_frames,
-            item_tokens=data.item_tokens,
-        )
-        key = content_key(content)
-        return Subject(key=key, item=named.item, side=side, task="encode"), content
+        config = self.config
+        return reasoner_input(named.item, Side(config.side), config.data, task="encode")
 
     def __iter__(self) -> Iterator[tuple[Subject, Content]]:
         for named in self.items:
@@ -236,14 +197,8 @@ class Inputs:
 
     def _request(self, named: NamedItem, trace: str) -> EmbedRequest:
         config = self.subjects.config
-        content = embed_content(
-            named.item,
-            trace,
-            max_frames=config.data.media.max_frames,
-            item_tokens=config.data.item_tokens,
-            evidence=Evidence(config.reward.evidence),
-        )
-        return EmbedRequest(key=content_key(content), content=content)
+        evidence = config.reward.evidence
+        return embedder_input(named.item, trace, config.data, evidence=evidence)
 
 
 def refuse_missing(
@@ -303,7 +258,10 @@ def write_parts(
                 reason = picture or why.get(traced.request.key, "")
                 aside.append(traced.named.aside(reason, "" if picture else NO_VECTOR))
             else:
-                items.append(encoded_item(traced.named, traced.trace))
+                named = traced.named
+                items.append(
+                    encoded_item(named.item, traced.trace, item_id=named.item_id, file=named.file)
+                )
                 used.append(traced.request.key)
         if items:
             rows = vectors.rows(used)
@@ -311,21 +269,6 @@ def write_parts(
             folder.write_table(name, encoded_table(items, rows))
             count, dimensions, part = count + len(items), rows.shape[1], part + 1
     return count, dimensions
-
-
-def encoded_item(named: NamedItem, trace: str) -> EncodedItem:
-    """Return what is kept of an item beside its vector."""
-    item = named.item
-    parsed = parse_trace(trace, kind=item.kind, num_frames=len(item.uris)) if trace else None
-    return EncodedItem(
-        item_id=named.item_id,
-        file=named.file,
-        text=item.instructed_text(),
-        kind=item.kind,
-        uris=item.uris,
-        trace=trace,
-        cues=parsed.cues if parsed else Cues(),
-    )
 
 
 def facts_of(config: EncodeConfig, count: int, dimensions: int) -> dict[str, object]:

@@ -6,34 +6,26 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from cluster.inference import (
-    Blocks,
-    contents_per_second,
-    embed,
+    TraceSource,
+    VectorSource,
+    check_models,
     engine_roles,
-    greedy_traces,
-    sampled_traces,
-    trace_cost,
-    trace_tokens,
+    opened_blocks,
 )
 from cluster.jobs.command import run_job
-from cluster.pictures import Decoder
 from cluster.placement import Role
 from cluster.rivals import check_rivals, embed_with_rival
 from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stage_loop import plain_console
 from cluster.run.tracking import Tracker
-from cluster.session import session
 from configs.common import DataConfig, DataSetConfig
 from configs.schema import EvaluateConfig
 from data.errors import DataError
-from data.model.chat import load_encoder
-from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
 from evaluation.adaptive.effects import trace_effects
 from evaluation.adaptive.gate import adaptive_figures
@@ -44,7 +36,6 @@ from evaluation.report.headline_table import headline_metrics, title_of
 from evaluation.report.score_table import print_scores
 from evaluation.results_file import RESULTS_FILE, save_evaluation
 from evaluation.runner import Settings, evaluate
-from evaluation.scores.leaderboard import ModelEntry
 from evaluation.scores.set_result import SetResult
 from evaluation.sets import EvaluationSet, sets_of_pairs
 from evaluation.suite_results import (
@@ -80,34 +71,27 @@ def main(config: EvaluateConfig) -> int:
         sets += load_benchmark(benchmark, data.media)
     named = {"warm_start": config.warm_start, "eg_rl": config.eg_rl}
     reasoners = {name: model for name, model in named.items() if model}
-    for model in reasoners.values():
-        check_reasoner(model, [*sets, *gate_sets])
-    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
-    warn_older_input(config.reward.model)
-    check_embedder(config.reward.model, [*sets, *gate_sets])
+    check_models(config, reasoners.values(), [*sets, *gate_sets])
     check_rivals(config.rivals, data.media, sets)
-    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
-    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    store = Path(config.store) if config.store else folder.path / "store"
     with (
-        connected,
+        opened_blocks(config, roles(config), folder, size=config.block) as blocks,
         Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker,
-        closing(Decoder()) as decoder,
     ):
-        blocks = Blocks(decoder, data.media, config.block, console)
-        store = Path(config.store) if config.store else folder.path / "store"
-        recipe = {"rollout": config.rollout, "templates": data.templates, "store": store}
-        writing = {
-            **recipe,
-            "blocks": blocks,
-            "most_missing": config.max_missing_traces,
-            "made_by": f"evaluate {folder.path}",
-        }
-        greedy = {
-            name: partial(greedy_traces, model=model, **writing)
+        sources = {
+            name: TraceSource(
+                model=model,
+                rollout=config.rollout,
+                templates=data.templates,
+                blocks=blocks,
+                store=store,
+                made_by=f"evaluate {folder.path}",
+                most_missing=config.max_missing_traces,
+            )
             for name, model in reasoners.items()
         }
         keeping = {"blocks": blocks, "store": store, "memory_bytes": config.vector_bytes}
-        embedding = partial(embed, reward=config.reward, **keeping)
+        vectors = VectorSource.of(config.reward, **keeping)
         settings = Settings(
             templates=data.templates,
             max_frames=data.media.max_frames,
@@ -118,34 +102,29 @@ def main(config: EvaluateConfig) -> int:
         )
         result = evaluate(
             sets,
-            reasoners=greedy,
+            reasoners={name: source.greedy for name, source in sources.items()},
             samplers={
-                name: partial(sampled_traces, model=model, samples=config.samples, **writing)
-                for name, model in reasoners.items()
+                name: partial(source.sampled, samples=config.samples)
+                for name, source in sources.items()
             },
-            embed=embedding,
+            embed=vectors.embed,
             rivals={
                 rival.name: partial(embed_with_rival, rival=rival, **keeping)
                 for rival in config.rivals
             },
             costs=Costs(
-                traces={
-                    name: partial(trace_cost, model=model, media=data.media, **recipe)
-                    for name, model in reasoners.items()
-                },
-                contents_per_second=partial(
-                    contents_per_second, reward=config.reward, media=data.media, store=store
-                ),
+                traces={name: source.stored().cost for name, source in sources.items()},
+                contents_per_second=vectors.per_second,
             ),
             settings=settings,
         )
         if gate_sets:
-            name, model = list(reasoners.items())[-1]
+            name, source = list(sources.items())[-1]
             effects = trace_effects(
                 [gate_sets, sets],
-                reason=greedy[name],
-                embed=embedding,
-                tokens=partial(trace_tokens, model=model, media=data.media, **recipe),
+                reason=source.greedy,
+                embed=vectors.embed,
+                tokens=source.stored().tokens,
                 settings=settings,
             )
             figures = adaptive_figures(
@@ -190,13 +169,15 @@ def leaderboard_line(
     results: Sequence[SetResult], config: EvaluateConfig, dimensions: int, folder: RunFolder
 ) -> str:
     """Write the leaderboard's file, and return the line that says where it is, or why it is not."""
-    entry = ModelEntry(
-        **asdict(config.leaderboard),
-        embedding_dimension=dimensions,
-        max_length_tokens=config.reward.engine.max_model_len,
-    )
     try:
-        return f"for the leaderboard: {save_leaderboard(results, entry, folder.path)}"
+        path = save_leaderboard(
+            results,
+            config.leaderboard,
+            folder.path,
+            dimensions=dimensions,
+            max_tokens=config.reward.engine.max_model_len,
+        )
+        return f"for the leaderboard: {path}"
     except DataError as error:  # all figures are saved already
         return f"no file for the leaderboard: {error}"
 

@@ -4,33 +4,34 @@ Example: python -m cluster.jobs.search configs/demo/search.yaml text='a red star
 """
 
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.inference import Blocks, embed, engine_roles, store_traces
+from cluster.inference import (
+    TraceSource,
+    VectorSource,
+    check_models,
+    embedder_input,
+    encoded_item,
+    engine_roles,
+    opened_blocks,
+    reasoner_input,
+)
 from cluster.jobs.command import run_job
-from cluster.pictures import Decoder
 from cluster.placement import Role
 from cluster.run.run_folder import SETTINGS_FILE, RunFolder, settled, write_atomically
-from cluster.run.stage_loop import plain_console
-from cluster.session import session
+from cluster.run.stage_loop import plain_console, progress_bar
 from configs.schema import SearchConfig
-from data.embed_inputs import embed_content
 from data.errors import DataError
-from data.model.chat import load_encoder
-from data.model.model_folder import check_embedder, check_reasoner
-from data.prompts import item_content
 from data.sets.items import MEDIA_FIELDS, read_item
 from data.stores.encoded import ENCODED_FOLDER, EncodedItem, EncodedParts
-from data.stores.keys import content_key
-from data.stores.traces import Subject
-from data.types import Cues, EmbedRequest, Evidence, Item, Side
-from evaluation.evidence import parse_trace
+from data.stores.vector_index import VectorIndex
+from data.types import Item, Side
 from evaluation.report.search_page import build_search_page
 from evaluation.search import search
 from evaluation.sets import EvaluationSet
@@ -41,6 +42,8 @@ TRACE_WORDS = 12
 """Words of a trace in the table."""
 VECTOR_BYTES = 1 << 20
 """Of the query's vector; it stays in memory."""
+RECALL_AT, RECALL_QUERIES = 10, 100
+"""Neighbours, and vectors whose neighbours are looked for, when a new index is measured."""
 
 
 def roles(config: SearchConfig) -> list[Role]:
@@ -52,15 +55,22 @@ def main(config: SearchConfig) -> int:
     """Embed the query, print the table and write `search.html`."""
     parts = EncodedParts(Path(config.encoded) / ENCODED_FOLDER)
     parts.check_embedder(config.reward, config.data.media)
+    console = plain_console()
     item = query_item(config)
+    index = None if config.index == "exact" else built_index(config, parts, console)
     # One folder serves query after query; what was made for a query is kept in its store.
     for name in (STAGE_FILE, SETTINGS_FILE):
         (Path(config.run.dir) / name).unlink(missing_ok=True)
     folder = RunFolder(config, job="search")
     query, vector = embedded_query(item, settled(config), folder)
-    nearest = search(vector[None], parts.vectors(), config.k)
-    items = parts.items(nearest.indices[0].tolist())
-    hits = list(zip(nearest.similarities[0].tolist(), items, strict=True))
+    if index is None:
+        nearest = search(vector[None], parts.vectors(), config.k)
+        indices, similarities = nearest.indices[0], nearest.similarities[0]
+    else:
+        [indices], [similarities] = index.search(vector[None], config.k)
+    there = indices >= 0
+    items = parts.items(indices[there].tolist())
+    hits = list(zip(similarities[there].tolist(), items, strict=True))
     page = build_search_page(
         query,
         hits,
@@ -69,11 +79,51 @@ def main(config: SearchConfig) -> int:
         limits=config.data.media,
     )
     write_atomically(folder.path / PAGE_FILE, page)
-    console = plain_console()
     console.print(table_of(hits))
     console.print(f"wrote {folder.path / PAGE_FILE}", highlight=False, soft_wrap=True)
     folder.finish(items=len(parts), hits=len(hits))
     return 0
+
+
+def built_index(config: SearchConfig, parts: EncodedParts, console: Console) -> VectorIndex:
+    """Return the index that the settings name; where there is none of these parts, build it and
+    print what share of the nearest vectors it finds.
+
+    Raises:
+        ConfigError: FAISS is not installed.
+        DataError: it cannot be built.
+    """
+    index = VectorIndex(parts, config.index, probes=config.probes, rescore=config.rescore)
+    if not index.is_built:
+        with progress_bar(console) as bar:
+            task = bar.add_task(f"index {config.index}", total=len(parts))
+            for count in index.build():
+                bar.advance(task, count)
+        console.print(
+            f"wrote {index.path}; of the {RECALL_AT} vectors nearest to an encoded one it finds "
+            f"{recall_of(index, parts):.1%}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return index
+
+
+def recall_of(index: VectorIndex, parts: EncodedParts) -> float:
+    """Return what share of the vectors nearest to encoded ones, spread over all, an index finds.
+
+    A vector is not counted among its own neighbours.
+    """
+    count = len(parts)
+    asked = np.unique(np.linspace(0, count - 1, min(count, RECALL_QUERIES)).astype(np.int64))
+    queries = parts.rows(asked)
+    expected = search(queries, parts.vectors(), RECALL_AT + 1).indices.tolist()
+    found, _ = index.search(queries, RECALL_AT + 1)
+    shares = [
+        len(near.intersection(row)) / len(near)
+        for itself, row, of_query in zip(asked.tolist(), found.tolist(), expected, strict=True)
+        if (near := set(of_query) - {itself})
+    ]
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def query_item(config: SearchConfig) -> Item:
@@ -100,26 +150,11 @@ def embedded_query(
     """
     data, key = config.data, "query"
     seen = EvaluationSet(name="the query", queries=(), candidates={key: item})
-    if config.reasoner:
-        check_reasoner(config.reasoner, [seen])
-    load_encoder(config.reward.model, data.media).check_pooling(config.reward.pooling)
-    check_embedder(config.reward.model, [seen])
-    namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
-    connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
+    check_models(config, [config.reasoner] if config.reasoner else [], [seen])
     trace, store = "", folder.path / "store"
-    with connected, closing(Decoder()) as decoder:
-        blocks = Blocks(decoder, data.media, 1, plain_console())
+    with opened_blocks(config, roles(config), folder, size=1) as blocks:
         if config.reasoner:
-            asked = item_content(
-                item,
-                Side.QUERY,
-                templates=data.templates,
-                max_frames=data.media.max_frames,
-                item_tokens=data.item_tokens,
-            )
-            subject = Subject(key=content_key(asked), item=item, side=Side.QUERY, task="search")
-            traces = store_traces(
-                [(subject, asked)],
+            source = TraceSource(
                 model=config.reasoner,
                 rollout=config.rollout,
                 templates=data.templates,
@@ -127,35 +162,21 @@ def embedded_query(
                 store=store,
                 made_by=f"search {folder.path}",
             )
+            asked = reasoner_input(item, Side.QUERY, data, task="search")
             remedy = "start the job again, or search without a trace: reasoner=''"
-            trace = traces.traces([subject.key], most_missing=0, remedy=remedy)[subject.key]
-        content = embed_content(
-            item,
-            trace,
-            max_frames=data.media.max_frames,
-            item_tokens=data.item_tokens,
-            evidence=Evidence(config.reward.evidence),
-        )
-        request = EmbedRequest(key=content_key(content), content=content)
-        vectors = embed(
-            [request], reward=config.reward, blocks=blocks, store=store, memory_bytes=VECTOR_BYTES
-        )
+            traces = source.filled([asked])
+            [trace] = traces.traces([asked[0].key], most_missing=0, remedy=remedy).values()
+        request = embedder_input(item, trace, data, evidence=config.reward.evidence)
+        vectors = VectorSource.of(
+            reward=config.reward, blocks=blocks, store=store, memory_bytes=VECTOR_BYTES
+        ).embed([request])
     if request.key not in vectors:
         raise DataError(
             "the query: expected a vector, found that it could not be embedded; the reason is "
             "above: mend the query, or start the job again"
         )
-    parsed = parse_trace(trace, kind=item.kind, num_frames=len(item.uris)) if trace else None
-    query = EncodedItem(
-        item_id=key,
-        file=config.image or config.video or config.page,
-        text=item.instructed_text(),
-        kind=item.kind,
-        uris=item.uris,
-        trace=trace,
-        cues=parsed.cues if parsed else Cues(),
-    )
-    return query, vectors[request.key]
+    file = config.image or config.video or config.page
+    return encoded_item(item, trace, item_id=key, file=file), vectors[request.key]
 
 
 def table_of(hits: list[tuple[float, EncodedItem]]) -> Table:

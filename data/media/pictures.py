@@ -24,7 +24,7 @@ from data.containers.cells import read_cell
 from data.containers.file_kinds import HEAD, kind_of_file
 from data.containers.video_files import decode_frames
 from data.cues import MIN_BOX_SIDE
-from data.errors import DataError
+from data.errors import DataError, TooManyBytes
 from data.types import Pictures
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class _Held:
         """Refuse a call that would hold too much.
 
         Raises:
-            DataError: it would; the largest files are named.
+            TooManyBytes: it would; the largest files are named.
         """
         check_bytes(self._sizes, self._most)
 
@@ -103,13 +103,13 @@ def check_bytes(sizes: Mapping[str, int], most: int) -> None:
     """Refuse pictures whose bytes, by uri, are more than ``most`` together.
 
     Raises:
-        DataError: they are; the largest files are named.
+        TooManyBytes: they are; the largest files are named.
     """
     total = sum(sizes.values())
     if total <= most:
         return
     largest = sorted(sizes, key=lambda uri: (-sizes[uri], uri))[:SHOWN_FILES]
-    raise DataError(
+    raise TooManyBytes(
         f"expected pictures of at most data.media.max_step_bytes={most} bytes for one step or "
         f"block, found {len(sizes)} of {total} bytes when they are decoded, the largest "
         f"{', '.join(f'{uri} ({sizes[uri]})' for uri in largest)}; make these smaller, take fewer "
@@ -126,7 +126,7 @@ def load_pictures(
     ``frames``: those that are shown as frames only (`frames_only`).
 
     Raises:
-        DataError: together they hold more than ``limits.max_step_bytes``.
+        TooManyBytes: together they hold more than ``limits.max_step_bytes``.
     """
     pictures: dict[str, np.ndarray] = {}
     failed: dict[str, str] = {}

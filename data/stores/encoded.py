@@ -8,6 +8,8 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from data.types import Box, Cues, Kind
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from configs.common import MediaConfig
     from configs.reward import RewardConfig
@@ -91,9 +94,11 @@ class EncodedParts:
 
         self.folder = folder
         try:
-            facts: Mapping[str, Any] = json.loads((folder / FACTS).read_bytes())
+            text = (folder / FACTS).read_bytes()
+            facts: Mapping[str, Any] = json.loads(text)
             files = sorted(folder.glob("part-*.parquet"), key=lambda file: natural_order(file.name))
-            counts = [pq.read_metadata(file).num_rows for file in files]
+            footers = [pq.read_metadata(file) for file in files]
+            counts = [footer.num_rows for footer in footers]
             expected, self._model, self._embedder = (
                 facts[name] for name in ("count", "model", "embedder")
             )
@@ -108,6 +113,8 @@ class EncodedParts:
                 f"{_AGAIN}"
             ) from error
         self._files, self._ends = files, list(accumulate(counts))
+        self.fingerprint = _fingerprint(text, footers)
+        """Tells these parts from others, such as those of another run into the same folder."""
         if sum(counts) != expected:
             raise DataError(
                 f"{folder}: expected {expected} items as {FACTS} says, found {sum(counts)} in "
@@ -116,6 +123,15 @@ class EncodedParts:
 
     def __len__(self) -> int:
         return self._ends[-1]
+
+    @property
+    def dimensions(self) -> int:
+        """Of the vectors.
+
+        Raises:
+            DataError: a part cannot be read.
+        """
+        return next(self.vectors()).shape[1]
 
     def check_embedder(self, reward: "RewardConfig", media: "MediaConfig") -> None:
         """Refuse an Embedder, or settings of it, that the vectors do not come from.
@@ -145,8 +161,7 @@ class EncodedParts:
             DataError: a part cannot be read.
         """
         for _, batch in self._batches(range(len(self._files)), [VECTOR]):
-            values = batch[VECTOR].flatten().to_numpy()
-            yield values.reshape(len(batch), -1)
+            yield _vectors(batch)
 
     def items(self, indices: Sequence[int]) -> list[EncodedItem]:
         """Return the items at these indices, in this order.
@@ -162,6 +177,19 @@ class EncodedParts:
             for index in wanted.intersection(range(first, first + len(batch))):
                 read[index] = _item(batch.slice(index - first, 1).to_pylist()[0])
         return [read[index] for index in indices]
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Return the vectors at indices, int64 [X], that ascend; float32 [X, D].
+
+        Raises:
+            DataError: a part cannot be read.
+        """
+        pieces = []
+        parts = np.unique(np.searchsorted(self._ends, indices, side="right")).tolist()
+        for first, batch in self._batches(parts, [VECTOR]):
+            start, end = np.searchsorted(indices, [first, first + len(batch)])
+            pieces.append(_vectors(batch)[indices[start:end] - first])
+        return np.concatenate(pieces)
 
     def _batches(
         self, parts: Sequence[int], columns: Sequence[str]
@@ -182,6 +210,21 @@ class EncodedParts:
                     f"{self._files[number]}: expected encoded items, found a file that cannot be "
                     f"read ({error}); {_AGAIN}"
                 ) from error
+
+
+def _fingerprint(facts: bytes, footers: Sequence["pq.FileMetaData"]) -> str:
+    """Return a digest of the facts and of the parts' footers, which have the smallest and largest
+    values of each column."""
+    digest = blake2b(facts, digest_size=16)
+    for footer in footers:
+        written = BytesIO()
+        footer.write_metadata_file(written)
+        digest.update(written.getvalue())
+    return digest.hexdigest()
+
+
+def _vectors(batch: "pa.RecordBatch") -> np.ndarray:
+    return batch[VECTOR].flatten().to_numpy().reshape(len(batch), -1)
 
 
 def _item(row: Mapping[str, Any]) -> EncodedItem:

@@ -96,7 +96,7 @@ def _read_all(config: BenchmarkConfig, media: MediaConfig) -> list[EvaluationSet
             f"{config.root}: expected the folder of {config.suite}'s media, found none; get the "
             f"hub's data set {suite.media_repo}, unpack it there, or correct `root`"
         )
-    return [_read(table, config, media) for table in _chosen(config)]
+    return [_read(benchmark_set, config, media) for benchmark_set in _chosen(config)]
 
 
 def _chosen(config: BenchmarkConfig) -> list[BenchmarkSet]:
@@ -113,35 +113,35 @@ def _refused(config: BenchmarkConfig, problems: list[SetProblem]) -> DataError:
 
 
 def _read(
-    table: BenchmarkSet, config: BenchmarkConfig, media: MediaConfig
+    benchmark_set: BenchmarkSet, config: BenchmarkConfig, media: MediaConfig
 ) -> EvaluationSet | SetProblem:
-    suite, folder = benchmark_suite(config.suite), media_folder(table, config)
-    source = _source(suite, table)
+    suite, folder = benchmark_suite(config.suite), media_folder(benchmark_set, config)
+    source = _source(suite, benchmark_set)
     reasons: list[str] = []
     reader: SetReader | None = None
     # Pages may be in the rows as well.
-    if not folder.is_dir() and "visdoc" not in table.groups:
+    if not folder.is_dir() and "visdoc" not in benchmark_set.groups:
         reasons.append(f"expected the folder {folder}, found none; {source}")
     try:
-        places = row_places(table, config)
+        places = row_places(benchmark_set, config)
         if not reasons:
             prompts = config.prompts or BENCHMARK_PROMPTS[config.suite][0]
             reader = SetReader(
-                table,
+                benchmark_set,
                 places=places,
                 folder=folder,
                 prompts=prompts,
                 limits=media,
                 follow_links=config.follow_links,
             )
-            PARSERS[table.parser](reader)
+            PARSERS[benchmark_set.parser](reader)
             if not reader.absent:
                 return reader.made()
     except (DataError, OSError) as error:
         reasons.append(str(error))
     absent = tuple(reader.absent) if reader else ()
     return SetProblem(
-        name=table.name,
+        name=benchmark_set.name,
         reasons=tuple(reasons),
         absent=len(absent),
         first=absent[:SHOWN],
@@ -150,6 +150,6 @@ def _read(
     )
 
 
-def _source(suite: Suite, table: BenchmarkSet) -> str:
-    archive = f"unpack {table.archive}" if table.archive else f"unpack {table.name}"
+def _source(suite: Suite, benchmark_set: BenchmarkSet) -> str:
+    archive = f"unpack {benchmark_set.archive or benchmark_set.name}"
     return f"{archive} of the hub's data set {suite.media_repo}"

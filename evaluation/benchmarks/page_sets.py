@@ -18,7 +18,7 @@ def read_pages(reader: SetReader, *, hashed: bool) -> None:
 
     A page is the file of its id; where that is not there, the picture in the corpus.
     """
-    table, place = reader.table, reader.places[0]
+    benchmark_set, place = reader.benchmark_set, reader.places[0]
     parts = {part: table_rows(files, frozenset()) for part, files in part_files(place).items()}
     for row in reader.read(parts[CORPUS], place / CORPUS, "corpus-id"):
         key = filled(row, "corpus-id")
@@ -26,7 +26,7 @@ def read_pages(reader: SetReader, *, hashed: bool) -> None:
             raise unlike(row, "corpus-id", "an id of its own", key)
         name = _hashed_name(key) if hashed else f"{key}.png"
         page = target_item(
-            reader.prompts, vlm2vec=table.target_text, **_page(reader, row, name)._asdict()
+            reader.prompts, vlm2vec=benchmark_set.target_text, **_page(reader, row, name)._asdict()
         )
         reader.candidates[key] = page
 
@@ -43,8 +43,8 @@ def read_pages(reader: SetReader, *, hashed: bool) -> None:
 
     for row in reader.read(parts[QUERIES], place / QUERIES, "query-id", "query"):
         text, query_id = filled(row, "query"), filled(row, "query-id")
-        glued = sought_after(table.instruction, text)
-        item = query_item(reader.prompts, table.instruction, text, glued=glued)
+        glued = sought_after(benchmark_set.instruction, text)
+        item = query_item(reader.prompts, benchmark_set.instruction, text, glued=glued)
         reader.add_query(query_id, item, right.get(query_id, {}), (), row.where)
 
 

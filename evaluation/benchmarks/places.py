@@ -12,61 +12,62 @@ from evaluation.benchmarks.uvrb_sets import FILES
 _ENDINGS = (".jsonl", ".json", ".parquet", "")
 
 
-def row_places(table: BenchmarkSet, config: BenchmarkConfig) -> tuple[Path, ...]:
+def row_places(benchmark_set: BenchmarkSet, config: BenchmarkConfig) -> tuple[Path, ...]:
     """Return the files or folders of a set's rows: one, or one a part.
 
     Raises:
         DataError: one is not there; the message says where it was looked for.
     """
-    return tuple(_first(stems, table) for stems in _stems(table, config))
+    return tuple(_first(stems, benchmark_set) for stems in _stems(benchmark_set, config))
 
 
-def media_folder(table: BenchmarkSet, config: BenchmarkConfig) -> Path:
+def media_folder(benchmark_set: BenchmarkSet, config: BenchmarkConfig) -> Path:
     """Return the folder of a set's media; where none is there, the last of the possible ones."""
     root = Path(config.root)
-    folders = [root / name for name in table.media]
+    folders = [root / name for name in benchmark_set.media]
     if config.suite == "uvrb":
-        names = (table.name, table.name.replace("-", "_"))
+        names = (benchmark_set.name, benchmark_set.name.replace("-", "_"))
         folders = [root / "UVRB_extracted" / name / "UVRB" / name for name in names]
         folders += [root / name / "UVRB" / name for name in names]
         folders += [root / name for name in names[::-1]]
     return next((folder for folder in folders if folder.is_dir()), folders[-1])
 
 
-def _stems(table: BenchmarkSet, config: BenchmarkConfig) -> list[list[Path]]:
+def _stems(benchmark_set: BenchmarkSet, config: BenchmarkConfig) -> list[list[Path]]:
     """Return where the rows may be, without the ending of a file, for each part of them."""
     if config.suite == "uvrb":
-        folder = media_folder(table, config)
+        folder = media_folder(benchmark_set, config)
         return [[folder / "jsonl" / name] for name in FILES]
     if not config.rows:
-        return _hub_stems(table)
+        return _hub_stems(benchmark_set)
     rows = Path(_folder_of(config.rows) if is_address(config.rows) else config.rows)
-    places = [rows / table.offline, rows / table.name]
-    if len(table.configs) > 1:
-        return [[place / part for place in places] for part in table.configs]
+    places = [rows / benchmark_set.offline, rows / benchmark_set.name]
+    if len(benchmark_set.configs) > 1:
+        return [[place / part for place in places] for part in benchmark_set.configs]
     return [places]
 
 
-def _hub_stems(table: BenchmarkSet) -> list[list[Path]]:
+def _hub_stems(benchmark_set: BenchmarkSet) -> list[list[Path]]:
     """Return where the rows may be in the hub's cache of the set's own repository."""
-    revision = cached_revision(table.repo)
+    repo = benchmark_set.repo
+    revision = cached_revision(repo)
     if not revision:
         raise DataError(
-            f"expected the rows in the hub's cache, found no data set {table.repo} there; run "
-            f"`hf download {table.repo} --repo-type dataset`, or say in `rows` where they are"
+            f"expected the rows in the hub's cache, found no data set {repo} there; run "
+            f"`hf download {repo} --repo-type dataset`, or say in `rows` where they are"
         )
-    folder = Path(_folder_of(f"hf://datasets/{table.repo}@{revision}"))
-    if "visdoc" in table.groups:
+    folder = Path(_folder_of(f"hf://datasets/{repo}@{revision}"))
+    if "visdoc" in benchmark_set.groups:
         return [[folder]]  # queries, corpus and qrels are looked for in it
     return [
         [
-            folder / part / table.split,
-            folder / "data" / part / table.split,
+            folder / part / benchmark_set.split,
+            folder / "data" / part / benchmark_set.split,
             folder / "json" / part,
             folder / "data" / part,
             folder / part,
         ]
-        for part in table.configs or ("",)
+        for part in benchmark_set.configs or ("",)
     ]
 
 
@@ -75,13 +76,14 @@ def _folder_of(address: str) -> str:
     return local_set(DataSetConfig(name="rows", path=address, root=address)).root
 
 
-def _first(stems: list[Path], table: BenchmarkSet) -> Path:
+def _first(stems: list[Path], benchmark_set: BenchmarkSet) -> Path:
     for stem in stems:
         for ending in _ENDINGS:
             path = Path(f"{stem}{ending}")
             if path.is_file() or (not ending and (path.is_dir() or _has_shards(path))):
                 return path
-    source = f"get them from the hub's data set {table.repo}" if table.repo else "unpack the set"
+    repo = benchmark_set.repo
+    source = f"get them from the hub's data set {repo}" if repo else "unpack the set"
     raise DataError(
         f"expected rows in {' or in '.join(map(str, stems))} (.jsonl, .json, .parquet or a folder "
         f"of parquet files), found none; {source}"

@@ -12,7 +12,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def read_mvbench(reader: SetReader) -> None:
     """Twenty tasks of one file each; a candidate's key is its text with the letter."""
-    for task, place in zip(reader.table.configs, reader.places, strict=True):
+    for task, place in zip(reader.benchmark_set.configs, reader.places, strict=True):
         for row in reader.rows(place, "question", "video", "candidates", "answer"):
             options, answer = row.texts("candidates"), filled(row, "answer")
             if answer not in options:
@@ -95,7 +95,7 @@ def _add(
     texts: Sequence[str],
     right: int,
 ) -> None:
-    instruction, shown = reader.table.instruction, reader.video(video, row.where)
+    instruction, shown = reader.benchmark_set.instruction, reader.video(video, row.where)
     for key, option in zip(keys, texts, strict=True):
         if key not in reader.candidates:
             reader.candidates[key] = target_item(reader.prompts, vlm2vec=option, text=option)

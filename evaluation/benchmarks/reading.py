@@ -40,7 +40,7 @@ class SetReader:
 
     def __init__(
         self,
-        table: BenchmarkSet,
+        benchmark_set: BenchmarkSet,
         *,
         places: Sequence[Path],
         folder: Path,
@@ -49,7 +49,7 @@ class SetReader:
         follow_links: bool,
     ) -> None:
         """``places``: the files or folders of the rows. ``folder``: where the media are."""
-        self.table, self.places, self.prompts = table, places, prompts
+        self.benchmark_set, self.places, self.prompts = benchmark_set, places, prompts
         self.files = PictureFiles(
             folder, follow_links=follow_links, max_file_bytes=limits.max_file_bytes
         )
@@ -60,7 +60,7 @@ class SetReader:
         self._queries: dict[str, EvaluationQuery] = {}
         self._shown: dict[str, Shown] = {}
         self._keys: dict[str, str] = {}
-        self._config = DataSetConfig(name=table.name)
+        self._config = DataSetConfig(name=benchmark_set.name)
 
     def rows(self, place: Path, *needed: str) -> Iterator[RowReader]:
         """Yield the rows of a place; each of the ``needed`` fields must be in one of them at least.
@@ -73,7 +73,7 @@ class SetReader:
     def read(self, rows: Rows, place: Path, *needed: str) -> Iterator[RowReader]:
         """Yield opened rows, as `rows` does."""
         seen: set[str] = set()
-        most = self.table.limit or len(rows)
+        most = self.benchmark_set.limit or len(rows)
         for index, row in enumerate(rows[:most].read()):
             if isinstance(row, RowError):
                 raise row
@@ -162,7 +162,7 @@ class SetReader:
                 f"{_AGAIN}"
             )
         candidates: tuple[str, ...] = ()
-        if self.table.scope == "local":
+        if self.benchmark_set.scope == "local":
             # Each key once in memory: some sets rank every query over the same thousand texts.
             candidates = tuple(dict.fromkeys(self._keys.setdefault(key, key) for key in keys))
         self._queries[query_id] = EvaluationQuery(
@@ -171,17 +171,17 @@ class SetReader:
 
     def row_id(self) -> str:
         """Return the id of the next query where queries are known by their place in the rows."""
-        return f"{self.table.name}-{len(self._queries)}"
+        return f"{self.benchmark_set.name}-{len(self._queries)}"
 
     def made(self) -> EvaluationSet:
         """Return the set."""
         return EvaluationSet(
-            name=self.table.name,
+            name=self.benchmark_set.name,
             queries=list(self._queries.values()),
             candidates=self.candidates,
-            metric=self.table.metric,
-            suite=self.table.suite,
-            groups=self.table.groups,
+            metric=self.benchmark_set.metric,
+            suite=self.benchmark_set.suite,
+            groups=self.benchmark_set.groups,
         )
 
 

@@ -45,9 +45,9 @@ def read_uvrb(reader: SetReader) -> None:
 
 def _text(reader: SetReader, row: RowReader) -> str:
     """Return what a query says, behind the set's prompt."""
-    table = reader.table
-    prompt = table.instruction
-    if reader.prompts == RELEASED and table.name not in PROMPTED:
+    benchmark_set = reader.benchmark_set
+    prompt = benchmark_set.instruction
+    if reader.prompts == RELEASED and benchmark_set.name not in PROMPTED:
         prompt = ""
     return " ".join(filter(None, (prompt, row.text("text")))).strip()[:MAX_TEXT]
 

@@ -32,7 +32,7 @@ def read_classes(reader: SetReader) -> None:
     """
     rows = list(reader.rows(reader.places[0], "video_id", "pos_text"))
     labels = [filled(row, "pos_text") for row in rows]
-    listed = video_labels(reader.table.name)
+    listed = video_labels(reader.benchmark_set.name)
     known = set(listed)
     unlisted = Counter(label for label in labels if label not in known)
     if unlisted:
@@ -40,7 +40,7 @@ def read_classes(reader: SetReader) -> None:
         log.warning(
             "%s: %d rows have a label that is not in the published list, %d labels in all: %s%s; "
             "each is one more candidate, so scores may not be comparable; check the rows",
-            reader.table.name,
+            reader.benchmark_set.name,
             unlisted.total(),
             len(unlisted),
             ", ".join(ascii(label[:80]) for label in list(unlisted)[:LABELS_SHOWN]),
@@ -70,7 +70,7 @@ def read_captions(
     ``name``, ``text``: the fields of the video's name and of its caption. ``first``: the field has
     a list of captions, of which the first counts. ``stem``: the name is that of a video file.
     """
-    table = reader.table
+    benchmark_set = reader.benchmark_set
     for row in reader.rows(reader.places[0], name, text):
         key = filled(row, name)
         if stem:
@@ -80,22 +80,22 @@ def read_captions(
             raise unlike(row, text, "captions", "none")
         if key not in reader.candidates:
             reader.candidates[key] = _clip(reader, row, key)
-        glued = sought_after(table.instruction, texts[0])
-        item = query_item(reader.prompts, table.instruction, texts[0], glued=glued)
+        glued = sought_after(benchmark_set.instruction, texts[0])
+        item = query_item(reader.prompts, benchmark_set.instruction, texts[0], glued=glued)
         reader.add_query(reader.row_id(), item, {key: 1}, (), row.where)
 
 
 def read_moments(reader: SetReader) -> None:
     """A text and a whole video seek a clip among those of the video; a key is a clip's folder."""
-    table = reader.table
+    benchmark_set = reader.benchmark_set
     for row in reader.rows(reader.places[0], "query", "video_path"):
         text, video = filled(row, "query"), _stem(filled(row, "video_path"))
         whole = reader.video(f"{video}/{_QUERY}", row.where)
         item = query_item(
             reader.prompts,
-            table.instruction,
+            benchmark_set.instruction,
             text,
-            glued=sought_after(table.instruction, text),
+            glued=sought_after(benchmark_set.instruction, text),
             **whole._asdict(),
         )
         keys = [f"{video}/{clip}" for clip in _clips(reader, video, row)]
@@ -139,13 +139,14 @@ def _add_labels(reader: SetReader, labels: Iterable[str]) -> None:
 
 
 def _class_query(reader: SetReader, row: RowReader) -> Item:
-    instruction, shown = reader.table.instruction, reader.video(filled(row, "video_id"), row.where)
+    instruction = reader.benchmark_set.instruction
+    shown = reader.video(filled(row, "video_id"), row.where)
     return query_item(reader.prompts, instruction, "", glued=instruction, **shown._asdict())
 
 
 def _clip(reader: SetReader, row: RowReader, name: str) -> Item:
     shown = reader.video(name, row.where)
-    return target_item(reader.prompts, vlm2vec=reader.table.target_text, **shown._asdict())
+    return target_item(reader.prompts, vlm2vec=reader.benchmark_set.target_text, **shown._asdict())
 
 
 def _clips(reader: SetReader, video: str, row: RowReader) -> list[str]:
@@ -161,7 +162,7 @@ def _clips(reader: SetReader, video: str, row: RowReader) -> list[str]:
     if not clips:
         raise DataError(
             f"{row.where}: expected folders of clips in {folder}, found none; unpack "
-            f"{reader.table.archive} again"
+            f"{reader.benchmark_set.archive} again"
         )
     return clips
 

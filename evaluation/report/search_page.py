@@ -26,6 +26,8 @@ class ItemCard:
     text: str
     picture: str
     """Data URI of its picture with the boxes of its trace, or of its frames; empty for a text."""
+    alt: str
+    """What the picture shows, for who cannot see it."""
     parts: tuple[tuple[bool, str], ...]
     """Of its trace: (is a tag, text) in order."""
     keywords: tuple[str, ...]
@@ -69,6 +71,16 @@ def _card(item: EncodedItem, *, heading: str, similarity: str, limits: MediaConf
         kind=item.kind,
         text=item.text[:TEXT_CHARS],
         picture=evidence_picture(item.uris, item.kind, cues=item.cues, truth=Cues(), limits=limits),
+        alt=_alt(item),
         parts=trace_parts(item.trace),
         keywords=item.cues.keywords[:KEYWORDS_SHOWN],
     )
+
+
+def _alt(item: EncodedItem) -> str:
+    """Return what the picture of an item shows: its name, and what the trace points at in it."""
+    marked = f"; boxes framed: {len(item.cues.boxes)}" if item.cues.boxes else ""
+    if item.cues.key_frames:
+        numbers = ", ".join(str(frame + 1) for frame in item.cues.key_frames)
+        marked = f"; key frames: {numbers} of {len(item.uris)}"
+    return f"{item.kind} {item.file}{marked}"

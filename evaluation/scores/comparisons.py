@@ -19,7 +19,7 @@ class Comparison:
 
 def comparisons(
     pairs: Sequence[tuple[str, str]],
-    scores: Mapping[str, Sequence[SetResult]],
+    set_results: Mapping[str, Sequence[SetResult]],
     *,
     resamples: int,
     seed: int,
@@ -30,13 +30,13 @@ def comparisons(
 
     Args:
         pairs: names of variants, the first is compared with the second.
-        scores: results of the sets by variant.
+        set_results: results of the sets, by variant.
         resamples: see `compare`.
         seed: see `compare`.
     """
     by_query = {
         variant: {result.name: result.by_query() for result in results}
-        for variant, results in scores.items()
+        for variant, results in set_results.items()
     }
     made = []
     for first, second in pairs:

@@ -8,10 +8,11 @@ TIGER-Lab/MMEB-Leaderboard.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from configs.schema import LeaderboardConfig
 from data.errors import DataError
 from evaluation.measure import METRICS
 from evaluation.scores.set_result import SetResult
@@ -19,24 +20,8 @@ from evaluation.scores.set_result import SetResult
 COUNTS = ("num_pred", "num_data")
 FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 """Names of sets and models, which become names of files."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelEntry:
-    """What the leaderboard says of a model."""
-
-    model_name: str
-    model_backbone: str
-    model_size: float
-    """Parameters, in billions."""
-    embedding_dimension: int
-    max_length_tokens: int
-    model_release_date: str
-    """YYYY-MM-DD"""
-    url: str
-    """Of a paper, repository or model page."""
-    data_source: str = "Self-Reported"
-    """The leaderboard's word for scores that the model's authors measured."""
+DATA_SOURCE = "Self-Reported"
+"""The leaderboard's word for scores that the model's authors measured."""
 
 
 def set_scores(result: SetResult) -> dict[str, float | int]:
@@ -55,8 +40,10 @@ def save_set_scores(result: SetResult, folder: Path) -> Path:
 
 def leaderboard_entry(
     results: Sequence[SetResult],
-    model: ModelEntry,
+    model: LeaderboardConfig,
     *,
+    dimensions: int,
+    max_tokens: int,
     modalities: Mapping[str, Sequence[str]],
     generated: str,
 ) -> dict[str, Any]:
@@ -65,6 +52,8 @@ def leaderboard_entry(
     Args:
         results: one of each set.
         model: what the leaderboard says of it.
+        dimensions: of its vectors.
+        max_tokens: that it reads of an item.
         modalities: the sets that the leaderboard has, by `image`, `video` and `visdoc`; the two
             page sets are `ViDoSeek-page-fixed` and `MMLongBench-page-fixed`.
         generated: when the file is made, an ISO date.
@@ -81,7 +70,13 @@ def leaderboard_entry(
             f"{', '.join(sorted(set(by_name) - known)) or 'none'}; leave these out"
         )
     entry = {
-        "metadata": {**asdict(model), "report_generated_date": generated},
+        "metadata": {
+            **asdict(model),
+            "embedding_dimension": dimensions,
+            "max_length_tokens": max_tokens,
+            "data_source": DATA_SOURCE,
+            "report_generated_date": generated,
+        },
         "metrics": {
             modality: {name: set_scores(by_name[name]) for name in names if name in by_name}
             for modality, names in modalities.items()

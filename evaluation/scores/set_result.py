@@ -42,32 +42,33 @@ class SetResult:
 def score_set(
     evaluation_set: EvaluationSet,
     *,
-    against: Mapping[str, Sequence[str]],
+    wrong_first: Mapping[str, Sequence[str]],
     benchmark_order: Mapping[str, Sequence[str]],
 ) -> SetResult:
     """Return the metrics of a set: METRICS, and its main metric where that is none of them.
 
     Args:
         evaluation_set: the queries and what is right for them.
-        against: by `query_id` the keys of its first candidates, best first, with ties against the
-            system; as many as the metrics look at, or all. A query that failed is left out.
+        wrong_first: by `query_id` the keys of its first candidates, best first, among ties the
+            wrong ones first; as many as the metrics look at, or all. A query that failed is left
+            out.
         benchmark_order: the same of the same queries, with ties in the benchmark's own order.
 
     Raises:
         DataError: no query was ranked, the two orders are of different queries, or a query is not
             of the set; see also `measure`.
     """
-    queries = [query for query in evaluation_set.queries if query.query_id in against]
+    queries = [query for query in evaluation_set.queries if query.query_id in wrong_first]
     ids = {query.query_id for query in queries}
-    if not queries or ids != set(against) or ids != set(benchmark_order):
-        odd = sorted((set(against) | set(benchmark_order)) - ids) + sorted(
+    if not queries or ids != set(wrong_first) or ids != set(benchmark_order):
+        odd = sorted((set(wrong_first) | set(benchmark_order)) - ids) + sorted(
             ids - set(benchmark_order)
         )
         raise DataError(
             f"set {evaluation_set.name}: expected both orders of the same queries of the set, at "
             f"least of one; found {len(queries)} of its {len(evaluation_set.queries)} queries in "
-            f"`against`, {len(benchmark_order)} in `benchmark_order`, the first that do not fit: "
-            f"{odd[:3]}"
+            f"`wrong_first`, {len(benchmark_order)} in `benchmark_order`, the first that do not "
+            f"fit: {odd[:3]}"
         )
     metrics = tuple(dict.fromkeys((*METRICS, evaluation_set.metric)))
 
@@ -82,6 +83,6 @@ def score_set(
         groups=evaluation_set.groups,
         num_data=len(evaluation_set.queries),
         query_ids=tuple(query.query_id for query in queries),
-        values=measured(against),
+        values=measured(wrong_first),
         benchmark_order=measured(benchmark_order),
     )

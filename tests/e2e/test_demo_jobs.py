@@ -337,11 +337,17 @@ def test_a_search_by_text_finds_the_nearest_items_and_writes_a_page(
     assert "similarity" in printed
 
 
-def test_a_search_by_picture_without_a_trace(home: Path, head: Head, encoded: Path) -> None:
+def test_a_search_by_picture_without_a_trace_through_an_index(
+    home: Path, head: Head, encoded: Path
+) -> None:
     picture = home / "media/shapes/0.png"
-    command = job_command("search", "search", f"image={picture}", "text=''", "reasoner=''")
+    by_picture = (f"image={picture}", "text=''", "reasoner=''", "index=hnsw")
+    command = job_command("search", "search", *by_picture)
     printed = run(*command, home=home, **head.env)
     assert "reasoning about" not in printed
+    assert (
+        "index-hnsw.faiss; of the 10 vectors nearest to an encoded one it finds 100.0%" in printed
+    )
     page = (home / "runs/demo/search/search.html").read_text()
     expected = [name for name, _ in similar(encoded, home / "runs/demo/search")]
     assert re.findall(r"<h3>\d+\. (.+?)</h3>", page) == expected[:10]

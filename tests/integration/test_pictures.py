@@ -68,20 +68,26 @@ def test_frames_come_shrunk_and_too_many_bytes_are_refused(
         decoder.share([uri, other], limits)
 
 
-def test_blocks_together_may_hold_more_than_a_step(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_block_that_holds_more_than_a_step_is_halved(decoder: Decoder, tmp_path: Path) -> None:
     uris = [str(write_picture(tmp_path / f"{name}.png", 40, 30)) for name in "abc"]
     contents: list[Content] = [(Picture(uri, Kind.IMAGE),) for uri in uris]
     frame = Picture(uris[2], Kind.VIDEO)  # shown as a frame in one block, as a picture in another
     contents += [(Video((frame,), (0.0,)),), ("text",)]
     limits = MediaConfig(frame_min_pixels=100, frame_max_pixels=100, max_step_bytes=2 * 3600)
-    with pytest.raises(DataError, match="max_step_bytes"):
-        next(decoder.share_blocks("abcvt", contents, limits, block=5))
     blocks = list(decoder.share_blocks("abcvt", contents, limits, block=2))
     assert [(requests, shared.sizes) for requests, shared, _ in blocks] == [
         ("ab", dict.fromkeys(uris[:2], (30, 40))),
         ("cv", {uris[2]: (30, 40)}),
         ("t", {}),
     ]
+    halved = list(decoder.share_blocks("abcvt", contents, limits, block=5))
+    assert [requests for requests, _, _ in halved] == ["ab", "c", "vt"]
+    assert not any(failed for _, _, failed in halved)
+    small = MediaConfig(frame_min_pixels=100, frame_max_pixels=100, max_step_bytes=3599)
+    [first, second] = decoder.share_blocks("bv", contents[1:4:2], small, block=2)
+    assert first[1].refs == ()
+    assert "max_step_bytes=3599" in first[2][uris[1]]
+    assert (second[1].sizes, second[2]) == ({uris[2]: (10, 14)}, {})
 
 
 def test_no_files_are_no_pictures(decoder: Decoder) -> None:

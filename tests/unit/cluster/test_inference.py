@@ -1,22 +1,14 @@
 """Traces and vectors from the stores, else from pools, here ones without engines."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster import inference
-from cluster.inference import (
-    Blocks,
-    contents_per_second,
-    embed,
-    engine_roles,
-    greedy_traces,
-    sampled_traces,
-    trace_cost,
-    trace_tokens,
-)
+from cluster.inference import Blocks, TraceSource, VectorSource, engine_roles
 from cluster.pictures import SharedPictures
 from cluster.run.stage_loop import plain_console
 from configs.common import MediaConfig, PoolConfig, RolloutConfig
@@ -113,19 +105,15 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def recipe(model: str, tmp_path: Path) -> dict[str, object]:
-    return {
-        "model": model,
-        "rollout": RolloutConfig(),
-        "templates": "brief",
-        "store": tmp_path / "store",
-    }
-
-
-@pytest.fixture
-def writing(recipe: dict[str, object]) -> dict[str, object]:
-    blocks = Blocks(NoPictures(), MediaConfig(), 4, plain_console())
-    return {**recipe, "blocks": blocks, "most_missing": 0.0, "made_by": "a test"}
+def source(model: str, tmp_path: Path) -> TraceSource:
+    return TraceSource(
+        model=model,
+        rollout=RolloutConfig(),
+        templates="brief",
+        blocks=Blocks(NoPictures(), MediaConfig(), 4, plain_console()),
+        store=tmp_path / "store",
+        made_by="a test",
+    )
 
 
 def asked(*texts: str) -> list[tuple[Subject, Content]]:
@@ -135,12 +123,12 @@ def asked(*texts: str) -> list[tuple[Subject, Content]]:
     ]
 
 
-def test_samples_are_one_trace_of_each_seed_and_none_is_made_twice(writing) -> None:
+def test_samples_are_one_trace_of_each_seed_and_none_is_made_twice(source) -> None:
     subjects = asked("a", "b", "c")
     keys = [subject.key for subject, _ in subjects]
-    first = sampled_traces(subjects[:2], samples=2, **writing)
+    first = source.sampled(subjects[:2], samples=2)
     assert first == [{keys[0]: f"a {seed}", keys[1]: f"b {seed}"} for seed in (0, 1)]
-    again = sampled_traces(subjects, samples=3, **writing)
+    again = source.sampled(subjects, samples=3)
     assert [list(traces.values()) for traces in again] == [
         [f"{text} {seed}" for text in "abc"] for seed in range(3)
     ]
@@ -154,41 +142,43 @@ def test_samples_are_one_trace_of_each_seed_and_none_is_made_twice(writing) -> N
     assert [r.key.group for r in Writers.asked[0][:2]] == [Writers.asked[0][0].key.group] * 2
 
 
-def test_greedy_traces_are_not_the_samples(writing) -> None:
+def test_greedy_traces_are_not_the_samples(source) -> None:
     subjects = asked("a")
-    assert sampled_traces(subjects, samples=1, **writing) == [{subjects[0][0].key: "a 0"}]
-    assert greedy_traces(subjects, **writing) == {subjects[0][0].key: "a greedy"}
+    assert source.sampled(subjects, samples=1) == [{subjects[0][0].key: "a 0"}]
+    assert source.greedy(subjects) == {subjects[0][0].key: "a greedy"}
     assert Writers.asked[-1][0].greedy
 
 
-def test_a_seed_with_too_many_failures_is_refused(writing) -> None:
+def test_a_seed_with_too_many_failures_is_refused(source) -> None:
     with pytest.raises(DataError, match="1 missing; 1 failed: poisoned it killed"):
-        sampled_traces(asked("a", "bad"), samples=2, **writing)
-    some = sampled_traces(asked("a", "bad"), samples=2, **{**writing, "most_missing": 0.5})
-    assert [len(traces) for traces in some] == [2, 1]
+        source.sampled(asked("a", "bad"), samples=2)
+    lenient = replace(source, most_missing=0.5)
+    assert [len(traces) for traces in lenient.sampled(asked("a", "bad"), samples=2)] == [2, 1]
 
 
-def test_the_cost_of_greedy_traces_is_known_after_the_run_that_wrote_them(recipe, writing) -> None:
+def test_the_cost_of_greedy_traces_is_known_after_the_run_that_wrote_them(source) -> None:
     subjects = asked("a", "b")
     keys = [subject.key for subject, _ in subjects]
-    assert trace_cost(keys, media=MediaConfig(), **recipe) == TraceCost()
-    greedy_traces(subjects, **writing)
-    sampled_traces(subjects, samples=3, **writing)
-    cost = trace_cost(keys, media=MediaConfig(), **recipe)
+    assert source.stored().cost(keys) == TraceCost()
+    source.greedy(subjects)
+    source.sampled(subjects, samples=3)
+    cost = source.stored().cost(keys)
     assert cost.tokens == 10
     assert cost.wall_ms > 0
-    assert trace_tokens(keys, media=MediaConfig(), **recipe) == dict.fromkeys(keys, 10)
+    assert source.stored().tokens(keys) == dict.fromkeys(keys, 10)
 
 
 def test_the_rate_of_the_embedder_is_known_after_the_run_that_embedded(model, tmp_path) -> None:
-    reward = RewardConfig(model=model)
+    source = VectorSource.of(
+        reward=RewardConfig(model=model),
+        blocks=Blocks(NoPictures(), MediaConfig(), 4, plain_console()),
+        store=tmp_path,
+        memory_bytes=1 << 20,
+    )
     keys = [content_key((text,)) for text in "ab"]
-    rate = {"reward": reward, "media": MediaConfig(), "store": tmp_path}
-    assert contents_per_second(keys, **rate) is None
-    requests = [EmbedRequest(key=k, content=(t,)) for k, t in zip(keys, "ab", strict=True)]
-    blocks = Blocks(NoPictures(), MediaConfig(), 4, plain_console())
-    embed(requests, reward=reward, blocks=blocks, store=tmp_path, memory_bytes=1 << 20)
-    assert contents_per_second(keys, **rate) > 0
+    assert source.per_second(keys) is None
+    source.embed([EmbedRequest(key=k, content=(t,)) for k, t in zip(keys, "ab", strict=True)])
+    assert source.per_second(keys) > 0
 
 
 def test_a_plan_shows_both_pools_in_turn_and_asks_for_the_larger_one():

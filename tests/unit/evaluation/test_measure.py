@@ -40,7 +40,7 @@ def of_query(ranked: Sequence[int], right: dict[int, int]) -> dict[str, float]:
     return {metric: value.item() for metric, value in measure([ranked], [right]).items()}
 
 
-def against(query: int) -> tuple[int, ...]:
+def wrong_first(query: int) -> tuple[int, ...]:
     return rank_candidates(np.array(SIMILARITY[query]), frozenset(RIGHT[query])).top
 
 
@@ -50,8 +50,8 @@ def at(metrics: dict[str, float], family: str) -> list[float]:
 
 def test_all_metrics_by_hand_with_ties_against_the_system() -> None:
     # Grades in order: 0 0 3 0 1 0 2.
-    assert against(0) == (0, 2, 1, 4, 3, 5, 6)
-    metrics = of_query(against(0), RIGHT[0])
+    assert wrong_first(0) == (0, 2, 1, 4, 3, 5, 6)
+    metrics = of_query(wrong_first(0), RIGHT[0])
     gained = 3 / 2 + 1 / LOG6
     gained_exponential = 7 / 2 + 1 / LOG6
     assert at(metrics, "hit") == [0, 1, 1]
@@ -88,12 +88,12 @@ def test_all_metrics_by_hand_in_the_benchmarks_own_order() -> None:
 
 
 def test_all_metrics_by_hand_of_fewer_candidates_than_k() -> None:
-    assert against(1) == (1, 2, 0)
-    assert of_query(against(1), RIGHT[1]) == pytest.approx(SECOND)
+    assert wrong_first(1) == (1, 2, 0)
+    assert of_query(wrong_first(1), RIGHT[1]) == pytest.approx(SECOND)
 
 
 def test_an_embedder_that_maps_all_to_one_point_gets_only_what_the_benchmark_gives_it() -> None:
-    metrics = of_query(against(2), RIGHT[2])
+    metrics = of_query(wrong_first(2), RIGHT[2])
     assert all(metrics[f"{family}@5"] == 0 for family in FAMILIES)
     assert metrics["mrr@10"] == pytest.approx(1 / 6)
     own = of_query(benchmark_order(np.array(SIMILARITY[2])), RIGHT[2])
@@ -101,7 +101,7 @@ def test_an_embedder_that_maps_all_to_one_point_gets_only_what_the_benchmark_giv
 
 
 def test_queries_of_a_block_do_not_change_each_other() -> None:
-    orders = [against(query) for query in range(3)]
+    orders = [wrong_first(query) for query in range(3)]
     together = measure(orders, RIGHT, (*METRICS, "hit@50"))
     assert together["hit@50"].tolist() == [1, 1, 1]
     for query in range(3):
@@ -110,9 +110,9 @@ def test_queries_of_a_block_do_not_change_each_other() -> None:
 
 
 def test_keys_measure_as_indices_do() -> None:
-    keys = [[f"k{index}" for index in against(query)] for query in range(3)]
+    keys = [[f"k{index}" for index in wrong_first(query)] for query in range(3)]
     right = [{f"k{index}": grade for index, grade in grades.items()} for grades in RIGHT]
-    by_index = measure([against(query) for query in range(3)], RIGHT)
+    by_index = measure([wrong_first(query) for query in range(3)], RIGHT)
     for metric, values in measure(keys, right).items():
         assert values.tolist() == by_index[metric].tolist()
 

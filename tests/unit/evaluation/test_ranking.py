@@ -27,13 +27,13 @@ def orders(candidates: str, **right: int) -> dict[str, QueryOrder]:
 def test_ties_go_against_the_right_one_or_by_the_benchmarks_order(candidates: str) -> None:
     order = orders(candidates, c=1, f=2)["q"]
     assert order == QueryOrder(
-        against=tuple("abdce"), benchmark_order=tuple("abcde"), rank=4, right=1, candidates=5
+        wrong_first=tuple("abdce"), benchmark_order=tuple("abcde"), rank=4, right=1, candidates=5
     )
 
 
 def test_own_candidates_are_in_the_order_of_the_query() -> None:
     order = orders("dec", e=1, a=1)["q"]
-    assert (order.against, order.rank, order.right) == (tuple("dce"), 3, 1)
+    assert (order.wrong_first, order.rank, order.right) == (tuple("dce"), 3, 1)
 
 
 @pytest.mark.parametrize(("candidates", "right"), [("", "f"), ("bc", "a"), ("f", "f")])

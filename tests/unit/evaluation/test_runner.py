@@ -438,7 +438,7 @@ def test_pointing_at_the_only_frame_is_no_verdict() -> None:
 
 def test_what_is_saved_is_loaded(learned: Evaluation, tmp_path) -> None:
     save_evaluation(learned, tmp_path)
-    assert load_evaluation(tmp_path) == replace(learned, scores={}, dimensions=0)
+    assert load_evaluation(tmp_path) == replace(learned, set_results={}, dimensions=0)
 
 
 def test_exclusions_survive_the_disk(tmp_path) -> None:

@@ -57,7 +57,7 @@ def test_it_equals_a_full_sort_however_the_candidates_are_cut(
     for query in range(queries):
         expected = rank_candidates(similarity[query], frozenset(right[query].tolist()))
         assert ranked.ranks[query] == expected.rank
-        top = tuple(ranked.against.indices[query][: len(expected.top)].tolist())
+        top = tuple(ranked.wrong_first.indices[query][: len(expected.top)].tolist())
         assert top == expected.top[:kept]
     alone = search(asked, rows, k)
     assert np.array_equal(alone.indices, ranked.nearest.indices)
@@ -67,7 +67,7 @@ def test_among_equals_the_lower_index_is_nearest_and_the_right_one_ranks_last() 
     rows = np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (5000, 1))
     ranked = search_and_rank(rows[:2], rows, 2, right=[[0], [1, 4999, 1]], rows=rows.__getitem__)
     assert ranked.nearest.indices.tolist() == [[0, 1], [0, 1]]
-    assert ranked.against.indices.tolist() == [[1, 2], [0, 2]]
+    assert ranked.wrong_first.indices.tolist() == [[1, 2], [0, 2]]
     assert ranked.ranks.tolist() == [5000, 4999]
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.schema import LeaderboardConfig
 from data.errors import DataError
 from data.types import EmbedRequest, Item
 from evaluation.benchmarks.tables import benchmark_suite
 from evaluation.runner import Evaluation, Settings, evaluate
-from evaluation.scores.leaderboard import ModelEntry
 from evaluation.sets import EvaluationQuery, EvaluationSet
 from evaluation.suite_results import (
     save_leaderboard,
@@ -23,12 +23,10 @@ from evaluation.variants import NO_COT
 
 SETTINGS = Settings(templates="brief", item_tokens=0, max_frames=4, resamples=5, seed=0)
 SUITE = benchmark_suite("mmeb_v2").sets
-MODEL = ModelEntry(
+MODEL = LeaderboardConfig(
     model_name="ours",
     model_backbone="Qwen3-VL",
     model_size=2.1,
-    embedding_dimension=2,
-    max_length_tokens=512,
     model_release_date="2026-11-30",
     url="https://example.org",
 )
@@ -89,8 +87,9 @@ def test_a_rivals_scores_stand_before_the_published_ones(tmp_path: Path) -> None
 
 def test_the_leaderboards_file_needs_every_set(tmp_path: Path) -> None:
     results = suite_results(measured(*SUITE), "mmeb_v2", NO_COT)
-    entry = json.loads(save_leaderboard(results, MODEL, tmp_path).read_text())
+    sizes = {"dimensions": 2, "max_tokens": 512}
+    entry = json.loads(save_leaderboard(results, MODEL, tmp_path, **sizes).read_text())
     assert [len(sets) for sets in entry["metrics"].values()] == [36, 18, 24]
     assert entry["metrics"]["visdoc"]["ViDoSeek-page-fixed"]["ndcg_linear@5"] > 0
     with pytest.raises(DataError, match="no set ImageNet-1K"):
-        save_leaderboard(results[1:], MODEL, tmp_path)
+        save_leaderboard(results[1:], MODEL, tmp_path, **sizes)

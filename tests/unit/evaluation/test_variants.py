@@ -348,7 +348,7 @@ def test_figures_of_traces_count_both_sides_and_costs_come_by_key(tmp_path) -> N
     assert asked["traces"] == [subject.key for subject, _ in reasoner.asked]
     assert asked["contents"] == [request.key for request in embedder.asked]
     save_evaluation(evaluation, tmp_path)
-    assert load_evaluation(tmp_path) == replace(evaluation, scores={}, dimensions=0)
+    assert load_evaluation(tmp_path) == replace(evaluation, set_results={}, dimensions=0)
 
 
 def test_nobody_knows_the_costs_of_toys() -> None:

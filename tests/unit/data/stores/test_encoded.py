@@ -96,6 +96,13 @@ def test_a_search_over_parts_finds_what_one_over_the_array_finds(tmp_path):
     assert names == [str(index) for index in over_parts.indices[1]]
 
 
+def test_vectors_are_read_by_their_indices_over_parts(tmp_path):
+    rows = vectors(2500)
+    write(tmp_path, [item(number) for number in range(2500)], rows, [3, 2400, 97])
+    wanted = np.array([0, 2, 3, 1100, 2402, 2403, 2499])
+    assert np.array_equal(EncodedParts(tmp_path).rows(wanted), rows[wanted])
+
+
 def test_more_than_nine_parts_are_in_the_order_of_their_numbers(tmp_path):
     write(tmp_path, [item(number) for number in range(12)], vectors(12), [1] * 12)
     parts = EncodedParts(tmp_path)

@@ -34,8 +34,10 @@ def make_result() -> Callable[..., SetResult]:
             metric=metric,
             groups=groups,
         )
-        against = {f"q{number}": tuple(order) for number, order in enumerate(orders)}
+        wrong_first = {f"q{number}": tuple(order) for number, order in enumerate(orders)}
         own = {f"q{number}": tuple(order) for number, order in enumerate(benchmark_orders)}
-        return score_set(evaluation_set, against=against, benchmark_order=own or against)
+        return score_set(
+            evaluation_set, wrong_first=wrong_first, benchmark_order=own or wrong_first
+        )
 
     return make

@@ -5,10 +5,10 @@ import math
 
 import pytest
 
+from configs.schema import LeaderboardConfig
 from data.errors import DataError
 from evaluation.measure import METRICS
 from evaluation.scores.leaderboard import (
-    ModelEntry,
     check_entry,
     leaderboard_entry,
     save_entry,
@@ -16,19 +16,24 @@ from evaluation.scores.leaderboard import (
 )
 
 MODALITIES = {"image": ["VOC2007"], "video": ["MSVD"], "visdoc": ["ViDoSeek-page-fixed"]}
-MODEL = ModelEntry(
+MODEL = LeaderboardConfig(
     model_name="Ours-2B",
     model_backbone="Qwen3-VL-2B",
     model_size=2.13,
-    embedding_dimension=2048,
-    max_length_tokens=8192,
     model_release_date="2026-01-02",
     url="https://example.org/ours",
 )
 
 
 def entry_of(results) -> dict:
-    return leaderboard_entry(results, MODEL, modalities=MODALITIES, generated="2026-01-03")
+    return leaderboard_entry(
+        results,
+        MODEL,
+        dimensions=2048,
+        max_tokens=8192,
+        modalities=MODALITIES,
+        generated="2026-01-03",
+    )
 
 
 @pytest.fixture

@@ -36,20 +36,20 @@ def test_all_right_candidates_of_a_query_count_with_their_grades() -> None:
     candidates = {key: Item(text=key) for key in "abc"}
     evaluation_set = EvaluationSet(name="s", queries=[query], candidates=candidates)
     order = {"q": ["b", "a", "c"]}
-    scores = score_set(evaluation_set, against=order, benchmark_order=order).scores()
+    scores = score_set(evaluation_set, wrong_first=order, benchmark_order=order).scores()
     assert scores["recall@5"] == pytest.approx(2 / 3)
     assert scores["ndcg_linear@1"] == 1
 
 
 @pytest.mark.parametrize(
-    ("against", "own"),
+    ("wrong_first", "own"),
     [({}, {}), ({"q0": "abc"}, {}), ({"q0": "abc"}, {"q1": "abc"}), ({"x": "abc"}, {"x": "abc"})],
 )
-def test_orders_of_other_queries_are_refused(against, own) -> None:
+def test_orders_of_other_queries_are_refused(wrong_first, own) -> None:
     queries = [
         EvaluationQuery(query_id=f"q{number}", item=Item(text="q"), right={"a": 1})
         for number in range(2)
     ]
     evaluation_set = EvaluationSet(name="s", queries=queries, candidates={"a": Item(text="a")})
     with pytest.raises(DataError, match="set s: expected both orders of the same queries"):
-        score_set(evaluation_set, against=against, benchmark_order=own)
+        score_set(evaluation_set, wrong_first=wrong_first, benchmark_order=own)
