@@ -100,10 +100,11 @@ def test_all_hits_rescored_are_the_exact_search_also_by_codes():
     np.testing.assert_array_equal(rescored(QUERIES, hits, CORPUS, 1)[0], best)
     ranges = Ranges.of(CORPUS)
     places, similarities = rescored(QUERIES, hits, ranges.codes(CORPUS), 1, ranges=ranges)
-    np.testing.assert_array_equal(places, best)
-    np.testing.assert_allclose(
-        similarities, np.max(QUERIES @ CORPUS.T, 1, keepdims=True), atol=0.01
-    )
+    exact = QUERIES @ CORPUS.T
+    highest = np.max(exact, axis=1, keepdims=True)
+    # Two vectors of the corpus may be as near to a query as codes can tell.
+    np.testing.assert_allclose(np.take_along_axis(exact, places, axis=1), highest, atol=0.01)
+    np.testing.assert_allclose(similarities, highest, atol=0.01)
 
 
 def test_among_equal_hits_the_lower_place_comes_first():
