@@ -9,8 +9,7 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -35,6 +34,8 @@ BUSY_S = 1
 """Seconds until a client may try again where too many requests are running."""
 DOWN_S = 5
 """The same where no replica can serve, or the job ends."""
+DISCARD_S = 10.0
+"""Longest time for which a body is read that nobody looks at."""
 DISCARDED = 4
 """Bodies that are too large are read and thrown away up to so many times the limit, as a client
 that still sends does not see the answer."""
@@ -76,27 +77,37 @@ class Front:
     async def _embeddings(self, request: Request) -> Response:
         began = time.monotonic()
         try:
-            async with self._admitted(request):
-                response = await self._in_time(request)
-            self.metrics.seconds.observe(time.monotonic() - began)
+            self._check_token(request)
+            self._check_room()
         except Refused as refused:
-            response = await _refusal(request, refused)
-        except ClientDisconnect:
-            response = Response(status_code=CLIENT_GONE)
-        except Exception as error:
-            response = await _bug(request, error)
-            log.exception("a request failed in a way that it should not")
+            response = await self._turned_away(request, refused)
+        else:
+            self._count(1)
+            try:
+                response = await self._in_time(request)
+                self.metrics.seconds.observe(time.monotonic() - began)
+            except Refused as refused:
+                response = await _refusal(request, refused)
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_GONE)
+            except Exception as error:
+                response = await _bug(request, error)
+                log.exception("a request failed in a way that it should not")
+            finally:
+                self._count(-1)
         self.metrics.requests.labels(str(response.status_code)).inc()
         return response
 
-    @asynccontextmanager
-    async def _admitted(self, request: Request) -> AsyncIterator[None]:
-        """Count a request that runs.
+    def _count(self, change: int) -> None:
+        self.in_flight += change
+        self.metrics.in_flight.set(self.in_flight)
+
+    def _check_room(self) -> None:
+        """Refuse a request that cannot run now.
 
         Raises:
-            Refused: it shows no token, or it cannot run now.
+            Refused: the job ends, no replica can serve, or too many requests run.
         """
-        self._check_token(request)
         if self.draining:
             raise Refused("the server ends", status=503, retry_after_s=DOWN_S)
         if not self.replicas:
@@ -110,13 +121,29 @@ class Front:
                 code="queue_full",
                 retry_after_s=BUSY_S,
             )
-        self.in_flight += 1
-        self.metrics.in_flight.set(self.in_flight)
+
+    async def _turned_away(self, request: Request, refused: Refused) -> Response:
+        """Answer a request whose body was not looked at, but read it: else its client sees a
+        broken connection and no answer."""
         try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self.metrics.in_flight.set(self.in_flight)
+            async with asyncio.timeout(DISCARD_S):
+                await self._read(request, 0)
+        except TimeoutError:
+            pass
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        return await _refusal(request, refused)
+
+    async def _read(self, request: Request, most: int) -> tuple[bytes, int]:
+        """Return a body's first bytes, and how many it has, as far as it was read."""
+        body, size = bytearray(), 0
+        async for part in request.stream():
+            size += len(part)
+            if size <= most:
+                body += part
+            elif size > DISCARDED * self._limits.body_bytes:
+                break
+        return bytes(body), size
 
     async def _in_time(self, request: Request) -> Response:
         """Answer a request, unless its client goes away or its time is over.
@@ -152,13 +179,8 @@ class Front:
         Raises:
             Refused: it is too large, or of another type.
         """
-        most, body, size = self._limits.body_bytes, bytearray(), 0
-        async for part in request.stream():
-            size += len(part)
-            if size <= most:
-                body += part
-            elif size > DISCARDED * most:
-                break
+        most = self._limits.body_bytes
+        body, size = await self._read(request, most)
         if size > most:
             raise Refused(
                 f"body: expected at most {most} bytes, found more; send fewer items or smaller "
@@ -172,7 +194,7 @@ class Front:
             raise Refused(
                 f"Content-Type: expected application/json, found {kind[:60]!a}", status=415
             )
-        return bytes(body)
+        return body
 
     async def _answer(self, body: bytes) -> Response:
         request = parse_request(body, self._served)

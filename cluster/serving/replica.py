@@ -17,6 +17,7 @@ import re
 import threading
 from contextlib import suppress
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from ray import serve
@@ -42,6 +43,8 @@ LEAVE_S = 0.2
 """From an engine's death to the replica's end: what failed with it is answered first."""
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 30.0
+SHUTDOWN_LOOK_S = 0.1
+"""No request runs when replicas are stopped, so they need not look for long."""
 STARTS = 3
 """How often a replica is started that fails at its start."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -56,14 +59,19 @@ class Replica:
         self._encoder = Encoder.from_pretrained(
             config.reward.model, config.reasoner or None, settings
         )
+        root = Path(config.media_root).resolve() if config.media_root else None
+        kept = re.escape(gettempdir()) + r"/encoder-\w+/"
+        self._folders = re.compile(f"{re.escape(str(root))}/|{kept}" if root else kept)
+        """What a client need not know of the paths in messages."""
 
     async def encode(
         self, inputs: list[dict[str, Any]], side: str, trace: str, truncate_dim: int | None
-    ) -> Encoded:
-        """Return the vectors of all inputs.
+    ) -> Encoded | DataError:
+        """Return the vectors of all inputs, or why there are none: one cannot be encoded.
+
+        It is no exception, as Ray Serve logs the stack of each; a client could fill the disk.
 
         Raises:
-            DataError: one cannot be encoded; the message names its place.
             EngineLost: an engine died; this replica ends.
         """
         try:
@@ -74,6 +82,8 @@ class Replica:
         except Exception as error:
             # Whatever a library raises: an engine that died may be its cause.
             self._leave_if_lost(error)
+            if isinstance(error, DataError | ConfigError):
+                return DataError(self._folders.sub("", str(error)))
             raise
 
     def check_health(self) -> None:
@@ -128,6 +138,7 @@ class Replicas:
                 "runtime_env": {"env_vars": {**QUIET_ENV, **own}},
             },
             max_ongoing_requests=config.limits.requests,
+            graceful_shutdown_wait_loop_s=SHUTDOWN_LOOK_S,
             health_check_period_s=HEALTH_PERIOD_S,
             health_check_timeout_s=HEALTH_TIMEOUT_S,
             max_constructor_retry_count=STARTS,
@@ -167,12 +178,15 @@ class Replicas:
                 inputs, request.side.value, request.trace, request.dimensions
             )
             try:
-                return await response
+                encoded = await response
             except asyncio.CancelledError:
                 response.cancel()
                 raise
             except (RayError, RayServeException) as error:
                 raise refusal_of(error) from error
+            if isinstance(encoded, DataError):
+                raise Refused(str(encoded), param="input")
+            return encoded
 
         return encode
 
@@ -180,8 +194,6 @@ class Replicas:
 def refusal_of(error: BaseException) -> BaseException:
     """Return what a failed call of a replica means for its request; a defect stays what it is."""
     cause = cause_of(error)
-    if isinstance(cause, DataError | ConfigError):
-        return Refused(str(cause), param="input")
     if isinstance(error, RayTaskError) and not isinstance(cause, EngineLost | RayError):
         return cause
     log.warning("a request was lost with its replica: %s", type(cause).__name__)

@@ -15,7 +15,7 @@ from cluster.serving.refusal import Refused
 from cluster.serving.replica import application_name, refusal_of
 from cluster.serving.request import Served
 from configs.serving import LimitsConfig
-from data.errors import DataError, EngineLost
+from data.errors import EngineLost
 from encoder.encoder import Encoded
 
 LIMITS = LimitsConfig(body_bytes=2000, media_bytes=1000, items=3, requests=2, timeout_s=60)
@@ -235,7 +235,6 @@ def test_a_vector_that_is_not_finite_is_never_sent():
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (RayTaskError("encode", "trace", DataError("input 0: bad")), 400),
         (RayTaskError("encode", "trace", EngineLost("died")), 503),
         (RayActorError(), 503),
     ],
