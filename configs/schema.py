@@ -1,9 +1,9 @@
 """The settings of every job: one frozen dataclass each, with a docstring under each field.
 
-The sections of these dataclasses are in `configs/common.py`, `configs/reward.py` and
-`configs/learner.py`. Defaults live in these files and nowhere else. Building an object checks
-nothing: `configs.load.load` asks `problems()`, and refuses wrong values and impossible combinations
-together with all other problems of the settings, at once.
+The sections of these dataclasses are in `configs/common.py`, `configs/reward.py`,
+`configs/learner.py` and `configs/serving.py`. Defaults live in these files and nowhere else.
+Building an object checks nothing: `configs.load.load` asks `problems()`, and refuses wrong values
+and impossible combinations together with all other problems of the settings, at once.
 """
 
 import re
@@ -28,6 +28,7 @@ from configs.common import (
 )
 from configs.learner import LEARNER_CHECKS, TEMPERATURES, GRPOConfig, LearnerConfig, WeightsConfig
 from configs.reward import MAX_SCORED, REWARD_CHECKS, Pooling, RewardConfig
+from configs.serving import SERVING_CHECKS, LimitsConfig
 
 MIN_VOCABULARY = 400
 """Bytes, special tokens and the trace grammar take about 290 of a tokenizer's entries."""
@@ -367,6 +368,44 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """Job `serve`: vectors over HTTP, as OpenAI's `/v1/embeddings`, until it is stopped."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    name: str = "embed-rl"
+    """Name of the model in requests and answers."""
+    host: str = "127.0.0.1"
+    """Address to listen at. The default is reached from this machine only; with another one set
+    `token_env` too, and put a proxy with TLS in front."""
+    port: int = 8000
+    """0: a free one, which the job prints."""
+    token_env: str = ""
+    """Environment variable with the token that requests of `/v1/` must show as `Authorization:
+    Bearer TOKEN`; empty: none. The token itself is in no setting, log or file."""
+    media_root: str = ""
+    """Folder whose files requests may name by `file:` URLs or relative paths; on all nodes. Empty:
+    they may not."""
+    remote: bool = False
+    """Let requests name media by http and https URLs, which the job fetches, of public addresses
+    only."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    replicas: int = 1
+    """Copies of the models that share the requests; one that dies is replaced."""
+    cpus: float = 1.0
+    """CPUs that each replica asks Ray for."""
+    gpus: float = 0.0
+    """GPUs that each replica asks Ray for; its two engines share them."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """As for `encode`."""
+    reasoner: str = ""
+    """Folder of the Reasoner; empty: items are embedded without traces that the server writes."""
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(engine=_shared_gpu()))
+    """The Reasoner's engine, without `pool`: see `replicas`."""
+    reward: RewardConfig = field(default_factory=lambda: RewardConfig(engine=_shared_gpu()))
+    """The Embedder, without `pool`; of a trace it reads what `evidence` says."""
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """Job `report`: report.html and summary.json from the runs of one experiment."""
 
@@ -473,7 +512,7 @@ def problems(config: object) -> list[str]:
             "adaptive.train: the gate decides about the traces of a Reasoner; set eg_rl or "
             "warm_start, or leave the key empty",
         )
-    if isinstance(config, EncodeConfig | EncoderConfig | SearchConfig):
+    if isinstance(config, EncodeConfig | EncoderConfig | SearchConfig | ServeConfig):
         need(
             not (config.data.train or config.data.eval),
             "data: expected no data sets under train and eval, as none are read here; remove them",
@@ -555,6 +594,7 @@ _CHECKS = {
     **COMMON_CHECKS,
     **REWARD_CHECKS,
     **LEARNER_CHECKS,
+    **SERVING_CHECKS,
     DemoDataConfig: lambda n: [
         *positive(n, "train_scenes", "heldout_scenes"),
         *share(n, "on_target"),
@@ -641,6 +681,20 @@ _CHECKS = {
             [f"{named[1]}: expected one of image, video and page, found {' and '.join(named)}"]
             if len(named := [name for name in ("image", "video", "page") if getattr(n, name)]) > 1
             else []
+        ),
+    ],
+    ServeConfig: lambda n: [
+        *positive(n, "replicas"),
+        *not_negative(n, "cpus", "gpus"),
+        *([] if n.name.strip() else ["name: expected the model's name, found none"]),
+        *([] if 0 <= n.port < 1 << 16 else [f"port: expected 0 to 65535, found {n.port}"]),
+        *(
+            f"gpus: expected {key}.engine.tensor_parallel={ranks} or more, found {n.gpus:g}"
+            for key, ranks in (
+                ("rollout", n.rollout.engine.tensor_parallel),
+                ("reward", n.reward.engine.tensor_parallel),
+            )
+            if 0 < n.gpus < ranks
         ),
     ],
     ReportConfig: lambda n: not_negative(n, "gallery"),

@@ -27,6 +27,7 @@ from configs.schema import (
     RivalConfig,
     RuleTracesConfig,
     SearchConfig,
+    ServeConfig,
     WarmStartConfig,
 )
 from data.errors import (
@@ -174,6 +175,8 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
     if isinstance(config, SearchConfig):
         print("# encoded items")
         problems += _encoded_problems(config)
+    if isinstance(config, ServeConfig):
+        problems += _serving_problems(config)
     print("# data sets")
     problems += [*_set_problems(config), *_model_problems(config)]
     if problems:
@@ -239,6 +242,17 @@ def _encoded_problems(config: SearchConfig) -> list[str]:
         if config.index != "exact":
             check_faiss(config.index)
     except (DataError, ConfigError) as error:
+        return [str(error)]
+    return []
+
+
+def _serving_problems(config: ServeConfig) -> list[str]:
+    """Return why requests could not be served with these settings on this machine."""
+    from cluster.serving.preflight import check_settings
+
+    try:
+        check_settings(config)
+    except ConfigError as error:
         return [str(error)]
     return []
 

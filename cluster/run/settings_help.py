@@ -29,6 +29,7 @@ from configs.schema import (
     RLConfig,
     RuleTracesConfig,
     SearchConfig,
+    ServeConfig,
     WarmStartConfig,
 )
 
@@ -43,6 +44,7 @@ JOBS: dict[str, type] = {
     "report": ReportConfig,
     "encode": EncodeConfig,
     "search": SearchConfig,
+    "serve": ServeConfig,
 }
 """The settings of each job that has settings."""
 MAX_WIDTH = 100

@@ -24,6 +24,10 @@ EXIT_TIMEOUT_S = 30.0
 """A process that has its exit code ends within this time, whatever its threads still wait for."""
 AGAIN_S = 0.01
 """From a signal that could not raise to the next try."""
+STEP_NOTICE = (
+    "the job stops when the step under way has ended and its checkpoint is written; a second "
+    "signal ends it at once, without a checkpoint"
+)
 _jobs: list[int] = []
 """This process's id, where it is a job's own."""
 
@@ -87,11 +91,12 @@ def interruptible() -> Iterator[None]:
 class StopRequest:
     """Inside, a signal ends no process but is noted, for a training loop to act on.
 
-    Enter it in the main thread.
+    Enter it in the main thread. ``notice`` says what follows from a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: str = STEP_NOTICE) -> None:
         self.made = False
+        self._notice = notice
 
     def __enter__(self) -> "StopRequest":
         self._before = _handle(self._note)
@@ -116,10 +121,7 @@ class StopRequest:
         if self.made:
             _end(number, frame)
         self.made = True
-        _say(
-            f"{_name(number)}: the job stops when the step under way has ended and its checkpoint "
-            "is written; a second signal ends it at once, without a checkpoint"
-        )
+        _say(f"{_name(number)}: {self._notice}")
 
 
 def _in_logging(frame: FrameType | None) -> bool:

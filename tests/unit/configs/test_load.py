@@ -19,6 +19,7 @@ from configs.schema import (
     RLConfig,
     RuleTracesConfig,
     SearchConfig,
+    ServeConfig,
     WarmStartConfig,
 )
 from data.types import Evidence
@@ -40,6 +41,7 @@ JOBS = {
     "uvrb": EvaluateConfig,
     "report": ReportConfig,
     "search": SearchConfig,
+    "serve": ServeConfig,
 }
 FILES = sorted(FOLDER.rglob("*.yaml"))
 RL = """
