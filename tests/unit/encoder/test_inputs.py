@@ -88,8 +88,7 @@ def test_a_picture_in_memory_is_turned_as_its_exif_data_say(reader, tmp_path):
 
 def test_equal_pictures_have_one_address_and_others_have_their_own(reader):
     first, same, other = (
-        reader.read(image, 0).item.uris
-        for image in (noise(), noise(), noise().resize((6, 8)))
+        reader.read(image, 0).item.uris for image in (noise(), noise(), noise().resize((6, 8)))
     )
     assert first == same != other
     flat, tall = (reader.read(Image.new("RGB", size), 0).item.uris for size in ((4, 2), (2, 4)))
@@ -101,9 +100,7 @@ def test_bytes_of_a_pdf_and_of_a_video_are_read_as_files(reader, tmp_path):
     [page] = reader.read({"page": pdf}, 0).item.uris
     assert page.endswith(".pdf#page=1")
     video = write_video(tmp_path / "a.mp4")
-    named, kept = (
-        reader.read({"video": value}, 0).item for value in (video, video.read_bytes())
-    )
+    named, kept = (reader.read({"video": value}, 0).item for value in (video, video.read_bytes()))
     assert kept.times == named.times
     assert [uri.partition("#")[2] for uri in kept.uris] == [
         uri.partition("#")[2] for uri in named.uris

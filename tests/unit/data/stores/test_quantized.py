@@ -101,7 +101,9 @@ def test_all_hits_rescored_are_the_exact_search_also_by_codes():
     ranges = Ranges.of(CORPUS)
     places, similarities = rescored(QUERIES, hits, ranges.codes(CORPUS), 1, ranges=ranges)
     np.testing.assert_array_equal(places, best)
-    np.testing.assert_allclose(similarities, np.max(QUERIES @ CORPUS.T, 1, keepdims=True), atol=0.01)
+    np.testing.assert_allclose(
+        similarities, np.max(QUERIES @ CORPUS.T, 1, keepdims=True), atol=0.01
+    )
 
 
 def test_among_equal_hits_the_lower_place_comes_first():
