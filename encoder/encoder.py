@@ -142,11 +142,12 @@ class Encoder:
         )
         self._thread.start()
         self._closed = False
+        start = asyncio.run_coroutine_threadsafe(engines.start(), self._loop)
         try:
-            start = asyncio.run_coroutine_threadsafe(engines.start(), self._loop)
             self.dimensions = start.result()
             """The width D of its vectors."""
         except BaseException:
+            start.cancel()
             self.close()
             raise
 
@@ -207,17 +208,17 @@ class Encoder:
 
     def encode_later(
         self,
-        inputs: Sequence[Input],
+        inputs: Input | Sequence[Input],
         *,
         side: Side,
         trace: Trace = "auto",
         truncate_dim: int | None = None,
     ) -> "Future[Encoded]":
-        """Begin to encode a list of inputs, all together; many calls may run at a time.
+        """Begin to encode inputs, all of them together; many calls may run at a time.
 
         A cancelled future stops its call. The future raises as `encode_query`.
         """
-        return self._begin(inputs, side, trace=trace, truncate_dim=truncate_dim)
+        return self._begin(_listed(inputs), side, trace=trace, truncate_dim=truncate_dim)
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the cosine of each of ``first`` with each of ``second``, float32 [N, M].
@@ -242,8 +243,7 @@ class Encoder:
         """Encode a list block by block; see `Options`."""
         instruction = self._prompt(prompt_name) if prompt_name else prompt
         quantize = _quantizer(precision, ranges)
-        single = isinstance(inputs, SINGLE)
-        asked = [inputs] if single else list(inputs)
+        asked = _listed(inputs)
         parts: list[Encoded] = []
         running: deque[Future[Encoded]] = deque()
         try:
@@ -267,7 +267,7 @@ class Encoder:
                 future.cancel()
         vectors = quantize(np.concatenate([part.vectors for part in parts]))
         traces = [text for part in parts for text in part.traces]
-        if single:
+        if isinstance(inputs, SINGLE):
             return (vectors[0], traces[0]) if return_traces else vectors[0]
         return (vectors, traces) if return_traces else vectors
 
@@ -310,7 +310,7 @@ class Encoder:
         if self._closed:
             raise RuntimeError("expected an open encoder, found a closed one; make another one")
         call = _Call(side, trace, truncate_dim, instruction, first)
-        return asyncio.run_coroutine_threadsafe(self._run(list(inputs), call), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._run(inputs, call), self._loop)
 
     async def _run(self, inputs: Sequence[Input], call: "_Call") -> Encoded:
         task = asyncio.current_task()
@@ -493,6 +493,10 @@ def with_embedder(config: EncoderConfig | None, embedder: str | os.PathLike[str]
     """Return settings that name the Embedder's folder; None: the defaults."""
     config = config or EncoderConfig()
     return replace(config, reward=replace(config.reward, model=os.fspath(embedder)))
+
+
+def _listed(inputs: Input | Sequence[Input]) -> list[Input]:
+    return [inputs] if isinstance(inputs, SINGLE) else list(inputs)
 
 
 def _quantizer(precision: Precision, ranges: Ranges | None) -> Callable[[np.ndarray], np.ndarray]:

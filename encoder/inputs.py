@@ -155,7 +155,7 @@ class InputReader:
             return uris, times if as_video else ()
         path = self._save(video, where) if isinstance(video, bytes) else self._path(video, where)
         count = self._files.frame_count(path, where=where)
-        if "fps" in row and row["fps"] is not None and count > 1:
+        if row.get("fps") is not None and count > 1:
             [last] = self._files.frame_times(path, [count - 1], where=where)
             seconds = last * count / (count - 1)
             most = min(most, max(1, round(seconds * _number(row, "fps", 1, where))))

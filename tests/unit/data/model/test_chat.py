@@ -247,6 +247,20 @@ def test_a_text_only_embedder_reads_the_text_around_pictures_and_evidence(bert, 
         assert seen == encoder.embed(texts, {}, pooling=pooling)
 
 
+def test_the_length_of_an_input_is_known_without_pixels(encoder, bert, text_only):
+    content = (WIDE, Instruction("find it"), "a red ", CROP, FRAME, "star" + SUFFIX)
+    other = {"pooling": "last", "instruction": "what", "max_tokens": 5}
+    for reader, settings in (
+        (encoder, {}),
+        (encoder, other),
+        (text_only, {}),
+        (bert, other | {"max_tokens": None}),
+        (bert, other),
+    ):
+        prompt = reader.embed(content, PICTURES, **settings)
+        assert reader.embed_length(content, SIZES, **settings) == len(prompt.expanded)
+
+
 def test_a_bert_reads_the_instruction_and_the_text_in_its_own_frame(bert):
     prompt = bert.embed(("a red star" + SUFFIX,), {}, pooling="cls", instruction="about: ")
     assert words_of(bert, prompt) == ["[CLS]", "about", ":", "a", "red", "star", "[SEP]"]
