@@ -45,14 +45,15 @@ def rival_facts(
         DataError: the model's folder has no files.
     """
     root = Path(rival.model)
-    folders = [folder for folder in sorted(root.rglob("*")) if folder.is_dir()]
+    folders = [path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_dir()]
     return {
         "library": f"sentence-transformers {library}",
         "model": _model(rival.model)
         | {
-            f"{folder.relative_to(root)}/{name}": hashed
+            f"{folder}/{name}": hashed
             for folder in folders
-            for name, hashed in model_fingerprint(str(folder)).items()
+            if not any(part.startswith(".") for part in folder.parts)
+            for name, hashed in model_fingerprint(str(root / folder)).items()
         },
         "side": side,
         "prompts": rival.prompts,

@@ -16,10 +16,12 @@ from cluster.run.stage_loop import plain_console
 from configs.common import MediaConfig, PoolConfig
 from configs.reward import RewardConfig
 from configs.schema import RivalConfig
+from data.stores.keys import content_key
 from data.types import EmbedRequest, Side
 from tests.unit.cluster.test_inference import NoPictures
 
-KEYS = ("a", "b")
+TEXTS = ("a", "b")
+A, BAD = (content_key((text,)) for text in ("a", "bad"))
 
 
 class Embedders:
@@ -36,8 +38,8 @@ class Embedders:
     def embed(
         self, requests: Sequence[EmbedRequest], pictures: SharedPictures
     ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        return {r.key: np.full(3, len(self.opened)) for r in requests if r.key != "bad"}, {
-            r.key: "it is bad" for r in requests if r.key == "bad"
+        return {r.key: np.full(3, len(self.opened)) for r in requests if r.key != BAD}, {
+            r.key: "it is bad" for r in requests if r.key == BAD
         }
 
     def close(self) -> None:
@@ -50,12 +52,13 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inference, "RewardPool", Embedders)
     monkeypatch.setattr(rivals, "EmbedderPool", Embedders)
     monkeypatch.setattr(Embedders, "opened", [], raising=False)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").write_bytes(b"weights")
     blocks = Blocks(NoPictures(), MediaConfig(), 4, plain_console())
 
-    def embed(*keys: str, **settings: Any):
-        rival = RivalConfig(name="other", model=str(tmp_path), **settings)
-        requests = [EmbedRequest(key=key, content=(key,)) for key in keys]
+    def embed(*texts: str, **settings: Any):
+        rival = RivalConfig(name="other", model=str(tmp_path / "model"), **settings)
+        requests = [EmbedRequest(key=content_key((text,)), content=(text,)) for text in texts]
         return embed_with_rival(
             dict.fromkeys(Side, requests),
             rival=rival,
@@ -68,35 +71,35 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_each_side_has_actors_and_a_store_of_its_own(embedded) -> None:
-    vectors = embedded(*KEYS, prompts={"query": "q: "})
-    assert [float(vectors[side]["a"][0]) for side in (Side.QUERY, Side.TARGET)] == [1.0, 2.0]
+    vectors = embedded(*TEXTS, prompts={"query": "q: "})
+    assert [float(vectors[side][A][0]) for side in (Side.QUERY, Side.TARGET)] == [1.0, 2.0]
     assert [opened[-1]["side"] for opened in Embedders.opened] == [Side.QUERY, Side.TARGET]
     assert Embedders.opened[0][-1]["prompts"] == {"query": "q: "}
     assert [opened[0] for opened in Embedders.opened] == ["rival", "rival"]
 
 
 def test_nothing_is_embedded_twice(embedded) -> None:
-    first = embedded(*KEYS)
-    again = embedded(*KEYS)
+    first = embedded(*TEXTS)
+    again = embedded(*TEXTS)
     assert len(Embedders.opened) == 2
     for side in Side:
         assert {key: row.tolist() for key, row in again[side].items()} == {
             key: row.tolist() for key, row in first[side].items()
         }
-    embedded(*KEYS, prompts={"query": "q: "})
+    embedded(*TEXTS, prompts={"query": "q: "})
     assert len(Embedders.opened) == 4
 
 
 def test_vllm_reads_both_sides_alike_with_the_settings_of_a_reward(embedded) -> None:
-    vectors = embedded(*KEYS, library="vllm", pooling="last", instruction="Represent.")
+    vectors = embedded(*TEXTS, library="vllm", pooling="last", instruction="Represent.")
     [(reward, _, _)] = Embedders.opened
     assert (reward.pooling, reward.instruction) == ("last", "Represent.")
-    assert vectors[Side.QUERY]["a"].tolist() == vectors[Side.TARGET]["a"].tolist()
+    assert vectors[Side.QUERY][A].tolist() == vectors[Side.TARGET][A].tolist()
 
 
 def test_what_fails_is_left_out(embedded, capsys) -> None:
     vectors = embedded("a", "bad")
-    assert [list(vectors[side]) for side in Side] == [["a"], ["a"]]
+    assert [list(vectors[side]) for side in Side] == [[A], [A]]
     assert "1 contents not embedded: it is bad" in capsys.readouterr().out
 
 
