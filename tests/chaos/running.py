@@ -1,4 +1,4 @@
-"""A training job of the demo as a process, and the processes that it has started."""
+"""A job of the demo as a process, and the processes that it has started."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,16 +30,29 @@ STEP_TIMEOUT_S = 600.0
 
 
 class Life:
-    """One life of a job on a run folder, with a Ray of its own."""
+    """One life of a job on a run folder, with a Ray of its own.
 
-    def __init__(self, config: Path, folder: Path, *settings: str) -> None:
+    ``path`` is a folder of modules that its processes find first; empty: there is none.
+    """
+
+    def __init__(
+        self, config: Path, folder: Path, *settings: str, job: str = "rl", path: str = ""
+    ) -> None:
         self.folder = folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         self.log = folder.with_suffix(".log").open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.jobs.rl", str(config), f"run.dir={folder}", *settings],
+            [
+                *(sys.executable, "-m", f"cluster.jobs.{job}", str(config)),
+                *(f"run.dir={folder}", *settings),
+            ],
             cwd=REPOSITORY,
-            env={**os.environ, "EMBED_RL_ROOT": str(project_root()), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "EMBED_RL_ROOT": str(project_root()),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH")))),
+            },
             stdout=self.log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -49,15 +62,19 @@ class Life:
         """Return the metrics of the steps done so far."""
         return [one for one in metrics_of(self.folder) if one["step"] > 0]
 
-    def wait_for_step(self, step: int) -> bool:
-        """Return True once a step is done, False where the job ended before."""
+    def wait_for(self, what: str, done: Callable[[], bool]) -> bool:
+        """Return True once something is done, False where the job ended before."""
         deadline = time.monotonic() + STEP_TIMEOUT_S
-        while not any(one["step"] >= step for one in self.steps()):
+        while not done():
             if self.process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, f"step {step} was not done in {STEP_TIMEOUT_S} s"
+            assert time.monotonic() < deadline, f"{what}: not done in {STEP_TIMEOUT_S} s"
             time.sleep(0.1)
         return True
+
+    def wait_for_step(self, step: int) -> bool:
+        """Return True once a step is done, False where the job ended before."""
+        return self.wait_for(f"step {step}", lambda: any(s["step"] >= step for s in self.steps()))
 
     def processes(self, role: str) -> list[psutil.Process]:
         """Return the job's living processes of a role."""
@@ -96,20 +113,22 @@ class Life:
 
 
 @contextmanager
-def running(config: Path, folder: Path, *settings: str) -> Iterator[Life]:
-    """Run a job; whatever happens, it is gone afterwards."""
-    job = Life(config, folder, *settings)
+def running(
+    config: Path, folder: Path, *settings: str, job: str = "rl", path: str = ""
+) -> Iterator[Life]:
+    """Run a job, see `Life`; whatever happens, it is gone afterwards."""
+    life = Life(config, folder, *settings, job=job, path=path)
     try:
-        yield job
+        yield life
     finally:
-        if job.process.poll() is None:
-            started = family(job.process.pid)
-            job.process.kill()
-            job.process.wait(60)
+        if life.process.poll() is None:
+            started = family(life.process.pid)
+            life.process.kill()
+            life.process.wait(60)
             for one in started:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
-        job.log.close()
+        life.log.close()
 
 
 def named(process: psutil.Process, name: str) -> bool:
