@@ -97,8 +97,9 @@ coverage: .venv/.ready ## what `make test` runs of the loop's files, in Ray's pr
 	@echo "a killed process may lack its last second"
 	@$(MEASURED) $(PY) -m coverage report --fail-under=$(FLOOR)
 
-chaos: .venv/.ready ## kill actors and drivers of EG-RL on the demo's models (make demo before), half an hour
-	@$(PY) -m pytest -s -q tests/chaos/test_actor_kills.py tests/chaos/test_driver_kills.py
+chaos: .venv/.ready ## kill actors and drivers of jobs on the demo's models (make demo before), 45 minutes
+	@$(PY) -m pytest -s -q tests/chaos/test_actor_kills.py tests/chaos/test_driver_kills.py \
+		tests/chaos/test_store_kills.py
 
 soak: .venv/.ready ## 500 steps on the demo's models: memory stays flat, nothing is left behind
 	@$(PY) -m pytest -s -q tests/chaos/test_soak.py
