@@ -46,6 +46,12 @@ def test_a_chat_is_one_item_with_its_instruction_and_medium():
     }
 
 
+def test_a_page_is_a_medium_of_its_own():
+    part = {"type": "page_url", "page_url": {"url": "a.pdf#page=2"}}
+    [item] = parse(messages=user(part)).items
+    assert item.as_input("/root/a.pdf#page=2") == {"page": "/root/a.pdf#page=2"}
+
+
 def test_a_list_of_chats_is_several_items_in_either_field():
     chats = [user(PICTURE), [{"role": "user", "content": "a"}]]
     for name in ("messages", "input"):
