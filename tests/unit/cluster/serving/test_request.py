@@ -1,11 +1,14 @@
 """The body of a request to items: OpenAI's form, the chat form, and what is refused."""
 
 import json
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.serving.refusal import Refused
-from cluster.serving.request import Medium, Served, parse_request
+from cluster.serving.request import FIELDS, Medium, Served, parse_request
 from data.types import Side
 
 SERVED = Served(name="m", dimensions=frozenset((64, 128)), items=4, max_frames=8)
@@ -200,3 +203,22 @@ def test_an_embedder_that_was_not_trained_to_be_cut_is_not_cut():
     whole = Served(name="m", dimensions=frozenset(), items=4, max_frames=8)
     with pytest.raises(Refused, match="was not trained to be cut"):
         parse_request(b'{"input": "a", "dimensions": 64}', whole)
+
+
+WORDS = st.sampled_from(
+    ["", "a", "user", "system", "assistant", "<emb>", "text", "image_url", "video_url", "given"]
+)
+NAMES = st.sampled_from(
+    [*FIELDS, "role", "content", "type", "text", "url", "image_url", "video_url", "fps", "video"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.binary() | st.dictionaries(NAMES, JSON, max_size=5).map(lambda v: json.dumps(v).encode()))
+def test_a_body_is_a_request_or_is_refused_whatever_it_holds(body):
+    with suppress(Refused):
+        assert 1 <= len(parse_request(body, SERVED).items) <= SERVED.items
