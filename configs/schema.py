@@ -20,6 +20,7 @@ from configs.common import (
     DataSetConfig,
     EngineConfig,
     EvalConfig,
+    MediaConfig,
     PoolConfig,
     RolloutConfig,
     RunConfig,
@@ -367,6 +368,10 @@ class SearchConfig:
     """The Embedder, which must be the one that encoded the items, with the same settings."""
 
 
+def _served_data() -> DataConfig:
+    return DataConfig(media=MediaConfig(max_step_bytes=1 << 30))
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """Job `serve`: vectors over HTTP, as OpenAI's `/v1/embeddings`, until it is stopped."""
@@ -395,8 +400,8 @@ class ServeConfig:
     """CPUs that each replica asks Ray for."""
     gpus: float = 0.0
     """GPUs that each replica asks Ray for; its two engines share them."""
-    data: DataConfig = field(default_factory=DataConfig)
-    """As for `encode`."""
+    data: DataConfig = field(default_factory=_served_data)
+    """As for `encode`; `media.max_step_bytes` is for one request, and 1 GiB unless set."""
     reasoner: str = ""
     """Folder of the Reasoner; empty: items are embedded without traces that the server writes."""
     rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(engine=_shared_gpu()))

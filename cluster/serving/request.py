@@ -63,16 +63,17 @@ class RequestItem:
     instruction: str = ""
     medium: Medium | None = None
     trace: str | None = None
-    """The client's own."""
+    """The client's own; empty: it gives none to this item. None: the request gives none at all."""
     max_frames: int | None = None
     fps: float | None = None
 
     def as_input(self, medium: Any) -> dict[str, Any]:
         """Return what an `Encoder` takes; ``medium``: a path, bytes or frames, None for a text."""
-        values = {"text": self.text, "instruction": self.instruction, "trace": self.trace}
+        values = {"text": self.text or None, "instruction": self.instruction or None}
+        values["trace"] = self.trace
         if self.medium is not None:
             values |= {self.medium.kind: medium, "max_frames": self.max_frames, "fps": self.fps}
-        return {name: value for name, value in values.items() if value not in (None, "")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,8 +323,8 @@ def _with_traces(
         raise wrong("traces", f"a list of {len(items)} texts, one an item", _shown(traces))
     traced = []
     for index, (item, text) in enumerate(zip(items, traces, strict=True)):
-        if not isinstance(text, str) or not text.strip():
-            raise wrong(f"traces[{index}]", "a text that is not empty", _shown(text))
+        if not isinstance(text, str):
+            raise wrong(f"traces[{index}]", "a text, empty for none", _shown(text))
         _check_characters(text, f"traces[{index}]")
         traced.append(replace(item, trace=text))
     return tuple(traced)

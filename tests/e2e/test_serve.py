@@ -5,7 +5,9 @@ import base64
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,9 @@ class Served:
     def post(self, **body) -> httpx.Response:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.post(f"{self.url}/embeddings", json=body, headers=headers, timeout=PATIENCE_S)
+
+    def metrics(self) -> str:
+        return httpx.get(self.url.replace("/v1", "/metrics"), timeout=PATIENCE_S).text
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +142,19 @@ def test_a_server_gives_the_encoders_vectors_until_it_is_stopped(served):
     report = asyncio.run(load_.run(REQUESTS))
     assert (report.wrong, report.lost, report.misjudged) == (0, 0, 0), report.text()
     assert len(report.killed) == len(KILLS)
-    counted = httpx.get(served.url.replace("/v1", "/metrics")).text
-    assert 'embed_rl_requests_total{status="200"}' in counted
+    assert 'embed_rl_requests_total{status="200"}' in served.metrics()
 
-    os.kill(served.job.process.pid, signal.SIGTERM)
+    with ThreadPoolExecutor(4) as pool:
+        running = [
+            pool.submit(served.post, input=[f"{names[0]} {n} {number}" for number in range(20)])
+            for n in range(4)
+        ]
+        while "embed_rl_requests_in_flight 4.0" not in served.metrics():
+            if all(future.done() for future in running):
+                break
+            time.sleep(0.01)
+        os.kill(served.job.process.pid, signal.SIGTERM)
+        assert [future.result().status_code for future in running] == [200] * 4
     printed = served.job.finish(exit_code=3)
     assert "the requests that ran were answered" in printed
     assert TOKEN not in printed

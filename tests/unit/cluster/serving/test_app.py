@@ -10,31 +10,14 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.serving.app import Front
-from cluster.serving.media import Media
 from cluster.serving.refusal import Refused
 from cluster.serving.replica import application_name, refusal_of
-from cluster.serving.request import Served
 from configs.serving import LimitsConfig
 from data.errors import EngineLost
 from encoder.encoder import Encoded
+from tests.unit.cluster.serving.fronts import LIMITS, front_of, lengths
 
-LIMITS = LimitsConfig(body_bytes=2000, media_bytes=1000, items=3, requests=2, timeout_s=60)
 JSON = {"Content-Type": "application/json"}
-
-
-async def lengths(request, inputs) -> Encoded:
-    """Encode a text as its length."""
-    sizes = [len(value["text"]) for value in inputs]
-    vectors = np.array([[size, 0.1] for size in sizes], dtype=np.float32)
-    return Encoded(vectors, [value["text"].upper() for value in inputs], sizes)
-
-
-def front_of(encode=lengths, *, limits=LIMITS, token="", replicas=1) -> Front:
-    served = Served(name="m", dimensions=frozenset(), items=limits.items, max_frames=8)
-    media = Media(root=None, remote=None, max_file_bytes=1000, max_bytes=limits.media_bytes)
-    front = Front(served, limits, media, encode, token=token)
-    front.replicas = replicas
-    return front
 
 
 def client_of(front: Front) -> httpx.AsyncClient:

@@ -1,11 +1,14 @@
 """The body of a request to items: OpenAI's form, the chat form, and what is refused."""
 
 import json
+from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.serving.refusal import Refused
-from cluster.serving.request import Medium, Served, parse_request
+from cluster.serving.request import FIELDS, Medium, Served, parse_request
 from data.types import Side
 
 SERVED = Served(name="m", dimensions=frozenset((64, 128)), items=4, max_frames=8)
@@ -44,6 +47,12 @@ def test_a_chat_is_one_item_with_its_instruction_and_medium():
         "instruction": "Find the same.",
         "image": b"x",
     }
+
+
+def test_a_page_is_a_medium_of_its_own():
+    part = {"type": "page_url", "page_url": {"url": "a.pdf#page=2"}}
+    [item] = parse(messages=user(part)).items
+    assert item.as_input("/root/a.pdf#page=2") == {"page": "/root/a.pdf#page=2"}
 
 
 def test_a_list_of_chats_is_several_items_in_either_field():
@@ -89,8 +98,8 @@ def test_frame_settings_of_a_video_are_read_wherever_clients_put_them(part, fiel
 
 
 def test_traces_of_the_client_go_with_their_items():
-    request = parse(input=["a", "b"], trace="given", traces=["x", "y"], return_traces=True)
-    assert [item.as_input(None)["trace"] for item in request.items] == ["x", "y"]
+    request = parse(input=["a", "b"], trace="given", traces=["x", ""], return_traces=True)
+    assert [item.as_input(None)["trace"] for item in request.items] == ["x", ""]
     assert request.return_traces
 
 
@@ -113,7 +122,7 @@ def test_traces_of_the_client_go_with_their_items():
         ({"input": "a", "trace": "given"}, "traces", "a text for each item"),
         ({"input": "a", "traces": ["x"]}, "traces", "none otherwise"),
         ({"input": "a", "trace": "given", "traces": ["x", "y"]}, "traces", "a list of 1"),
-        ({"input": "a", "trace": "given", "traces": [""]}, "traces[0]", "not empty"),
+        ({"input": "a", "trace": "given", "traces": [1]}, "traces[0]", "a text"),
         ({"input": "a", "encoding_format": "bytes"}, "encoding_format", "float or base64"),
         ({"input": "a", "dimension": 64}, "dimension", "the nearest name is 'dimensions'"),
         ({"messages": "a"}, "messages", "a list"),
@@ -194,3 +203,22 @@ def test_an_embedder_that_was_not_trained_to_be_cut_is_not_cut():
     whole = Served(name="m", dimensions=frozenset(), items=4, max_frames=8)
     with pytest.raises(Refused, match="was not trained to be cut"):
         parse_request(b'{"input": "a", "dimensions": 64}', whole)
+
+
+WORDS = st.sampled_from(
+    ["", "a", "user", "system", "assistant", "<emb>", "text", "image_url", "video_url", "given"]
+)
+NAMES = st.sampled_from(
+    [*FIELDS, "role", "content", "type", "text", "url", "image_url", "video_url", "fps", "video"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.binary() | st.dictionaries(NAMES, JSON, max_size=5).map(lambda v: json.dumps(v).encode()))
+def test_a_body_is_a_request_or_is_refused_whatever_it_holds(body):
+    with suppress(Refused):
+        assert 1 <= len(parse_request(body, SERVED).items) <= SERVED.items
