@@ -167,8 +167,9 @@ def run(model: MtebEncoder, task: Built, folder: Path) -> dict[str, float]:
 
 def agree(theirs: Mapping[str, float], own: Mapping[str, float]) -> None:
     for name, metric in METRICS.items():
-        # mteb rounds to five digits.
-        assert theirs[name] == pytest.approx(round(own[metric], 5), abs=1e-6), name
+        # mteb rounds most of them to five digits.
+        exact = pytest.approx(own[metric], abs=1e-6)
+        assert theirs[name] in (exact, pytest.approx(round(own[metric], 5), abs=1e-6)), name
     assert 0 < own["ndcg_linear@10"] < 1
 
 
