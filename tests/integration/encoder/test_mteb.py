@@ -290,6 +290,11 @@ def test_pictures_of_documents_are_pages(model: MtebEncoder, tmp_path: Path) -> 
     np.testing.assert_allclose(vector, model.model.encode_document({"page": path}), atol=1e-5)
 
 
+def test_what_no_model_here_reads_is_refused(model: MtebEncoder) -> None:
+    with pytest.raises(DataError, match="expected a task of texts, pictures or videos, found aud"):
+        encode(model, batches(audio=[{}]))
+
+
 def test_another_precision_is_refused(model: MtebEncoder) -> None:
     with pytest.raises(DataError, match="precision: expected float32, found 'int8'"):
         encode(model, batches(text=["red"]), precision="int8")
