@@ -155,6 +155,11 @@ class MtebEncoder(AbsEncoder):
             "video": batch.get("video"),
         }
         there = {name: values for name, values in columns.items() if values is not None}
+        if not there.keys() - {"instruction"}:
+            raise DataError(
+                f"expected a task of texts, pictures or videos, found {', '.join(batch)}; leave it "
+                "out"
+            )
         for values in zip(*there.values(), strict=True):
             named = zip(there, values, strict=True)
             row = {name: value for name, value in named if value is not None}

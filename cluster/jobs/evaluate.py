@@ -51,7 +51,7 @@ from evaluation.variants import RIVAL_SUFFIX, variants_of
 def roles(config: EvaluateConfig) -> list[Role]:
     """Return what the job asks Ray for: its pools run one after the other."""
     reasons = config.warm_start or config.eg_rl
-    rivals = {rival.name: rival.pool for rival in config.rivals}
+    rivals = {f"rival {rival.name}": rival.pool for rival in config.rivals}
     return engine_roles(config.reward, config.rollout if reasons else None, rivals)
 
 
