@@ -101,7 +101,9 @@ def test_a_name_is_said_once(picture):
 
 def test_texts_names_traces_and_keywords_are_escaped():
     bad = "<script>alert('x')</script>"
-    hit = replace(TEXT, item_id=bad, file=f"{bad}.png", text=bad, trace=bad, cues=Cues(keywords=(bad,)))
+    hit = replace(
+        TEXT, item_id=bad, file=f"{bad}.png", text=bad, trace=bad, cues=Cues(keywords=(bad,))
+    )
     html = build_search_page(hit, [(1.0, hit)], title=bad, count=1, limits=MediaConfig())
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(&#39;x&#39;)") == 11
