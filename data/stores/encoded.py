@@ -8,6 +8,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from io import BytesIO
 from itertools import accumulate
@@ -124,7 +125,7 @@ class EncodedParts:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @property
+    @cached_property
     def dimensions(self) -> int:
         """Of the vectors.
 

@@ -18,6 +18,7 @@ TEXT_CHARS, KEYWORDS_SHOWN = 2000, 50
 class ItemCard:
     """An item as the page shows it."""
 
+    item_id: str
     heading: str
     similarity: str
     """Empty: it is the query."""
@@ -65,6 +66,7 @@ def build_search_page(
 
 def _card(item: EncodedItem, *, heading: str, similarity: str, limits: MediaConfig) -> ItemCard:
     return ItemCard(
+        item_id=item.item_id,
         heading=f"{heading}. {item.item_id}" if heading else "",
         similarity=similarity,
         file=item.file,

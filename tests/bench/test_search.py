@@ -1,7 +1,7 @@
 """What searches cost: exact, with ranks as `evaluate` needs them, and through each FAISS index.
 
-Exact search is measured beside FAISS's flat index. The indexes are measured beside exact search of
-one query at a time, as the job `search` asks, over a tenth of the candidates.
+Exact search is measured beside FAISS's flat index. The indexes are measured over a tenth of the
+candidates, beside exact search of the files: one query at a time, as the job `search` asks.
 `EMBED_RL_BENCH_CANDIDATES` makes it smaller.
 """
 
@@ -25,8 +25,8 @@ QUERIES, DIMENSIONS, K = 1_000, 256, 10
 CANDIDATES = int(os.environ.get("EMBED_RL_BENCH_CANDIDATES", "1_000_000"))
 INDEXED = CANDIDATES // 10
 """An index of a million takes some minutes to build."""
-PART = 16_384
-CENTRES, SPREAD = 2_000, 0.6
+PART, BLOCK = 1_024, 16_384
+CENTRES, SPREAD = max(1, CANDIDATES // 500), 0.6
 """Subjects that the vectors are of, and how far those of one subject are apart: an index finds
 nothing in vectors without any neighbourhood."""
 KINDS = {"flat": 1.0, "ivf": 0.9, "hnsw": 0.9, "binary": 0.7}
@@ -72,8 +72,8 @@ def ranks_in_faiss(queries: np.ndarray, candidates: np.ndarray, right: np.ndarra
     """Look for the nearest K, and return the rank of the right candidate of each query."""
     own = np.einsum("qd,qd->q", queries, candidates[right])
     ranks = np.ones(len(queries), dtype=np.int64)
-    for start in range(0, len(candidates), PART):
-        similarity = queries @ candidates[start : start + PART].T
+    for start in range(0, len(candidates), BLOCK):
+        similarity = queries @ candidates[start : start + BLOCK].T
         ranks += np.count_nonzero(similarity > own[:, None], axis=1)
     in_faiss(queries, candidates)
     return ranks
@@ -126,7 +126,7 @@ def test_a_query_through_an_index(vectors, parts, kind) -> None:
         f"10 queries, {kind}, recall {recall:.3f} / exact",
         *alternate(
             one_by_one(lambda query: index.search(query, K)),
-            one_by_one(lambda query: search(query, candidates, K)),
+            one_by_one(lambda query: search(query, parts.vectors(), K)),
         ),
         target=1.0,
     )

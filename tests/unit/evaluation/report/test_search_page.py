@@ -94,9 +94,16 @@ def test_a_page_needs_no_other_file_and_a_lost_picture_is_a_tile(picture, tmp_pa
     assert 'name="viewport"' in html
 
 
+def test_a_name_is_said_once(picture):
+    html = page(replace(picture, item_id="a.png"))
+    assert re.findall(r'class="file">(.+?)<', html) == ["text: rows.jsonl", "image"]
+
+
 def test_texts_names_traces_and_keywords_are_escaped():
     bad = "<script>alert('x')</script>"
-    hit = replace(TEXT, item_id=bad, file=bad, text=bad, trace=bad, cues=Cues(keywords=(bad,)))
+    hit = replace(
+        TEXT, item_id=bad, file=f"{bad}.png", text=bad, trace=bad, cues=Cues(keywords=(bad,))
+    )
     html = build_search_page(hit, [(1.0, hit)], title=bad, count=1, limits=MediaConfig())
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(&#39;x&#39;)") == 11
