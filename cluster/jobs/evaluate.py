@@ -34,6 +34,7 @@ from data.errors import DataError
 from data.model.chat import load_encoder
 from data.model.model_folder import check_embedder, check_reasoner, warn_older_input
 from data.sets.load_sets import load_sets
+from data.stores.keys import files_remembered
 from evaluation.adaptive.effects import trace_effects
 from evaluation.adaptive.gate import adaptive_figures
 from evaluation.benchmarks.load import load_benchmark
@@ -62,6 +63,7 @@ def roles(config: EvaluateConfig) -> list[Role]:
     return engine_roles(config.reward, config.rollout if reasons else None)
 
 
+@files_remembered()
 def main(config: EvaluateConfig) -> int:
     """Reason, embed, rank; write the results and print the table."""
     folder = RunFolder(config, job="evaluate")
