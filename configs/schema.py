@@ -206,6 +206,11 @@ class EvaluateConfig:
     """Folder of the warm-started Reasoner; empty: nothing is measured with its traces."""
     eg_rl: str = ""
     """Folder of the Reasoner after EG-RL; empty: as above."""
+    published_traces: list[str] = field(default_factory=list)
+    """Traces of `mmeb_v2` in files as Embed-RL's code writes them, `Video/K700_query_cot.json` and
+    `Video/K700_corpus_cot.json` for example, or folders of such files. They are measured beside
+    those of the Reasoners, or instead of them, as `published`. A file belongs to the set that its
+    name begins with. What the files do not name has no trace. Empty: none."""
     controls: list[str] = field(default_factory=list)
     """Further variants of each Reasoner, which show where its score comes from. `other_trace`: each
     item gets the trace of another item of its set, side and kind; what is left of the score is not
@@ -228,8 +233,8 @@ class EvaluateConfig:
     vector_bytes: int = 4 << 30
     """Vectors of more bytes are mapped from a file instead of being held in memory."""
     max_missing_traces: float = 0.05
-    """Largest share of traces of one Reasoner that may have failed; with more there is no result.
-    """
+    """Largest share of traces of one Reasoner, or of the published ones, that may be missing; with
+    more there is no result."""
     bootstrap: int = 1000
     """Resamples for the 95 % intervals."""
 
@@ -368,6 +373,17 @@ def problems(config: object) -> list[str]:
             whole or not name,
             "leaderboard.model_name: the leaderboard takes all 78 sets; add the benchmark mmeb_v2 "
             "without `sets`, or leave the name empty",
+        )
+        need(
+            not config.published_traces
+            or (not config.data.eval and {b.suite for b in config.benchmarks} == {"mmeb_v2"}),
+            "published_traces: these are of the benchmark mmeb_v2 alone; evaluate other sets in a "
+            "run of their own",
+        )
+        need(
+            not config.published_traces or "samples" not in config.controls,
+            "controls: files hold one trace of an item, so the mean of several cannot be measured; "
+            "remove 'samples', or leave published_traces empty",
         )
         need(
             not config.adaptive.train or bool(config.eg_rl or config.warm_start),

@@ -39,6 +39,7 @@ from data.errors import (
 )
 from data.model.model_folder import check_folder
 from data.rows.row_formats import KIND_OF_FORMAT
+from data.rows.trace_files import published_files
 from data.sets.load_sets import (
     LoadedSet,
     load_each,
@@ -222,6 +223,8 @@ def _set_problems(config: Any) -> list[str]:
     problems = [*repeated_names(train), *repeated_names(held_out)]
     for benchmark in benchmarks:
         problems += _benchmark_problems(benchmark, data.media)
+    if isinstance(config, EvaluateConfig) and config.published_traces:
+        problems += _published_problems(config)
     learns = isinstance(config, WarmStartConfig | EmbedderConfig)
     # Split and name of sets without any trace, all rows of which were read.
     without_traces: set[tuple[str, str]] = set()
@@ -282,6 +285,18 @@ def _benchmark_problems(benchmark: BenchmarkConfig, media: MediaConfig) -> list[
         problems = [str(error)]
     print(f"{benchmark.suite}: {benchmark.root}: {len(sets)} sets, {len(problems)} problems")
     return problems
+
+
+def _published_problems(config: EvaluateConfig) -> list[str]:
+    """Print how many files of published traces there are; return why they cannot be used."""
+    names = [name for b in config.benchmarks for name in b.sets or BENCHMARK_SETS[b.suite]]
+    try:
+        files = published_files(config.published_traces, names)
+    except DataError as error:
+        return [str(error)]
+    count = sum(map(len, files.values()))
+    print(f"published_traces: {count} files of {len(files)} of {len(names)} sets")
+    return []
 
 
 def _model_problems(config: Any) -> list[str]:
