@@ -75,6 +75,17 @@ class WarmStartConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: str = MISSING
     """Folder of the model to start from."""
+    store: str = ""
+    """Folder in which `evaluate` or `encode` has kept traces, see `store` there: the pairs have the
+    greedy traces of `reasoner` that it holds, and the traces of their rows do not count. Empty: the
+    traces of the rows."""
+    reasoner: str = ""
+    """Folder of the Reasoner that wrote the traces in the store."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Settings that the Reasoner wrote with: `sampling.max_tokens`, `engine.dtype` and
+    `engine.max_model_len` say which traces of the store are meant."""
+    max_missing_traces: float = 0.05
+    """Largest share of a set's queries and targets that may have no trace in the store."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     steps: int = 1000
     """Training steps at most."""
@@ -94,6 +105,17 @@ class EmbedderConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: str = MISSING
     """Folder of the model to start from."""
+    store: str = ""
+    """Folder in which `evaluate` or `encode` has kept traces, see `store` there: the pairs have the
+    greedy traces of `reasoner` that it holds, and the traces of their rows do not count. Empty: the
+    traces of the rows."""
+    reasoner: str = ""
+    """Folder of the Reasoner that wrote the traces in the store."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Settings that the Reasoner wrote with: `sampling.max_tokens`, `engine.dtype` and
+    `engine.max_model_len` say which traces of the store are meant."""
+    max_missing_traces: float = 0.05
+    """Largest share of a set's queries and targets that may have no trace in the store."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     steps: int = 1000
     """Training steps at most."""
@@ -390,6 +412,12 @@ def problems(config: object) -> list[str]:
             "adaptive.train: the gate decides about the traces of a Reasoner; set eg_rl or "
             "warm_start, or leave the key empty",
         )
+    if isinstance(config, WarmStartConfig | EmbedderConfig):
+        need(
+            bool(config.store) == bool(config.reasoner),
+            f"store: traces in it are told by their Reasoner, found store='{config.store}' and "
+            f"reasoner='{config.reasoner}'; set both, or none",
+        )
     if isinstance(config, EncodeConfig | SearchConfig):
         need(
             not (config.data.train or config.data.eval),
@@ -501,11 +529,14 @@ _CHECKS = {
             if not re.fullmatch(r"[\w.-]+", data_set.name)
         ),
     ],
-    WarmStartConfig: lambda n: positive(n, "steps", "batch", "checkpoint_every"),
+    WarmStartConfig: lambda n: [
+        *positive(n, "steps", "batch", "checkpoint_every"),
+        *share(n, "max_missing_traces"),
+    ],
     EmbedderConfig: lambda n: [
         *positive(n, "steps", "batch", "sub_batches", "temperature", "checkpoint_every"),
         *not_negative(n, "hard_negatives"),
-        *share(n, "trace_dropout", "evidence_dropout"),
+        *share(n, "trace_dropout", "evidence_dropout", "max_missing_traces"),
         *(
             f"dimensions: expected sizes of more than 0, found {size}"
             for size in n.dimensions

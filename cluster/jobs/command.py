@@ -48,6 +48,7 @@ from data.sets.load_sets import (
     repeated_names,
     set_problems,
 )
+from data.stores.traced_sets import with_stored_traces
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -248,6 +249,11 @@ def _set_problems(config: Any) -> list[str]:
             print(f"{line}: cannot be read")
             problems.append(str(loaded))
             continue
+        if learns:
+            try:
+                [loaded] = with_stored_traces([loaded], [settings], config)
+            except DataError as error:
+                problems.append(str(error))
         there, asked = loaded.media_usable, loaded.media_named
         more = f"{len(loaded.distractors)} distractors, " if loaded.distractors else ""
         pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
