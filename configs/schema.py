@@ -80,6 +80,17 @@ class WarmStartConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: str = MISSING
     """Folder of the model to start from."""
+    store: str = ""
+    """Folder in which `evaluate` or `encode` has kept traces, see `store` there: the pairs have the
+    greedy traces of `reasoner` that it holds, and the traces of their rows do not count. Empty: the
+    traces of the rows."""
+    reasoner: str = ""
+    """Folder of the Reasoner that wrote the traces in the store."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Settings that the Reasoner wrote with: `sampling.max_tokens`, `engine.dtype` and
+    `engine.max_model_len` say which traces of the store are meant."""
+    max_missing_traces: float = 0.05
+    """Largest share of a set's queries and targets that may have no trace in the store."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     steps: int = 1000
     """Training steps at most."""
@@ -99,6 +110,17 @@ class EmbedderConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: str = MISSING
     """Folder of the model to start from."""
+    store: str = ""
+    """Folder in which `evaluate` or `encode` has kept traces, see `store` there: the pairs have the
+    greedy traces of `reasoner` that it holds, and the traces of their rows do not count. Empty: the
+    traces of the rows."""
+    reasoner: str = ""
+    """Folder of the Reasoner that wrote the traces in the store."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """Settings that the Reasoner wrote with: `sampling.max_tokens`, `engine.dtype` and
+    `engine.max_model_len` say which traces of the store are meant."""
+    max_missing_traces: float = 0.05
+    """Largest share of a set's queries and targets that may have no trace in the store."""
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     steps: int = 1000
     """Training steps at most."""
@@ -241,6 +263,11 @@ class EvaluateConfig:
     """Folder of the warm-started Reasoner; empty: nothing is measured with its traces."""
     eg_rl: str = ""
     """Folder of the Reasoner after EG-RL; empty: as above."""
+    published_traces: list[str] = field(default_factory=list)
+    """Traces of `mmeb_v2` in files as Embed-RL's code writes them, `Video/K700_query_cot.json` and
+    `Video/K700_corpus_cot.json` for example, or folders of such files. They are measured beside
+    those of the Reasoners, or instead of them, as `published`. A file belongs to the set that its
+    name begins with. What the files do not name has no trace. Empty: none."""
     controls: list[str] = field(default_factory=list)
     """Further variants of each Reasoner, which show where its score comes from. `other_trace`: each
     item gets the trace of another item of its set, side and kind; what is left of the score is not
@@ -265,8 +292,8 @@ class EvaluateConfig:
     vector_bytes: int = 4 << 30
     """Vectors of more bytes are mapped from a file instead of being held in memory."""
     max_missing_traces: float = 0.05
-    """Largest share of traces of one Reasoner that may have failed; with more there is no result.
-    """
+    """Largest share of traces of one Reasoner, or of the published ones, that may be missing; with
+    more there is no result."""
     bootstrap: int = 1000
     """Resamples for the 95 % intervals."""
 
@@ -513,9 +540,26 @@ def problems(config: object) -> list[str]:
             "without `sets`, or leave the name empty",
         )
         need(
+            not config.published_traces
+            or (not config.data.eval and {b.suite for b in config.benchmarks} == {"mmeb_v2"}),
+            "published_traces: these are of the benchmark mmeb_v2 alone; evaluate other sets in a "
+            "run of their own",
+        )
+        need(
+            not config.published_traces or "samples" not in config.controls,
+            "controls: files hold one trace of an item, so the mean of several cannot be measured; "
+            "remove 'samples', or leave published_traces empty",
+        )
+        need(
             not config.adaptive.train or bool(config.eg_rl or config.warm_start),
             "adaptive.train: the gate decides about the traces of a Reasoner; set eg_rl or "
             "warm_start, or leave the key empty",
+        )
+    if isinstance(config, WarmStartConfig | EmbedderConfig):
+        need(
+            bool(config.store) == bool(config.reasoner),
+            f"store: traces in it are told by their Reasoner, found store='{config.store}' and "
+            f"reasoner='{config.reasoner}'; set both, or none",
         )
     if isinstance(config, EncodeConfig | EncoderConfig | SearchConfig | ServeConfig):
         need(
@@ -629,11 +673,14 @@ _CHECKS = {
             if not re.fullmatch(r"[\w.-]+", data_set.name)
         ),
     ],
-    WarmStartConfig: lambda n: positive(n, "steps", "batch", "checkpoint_every"),
+    WarmStartConfig: lambda n: [
+        *positive(n, "steps", "batch", "checkpoint_every"),
+        *share(n, "max_missing_traces"),
+    ],
     EmbedderConfig: lambda n: [
         *positive(n, "steps", "batch", "sub_batches", "temperature", "checkpoint_every"),
         *not_negative(n, "hard_negatives"),
-        *share(n, "trace_dropout", "evidence_dropout"),
+        *share(n, "trace_dropout", "evidence_dropout", "max_missing_traces"),
         *(
             f"dimensions: expected sizes of more than 0, found {size}"
             for size in n.dimensions

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.prompts import item_content, pictures_of
 from data.stores.keys import content_key
-from data.stores.traces import Subject
+from data.stores.traces import NamedSubject, Subject
 from data.types import Content, Cues, Item, Kind
 from evaluation.adaptive.figures import AdaptiveFigures
 from evaluation.costs import Costs, Speed, TraceFigures, cost_figures, share
@@ -303,6 +303,22 @@ def subjects_of(
         subject = Subject(key=key, item=end.item, side=end.side, task=source)
         requests.setdefault(key, (subject, content))
     return keys, list(requests.values())
+
+
+def named_subjects(data_set: EvaluationSet, settings: Settings) -> list[NamedSubject]:
+    """Return the queries and candidates of a set that published files of traces can name."""
+    ends = ends_of(data_set)
+    keys, asked = subjects_of(dict.fromkeys(ends, data_set.name), settings)
+    subjects = {subject.key: subject for subject, _ in asked}
+    named = [(query_end(data_set, query), query.named) for query in data_set.queries]
+    named += [
+        (candidate_end(item), data_set.named.get(key)) for key, item in data_set.candidates.items()
+    ]
+    return [
+        NamedSubject(of=subjects[keys[end]], kind=name[0], name=name[1])
+        for end, name in named
+        if name and end in keys  # candidates that no query is ranked over are in no end
+    ]
 
 
 def _by_end(keys: Mapping[End, str], answers: Mapping[str, str]) -> dict[End, str | None]:

@@ -12,6 +12,9 @@ from data.relevance import Relevance
 from data.types import Cues, Item, Kind, Pair, Side
 from evaluation.metrics import pools_of
 
+PublishedName = tuple[str, str]
+"""Kind and value of what names an item in files of traces, see `data.rows.trace_files`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationQuery:
@@ -28,6 +31,8 @@ class EvaluationQuery:
     set's."""
     truth: Cues = field(default_factory=Cues)
     """The true evidence where the set knows it, else empty."""
+    named: PublishedName | None = None
+    """What names it in published files of traces; None: nothing does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,8 @@ class EvaluationSet:
     """The benchmark that it belongs to; empty: none."""
     groups: tuple[str, ...] = ()
     """The aggregates that it belongs to, the widest first: `image`, `image/vqa`."""
+    named: Mapping[str, PublishedName] = field(default_factory=dict)
+    """What names candidates in published files of traces, by their keys."""
 
     def shows(self, kinds: Iterable[Kind]) -> bool:
         """Return whether a query or candidate is of one of these kinds."""

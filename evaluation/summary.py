@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.prompts import pictures_of
+from data.stores.facts import MAX_FRAMES
+from data.stores.traces import TRACE_FOLDER, Subject, held_out_stores
 from evaluation.metrics import OVER_SETS
 from evaluation.results_file import QUERIES_FILE, RESULTS_FILE, load_evaluation
 from evaluation.runner import Evaluation
@@ -27,6 +30,17 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutItem:
+    """A held-out item of the rl run, with what the policy wrote about it in training."""
+
+    of: Subject
+    shown: tuple[str, ...]
+    """Pictures that the policy saw, in order; frame numbers count these."""
+    traces: dict[int, str] = field(default_factory=dict)
+    """By the step after which the policy wrote it; 0: before the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runs:
     """Everything a report shows."""
 
@@ -34,6 +48,8 @@ class Runs:
     records: tuple[Mapping[str, float], ...]
     """The rl run's metrics, one per step."""
     stages: tuple[Stage, ...]
+    held_out: tuple[HeldOutItem, ...] = ()
+    """Of the rl run; older runs have kept none."""
 
     def steps(self) -> int:
         """Return how many RL steps were trained; step 0 is the measurement before the first."""
@@ -50,7 +66,26 @@ def load_runs(*, evaluate: Path, rl: Path, stages: Sequence[Path]) -> Runs:
         evaluation=load_evaluation(evaluate),
         records=tuple(load_metrics(rl / METRICS_FILE)),
         stages=tuple(load_stage(folder) for folder in stages),
+        held_out=load_held_out(rl),
     )
+
+
+def load_held_out(rl: Path) -> tuple[HeldOutItem, ...]:
+    """Return the held-out items of which an rl run has kept traces.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    items: dict[str, HeldOutItem] = {}
+    for step, store in held_out_stores(rl / TRACE_FOLDER).items():
+        for trace in store.all():
+            of = trace.of
+            if of.key not in items:
+                pictures = pictures_of(of.item, store.recipe.more[MAX_FRAMES])
+                shown = tuple(picture.uri for picture in pictures)
+                items[of.key] = HeldOutItem(of=of, shown=shown)
+            items[of.key].traces[step] = trace.text
+    return tuple(items.values())
 
 
 def run_files(*, evaluate: Path, rl: Path, stages: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -10,6 +10,8 @@ from evaluation.sets import End, EvaluationSet, candidate_end, query_end
 
 NO_COT = PLAIN
 TEXT_SUFFIX = "_text"
+PUBLISHED = "published"
+"""Stands for the Reasoner that wrote published files of traces."""
 OTHER_TRACE, SAMPLES = "other_trace", "samples"
 """Controls, as `EvaluateConfig.controls` names them."""
 CONTROL_SUFFIXES = {OTHER_TRACE: "_other", SAMPLES: "_samples"}

@@ -101,7 +101,7 @@ class FakeLearner:
         pass
 
     def publish(self, version, store):
-        return Published(delta=False, bytes=0, seconds={})
+        return Published(delta=False, bytes=0, seconds={}, digest=f"weights {version}")
 
     def save(self, folder):
         pass

@@ -42,6 +42,7 @@ from data.errors import (
 )
 from data.model.model_folder import check_folder, sees_pictures
 from data.rows.row_formats import KIND_OF_FORMAT
+from data.rows.trace_files import published_files
 from data.sets.load_sets import (
     LoadedSet,
     load_each,
@@ -50,6 +51,7 @@ from data.sets.load_sets import (
     repeated_names,
     set_problems,
 )
+from data.stores.traced_sets import with_stored_traces
 
 CODES: dict[type[BaseException], int] = {
     ConfigError: 2,
@@ -268,6 +270,8 @@ def _set_problems(config: Any) -> list[str]:
     problems = [*repeated_names(train), *repeated_names(held_out)]
     for benchmark in benchmarks:
         problems += _benchmark_problems(benchmark, data.media)
+    if isinstance(config, EvaluateConfig) and config.published_traces:
+        problems += _published_problems(config)
     learns = isinstance(config, WarmStartConfig | EmbedderConfig)
     # Split and name of sets without any trace, all rows of which were read.
     without_traces: set[tuple[str, str]] = set()
@@ -291,6 +295,11 @@ def _set_problems(config: Any) -> list[str]:
             print(f"{line}: cannot be read")
             problems.append(str(loaded))
             continue
+        if learns:
+            try:
+                [loaded] = with_stored_traces([loaded], [settings], config)
+            except DataError as error:
+                problems.append(str(error))
         there, asked = loaded.media_usable, loaded.media_named
         more = f"{len(loaded.distractors)} distractors, " if loaded.distractors else ""
         pictures = f"{there / asked:.0%} of {asked} pictures found" if asked else "no pictures"
@@ -330,6 +339,18 @@ def _benchmark_problems(benchmark: BenchmarkConfig, media: MediaConfig) -> list[
         problems = [str(error)]
     print(f"{benchmark.suite}: {benchmark.root}: {len(sets)} sets, {len(problems)} problems")
     return problems
+
+
+def _published_problems(config: EvaluateConfig) -> list[str]:
+    """Print how many files of published traces there are; return why they cannot be used."""
+    names = [name for b in config.benchmarks for name in b.sets or BENCHMARK_SETS[b.suite]]
+    try:
+        files = published_files(config.published_traces, names)
+    except DataError as error:
+        return [str(error)]
+    count = sum(map(len, files.values()))
+    print(f"published_traces: {count} files of {len(files)} of {len(names)} sets")
+    return []
 
 
 def _model_problems(config: Any) -> list[str]:

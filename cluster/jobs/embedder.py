@@ -39,8 +39,9 @@ from data.prompts import pictures_of, uris_shown
 from data.relevance import Relevance
 from data.rows.row_formats import ANSWER_KNOWN
 from data.sets.feed import PairFeed, held_out_pairs
-from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
+from data.sets.fingerprints import model_fingerprint, pairs_fingerprint, texts_fingerprint
 from data.sets.load_sets import known_right, load_sets
+from data.stores.traced_sets import traces_in_use, with_stored_traces
 from data.types import Content, ContrastPair, Evidence, Item, Pair, Side
 from evaluation.metrics import held_out_metrics
 
@@ -68,15 +69,21 @@ def main(config: EmbedderConfig) -> int:
     config = settled(config)
     data = config.data
     load_encoder(config.model, data.media)  # refuses limits that do not fit it
-    train = load_sets(data.train, limits=data)
-    held_out_sets = load_sets(data.eval, limits=data)
+    train, held_out_sets = (
+        with_stored_traces(load_sets(sets, limits=data), sets, config)
+        for sets in (data.train, data.eval)
+    )
     check_embedder(config.model, [*train, *held_out_sets])
+    inputs = {
+        "data.train": pairs_fingerprint(data.train, train),
+        "data.eval": pairs_fingerprint(data.eval, held_out_sets),
+        "model": model_fingerprint(config.model),
+    }
+    if config.store:
+        in_use = traces_in_use([*train, *held_out_sets])
+        inputs["store"] = {"traces in use": texts_fingerprint(in_use)}
     Checkpoints(folder).check_inputs(
-        {
-            "data.train": pairs_fingerprint(data.train, train),
-            "data.eval": pairs_fingerprint(data.eval, held_out_sets),
-            "model": model_fingerprint(config.model),
-        },
+        inputs,
         arithmetic="what the Embedder reads, and which targets are right for a query",
     )
     held_out = held_out_pairs(held_out_sets, config.evaluation.samples)

@@ -36,6 +36,7 @@ from data.errors import DataError
 from data.sets.items import NamedItem, SavedItems, SetAside, items_root, read_items
 from data.stores.encoded import ENCODED_FOLDER, EncodedItem, encoded_table
 from data.stores.facts import embedder_facts
+from data.stores.keys import files_remembered
 from data.stores.parts import FACTS
 from data.stores.traces import Subject, TraceStore
 from data.stores.vectors import VectorStore
@@ -54,6 +55,7 @@ def roles(config: EncodeConfig) -> list[Role]:
     return engine_roles(config.reward, config.rollout if config.reasoner else None)
 
 
+@files_remembered()
 def main(config: EncodeConfig) -> int:
     """Write `encoded/`, `quarantine.parquet` and `search.yaml`."""
     folder = RunFolder(config, job="encode")

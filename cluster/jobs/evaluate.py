@@ -5,10 +5,13 @@ Example: python -m cluster.jobs.evaluate configs/demo/evaluate.yaml
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+
+from rich.console import Console
 
 from cluster.inference import (
     TraceSource,
@@ -26,7 +29,12 @@ from cluster.run.tracking import Tracker
 from configs.common import DataConfig, DataSetConfig
 from configs.schema import EvaluateConfig
 from data.errors import DataError
+from data.rows.trace_files import published_files, read_published_traces
 from data.sets.load_sets import load_sets
+from data.stores.facts import published_recipe
+from data.stores.keys import files_remembered
+from data.stores.traces import Subject, TraceStore
+from data.types import Content
 from evaluation.adaptive.effects import trace_effects
 from evaluation.adaptive.gate import adaptive_figures
 from evaluation.benchmarks.load import load_benchmark
@@ -35,7 +43,7 @@ from evaluation.report.console_tables import print_table
 from evaluation.report.headline_table import headline_metrics, title_of
 from evaluation.report.score_table import print_scores
 from evaluation.results_file import RESULTS_FILE, save_evaluation
-from evaluation.runner import Settings, evaluate
+from evaluation.runner import Reason, Settings, evaluate, named_subjects
 from evaluation.scores.set_result import SetResult
 from evaluation.sets import EvaluationSet, sets_of_pairs
 from evaluation.suite_results import (
@@ -45,7 +53,7 @@ from evaluation.suite_results import (
     suite_results,
     suite_table,
 )
-from evaluation.variants import RIVAL_SUFFIX, variants_of
+from evaluation.variants import PUBLISHED, RIVAL_SUFFIX, variants_of
 
 
 def roles(config: EvaluateConfig) -> list[Role]:
@@ -55,6 +63,7 @@ def roles(config: EvaluateConfig) -> list[Role]:
     return engine_roles(config.reward, config.rollout if reasons else None, rivals)
 
 
+@files_remembered()
 def main(config: EvaluateConfig) -> int:
     """Reason, embed, rank; write the results and print the table."""
     folder = RunFolder(config, job="evaluate")
@@ -71,9 +80,19 @@ def main(config: EvaluateConfig) -> int:
         sets += load_benchmark(benchmark, data.media)
     named = {"warm_start": config.warm_start, "eg_rl": config.eg_rl}
     reasoners = {name: model for name, model in named.items() if model}
+    paths = config.published_traces
+    files = published_files(paths, [data_set.name for data_set in sets]) if paths else {}
     check_models(config, reasoners.values(), [*sets, *gate_sets])
     check_rivals(config.rivals, data.media, sets)
     store = Path(config.store) if config.store else folder.path / "store"
+    settings = Settings(
+        templates=data.templates,
+        max_frames=data.media.max_frames,
+        item_tokens=data.item_tokens,
+        resamples=config.bootstrap,
+        seed=config.run.seed,
+        controls=tuple(config.controls),
+    )
     with (
         opened_blocks(config, roles(config), folder, size=config.block) as blocks,
         Tracker(folder.path, job="evaluate", given=config.run.dir) as tracker,
@@ -90,19 +109,15 @@ def main(config: EvaluateConfig) -> int:
             )
             for name, model in reasoners.items()
         }
+        greedy: dict[str, Reason] = {name: source.greedy for name, source in sources.items()}
+        if files:
+            published = published_traces(sets, files, settings, config, store, console)
+            greedy = {PUBLISHED: published, **greedy}
         keeping = {"blocks": blocks, "store": store, "memory_bytes": config.vector_bytes}
         vectors = VectorSource.of(config.reward, **keeping)
-        settings = Settings(
-            templates=data.templates,
-            max_frames=data.media.max_frames,
-            item_tokens=data.item_tokens,
-            resamples=config.bootstrap,
-            seed=config.run.seed,
-            controls=tuple(config.controls),
-        )
         result = evaluate(
             sets,
-            reasoners={name: source.greedy for name, source in sources.items()},
+            reasoners=greedy,
             samplers={
                 name: partial(source.sampled, samples=config.samples)
                 for name, source in sources.items()
@@ -140,7 +155,7 @@ def main(config: EvaluateConfig) -> int:
         folder.log_metrics(0, metrics)
         tracker.log_file(folder.path / RESULTS_FILE)
     print_table(result, console)
-    variant = variants_of(reasoners)[-1].name
+    variant = variants_of(greedy)[-1].name
     for suite in suites:
         if results := suite_results(result, suite, variant):
             console.print(f"{suite}, {title_of(variant)}:", highlight=False)
@@ -154,6 +169,51 @@ def main(config: EvaluateConfig) -> int:
         console.print(leaderboard_line(results, config, result.dimensions, folder), highlight=False)
     folder.finish(queries=len({(query.source, query.pair_id) for query in result.queries}))
     return 0
+
+
+def published_traces(
+    sets: Sequence[EvaluationSet],
+    files: Mapping[str, Sequence[Path]],
+    settings: Settings,
+    config: EvaluateConfig,
+    store: Path,
+    console: Console,
+) -> Reason:
+    """Take published traces over into the store; return what gives them as a Reasoner would.
+
+    Args:
+        sets: whose queries and candidates have them.
+        files: of each set, by its name.
+        settings: what Reasoners would read, which the keys follow from.
+        config: names the files, and says which share may be missing.
+        store: folder of stores.
+        console: gets the share of each set's queries and candidates that has a trace.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    recipe = published_recipe(chain.from_iterable(files.values()))
+    traces = TraceStore(store / "traces", recipe)
+    for data_set in sets:
+        of_set = files.get(data_set.name, ())
+        subjects = named_subjects(data_set, settings)
+        made_by = f"published files, taken over by evaluate {config.run.dir}"
+        traces.take_over(subjects, read_published_traces(of_set), made_by=made_by)
+        keys = {subject.of.key for subject in subjects}
+        console.print(
+            f"published traces of {data_set.name}: coverage {traces.coverage(keys):.3f} of "
+            f"{len(keys)} queries and candidates, from {len(of_set)} files",
+            highlight=False,
+        )
+
+    def published(asked: list[tuple[Subject, Content]]) -> Mapping[str, str]:
+        return traces.traces(
+            [subject.key for subject, _ in asked],
+            most_missing=config.max_missing_traces,
+            remedy="add files to published_traces, leave sets out, or raise max_missing_traces",
+        )
+
+    return published
 
 
 def ranked_sets(configs: list[DataSetConfig], data: DataConfig) -> list[EvaluationSet]:

@@ -41,6 +41,8 @@ from data.relevance import Relevance
 from data.sets.feed import PairFeed, held_out_pairs
 from data.sets.fingerprints import model_fingerprint, pairs_fingerprint
 from data.sets.load_sets import LoadedSet, known_right, load_sets
+from data.stores.facts import held_out_recipe
+from data.stores.traces import TRACE_FOLDER, TraceStore
 from data.types import Pair
 
 log = logging.getLogger(__name__)
@@ -196,7 +198,7 @@ def train_loop(
     due = False
     every = config.evaluation.every
     if every and not done:
-        record(folder, 0, measure_held_out(held_out, pipeline.collector), console)
+        record(folder, 0, measure(config, pipeline, folder, held_out, step=0), console)
     with progress_bar(console) as bar:
         task = bar.add_task("EG-RL", total=config.steps, completed=done)
         for step in range(done + 1, config.steps + 1):
@@ -204,7 +206,7 @@ def train_loop(
             metrics = result.metrics | scaler.step() | {"learner/restarts": float(restarts.count)}
             if every and (step % every == 0 or step == config.steps):
                 began = time.perf_counter()
-                metrics |= measure_held_out(held_out, pipeline.collector)
+                metrics |= measure(config, pipeline, folder, held_out, step=step)
                 metrics["time/eval_s"] = time.perf_counter() - began
                 metrics["time/step_s"] += metrics["time/eval_s"]
             folder.write_trajectories(step, result.rows)
@@ -230,6 +232,26 @@ def train_loop(
             if stop:
                 request.obey(step, config.steps)
     return max(done, config.steps)
+
+
+def measure(
+    config: RLConfig, pipeline: Pipeline, folder: RunFolder, held_out: list[Pair], *, step: int
+) -> dict[str, float]:
+    """Return held-out hit@1 after a step; its traces are kept in the run's store."""
+    recipe = held_out_recipe(
+        pipeline.weights_digest,
+        config.rollout,
+        config.data.media,
+        templates=config.data.templates,
+        step=step,
+        version=pipeline.version,
+    )
+    return measure_held_out(
+        held_out,
+        pipeline.collector,
+        traces=TraceStore(folder.path / TRACE_FOLDER, recipe),
+        made_by=f"rl {folder.path}: after step {step}, version {pipeline.version}",
+    )
 
 
 def record(folder: RunFolder, step: int, metrics: dict[str, float], console: Console) -> None:

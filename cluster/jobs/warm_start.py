@@ -29,8 +29,9 @@ from data.media.frames import frames_only
 from data.model.chat import TextEncoder, load_encoder
 from data.model.model_folder import check_reasoner
 from data.sets.feed import supervised_rows
-from data.sets.fingerprints import model_fingerprint, rows_fingerprint
+from data.sets.fingerprints import model_fingerprint, rows_fingerprint, texts_fingerprint
 from data.sets.load_sets import load_sets, no_traces
+from data.stores.traced_sets import with_stored_traces
 from data.types import Content, TrainSample, pictures_in
 
 SupervisedRow = tuple[str, Content, str]
@@ -51,13 +52,15 @@ def main(config: WarmStartConfig) -> int:
         return 0
     config = settled(config)
     rows = {split: load_rows(config, split) for split in ("train", "eval")}
-    Checkpoints(folder).check_inputs(
-        {
-            "data.train": fingerprint(config.data.train, rows["train"]),
-            "data.eval": fingerprint(config.data.eval, rows["eval"]),
-            "model": model_fingerprint(config.model),
-        }
-    )
+    inputs = {
+        "data.train": fingerprint(config.data.train, rows["train"]),
+        "data.eval": fingerprint(config.data.eval, rows["eval"]),
+        "model": model_fingerprint(config.model),
+    }
+    if config.store:
+        in_use = (response for _, _, response in [*rows["train"], *rows["eval"]])
+        inputs["store"] = {"traces in use": texts_fingerprint(in_use)}
+    Checkpoints(folder).check_inputs(inputs)
     encoder = load_encoder(config.model, config.data.media)
     namespace, nodes_timeout_s = str(folder.path.absolute()), config.run.nodes_timeout_s
     connected = session(roles(config), namespace=namespace, nodes_timeout_s=nodes_timeout_s)
@@ -103,7 +106,7 @@ def load_rows(config: WarmStartConfig, split: str) -> list[SupervisedRow]:
     sets = config.data.train if split == "train" else config.data.eval
     rng = np.random.default_rng(config.run.seed)
     rows: list[SupervisedRow] = []
-    all_loaded = load_sets(sets, limits=config.data)
+    all_loaded = with_stored_traces(load_sets(sets, limits=config.data), sets, config)
     check_reasoner(config.model, all_loaded)
     for settings, loaded in zip(sets, all_loaded, strict=True):
         set_rows = list(

@@ -176,6 +176,11 @@ class Pipeline:
         """
         return self._weights.sync(self.version)
 
+    @property
+    def weights_digest(self) -> str:
+        """What tells the weights of the current version from others, see `Published.digest`."""
+        return self._weights.digest
+
     def state(self) -> dict[str, Any]:
         """Return what a resumed run must know besides what `save` writes.
 

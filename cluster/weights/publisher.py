@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 import ray
@@ -160,6 +161,7 @@ class _Publication:
             delta=self._base is not None,
             bytes=self._bytes,
             seconds=dict(self.seconds),
+            digest=blake2b(repr(sorted(of._manifest.items())).encode(), digest_size=16).hexdigest(),
             error=self._error,
         )
 

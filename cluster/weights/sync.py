@@ -52,6 +52,8 @@ class WeightSync:
         self.engines = engines
         self.store = store
         self._learning = learning
+        self.digest = ""
+        """Of the weights that engines hold, see `Published.digest`; empty before the first sync."""
 
     def sync(self, version: int) -> dict[str, float]:
         """Publish the learner's weights as that version and have every engine load them.
@@ -66,6 +68,7 @@ class WeightSync:
         except WeightSyncError as error:
             log.warning("%s; all weights are published again", error)
             published, reports = self._publish_and_pull(version, again=True)
+        self.digest = published.digest
         # Where all engines were lost meanwhile, nothing was compared; their successors are.
         compared = {"sync/checksum_ok": 1.0} if reports else {}
         return {**compared, **sync_metrics(published, reports)}

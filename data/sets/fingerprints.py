@@ -77,6 +77,11 @@ def pairs_fingerprint(
     return rows_fingerprint(sets, keys, uris)
 
 
+def texts_fingerprint(texts: Iterable[str]) -> str:
+    """Return number and hash of texts in their order."""
+    return "{} texts, {}".format(*_count_and_hash(texts))
+
+
 def changed_inputs(
     then: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]
 ) -> list[str]:

@@ -1,7 +1,7 @@
 """What vectors and traces follow from beside their contents: the names of stores follow from it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +13,7 @@ from configs.schema import RivalConfig
 from data.embed_inputs import INPUT_FORM
 from data.errors import DataError
 from data.prompts import templates_version
-from data.sets.fingerprints import model_fingerprint
+from data.sets.fingerprints import file_hash, model_fingerprint
 from data.types import Side
 
 
@@ -79,8 +79,11 @@ class TraceRecipe:
     """Further settings that change what is written."""
 
 
-PUBLISHED = TraceRecipe(model="Embed-RL's published traces", templates="published", temperature=1.0)
-"""Of the files that Embed-RL's authors published beside the benchmarks."""
+def published_recipe(files: Iterable[Path]) -> TraceRecipe:
+    """Return what traces in files follow from that Embed-RL's code wrote beside benchmarks."""
+    hashes = sorted(f"{file.name}: {file_hash(file, whole=True)}" for file in files)
+    digest = blake2b("\n".join(hashes).encode(), digest_size=16).hexdigest()
+    return TraceRecipe(model=f"published files {digest}", templates="published", temperature=1.0)
 
 
 def reasoner_recipe(
@@ -99,13 +102,50 @@ def reasoner_recipe(
         templates=templates_version(templates),
         temperature=0.0 if seed is None else rollout.sampling.temperature,
         seed=seed,
-        more={
-            "pixels": _pixels(media),
-            "max_tokens": rollout.sampling.max_tokens,
-            "dtype": rollout.engine.dtype,
-            "max_model_len": rollout.engine.max_model_len,
-        },
+        more=_limits(rollout, media),
     )
+
+
+STEP = "step"
+"""Of `TraceRecipe.more`: the step of a run after which held-out traces were written."""
+MAX_FRAMES = "max_frames"
+
+
+def held_out_recipe(
+    weights: str,
+    rollout: RolloutConfig,
+    media: MediaConfig,
+    *,
+    templates: str,
+    step: int,
+    version: int,
+) -> TraceRecipe:
+    """Return what the greedy traces of a policy in training follow from.
+
+    Args:
+        weights: `Published.digest` of the policy's version.
+        rollout: its engines.
+        media: how pictures and videos are shown.
+        templates: of the prompts.
+        step: after which they are written; 0: before the first.
+        version: the policy's.
+    """
+    steps = {STEP: step, "version": version, MAX_FRAMES: media.max_frames}
+    return TraceRecipe(
+        model=f"weights {weights}",
+        templates=templates_version(templates),
+        temperature=0.0,
+        more=_limits(rollout, media) | steps,
+    )
+
+
+def _limits(rollout: RolloutConfig, media: MediaConfig) -> dict[str, Any]:
+    return {
+        "pixels": _pixels(media),
+        "max_tokens": rollout.sampling.max_tokens,
+        "dtype": rollout.engine.dtype,
+        "max_model_len": rollout.engine.max_model_len,
+    }
 
 
 def _model(folder: str) -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Keys of contents: equal contents have equal keys, in every process and on every day."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,9 @@ from data.types import Content, ItemText, pictures_in
 KEY_BYTES = 16
 KEY = np.dtype(f"S{KEY_BYTES}")
 """A key in memory; equal ones are equal, and they have an order."""
+
+REMEMBERED = 1 << 18
+"""Files at most whose size and time are remembered, some 60 MB."""
 
 _DIGITS = np.full(256, 255, dtype=np.uint8)
 _DIGITS[list(b"0123456789abcdef")] = range(16)
@@ -31,17 +36,36 @@ def content_key(content: Content) -> str:
         else (type(part).__name__, str(part) if isinstance(part, str) else part)
         for part in content
     ]
-    files = [_state(file_of(picture.uri)) for picture in pictures_in(content)]
+    files = [_state_of(picture.uri) for picture in pictures_in(content)]
     text = repr((parts, files)).encode("utf-8", "surrogatepass")
     return hashlib.sha256(text).hexdigest()[: 2 * KEY_BYTES]
 
 
-def _state(file: str) -> tuple[int, int]:
+@contextmanager
+def files_remembered() -> Iterator[None]:
+    """Look at each picture's file once while this lasts, for the keys of all threads.
+
+    For the run of one job, which makes the key of a picture many times: a file that changes
+    meanwhile keeps its keys, one that changed between two jobs has others.
+    """
+    global _state_of
+    before, _state_of = _state_of, lru_cache(REMEMBERED)(_state)
     try:
-        state = Path(file).stat()
+        yield
+    finally:
+        _state_of = before
+
+
+def _state(uri: str) -> tuple[int, int]:
+    try:
+        state = Path(file_of(uri)).stat()
     except (OSError, ValueError):
         return 0, 0
     return state.st_size, state.st_mtime_ns
+
+
+_state_of = _state
+"""What `content_key` asks for size and time of a picture's file."""
 
 
 def pack_keys(keys: Sequence[str]) -> np.ndarray:

@@ -166,6 +166,11 @@ class KeyedParts:
         places, failed = self._find(keys)
         return np.where(failed, -1, places)
 
+    def all_places(self) -> np.ndarray:
+        """Return where the rows of all keys are, int64 [R], those that failed left out."""
+        _, failed, places = self._sorted()
+        return places[~failed]
+
     def failures(self, keys: Sequence[str]) -> dict[str, str]:
         """Return why keys failed, of those that did and have no row."""
         places, failed = self._find(keys)

@@ -3,6 +3,7 @@
 A key stands for an item, its side and its task, as the prompt holds all three.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +15,20 @@ import numpy as np
 
 from data.errors import DataError
 from data.rows.trace_files import TraceFiles
-from data.stores.facts import TraceRecipe
-from data.stores.parts import FAILED, KEY_COLUMN, WALL_MS, KeyedParts
-from data.types import Item, Side
+from data.stores.facts import STEP, TraceRecipe
+from data.stores.parts import FACTS, FAILED, KEY_COLUMN, PART, WALL_MS, KeyedParts
+from data.types import Item, Kind, Side
 
+TRACE_FOLDER = "store/traces"
+"""In the run folders of jobs that have a store of their own."""
 TEXT, TOKENS = "text", "tokens"
 GROUP_ROWS = 4096
 """Traces that are read at a time, some 10 MB."""
 EMPTY = "empty trace"
 NOT_IN_FILES = "the files hold no trace of it"
 AMBIGUOUS = "the files name it as they name another item"
+NAMED_BY_TEXT = ("text", "corpus_content")
+"""Kinds of names that say all of an item in published files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +100,8 @@ class TraceStore:
             ("made_at", pa.timestamp("ms", "UTC")),
             *((TOKENS, pa.int32()), (WALL_MS, pa.float32())),
         ]
-        self._recipe = recipe
+        self.recipe = recipe
+        """What the traces follow from beside their prompts."""
         newer = (TOKENS, WALL_MS)
         self._parts = KeyedParts(root, asdict(recipe), pa.schema(columns), newer=newer)
 
@@ -127,10 +133,10 @@ class TraceStore:
             "instruction": [trace.of.item.instruction for trace in traces],
             "item_text": [trace.of.item.text for trace in traces],
             "uris": [trace.of.item.uris for trace in traces],
-            "model": [self._recipe.model] * len(traces),
-            "templates": [self._recipe.templates] * len(traces),
-            "temperature": [self._recipe.temperature] * len(traces),
-            "seed": [self._recipe.seed] * len(traces),
+            "model": [self.recipe.model] * len(traces),
+            "templates": [self.recipe.templates] * len(traces),
+            "temperature": [self.recipe.temperature] * len(traces),
+            "seed": [self.recipe.seed] * len(traces),
             TEXT: [t.text if why is None else None for t, why in zip(traces, failed, strict=True)],
             "finish": [trace.finish or None for trace in traces],
             "made_by": [made_by] * len(traces),
@@ -187,6 +193,37 @@ class TraceStore:
                 traces[there[number]] = text
         return traces
 
+    def all(self) -> list[StoredTrace]:
+        """Return every trace with what it is of, in the order of writing; of videos without times.
+
+        Raises:
+            DataError: a part cannot be read.
+        """
+        self._parts.look()
+        columns = [KEY_COLUMN, "side", "task", "kind", "instruction", "item_text", "uris"]
+        columns += [TEXT, "finish", TOKENS]
+        places = np.sort(self._parts.all_places())
+        stored = []
+        for _, table in self._parts.read(places, columns):
+            for row in table.to_pylist():
+                item = Item(
+                    text=row["item_text"],
+                    kind=Kind(row["kind"]),
+                    uris=tuple(row["uris"]),
+                    instruction=row["instruction"],
+                )
+                subject = Subject(
+                    key=row[KEY_COLUMN], item=item, side=Side(row["side"]), task=row["task"]
+                )
+                trace = StoredTrace(
+                    of=subject,
+                    text=row[TEXT],
+                    finish=row["finish"] or "",
+                    tokens=row[TOKENS],
+                )
+                stored.append(trace)
+        return stored
+
     def cost(self, keys: Iterable[str]) -> TraceCost:
         """Return what the traces of keys cost; keys without a trace are left out.
 
@@ -221,7 +258,8 @@ class TraceStore:
 
         What the files do not hold is recorded as failed. So is what they cannot tell apart: they
         name an image with a caption by its path alone, so that of several captions of one image
-        nobody knows which one the trace is of.
+        nobody knows which one the trace is of. Options of questions that differ by a letter only
+        are named by their text, and share its trace.
 
         Args:
             subjects: of one benchmark set.
@@ -240,10 +278,31 @@ class TraceStore:
         for subject in named:
             text = files.trace(subject.kind, subject.name)
             why = "" if text else NOT_IN_FILES
-            if len(keys_of[subject.kind, subject.name]) > 1:
+            shared = len(keys_of[subject.kind, subject.name]) > 1
+            if shared and subject.kind not in NAMED_BY_TEXT:
                 text, why = "", AMBIGUOUS
             key = subject.of.key
             if key in missing and not (key in taken and taken[key].text):
                 taken[key] = StoredTrace(of=subject.of, text=text, failed=why)
         if taken:
             self.add(list(taken.values()), made_by=made_by)
+
+
+def held_out_stores(root: Path) -> dict[int, TraceStore]:
+    """Return the stores under ``root`` that a policy in training has filled, by step.
+
+    Of a step that was done again with other weights, as after a kill, the newest counts.
+    """
+
+    def newest(folder: Path) -> str:
+        return max((part.name for part in folder.glob(f"*{PART}")), default="")
+
+    stores: dict[int, TraceStore] = {}
+    for folder in sorted((path.parent for path in root.glob(f"*/{FACTS}")), key=newest):
+        try:
+            recipe = TraceRecipe(**json.loads((folder / FACTS).read_bytes()))
+        except (OSError, ValueError, TypeError):  # no store of this code's
+            continue
+        if STEP in recipe.more:
+            stores[recipe.more[STEP]] = TraceStore(root, recipe)
+    return dict(sorted(stores.items()))

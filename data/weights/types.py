@@ -49,5 +49,7 @@ class Published:
     """Put into the object store."""
     seconds: dict[str, float]
     """By phase: gather, diff (or checksums, of whole tensors) and put."""
+    digest: str
+    """Equal for equal weights: a hash of the checksums of all tensors."""
     error: str = ""
     """Why the store does not hold it; the learner's ranks are well all the same."""

@@ -3,6 +3,7 @@
 from functools import partial
 
 from data.rows.row_formats import RowReader
+from data.rows.trace_files import row_name
 from data.types import Item
 from evaluation.benchmarks.reading import NOTHING, SetReader, unlike
 from evaluation.benchmarks.texts import (
@@ -50,6 +51,7 @@ def read_picture_targets(reader: SetReader, *, pictured: bool) -> None:
             keys.append(key)
             if key in reader.candidates:
                 continue
+            reader.names[key] = path
             caption = without_placeholder(caption)
             glued = f"{instruction} {caption}" if captioned else instruction
             # Qwen3-VL-Embedding looks at each caption where the query is a text.
@@ -89,7 +91,8 @@ def _query(reader: SetReader, row: RowReader, *, strip: bool) -> Item:
 def _add(reader: SetReader, row: RowReader, query: Item, keys: list[str]) -> None:
     if not keys:
         raise unlike(row, "tgt_text", "candidates", "none")
-    reader.add_query(reader.row_id(), query, {keys[0]: 1}, keys, row.where)
+    named = row_name(row.row, ("qry_text", "qry_img_path"))
+    reader.add_query(reader.row_id(), query, {keys[0]: 1}, keys, row.where, named=named)
 
 
 PARSERS = {

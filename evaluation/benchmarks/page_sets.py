@@ -8,6 +8,7 @@ from typing import Any
 from data.rows.beir_rows import CORPUS, MAX_GRADE, QRELS, QUERIES, part_files
 from data.rows.row_files import PictureCell, table_rows
 from data.rows.row_formats import RowReader
+from data.rows.trace_files import row_name
 from data.types import Kind
 from evaluation.benchmarks.reading import SetReader, Shown, filled, unlike
 from evaluation.benchmarks.texts import query_item, sought_after, target_item
@@ -45,7 +46,9 @@ def read_pages(reader: SetReader, *, hashed: bool) -> None:
         text, query_id = filled(row, "query"), filled(row, "query-id")
         glued = sought_after(benchmark_set.instruction, text)
         item = query_item(reader.prompts, benchmark_set.instruction, text, glued=glued)
-        reader.add_query(query_id, item, right.get(query_id, {}), (), row.where)
+        grades = right.get(query_id, {})
+        named = row_name(row.row, ("query-id",))
+        reader.add_query(query_id, item, grades, (), row.where, named=named)
 
 
 def _page(reader: SetReader, row: RowReader, name: str) -> Shown:

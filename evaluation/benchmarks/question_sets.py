@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from data.rows.row_formats import RowReader
+from data.rows.trace_files import row_name
 from evaluation.benchmarks.reading import SetReader, choice, filled, unlike
 from evaluation.benchmarks.texts import VLM2VEC, query_item, target_item
+from evaluation.sets import PublishedName
 
 YES_NO = ("yes", "no")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -21,7 +23,8 @@ def read_mvbench(reader: SetReader) -> None:
             # The folder has the name of the video file with its ending.
             video = f"{task}/{filled(row, 'video')}"
             right = options.index(answer)
-            _add(reader, row, video, text, lettered, lettered, right)
+            named = row_name({**row.row, "subset": task}, ("subset", "question", "video"))
+            _add(reader, row, named, video, text, lettered, lettered, right, options)
 
 
 def read_nextqa(reader: SetReader) -> None:
@@ -32,7 +35,8 @@ def read_nextqa(reader: SetReader) -> None:
         text, lettered = _with_options(row, options)
         keys = options if reader.prompts == VLM2VEC else lettered
         right = choice(row, "answer", len(options))
-        _add(reader, row, filled(row, "video"), text, keys, keys, right)
+        video, named = filled(row, "video"), row_name(row.row, ("question", "video"))
+        _add(reader, row, named, video, text, keys, keys, right, options)
 
 
 def read_videomme(reader: SetReader) -> None:
@@ -44,7 +48,8 @@ def read_videomme(reader: SetReader) -> None:
             raise unlike(row, "answer", f"one of the letters {letters}", answer)
         text = "\n".join((filled(row, "question"), *options))
         right = letters.index(answer)
-        _add(reader, row, filled(row, "videoID"), text, options, _bare(options), right)
+        video, named = filled(row, "videoID"), row_name(row.row, ("question", "videoID"))
+        _add(reader, row, named, video, text, options, _bare(options), right, options)
 
 
 def read_egoschema(reader: SetReader) -> None:
@@ -55,7 +60,8 @@ def read_egoschema(reader: SetReader) -> None:
         between = "" if reader.prompts == VLM2VEC else " "
         text = filled(row, "question") + between + " ".join(options)
         right = choice(row, "answer", len(options))
-        _add(reader, row, filled(row, "video_idx"), text, options, _bare(options), right)
+        video, named = filled(row, "video_idx"), row_name(row.row, ("question", "video_idx"))
+        _add(reader, row, named, video, text, options, _bare(options), right, options)
 
 
 def read_activitynetqa(reader: SetReader) -> None:
@@ -66,7 +72,9 @@ def read_activitynetqa(reader: SetReader) -> None:
             raise unlike(row, "answer", " or ".join(YES_NO), answer)
         text = filled(row, "question") + "? (A) yes; (B) no."
         video = f"v_{filled(row, 'video_name')}"
-        _add(reader, row, video, text, YES_NO, YES_NO, YES_NO.index(answer))
+        right = YES_NO.index(answer)
+        named = row_name(row.row, ("question", "video_name"))
+        _add(reader, row, named, video, text, YES_NO, YES_NO, right, YES_NO)
 
 
 def _with_options(row: RowReader, options: Sequence[str]) -> tuple[str, list[str]]:
@@ -89,20 +97,25 @@ def _bare(options: Sequence[str]) -> list[str]:
 def _add(
     reader: SetReader,
     row: RowReader,
+    named: PublishedName,
     video: str,
     text: str,
     keys: Sequence[str],
     texts: Sequence[str],
     right: int,
+    options: Sequence[str],
 ) -> None:
+    """Add a row; published files name it by ``named``, and its ``options`` as they are there."""
     instruction, shown = reader.benchmark_set.instruction, reader.video(video, row.where)
-    for key, option in zip(keys, texts, strict=True):
+    for key, shown_text, option in zip(keys, texts, options, strict=True):
         if key not in reader.candidates:
-            reader.candidates[key] = target_item(reader.prompts, vlm2vec=option, text=option)
+            item = target_item(reader.prompts, vlm2vec=shown_text, text=shown_text)
+            reader.candidates[key] = item
+            reader.names[key] = option
     # VLM2Vec's instruction ends with a blank, and a blank follows.
     glued = f"{instruction} Question:  {text}"
     item = query_item(reader.prompts, instruction, text, glued=glued, **shown._asdict())
-    reader.add_query(reader.row_id(), item, {keys[right]: 1}, keys, row.where)
+    reader.add_query(reader.row_id(), item, {keys[right]: 1}, keys, row.where, named=named)
 
 
 PARSERS = {

@@ -16,9 +16,11 @@ from data.rows.row_formats import RowReader
 from data.rows.rows import Rows
 from data.types import Item, Kind
 from evaluation.benchmarks.tables import BenchmarkSet
-from evaluation.sets import EvaluationQuery, EvaluationSet
+from evaluation.sets import EvaluationQuery, EvaluationSet, PublishedName
 
 _AGAIN = "download the rows again"
+_KINDS = {"image": "image", "video": "corpus_content", "visdoc": "corpus-id"}
+"""Of names of candidates in published files of traces, by the set's first group; UVRB has none."""
 
 
 class Shown(NamedTuple):
@@ -56,6 +58,8 @@ class SetReader:
         self.absent: dict[str, None] = {}
         """Pictures and folders of frames that rows name and that are not there, in order."""
         self.candidates: dict[str, Item] = {}
+        self.names: dict[str, str] = {}
+        """Names of candidates in published files of traces, by their keys where these are none."""
         self.limits = limits
         self._queries: dict[str, EvaluationQuery] = {}
         self._shown: dict[str, Shown] = {}
@@ -144,9 +148,18 @@ class SetReader:
         return Shown(Kind.PAGE, (self.files.cell(address, where=where),))
 
     def add_query(
-        self, query_id: str, item: Item, right: Mapping[str, int], keys: Iterable[str], where: str
+        self,
+        query_id: str,
+        item: Item,
+        right: Mapping[str, int],
+        keys: Iterable[str],
+        where: str,
+        *,
+        named: PublishedName | None = None,
     ) -> None:
         """Add a query with its right candidates; in a `local` set it is ranked over the ``keys``.
+
+        ``named``: what names it in published files of traces, if there may be any.
 
         Raises:
             DataError: there is a query of this id already, or no candidate is right.
@@ -166,7 +179,11 @@ class SetReader:
             # Each key once in memory: some sets rank every query over the same thousand texts.
             candidates = tuple(dict.fromkeys(self._keys.setdefault(key, key) for key in keys))
         self._queries[query_id] = EvaluationQuery(
-            query_id=query_id, item=item, right=right, candidates=candidates
+            query_id=query_id,
+            item=item,
+            right=right,
+            candidates=candidates,
+            named=named,
         )
 
     def row_id(self) -> str:
@@ -182,7 +199,21 @@ class SetReader:
             metric=self.benchmark_set.metric,
             suite=self.benchmark_set.suite,
             groups=self.benchmark_set.groups,
+            named=self._published_names(),
         )
+
+    def _published_names(self) -> dict[str, PublishedName]:
+        """Return what names the candidates in published files of traces, by their keys."""
+        group = self.benchmark_set.groups[0]
+        if group not in _KINDS:
+            return {}
+        return {
+            key: (
+                "text" if group == "image" and not item.uris else _KINDS[group],
+                self.names.get(key, key),
+            )
+            for key, item in self.candidates.items()
+        }
 
 
 def filled(row: RowReader, field: str) -> str:

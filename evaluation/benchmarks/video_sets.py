@@ -9,6 +9,7 @@ from functools import partial
 from data.errors import DataError
 from data.rows.picture_paths import natural_order
 from data.rows.row_formats import RowReader
+from data.rows.trace_files import row_name
 from data.types import Item
 from evaluation.benchmarks.reading import NOTHING, SetReader, filled, unlike
 from evaluation.benchmarks.tables import video_labels
@@ -48,7 +49,9 @@ def read_classes(reader: SetReader) -> None:
         )
     _add_labels(reader, (*listed, *labels))
     for row, label in zip(rows, labels, strict=True):
-        reader.add_query(reader.row_id(), _class_query(reader, row), {label: 1}, (), row.where)
+        item = _class_query(reader, row)
+        named = row_name(row.row, ("video_id",))
+        reader.add_query(reader.row_id(), item, {label: 1}, (), row.where, named=named)
 
 
 def read_own_classes(reader: SetReader) -> None:
@@ -59,7 +62,8 @@ def read_own_classes(reader: SetReader) -> None:
             raise unlike(row, "neg_text", f"the label {label[:80]!a} among the others", labels)
         _add_labels(reader, labels)
         item = _class_query(reader, row)
-        reader.add_query(reader.row_id(), item, {label: 1}, labels, row.where)
+        named = row_name(row.row, ("video_id",))
+        reader.add_query(reader.row_id(), item, {label: 1}, labels, row.where, named=named)
 
 
 def read_captions(
@@ -82,7 +86,8 @@ def read_captions(
             reader.candidates[key] = _clip(reader, row, key)
         glued = sought_after(benchmark_set.instruction, texts[0])
         item = query_item(reader.prompts, benchmark_set.instruction, texts[0], glued=glued)
-        reader.add_query(reader.row_id(), item, {key: 1}, (), row.where)
+        named = row_name(row.row, (text,))
+        reader.add_query(reader.row_id(), item, {key: 1}, (), row.where, named=named)
 
 
 def read_moments(reader: SetReader) -> None:
@@ -106,7 +111,9 @@ def read_moments(reader: SetReader) -> None:
         if keys and not right:
             raise unlike(row, "video_path", f"a clip '{_RIGHT}...' in the folder '{video}'", keys)
         if keys:
-            reader.add_query(reader.row_id(), item, dict.fromkeys(right, 1), keys, row.where)
+            grades = dict.fromkeys(right, 1)
+            named = row_name(row.row, ("query", "video_path"))
+            reader.add_query(reader.row_id(), item, grades, keys, row.where, named=named)
 
 
 def read_moment_seeker(reader: SetReader) -> None:
@@ -124,12 +131,16 @@ def read_moment_seeker(reader: SetReader) -> None:
             instruction, shown = CLIP_OF_TEXT, NOTHING
         glued = sought_after(instruction, text)
         item = query_item(reader.prompts, instruction, text, glued=glued, **shown._asdict())
-        right = [_frames_of(path) for path in _paths(row, "positive_frames")]
-        keys = right + [_frames_of(path) for path in _paths(row, "negative_frames")]
-        for key in keys:
+        positive, negative = (_paths(row, f"{kind}_frames") for kind in ("positive", "negative"))
+        paths = {_frames_of(path): path for path in (*positive, *negative)}
+        keys = list(paths)
+        for key, path in paths.items():
             if key not in reader.candidates:
                 reader.candidates[key] = _clip(reader, row, key)
-        reader.add_query(reader.row_id(), item, dict.fromkeys(right, 1), keys, row.where)
+                reader.names[key] = path
+        grades = {_frames_of(path): 1 for path in positive}
+        named = row_name(row.row, ("query", "input_frames"))
+        reader.add_query(reader.row_id(), item, grades, keys, row.where, named=named)
 
 
 def _add_labels(reader: SetReader, labels: Iterable[str]) -> None:

@@ -1,24 +1,32 @@
-"""The gallery of the report, card by card: a query, what each Reasoner wrote, what it retrieved."""
+"""The galleries of the report, card by card: a query, what each Reasoner wrote, what it retrieved;
+a held-out item, and what the policy wrote about it after more and more steps.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from random import Random
+from typing import TypeVar
 
 from configs.common import MediaConfig
-from data.types import Cues, Item, Kind
+from data.types import Cues, Item, Kind, Side
 from evaluation.evidence import parse_trace
 from evaluation.report import drawing
 from evaluation.report.plots import COLOURS
 from evaluation.runner import QueryResult
+from evaluation.summary import HeldOutItem
+from evaluation.variants import PUBLISHED
 
 BEFORE, AFTER = "warm_start", "eg_rl"
-REASONERS = {BEFORE: "Warm start", AFTER: "EG-RL"}
+REASONERS = {PUBLISHED: "Published", BEFORE: "Warm start", AFTER: "EG-RL"}
 """The Reasoners that are compared, with their names for readers, in order."""
 _PICTURE, _STRIP = 352, 528
 """Pixels of a picture and of a strip of frames; shown at half that width, sharp on any screen."""
 _THUMBNAIL = 128
+MOST_STEPS = 8
+"""Measurements of RL that are shown side by side."""
+T = TypeVar("T")
 _TAGS = re.compile(r"(</?(?:thinking|rethink|answer)>)")
 
 
@@ -44,6 +52,28 @@ class TraceView:
     keywords: tuple[str, ...]
     query: QueryResult
     thumbs: tuple[Thumb, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """What the policy wrote about an item after a step."""
+
+    step: int
+    picture: str
+    """As `TraceView.picture`."""
+    parts: tuple[tuple[bool, str], ...]
+    keywords: tuple[str, ...]
+    valid: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeCard:
+    """One held-out item over the steps of RL."""
+
+    task: str
+    kind: str
+    text: str
+    steps: tuple[StepView, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +105,58 @@ def choose_queries(
     for (source, _, _), results in by_query.items():
         if len(results) == len(there):
             decks.setdefault(source, []).append(tuple(results[name] for name in there))
+    return _dealt(decks, count, seed)
+
+
+def _dealt(decks: Mapping[str, list[T]], count: int, seed: int) -> list[T]:
+    """Return at most ``count`` cards, shuffled within each deck and dealt in turn from all."""
     rng = Random(seed)
     for deck in decks.values():
         rng.shuffle(deck)
     dealt = chain.from_iterable(zip_longest(*decks.values()))
-    return [pair for pair in dealt if pair is not None][:count]
+    return [card for card in dealt if card is not None][:count]
+
+
+def over_time(
+    items: Sequence[HeldOutItem], queries: Sequence[QueryResult], *, count: int, seed: int
+) -> list[TimeCard]:
+    """Return cards of at most ``count`` items with pictures, drawn as `choose_queries` draws.
+
+    Of many measurements `MOST_STEPS` are shown, the first and the last among them; only items that
+    have a trace at each of these are drawn. ``queries`` tell the true evidence where they know it.
+    """
+    steps = sorted({step for item in items for step in item.traces})
+    if len(steps) > MOST_STEPS:
+        last = len(steps) - 1
+        steps = [steps[round(place * last / (MOST_STEPS - 1))] for place in range(MOST_STEPS)]
+    decks: dict[str, list[HeldOutItem]] = {}
+    for item in items:
+        if item.shown and item.traces.keys() >= set(steps):
+            decks.setdefault(item.of.task, []).append(item)
+    truths = {query.query.key(): query.truth for query in queries}
+    return [_time_card(item, steps, truths) for item in _dealt(decks, count, seed)]
+
+
+def _time_card(item: HeldOutItem, steps: Sequence[int], truths: Mapping[str, Cues]) -> TimeCard:
+    of = item.of
+    truth = truths.get(of.item.key(), Cues()) if of.side is Side.QUERY else Cues()
+    views = []
+    for step in steps:
+        trace = parse_trace(item.traces[step], kind=of.item.kind, num_frames=len(item.shown))
+        cues = trace.cues if trace else Cues()
+        view = StepView(
+            step=step,
+            picture=evidence_picture(
+                item.shown, of.item.kind, cues=cues, truth=truth, limits=MediaConfig()
+            ),
+            parts=trace_parts(item.traces[step]),
+            keywords=cues.keywords,
+            valid=trace is not None and trace.valid,
+        )
+        views.append(view)
+    return TimeCard(
+        task=of.task, kind=of.item.kind, text=of.item.instructed_text(), steps=tuple(views)
+    )
 
 
 def build_card(results: Sequence[QueryResult]) -> Card:

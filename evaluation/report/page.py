@@ -9,7 +9,14 @@ from evaluation.metrics import Estimate
 from evaluation.report import drawing
 from evaluation.report.ablation import AblationRow, ablation
 from evaluation.report.adaptive_text import adaptive_sentences
-from evaluation.report.gallery import AFTER, BEFORE, REASONERS, build_card, choose_queries
+from evaluation.report.gallery import (
+    AFTER,
+    BEFORE,
+    REASONERS,
+    build_card,
+    choose_queries,
+    over_time,
+)
 from evaluation.report.headline_table import headline, short_title_of, title_of
 from evaluation.report.html import render
 from evaluation.report.monitor_rows import monitor_rows
@@ -23,6 +30,8 @@ from evaluation.variants import CONTROL_SUFFIXES, RIVAL_SUFFIX
 
 DEMO_JOB = "demo_data"
 """The job whose teacher is biased on purpose; the report says so where it ran."""
+ITEMS_OVER_TIME = 4
+"""Held-out items at most that are shown after more and more steps."""
 
 
 def draw_plots(runs: Runs) -> dict[str, str]:
@@ -30,11 +39,13 @@ def draw_plots(runs: Runs) -> dict[str, str]:
     variants = {name: title_of(name) for name in runs.evaluation.overall()}
     tasks = _by_task(runs.evaluation.results)
     kinds = ablation(runs.evaluation)
+    compared = {row.reasoner for row in kinds}
+    titles = {name: title for name, title in REASONERS.items() if name in compared}
     adaptive = runs.evaluation.adaptive
     return {
         "curves": plot_curves(runs.records) if runs.records else "",
         "tasks": plot_tasks(tasks, variants) if tasks else "",
-        "evidence": plot_evidence(_means(kinds), REASONERS) if kinds else "",
+        "evidence": plot_evidence(_means(kinds), titles) if kinds else "",
         "adaptive": plot_adaptive(adaptive) if adaptive else "",
     }
 
@@ -84,6 +95,9 @@ def build_report(
             build_card(results)
             for results in choose_queries(runs.evaluation.queries, max_cards, seed)
         ],
+        time_cards=over_time(
+            runs.held_out, runs.evaluation.queries, count=min(ITEMS_OVER_TIME, max_cards), seed=seed
+        ),
         trace_colour=drawing.TRACE_COLOUR,
     )
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.run.run_folder import RUN_ID_FILE
+from data.stores.traces import TRACE_FOLDER, held_out_stores
 from tests.chaos.running import family, metrics_of, named
 from tests.e2e.held_rl import HELD_FILE
 from tests.e2e.jobs import Job, job_command, job_env, run
@@ -167,6 +168,10 @@ def test_summary_and_report_are_complete(demo: Path) -> None:
     page = (demo / "runs/demo/report.html").read_text()
     assert "data:image/" in page
     assert "<svg" in page or "data:image/png" in page
+    kept = held_out_stores(demo / "runs/demo/rl" / TRACE_FOLDER)
+    assert list(kept) == [0, STEPS]
+    assert all(store.all() for store in kept.values())
+    assert "The same item over time" in page
 
 
 def test_an_evaluation_that_is_killed_goes_on_and_makes_nothing_twice(

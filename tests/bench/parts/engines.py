@@ -152,7 +152,7 @@ class SleepingRank:
         pass
 
     def put_weights(self, version: int, store: Any, *, anew: bool) -> Any:
-        return Published(delta=False, bytes=0, seconds={})
+        return Published(delta=False, bytes=0, seconds={}, digest=f"weights {version}")
 
     def train_policy(self, mini_batches: Sequence[MiniBatch], *pictures: object) -> StepReport:
         time.sleep(sum(one.total_tokens for one in mini_batches) * TRAINED_TOKEN_S)

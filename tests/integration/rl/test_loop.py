@@ -1,7 +1,7 @@
 """The RL step on what a run consists of: real engines, ranks, weight store and object store."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from configs.reward import RewardConfig
 from configs.schema import RLConfig
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
+from data.stores.facts import held_out_recipe
+from data.stores.traces import TraceStore
 from data.types import Item, Kind, Pair
 from tests.builders import loaded_set, make_pair, write_picture
 from tests.integration.conftest import MEDIA, SAMPLING
@@ -145,6 +147,20 @@ def check(result: StepResult, step: int) -> None:
         assert max(1, step - 1) <= row["min_version"] <= row["max_version"] <= step
 
 
+def measured(pairs: Sequence[Pair], pipeline: Pipeline, root: Path) -> dict[str, float]:
+    """Return held-out hit@1 after two steps; the traces are kept under ``root``."""
+    recipe = held_out_recipe(
+        pipeline.weights_digest,
+        pipeline.config.rollout,
+        MEDIA,
+        templates="brief",
+        step=2,
+        version=pipeline.version,
+    )
+    traces = TraceStore(root, recipe)
+    return measure_held_out(pairs, pipeline.collector, traces=traces, made_by="a test")
+
+
 def test_steps_train_serve_and_measure_what_they_say_and_go_on_after_a_restart(
     make_pipeline, config, reasoner, group, encoder, tiny_model, contents, pictures, pairs, tmp_path
 ) -> None:
@@ -170,8 +186,9 @@ def test_steps_train_serve_and_measure_what_they_say_and_go_on_after_a_restart(
         ]
         assert gaps[0] < 1e-3 < gaps[1]
         assert trace.min_version == trace.max_version == 3
-    measured = measure_held_out(pairs[:4], pipeline.collector)
-    assert 0.0 <= measured["eval/hit_at_1"] <= 1.0
+    kept = tmp_path / "traces"
+    assert 0.0 <= measured(pairs[:4], pipeline, kept)["eval/hit_at_1"] <= 1.0
+    before = list(kept.glob("*/*.parquet"))
 
     state = json.loads(json.dumps(pipeline.state()))
     pipeline.save(tmp_path)
@@ -179,6 +196,9 @@ def test_steps_train_serve_and_measure_what_they_say_and_go_on_after_a_restart(
     resumed = make_pipeline()
     resumed.load(tmp_path, state)
     resumed.sync()
+    # The same weights after a restart: the kept traces stand for them.
+    measured(pairs[:4], resumed, kept)
+    assert list(kept.glob("*/*.parquet")) == before != []
     results += [resumed.step() for _ in range(2)]
     for step in (3, 4):
         check(results[step - 1], step)

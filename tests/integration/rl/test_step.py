@@ -16,6 +16,8 @@ from configs.schema import RLConfig
 from data.errors import WeightSyncError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
+from data.stores.facts import held_out_recipe
+from data.stores.traces import TraceStore, held_out_stores
 from data.types import Item, Kind, merge_pictures
 from learner.objectives import TokenScores
 from tests.builders import loaded_set, make_pair, write_picture
@@ -67,34 +69,66 @@ def make_pipeline(rollout=None, *, learner=None, pairs=None, alike=False, **grpo
     return pipeline
 
 
-def test_held_out_figures_are_given_over_queries_over_sets_and_by_set():
+def measured(pairs, pipeline, root, step=0):
+    """Return held-out metrics, as the job measures them after a step, and the kept traces."""
+    recipe = held_out_recipe(
+        pipeline.weights_digest,
+        pipeline.config.rollout,
+        pipeline.config.data.media,
+        templates=pipeline.config.data.templates,
+        step=step,
+        version=pipeline.version,
+    )
+    traces = TraceStore(root, recipe)
+    return measure_held_out(pairs, pipeline.collector, traces=traces, made_by="a test"), traces
+
+
+def test_held_out_figures_are_given_over_queries_over_sets_and_by_set(tmp_path):
     pipeline = make_pipeline()
     pairs = [make_pair(f"p{n}", source="a" if n < 3 else "b") for n in range(4)]
-    found = measure_held_out(pairs, pipeline.collector)
+    found, _ = measured(pairs, pipeline, tmp_path)
     by_set = {name: found[f"eval/hit_at_1_by_set/{name}"] for name in "ab"}
     assert by_set["b"] == 1.0  # its only candidate is right
     assert found["eval/hit_at_1"] == pytest.approx((3 * by_set["a"] + 1) / 4)
     assert found["eval/hit_at_1_over_sets"] == pytest.approx((by_set["a"] + 1) / 2)
 
 
-def test_another_gold_of_a_held_out_query_that_was_not_drawn_counts_as_right():
+def test_held_out_traces_are_kept_by_step_and_never_sampled_again(tmp_path):
+    pipeline = make_pipeline()
+    pairs = [make_pair(f"p{n}") for n in range(3)]
+    first, traces = measured(pairs, pipeline, tmp_path)
+    assert len(pipeline.rollout.asked[-1]) == 2 * len(pairs)
+    assert [trace.of.item for trace in traces.all()] == [
+        item for pair in pairs for item in (pair.query, pair.target)
+    ]
+    again, _ = measured(pairs, pipeline, tmp_path)
+    assert (again, pipeline.rollout.asked[-1]) == (first, [])
+    pipeline.step()
+    measured(pairs, pipeline, tmp_path, step=1)
+    assert len(pipeline.rollout.asked[-1]) == 2 * len(pairs)
+    stores = held_out_stores(tmp_path)
+    assert list(stores) == [0, 1]
+    assert stores[0].folder == traces.folder != stores[1].folder
+
+
+def test_another_gold_of_a_held_out_query_that_was_not_drawn_counts_as_right(tmp_path):
     pairs = [make_pair("p0"), make_pair("p1")]
     gold = make_pair("p2", query=pairs[0].query, target=pairs[1].target)
     hits = []
     for known in (pairs, [*pairs, gold]):
         pipeline = make_pipeline()
         pipeline.scorer.relevance = Relevance(known)
-        hits.append(measure_held_out(pairs, pipeline.collector)["eval/hit_at_1"])
+        hits.append(measured(pairs, pipeline, tmp_path)[0]["eval/hit_at_1"])
     # All that query 0 can retrieve is right for it now.
     assert hits[1] >= max(hits[0], 0.5)
 
 
-def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(caplog):
+def test_where_nothing_held_out_is_left_that_is_logged_and_the_metric_left_out(tmp_path, caplog):
     pipeline = make_pipeline()
     pairs = [make_pair("p0"), make_pair("p1")]
     keys = {f"g={n}/p=p{n // 2}/{side}/0" for n, side in enumerate(["query", "target"] * 2)}
     pipeline.scorer.embedder.fails = keys
-    assert measure_held_out(pairs, pipeline.collector) == {}
+    assert measured(pairs, pipeline, tmp_path)[0] == {}
     assert "2 of 2 pairs left out (0 traces, 4 embeddings failed)" in caplog.text
     assert "eval/hit_at_1: no held-out pair is left to be measured" in caplog.text
 

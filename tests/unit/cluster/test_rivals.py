@@ -10,7 +10,6 @@ import pytest
 from cluster import inference, rivals
 from cluster.inference import Blocks, engine_roles
 from cluster.pictures import SharedPictures
-from cluster.placement import Role
 from cluster.rivals import embed_with_rival
 from cluster.run.stage_loop import plain_console
 from configs.common import MediaConfig, PoolConfig
@@ -105,4 +104,6 @@ def test_what_fails_is_left_out(embedded, capsys) -> None:
 
 def test_a_job_asks_for_its_largest_pool() -> None:
     rivals = {"other": PoolConfig(actors=2, cpus=3)}
-    assert engine_roles(RewardConfig(model="m"), None, rivals) == [Role("other", 2, 3, 0)]
+    [role] = engine_roles(RewardConfig(model="m"), None, rivals)
+    assert (role.name, role.actors, role.cpus, role.gpus) == ("other", 2, 3, 0)
+    assert str(role) == "reward: 1 x (1 CPU, 0 GPU), then other: 2 x (3 CPU, 0 GPU)"

@@ -389,6 +389,27 @@ def test_a_gate_needs_a_reasoner_and_targets(refuse):
     assert "set eg_rl" not in message
 
 
+def test_published_traces_are_of_mmeb_v2_alone_and_one_an_item(refuse):
+    base = "run: {dir: r}\nreward: {model: m}\npublished_traces: [cot]\n"
+    sets = "data: {eval: [{name: a, path: p, root: r}]}\n"
+    for text in (base + sets, base + "benchmarks: [{suite: uvrb, root: r}]\n"):
+        message = refuse(text=text, cls=EvaluateConfig)
+        assert "published_traces: these are of the benchmark mmeb_v2 alone" in message
+    text = base + "benchmarks: [{root: r}]\n"
+    message = refuse("controls=[samples]", text=text, cls=EvaluateConfig)
+    assert "controls: files hold one trace of an item" in message
+
+
+@pytest.mark.parametrize("cls", [EmbedderConfig, WarmStartConfig])
+def test_a_store_of_traces_needs_the_reasoner_that_wrote_them(refuse, cls):
+    text = "run: {dir: r}\nmodel: m\ndata: {train: [{name: a, path: p, root: r}]}\n"
+    for given in ("store=runs/e/store", "reasoner=models/r"):
+        message = refuse(given, text=text, cls=cls)
+        assert "store: traces in it are told by their Reasoner" in message
+    share = refuse("max_missing_traces=2", text=text, cls=cls)
+    assert "max_missing_traces" in share
+
+
 def test_the_controls_are_those_of_the_evaluation():
     assert tuple(CONTROL_SUFFIXES) == CONTROLS
 

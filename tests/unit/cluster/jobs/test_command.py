@@ -249,6 +249,19 @@ def test_a_dry_run_says_how_many_pairs_have_traces(path, birds, capsys, rows, tr
     assert f"no pictures, {traced or 'none'} with a trace" in capsys.readouterr().out
 
 
+def test_a_dry_run_counts_the_traces_of_a_store_instead(path, birds, capsys, tmp_path):
+    birds([{"qry": "what?", "pos_text": "a finch", "pos_cot": TRACES[Kind.TEXT]}])
+    (tmp_path / "reasoner").mkdir()
+    (tmp_path / "reasoner/model.safetensors").write_bytes(b"weights")
+    argv = [path, "--dry-run", "store=store", "reasoner=reasoner"]
+    assert run_job(EmbedderConfig, never, argv=argv) == 2
+    assert "found 2 missing; have the job `evaluate` write them" in capsys.readouterr().err
+    run_job(EmbedderConfig, never, argv=[*argv, "max_missing_traces=1"])
+    seen = capsys.readouterr()
+    assert "no pictures, none with a trace" in seen.out
+    assert "missing; have the job" not in seen.err
+
+
 def test_a_dry_run_of_a_report_names_the_files_of_runs_there_and_missing(path, capsys, tmp_path):
     (tmp_path / "job.yaml").write_text("{run: {dir: runs/r}, evaluate: e, rl: r, stages: [r]}")
     files = ["e/evaluation.json", "e/evaluation.parquet", "r/metrics.jsonl", "r/stage.json"]

@@ -13,7 +13,7 @@ from configs.common import MediaConfig, RolloutConfig, SamplingConfig
 from data.errors import DataError
 from data.prompts import item_content, templates_version
 from data.rows.trace_files import read_published_traces
-from data.stores.facts import PUBLISHED, TraceRecipe, reasoner_recipe
+from data.stores.facts import TraceRecipe, published_recipe, reasoner_recipe
 from data.stores.keys import content_key
 from data.stores.traces import (
     AMBIGUOUS,
@@ -196,7 +196,8 @@ def test_published_traces_are_taken_over_once(tmp_path) -> None:
         "coco_corpus_cot.json": {"text": {"a star": "of a star"}, "image": {"x.png": "of x"}},
     }.items():
         (tmp_path / name).write_text(json.dumps(content))
-    files = read_published_traces([str(path) for path in sorted(tmp_path.glob("*.json"))])
+    paths = sorted(tmp_path.glob("*.json"))
+    files = read_published_traces(paths)
     subjects = {
         "of one": named("query-id", "1", subject("one", Side.QUERY)),
         NOT_IN_FILES: named("query-id", "2", subject("two", Side.QUERY)),
@@ -205,7 +206,7 @@ def test_published_traces_are_taken_over_once(tmp_path) -> None:
         "of ski": named("corpus_content", "ski", subject("ski")),
         "of x": named("image", "x.png", subject("", Side.TARGET, "x.png")),
     }
-    store = TraceStore(tmp_path / "store", PUBLISHED)
+    store = TraceStore(tmp_path / "store", published_recipe(paths))
     store.take_over([*subjects.values(), *subjects.values()], files, made_by="published files")
     keys = [of.of.key for of in subjects.values()]
     traces = store.traces(keys, most_missing=0.2, remedy=ASK)
@@ -217,13 +218,26 @@ def test_published_traces_are_taken_over_once(tmp_path) -> None:
     store.take_over(subjects.values(), files, made_by="published files")
     assert store.coverage(keys) == 1
     assert len(list(store.folder.glob("*.parquet"))) == before
+    paths[0].write_text("[]")
+    assert TraceStore(tmp_path / "store", published_recipe(paths)).coverage(keys) == 0
+
+
+def test_options_that_differ_by_a_letter_share_the_trace_of_their_text(tmp_path) -> None:
+    path = tmp_path / "mvbench_corpus_cot.json"
+    path.write_text(json.dumps([{"corpus_content": "red", "corpus_cot": "of red"}]))
+    options = [subject(text) for text in ("(A) red", "(B) red")]
+    store = TraceStore(tmp_path, published_recipe([path]))
+    names = [named("corpus_content", "red", of) for of in options]
+    store.take_over(names, read_published_traces([path]), made_by="published files")
+    assert store.coverage([of.key for of in options]) == 1
 
 
 def test_captions_of_one_image_never_share_a_trace(tmp_path) -> None:
     (tmp_path / "oven_corpus_cot.json").write_text(json.dumps({"text": {}, "image": {"x": "of x"}}))
-    files = read_published_traces([str(tmp_path / "oven_corpus_cot.json")])
+    path = tmp_path / "oven_corpus_cot.json"
+    files = read_published_traces([path])
     captions = [subject(text, Side.TARGET, "x.png") for text in ("a cat", "a dog")]
-    store = TraceStore(tmp_path, PUBLISHED)
+    store = TraceStore(tmp_path, published_recipe([path]))
     store.take_over([named("image", "x", of) for of in captions], files, made_by="published files")
     keys = [of.key for of in captions]
     assert store.coverage(keys) == 0

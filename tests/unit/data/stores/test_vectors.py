@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.stores.keys import content_key
+from data.stores.keys import content_key, files_remembered
 from data.stores.parts import ABANDONED_S, KeyedParts
 from data.stores.vectors import VectorStore
 from data.types import Instruction, Kind, Picture
@@ -265,3 +266,16 @@ def test_a_key_follows_from_all_that_a_model_reads(tmp_path) -> None:
     assert content_key(contents[3]) in keys
     file.write_bytes(b"12")
     assert content_key(contents[3]) not in keys
+
+
+def test_a_job_looks_at_each_file_once_and_the_next_job_sees_what_changed(tmp_path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(b"1")
+    content = (Picture(str(file), Kind.IMAGE), "a star")
+    with files_remembered():
+        key = content_key(content)
+        file.write_bytes(b"12")
+        with ThreadPoolExecutor(1) as thread:
+            assert thread.submit(content_key, content).result() == key
+    with files_remembered():
+        assert content_key(content) != key

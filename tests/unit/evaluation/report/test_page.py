@@ -16,19 +16,21 @@ from rich.console import Console
 
 from cluster.jobs.report import main
 from cluster.run.stage_loop import plain_console, progress_bar
-from configs.common import RunConfig
+from configs.common import MediaConfig, RolloutConfig, RunConfig
 from configs.schema import ReportConfig
 from data.errors import DataError
 from data.monitor_table import MONITORS
-from data.stores.traces import Subject, TraceCost
+from data.stores.facts import held_out_recipe
+from data.stores.keys import content_key
+from data.stores.traces import StoredTrace, Subject, TraceCost, TraceStore
 from data.tcot import render
-from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, TCoT
+from data.types import Box, Content, Cues, EmbedRequest, Item, Kind, Pair, Picture, Side, TCoT
 from evaluation.adaptive.effects import TraceEffects
 from evaluation.adaptive.gate import adaptive_figures
 from evaluation.costs import Costs
 from evaluation.report.adaptive_text import adaptive_sentences
 from evaluation.report.console_tables import print_table
-from evaluation.report.gallery import choose_queries
+from evaluation.report.gallery import choose_queries, over_time
 from evaluation.report.headline_table import (
     headline,
     headline_metrics,
@@ -171,6 +173,54 @@ def test_report_is_one_self_contained_page(config: ReportConfig) -> None:
     assert len(images) > 12
     assert all(uri.startswith("data:image/") for uri in images)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe"}
+
+
+def kept_traces(config: ReportConfig, step: int, weights: str, answer: str) -> TraceStore:
+    """Keep a trace of each item of the pairs as `rl` does after a step; return its store."""
+    recipe = held_out_recipe(
+        weights, RolloutConfig(), MediaConfig(), templates="brief", step=step, version=step + 1
+    )
+    store = TraceStore(Path(config.rl) / "store/traces", recipe)
+    made = []
+    for pair in make_pairs(Path(config.rl).parent):
+        for side in Side:
+            item = pair.item(side)
+            key = content_key((item.key(), side))
+            of = Subject(key=key, item=item, side=side, task=pair.source)
+            cues = Cues(keywords=("it",), boxes=(BOX,), key_frames=(1,))
+            trace = TCoT(thinking=EVIL, rethink="so", answer=answer, cues=cues)
+            made.append(StoredTrace(of=of, text=render(trace, kind=item.kind)))
+    store.add(made, made_by="a test")
+    return store
+
+
+def test_the_same_items_are_shown_after_each_measurement_of_rl(config: ReportConfig) -> None:
+    assert "over time" not in page_of(config).text  # a run from before they were kept
+    kept_traces(config, 0, "a", "at first")
+    kept_traces(config, 2, "b", "lost in a kill")
+    kept_traces(config, 2, "c", "done again")
+    kept_traces(config, 3, "d", "at last")
+    page = page_of(config)
+    shown = page.text.partition("The same item over time")[2]
+    for words in ("before RL", "step 2", "step 3", "at first", "done again", "at last"):
+        assert shown.count(words) == 4
+    assert "lost in a kill" not in shown
+    alts = [tag[1]["alt"] for tag in page.tags if tag[0] == "img"]
+    assert sum(str(alt).startswith("item with evidence") for alt in alts) == 12
+    assert EVIL in shown
+
+    # Of many measurements some are shown, and only items that have a trace at all of these.
+    for step in range(4, 20):
+        kept_traces(config, step, "e", "later")
+    items = runs_of(config).held_out
+    pictured = [item for item in items if item.shown]
+    cards = over_time(items, (), count=8, seed=0)
+    assert {tuple(view.step for view in card.steps) for card in cards} == {
+        (0, 4, 6, 9, 11, 14, 16, 19)
+    }
+    assert len(cards) == len(pictured) > 4
+    del pictured[0].traces[9]
+    assert len(over_time(items, (), count=8, seed=0)) == len(pictured) - 1
 
 
 def test_texts_of_data_and_models_are_escaped(config: ReportConfig) -> None:
