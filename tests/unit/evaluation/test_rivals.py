@@ -59,7 +59,7 @@ def test_a_rival_is_ranked_on_the_same_queries_without_traces() -> None:
     assert all(not query.trace for query in of(evaluation, "other_rival").values())
     read = [part for asked in rival.asked.values() for r in asked for part in r.content]
     assert not any("<thinking>" in part for part in read if isinstance(part, str))
-    assert evaluation.scores["other_rival"][0].by_query() == dict.fromkeys(
+    assert evaluation.set_results["other_rival"][0].by_query() == dict.fromkeys(
         (f"{colour}-0" for colour in COLOURS), 1.0
     )
 
