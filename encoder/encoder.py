@@ -5,6 +5,7 @@ what comes together. Shapes: N inputs, D dimensions.
 """
 
 import asyncio
+import atexit
 import itertools
 import json
 import os
@@ -150,6 +151,8 @@ class Encoder:
             start.cancel()
             self.close()
             raise
+        # Else vLLM would meet an interpreter that is half gone.
+        atexit.register(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +170,7 @@ class Encoder:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         try:
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         finally:
