@@ -5,6 +5,7 @@ what comes together. Shapes: N inputs, D dimensions.
 """
 
 import asyncio
+import atexit
 import itertools
 import json
 import os
@@ -150,6 +151,8 @@ class Encoder:
             start.cancel()
             self.close()
             raise
+        # Else vLLM would meet an interpreter that is half gone.
+        atexit.register(self.close)
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +170,7 @@ class Encoder:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         try:
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         finally:
@@ -218,7 +222,9 @@ class Encoder:
 
         A cancelled future stops its call. The future raises as `encode_query`.
         """
-        return self._begin(_listed(inputs), side, trace=trace, truncate_dim=truncate_dim)
+        return self._begin(
+            _listed(inputs), side, trace=trace, truncate_dim=truncate_dim, counted=True
+        )
 
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the cosine of each of ``first`` with each of ``second``, float32 [N, M].
@@ -298,6 +304,7 @@ class Encoder:
         truncate_dim: int | None,
         instruction: str = "",
         first: int = 0,
+        counted: bool = False,
     ) -> "Future[Encoded]":
         """Begin to encode inputs, the first of which has the place ``first`` in its list."""
         if trace not in ("auto", "none", "given"):
@@ -309,7 +316,7 @@ class Encoder:
             )
         if self._closed:
             raise RuntimeError("expected an open encoder, found a closed one; make another one")
-        call = _Call(side, trace, truncate_dim, instruction, first)
+        call = _Call(side, trace, truncate_dim, instruction, first, counted)
         return asyncio.run_coroutine_threadsafe(self._run(inputs, call), self._loop)
 
     async def _run(self, inputs: Sequence[Input], call: "_Call") -> Encoded:
@@ -343,7 +350,9 @@ class Encoder:
         vectors = await self._vectors(contents, pictures, call)
         if call.truncate_dim is not None:
             vectors = _unit(vectors[:, : call.truncate_dim])
-        tokens = await self._aside(self._count_tokens, contents, pictures)
+        tokens: list[int] = []
+        if call.counted:
+            tokens = await self._aside(self._count_tokens, contents, pictures)
         return Encoded(vectors, traces, tokens)
 
     async def _aside(self, function: Callable[..., T], *args: Any) -> T:
@@ -487,6 +496,8 @@ class _Call:
     instruction: str
     first: int
     """Place of its first input in the list that the user gave."""
+    counted: bool
+    """Whether the tokens are asked for: to count them takes as long as to read a short text."""
 
 
 def with_embedder(config: EncoderConfig | None, embedder: str | os.PathLike[str]) -> EncoderConfig:

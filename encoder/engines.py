@@ -94,6 +94,9 @@ class ProcessEngines:
         """Start the engines one after the other; return the width D of the vectors."""
         # A fork of a process with threads may hang.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        # As the jobs have it: vLLM warns of what is meant so.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         config, reward = self._config, self._config.reward
         if self._reasoner_folder:
             reasoner = RolloutActor(

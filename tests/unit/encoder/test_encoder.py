@@ -1,9 +1,12 @@
 """What an Encoder makes of calls, with engines that compute nothing."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,6 +34,7 @@ MEDIA = MediaConfig(
     max_step_bytes=1 << 20,
 )
 WIDTH = 8
+ROOT = Path(__file__).parents[3]
 TRACE = TRACES[Kind.TEXT]
 
 
@@ -279,6 +283,23 @@ def test_a_closed_encoder_ends_its_calls_and_takes_no_more(made):
         running.result(PATIENCE_S)
     with pytest.raises(RuntimeError, match="expected an open encoder"):
         encoder.encode("red")
+
+
+def test_engines_stop_where_a_program_ends_without_closing(folder):
+    program = f"""
+from tests.unit.encoder.test_encoder import *
+
+class Saying(RecordingEngines):
+    async def close(self):
+        print("stopped")
+
+config = with_embedder(EncoderConfig(data=DataConfig(media=MEDIA)), {str(folder)!r})
+print(Encoder("", config, Saying()).encode("red").shape)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout) == (0, "(8,)\nstopped\n"), ended.stderr
 
 
 def test_engines_that_do_not_start_are_stopped(folder):
