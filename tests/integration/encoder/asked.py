@@ -23,7 +23,7 @@ from tests.integration.reference import request
 from tests.shared_pictures import share_pictures
 
 POOL = PoolConfig(actors=1, cpus=0.0)
-DATA = DataConfig(media=MEDIA)
+DATA = DataConfig(media=MEDIA, templates="brief")
 CONFIG = EncoderConfig(
     data=DATA,
     rollout=RolloutConfig(pool=POOL, engine=ENGINE, sampling=SAMPLING),

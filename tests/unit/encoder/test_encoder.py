@@ -122,7 +122,7 @@ def test_a_long_list_is_encoded_in_blocks_and_keeps_its_order(made):
     encoder, engines = made(block=4)
     texts = [f"{number:08d}" for number in range(11)]
     vectors = encoder.encode(texts)
-    assert [len(requests) for requests in engines.embedded] == [4, 4, 3]
+    assert sorted(len(requests) for requests in engines.embedded) == [3, 4, 4]
     np.testing.assert_array_equal(vectors, [vector((text,)) for text in texts])
 
 
@@ -209,7 +209,7 @@ def test_similarity_is_the_cosine_also_of_vectors_of_other_lengths(made):
 def test_pictures_in_memory_and_on_disk_are_read_once_and_counted(made, folder, tmp_path):
     encoder, engines = made()
     path = write_picture(tmp_path / "a.png", width=96, height=64)
-    inputs = [path, Image.open(path), path.read_bytes(), "red"]
+    inputs = [path, Image.open(path), {"image": path.read_bytes()}, "red"]
     later = encoder.encode_later(inputs, side=Side.TARGET).result(PATIENCE_S)
     [requests], [pictures] = engines.embedded, engines.pictures
     assert len(requests) == 4
@@ -247,10 +247,12 @@ def test_pictures_that_are_too_many_for_one_call_are_refused(made):
 def test_many_calls_run_at_a_time_and_may_be_cancelled(made):
     encoder, engines = made()
     engines.go.clear()
-    first, second = (encoder.encode_later([text], side=Side.QUERY) for text in ("red", "blue"))
+    first, second = (
+        encoder.encode_later([text], side=Side.QUERY) for text in ("red", "blue circle")
+    )
     assert first.cancel()
     engines.go.set()
-    np.testing.assert_array_equal(second.result(PATIENCE_S).vectors, [vector(("blue",))])
+    np.testing.assert_array_equal(second.result(PATIENCE_S).vectors, [vector(("blue circle",))])
     with pytest.raises(CancelledError):
         first.result(PATIENCE_S)
 
