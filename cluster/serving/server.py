@@ -6,6 +6,7 @@ Signals go to the main thread, which is the job's; uvicorn runs in another one.
 import logging
 import socket
 import threading
+import time
 
 import uvicorn
 from starlette.applications import Starlette
@@ -13,6 +14,10 @@ from starlette.applications import Starlette
 from configs.errors import ConfigError
 
 BACKLOG = 2048
+START_LOOK_S = 0.01
+KEEP_ALIVE_S = 75
+"""Longer than clients keep a connection, or wait for another try: a server that closes it first
+breaks a request that is just being sent."""
 END_S = 10.0
 """Longest wait for the thread when no request runs any more."""
 log = logging.getLogger(__name__)
@@ -53,6 +58,7 @@ class Server:
             access_log=False,
             server_header=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(END_S),
         )
         self._server = uvicorn.Server(config)
@@ -62,6 +68,8 @@ class Server:
 
     def __enter__(self) -> "Server":
         self._thread.start()
+        while self._thread.is_alive() and not self._server.started:
+            time.sleep(START_LOOK_S)
         return self
 
     def __exit__(self, *_: object) -> None:
