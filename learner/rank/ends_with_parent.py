@@ -11,5 +11,14 @@ import signal
 PR_SET_PDEATHSIG = 1
 """Of Linux: names the signal that the kernel sends to a process whose parent has died."""
 _libc = ctypes.CDLL(None)
+_forking: list[int] = []
+"""The last process that began to fork."""
 
-os.register_at_fork(after_in_child=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+
+def _end_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != _forking[-1]:  # it was killed before the kernel knew
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+os.register_at_fork(before=lambda: _forking.append(os.getpid()), after_in_child=_end_with_parent)
