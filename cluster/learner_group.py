@@ -5,8 +5,11 @@ keeps its place and can be started again; the job then continues from its last c
 """
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,9 @@ import numpy as np
 import ray
 
 from cluster.faults import wait_for
-from cluster.learner_rank import LearnerRank
+from cluster.learner_rank import LearnerRank, convert_checkpoint
 from cluster.pictures import SharedPictures
-from cluster.placement import Role, actor_options, place
+from cluster.placement import QUIET_ENV, Role, actor_options, driver_node, place
 from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
@@ -33,10 +36,13 @@ from learner.objectives import (
     SupervisedObjective,
     TokenScores,
 )
+from learner.universal import needs_conversion, universal_folder
 
 log = logging.getLogger(__name__)
 RANKS_START_TIMEOUT_S = 900.0
 """Longest wait for the ranks to start, which import much, and to find each other."""
+CONVERSION_LOOK_S = 60.0
+"""Between two lines of the log on a conversion."""
 RANKS_STOP_TIMEOUT_S = 60.0
 """Longest wait for stopped ranks to be gone."""
 
@@ -268,9 +274,23 @@ class LearnerGroup:
         self._all([r.save.remote(_absolute(folder)) for r in self._ranks], f"saving {folder}")
 
     def load(self, folder: str | Path) -> int:
-        """Continue from a checkpoint; return how many steps it had taken."""
-        refs = [rank.load.remote(_absolute(folder)) for rank in self._ranks]
-        return self._all(refs, f"loading {folder}")[0]
+        """Continue from a checkpoint; return how many steps it had taken.
+
+        One of another number of ranks is converted first, while no rank runs: they would hold
+        memory, and none of them may wait for another for so long.
+        """
+        self._check_running(f"loading {folder}")
+        if not needs_conversion(Path(folder), self.config):
+            refs = [rank.load.remote(_absolute(folder)) for rank in self._ranks]
+            return self._all(refs, f"loading {folder}")[0]
+        self._stop()
+        try:
+            self._convert(Path(_absolute(folder)))
+            self.restart()
+            refs = [rank.load.remote(_absolute(folder)) for rank in self._ranks]
+            return self._all(refs, f"loading {folder}")[0]
+        finally:
+            shutil.rmtree(universal_folder(Path(folder)), ignore_errors=True)
 
     def export(self, folder: str | Path) -> None:
         """Write the model as a Hugging Face folder."""
@@ -280,6 +300,29 @@ class LearnerGroup:
         """Stop the ranks and give their bundles back."""
         self._stop()
         ray.util.remove_placement_group(self._group)
+
+    def _convert(self, folder: Path) -> None:
+        """Write a checkpoint's universal form, on the driver's node; say how far it is.
+
+        Raises:
+            ClusterError: it failed, as where the disk is full.
+            DamagedCheckpoint: a file is not what was written.
+        """
+        env = {**QUIET_ENV, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        task = ray.remote(convert_checkpoint).options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=driver_node(),
+            runtime_env={"env_vars": env},
+        )
+        # What is cut by parameter, and what is joined again of it.
+        expected = 2 * _bytes(folder, ending="_optim_states.pt")
+        log.info("%s: converting it for %d ranks", folder, self.config.ranks)
+        ref = task.remote(str(folder))
+        while not ray.wait([ref], timeout=CONVERSION_LOOK_S)[0]:
+            written = _bytes(universal_folder(folder))
+            log.info("%s: wrote %.1f of about %.1f GB", folder, written / 1e9, expected / 1e9)
+        wait_for([ref], ["the conversion"], timeout_s=0.0, what=f"converting {folder}")
 
     def _start(self) -> None:
         config = self.config
@@ -375,6 +418,17 @@ class LearnerGroup:
         except EmbedRLError:
             self._stop()
             raise
+
+
+def _bytes(folder: Path, *, ending: str = "") -> int:
+    """Return the bytes of the files below a folder, which may come and go meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(ending):
+                with suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 def _absolute(folder: str | Path) -> str:

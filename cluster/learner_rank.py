@@ -1,7 +1,9 @@
 """One rank of the learner group as a Ray actor."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,13 @@ from data.types import ContrastPair, EmbedRequest, Pictures, StepReport, TrainSa
 from data.weights.types import Published
 from learner.micro_batches import MiniBatch
 from learner.objectives import LearnerPlan, TokenScores
+
+
+def convert_checkpoint(folder: str) -> None:
+    """Convert a checkpoint of another number of ranks; a Ray task, as it takes all cores."""
+    from learner.rank.deepspeed_engine import convert_to_universal
+
+    convert_to_universal(Path(folder), workers=len(os.sched_getaffinity(0)))
 
 
 class LearnerRank:

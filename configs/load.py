@@ -14,7 +14,7 @@ from yaml import YAMLError
 from configs.common import MISSING
 from configs.errors import ConfigError
 from configs.presets import PRESETS, with_presets
-from configs.schema import problems
+from configs.schema import RENAMED, problems
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -208,6 +208,8 @@ def _nest(path: tuple[str, ...], value: Any) -> Any:
 def _refused(merged: Any, path: tuple[str, ...], value: Any) -> list[str]:
     """Return why a value cannot be merged; in a list of sections, for each entry and key."""
     name = ".".join(path)
+    if name in RENAMED:
+        return [f"{name}: has been replaced by {RENAMED[name]}; set these instead"]
     if any(key.isdigit() for key in path):
         return [f"{name}: a list is given whole, as <key>=[...], not entry by entry"]
     parts: list[tuple[str, Any]] = []

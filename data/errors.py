@@ -10,6 +10,7 @@ EmbedRLError
     NotUnpacked                  archives of a data set are not unpacked yet
   JudgeError(RuntimeError)       the judge gave no usable answer
   WeightSyncError(RuntimeError)  an engine does not hold what the learner sent
+  ParityError(RuntimeError)      engine and learner compute different log-probabilities
   RunFolderError(RuntimeError)   a file of the run folder cannot be written
   CheckpointError(RuntimeError)  a checkpoint cannot be written, or is of another run
     DamagedCheckpoint            what it holds cannot be read
@@ -78,6 +79,10 @@ class JudgeError(EmbedRLError, RuntimeError):
 
 class WeightSyncError(EmbedRLError, RuntimeError):
     """An engine does not hold the weights that the learner sent."""
+
+
+class ParityError(EmbedRLError, RuntimeError):
+    """Engine and learner give the same tokens log-probabilities that differ too much."""
 
 
 class RunFolderError(EmbedRLError, RuntimeError):

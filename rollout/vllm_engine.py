@@ -79,7 +79,11 @@ class VLLMEngine:
             arguments["weight_transfer_config"] = transfer_config()
             arguments["worker_extension_cls"] = f"{WeightPuller.__module__}.WeightPuller"
         self._arguments = AsyncEngineArgs(
-            **arguments, runner="generate", logprobs_mode="processed_logprobs"
+            **arguments,
+            runner="generate",
+            logprobs_mode="processed_logprobs",
+            # Else a bf16 model has bf16 logits; the learner's are float32 (learner.rank.logprobs).
+            hf_overrides={"head_dtype": "float32"},
         )
 
     async def start(self) -> None:

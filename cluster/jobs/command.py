@@ -1,7 +1,7 @@
 """How every job starts: read settings, refuse what is wrong, dry-run, run, exit code.
 
 Exit codes: 0 done, 1 failed, 2 the settings or the data cannot be used, 3 stopped on request,
-4 nothing to train on, 5 weights or log-probabilities of engines and learner disagree.
+4 nothing to train on, 5 weights of engines and learner disagree, 6 their log-probabilities do.
 """
 
 import logging
@@ -37,6 +37,7 @@ from data.errors import (
     NotFetched,
     NothingToTrainOn,
     NotUnpacked,
+    ParityError,
     StopRequested,
     WeightSyncError,
 )
@@ -60,6 +61,7 @@ CODES: dict[type[BaseException], int] = {
     Interrupted: EXIT_CODE,
     NothingToTrainOn: 4,
     WeightSyncError: 5,
+    ParityError: 6,
     EmbedRLError: 1,
 }
 """Of the errors that end a job on purpose; the first that fits."""

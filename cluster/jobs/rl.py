@@ -30,6 +30,7 @@ from cluster.run.stopping import StopRequest
 from cluster.run.tracking import Tracker
 from cluster.session import session, spare_collections
 from configs.schema import RLConfig
+from data.errors import ParityError
 from data.model.chat import load_encoder
 from data.model.model_folder import (
     check_embedder,
@@ -184,6 +185,7 @@ def train_loop(
     Raises:
         StopRequested: SIGTERM or SIGINT came; a checkpoint was written.
         NothingToTrainOn: step after step trained nothing.
+        ParityError: engines and learner compute different things; a checkpoint was written.
     """
     checkpoints = Checkpoints(folder)
     last = checkpoints.resume(config.steps)
@@ -212,9 +214,12 @@ def train_loop(
             folder.write_trajectories(step, result.rows)
             record(folder, step, metrics, console)
             streak.record(result.broken)
-            check_parity(
-                result.metrics, broken=bool(result.broken), tolerance=config.logprob_tolerance
-            )
+            try:
+                check_parity(result.metrics, broken=bool(result.broken), limits=config.parity)
+            except ParityError as error:
+                folder.settle_metrics()
+                checkpoints.save(step, pipeline.save, state=pipeline.state(), metrics=metrics)
+                raise ParityError(f"{error}. The same command goes on after step {step}") from None
             final = step == config.steps
             if not result.broken:
                 trained = metrics["traces/trained"] + metrics["group/replayed"]

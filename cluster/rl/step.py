@@ -21,7 +21,7 @@ from cluster.pictures import Decoder, SharedPictures
 from cluster.pools.rollout import RolloutPool
 from cluster.rl.collector import BANK_FILE, Collector
 from cluster.rl.ledger import Ledger
-from cluster.rl.logprob_parity import PARITY, probe_gap, worst_gap
+from cluster.rl.logprob_parity import probe_gaps, worst_gaps
 from cluster.rl.metrics import (
     group_metrics,
     reward_metrics,
@@ -132,8 +132,8 @@ class Pipeline:
         with clock.phase("sync"):
             synced = self.sync()
             if config.max_staleness:
-                probed = probe_gap(step, self.version, config, self.rollout, self._score)
-                synced |= worst_gap(trained.metrics.get(PARITY), probed)
+                probed = probe_gaps(step, self.version, config, self.rollout, self._score)
+                synced |= worst_gaps(trained.metrics, probed)
         metrics = {
             **trained.metrics,
             **penalties,

@@ -51,8 +51,11 @@ OLDER = {"data.media.video": "frames", "data.item_tokens": 0}
 """Settings whose default has changed, with the value that stands for a folder of an older release
 that lacks the key."""
 STEPS = "steps"
-OPEN = {STEPS, "learner.optimizer.lr", "max_missing_traces"}
-"""Settings that may change as well; that they did is logged."""
+OPEN = {
+    *(STEPS, "learner.optimizer.lr", "max_missing_traces"),
+    *("parity.mean", "parity.p999", "logprob_tolerance"),
+}
+"""Settings that may change as well; that they did is logged. The last is of an older release."""
 MODEL_FOLDERS = ("model", "reasoner", "warm_start", "eg_rl", "second_model")
 """Settings of jobs, and of what they hold, that name a model's folder."""
 

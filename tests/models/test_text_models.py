@@ -71,7 +71,7 @@ def settings(folder: Path, reasoner: Path, embedder: Path) -> dict[str, Any]:
         "pairs": PAIRS,
         "siblings": SIBLINGS,
         "checkpoint_every": STEPS,
-        "logprob_tolerance": GAP,
+        "parity": {"mean": GAP / 10, "p999": GAP},
     }
 
 

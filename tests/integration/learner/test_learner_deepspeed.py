@@ -376,7 +376,9 @@ def plain_policy(tiny_folder, encoder, pictures) -> Callable[[int], list[dict[st
                     "policy/kl": kl_sum / sum(len(row.response_ids) for row in rows),
                     "policy/grad_norm": float(np.mean(norms)),
                     "policy/lr": lr,
-                    "sync/logprob_max_abs_diff": max(gap.abs().max().item() for gap in gaps),
+                    "sync/logprob_max_abs_diff": torch.cat(gaps).abs().max().item(),
+                    "parity/max": torch.cat(gaps).abs().max().item(),
+                    "parity/mean": torch.cat(gaps).abs().mean().item(),
                 }
             )
         return found

@@ -118,11 +118,13 @@ def test_a_checkpoint_that_the_system_refuses_to_write_is_no_lost_rank(
 @pytest.mark.extended
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_one_rank_goes_on_from_two_ranks_checkpoint(
-    group_of, tiny_folder, pictures, written, zero_stage
+    group_of, tiny_folder, pictures, written, zero_stage, caplog
 ):
     folder, straight = written[zero_stage]
     group = build(group_of(1), tiny_folder, zero_stage=zero_stage)
-    assert group.load(folder) == STEPS
+    with caplog.at_level("INFO", "cluster.learner_group"):
+        assert group.load(folder) == STEPS
+    assert ("converting it for 1 ranks" in caplog.text) == (zero_stage > 0)
     for found, expected in zip(train(group, pictures, first=STEPS), straight, strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -12,7 +12,7 @@ from data.errors import DataError
 from data.model.chat import VISION_TOKENS
 from data.types import Content, DroppedTrajectory, Kind, Picture, Trajectory, visuals_in
 from learner.rank.batching import process_pictures
-from tests.integration.conftest import ENGINE
+from tests.integration.conftest import ENGINE, MEDIA, SAMPLING
 from tests.integration.reference import logprobs, request
 
 
@@ -33,6 +33,15 @@ def test_logprobs_equal_the_learners(
         expected = logprobs(tiny_model, encoder, prompt, trace.response_ids)
         assert np.abs(trace.logprobs - expected).max() < 1e-3
         assert trace.finish in ("stop", "length")
+
+
+def test_logits_of_a_bf16_engine_are_float32(tiny_folder) -> None:
+    engine = replace(ENGINE, dtype="bfloat16")
+    set_engine_environment(engine)
+    from rollout.vllm_engine import VLLMEngine
+
+    model = VLLMEngine(str(tiny_folder), engine, SAMPLING, MEDIA)._arguments.create_model_config()
+    assert (model.dtype, model.head_dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_vllm_reads_the_pixels_that_the_learner_trains_on(

@@ -170,7 +170,7 @@ def test_steps_train_serve_and_measure_what_they_say_and_go_on_after_a_restart(
     for step in (1, 2):
         results.append(pipeline.step())
         check(results[-1], step)
-        check_parity(results[-1].metrics, broken=False, tolerance=config.logprob_tolerance)
+        check_parity(results[-1].metrics, broken=False, limits=config.parity)
     assert results[0].metrics["policy/kl"] == pytest.approx(0.0, abs=1e-6)
     assert results[1].metrics["policy/kl"] > 0
 

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from cluster.rl.logprob_parity import check_parity
-from data.errors import ClusterError, WeightSyncError
+from configs.learner import ParityConfig
+from data.errors import ClusterError, ParityError
 from learner.objectives import TokenScores
 from tests.fakes import FakeLearner, FakeRollout
 from tests.patience import PATIENCE_S
@@ -199,14 +200,14 @@ def test_with_tis_the_learner_scores_traces_of_older_weights_when_they_come_in(
 def test_engines_that_are_off_show_though_all_traces_are_stale(make_pipeline):
     learner = FakeLearner()
     pipeline = make_pipeline(max_staleness=1, learner=learner)
-    tolerance = pipeline.config.logprob_tolerance
-    check_parity(pipeline.step().metrics, broken=False, tolerance=tolerance)
+    limits = ParityConfig(mean=1e-3, p999=1e-2)
+    check_parity(pipeline.step().metrics, broken=False, limits=limits)
     own = learner.score_policy
     learner.score_policy = lambda samples, pictures: {
         key: TokenScores(scores.own + 0.01, None) for key, scores in own(samples, pictures).items()
     }
-    with pytest.raises(WeightSyncError, match=r"differ by 0\.01"):
-        check_parity(pipeline.step().metrics, broken=False, tolerance=tolerance)
+    with pytest.raises(ParityError, match=r"differ by 0\.01 on average"):
+        check_parity(pipeline.step().metrics, broken=False, limits=limits)
 
 
 def test_a_trace_that_is_too_old_is_dropped_with_the_reason(make_pipeline):

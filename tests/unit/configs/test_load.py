@@ -236,7 +236,8 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_that_are(
         ("rollout.sampling.max_tokens=16384", "leaves no room for a prompt"),
         ("siblings=1", "siblings: a group needs at least 2"),
         ("pairs=1", "pairs: a rank needs at least 2"),
-        ("learner.bf16=true", "logprob_tolerance: bf16"),
+        ("parity.p999=0", "parity.p999: expected more than 0"),
+        ("logprob_tolerance=0.5", "logprob_tolerance: has been replaced by parity.mean and parity"),
         ("rollout.engine.dtype=float16", "rollout.engine.dtype: engines hold the learner's own"),
         ("learner={bf16: true, zero_stage: 0}", "learner.zero_stage: 0 loses small updates"),
         ("learner.offload=parameters", "learner.offload: 'parameters' needs zero_stage=3, found 2"),
@@ -319,6 +320,12 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_that_are(
 )
 def test_impossible_settings_are_refused_with_their_key(refuse, override, words):
     assert words in refuse(override)
+
+
+def test_a_limit_that_bf16_passes_by_rounding_is_refused(refuse):
+    bf16 = ("learner.bf16=true", "rollout.engine.dtype=bfloat16")
+    assert "parity.mean: a bf16 learner may differ" in refuse(*bf16, "parity.mean=1e-3")
+    assert "parity.mean" not in refuse(*bf16, "siblings=1")
 
 
 EMBEDDER = """

@@ -23,6 +23,7 @@ from data.errors import (
     DataError,
     DivergedError,
     NothingToTrainOn,
+    ParityError,
     StopRequested,
     WeightSyncError,
 )
@@ -90,6 +91,7 @@ def test_wrong_settings_end_with_two_before_the_job_starts(path, capsys):
         (ActorLost("why"), 1),
         (NothingToTrainOn("why"), 4),
         (WeightSyncError("why"), 5),
+        (ParityError("why"), 6),
         (CheckpointError("why"), 1),
         (DivergedError("why"), 1),
         (StopRequested("why"), 3),

@@ -1,6 +1,7 @@
 """The loop of `rl` over stand-ins: a run whose steps train nothing ends, and saves none of them."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,10 +15,10 @@ from cluster.run.empty_steps import MAX_EMPTY_STEPS
 from cluster.run.recovery import Restarts
 from cluster.run.run_folder import RunFolder
 from configs.common import RunConfig
-from configs.learner import GRPOConfig
+from configs.learner import GRPOConfig, ParityConfig
 from configs.reward import RewardConfig
 from configs.schema import RLConfig
-from data.errors import NothingToTrainOn
+from data.errors import NothingToTrainOn, ParityError
 from data.relevance import Relevance
 from data.sets.feed import PairFeed
 from data.types import Item, Kind
@@ -68,6 +69,7 @@ def make_pipeline(
     *,
     pairs=TEXTS,
     rollout=None,
+    learner=None,
     decoder=None,
     embedder=None,
     steps=STEPS,
@@ -98,7 +100,7 @@ def make_pipeline(
             relevance=Relevance(pairs),
         ),
         decoder=decoder or FakeDecoder(),
-        learner=FakeLearner(),
+        learner=learner or FakeLearner(),
         store=None,
     )
 
@@ -170,6 +172,26 @@ def test_pictures_that_stay_away_end_the_run_before_their_step_is_saved(tmp_path
         run(tmp_path, pairs=picture_pairs(60), decoder=FakeDecoder(range(2, 1000)))
     assert run.pauses == list(PAUSES_S)
     assert run.saved == ["step-000001", "step-000002"]
+
+
+class Disagreeing(FakeLearner):
+    """Measures other log-probabilities than the engines', from its third step on."""
+
+    def train_policy(self, samples, pictures):
+        report = super().train_policy(samples, pictures)
+        mean = 0.9 if len(self.trained) > 2 else 0.01
+        return replace(report, metrics={**report.metrics, "parity/mean": mean})
+
+
+def test_a_run_whose_engines_compute_something_else_ends_with_a_checkpoint(tmp_path):
+    learner = Disagreeing()
+    for step in (3, 4):
+        with pytest.raises(ParityError, match=f"differ by 0.9 .* goes on after step {step}"):
+            run(tmp_path, learner=learner, every=9)
+        assert run.saved[-1] == f"step-{step:06d}"
+    run(tmp_path, learner=learner, every=9, parity=ParityConfig(mean=1.0))
+    assert run.saved[-1] == f"step-{STEPS:06d}"
+    assert len(learner.trained) == STEPS
 
 
 class Hung(FakeRollout):

@@ -123,6 +123,15 @@ def test_a_damaged_file_is_named(trained, tmp_path, name, damage):
         trained.load(tmp_path / "learner")
 
 
+@pytest.mark.parametrize("name", [STATE, OPTIMIZER])
+def test_a_damaged_file_is_named_before_anything_is_converted(trained, tmp_path, name):
+    trained.save(tmp_path / "learner")
+    flip(tmp_path / "learner" / name)
+    with pytest.raises(DamagedCheckpoint, match=rf"{Path(name).name}: damaged"):
+        deepspeed_engine.convert_to_universal(tmp_path / "learner", workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["learner"]
+
+
 @pytest.mark.parametrize("content", [None, "{"])
 def test_a_checkpoint_without_its_shape_is_damaged(trained, tmp_path, content):
     trained.save(tmp_path / "learner")

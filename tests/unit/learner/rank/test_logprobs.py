@@ -71,6 +71,16 @@ def test_entropy_carries_gradient_where_it_is_asked_for(chunk_logits):
     assert not without.requires_grad
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_bf16_weights_are_not_rounded_to_bf16(bias):
+    head, hidden, targets = example(200, bias=bias)
+    head, hidden = head.bfloat16(), (20 * hidden).detach().bfloat16()
+    logprobs, _, _ = OutputLayer(head)(hidden, targets)
+    exact, _, _ = OutputLayer(head.double())(hidden.double(), targets)
+    assert logprobs.dtype == torch.float32
+    torch.testing.assert_close(logprobs, exact.float(), atol=1e-5, rtol=1e-5)
+
+
 def test_double_precision_is_kept():
     head, hidden, targets = example(5)
     logprobs, entropy, _ = OutputLayer(head.double())(hidden.double(), targets)
