@@ -1,5 +1,6 @@
 """Where actors run: the roles of a plan, their bundles, and Ray's options for each actor."""
 
+import json
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -35,6 +37,10 @@ _QUIET = {
 }
 QUIET_ENV = {name: os.environ.get(name, quiet) for name, quiet in _QUIET.items()}
 """Of all processes of a job; what the user has set wins."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+RAY_SHOWS_ALL = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""Images for other systems set it to 1: Ray then leaves VISIBLE alone, and all actors see all GPUs
+of their node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +121,6 @@ def _no_place(role: Role, bundle: Mapping[str, float], waited_s: float) -> str:
 
 def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int) -> dict[str, Any]:
     """Return Ray options that put actor ``index`` of the role into a bundle of the group."""
-    own = {"OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
-    if not role.gpus:
-        own["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for a GPU, and says that none is there
     return {
         "name": f"{role.name}-{index}",
         "num_cpus": max(role.cpus, 0.0001),
@@ -125,8 +128,36 @@ def actor_options(role: Role, group: PlacementGroup, index: int, *, bundle: int)
         "scheduling_strategy": PlacementGroupSchedulingStrategy(
             group, placement_group_bundle_index=bundle
         ),
-        "runtime_env": {"env_vars": {**QUIET_ENV, **own}},
+        "runtime_env": {"env_vars": actor_env(role)},
     }
+
+
+def submitted_env() -> dict[str, str]:
+    """Return the variables that `ray job submit --runtime-env-json` gave this job.
+
+    They win over ours. Ray refuses a job that names one of them again for all its processes.
+    """
+    told = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    return dict((told.get("runtime_env") or {}).get("env_vars") or {})
+
+
+def job_env() -> dict[str, str]:
+    """Return the variables of all processes of a job, without those that the user submitted."""
+    return {name: value for name, value in QUIET_ENV.items() if name not in submitted_env()}
+
+
+def actor_env(role: Role) -> dict[str, str]:
+    """Return the variables of the role's actors. What the user submitted wins over all but what
+    keeps an actor off GPUs that Ray has not lent it.
+
+    By itself Ray hides no GPU from an actor that asked for none.
+    """
+    threads = {"OMP_NUM_THREADS": str(max(1, math.floor(role.cpus)))}
+    if role.gpus:
+        return {**QUIET_ENV, **threads, **submitted_env(), RAY_SHOWS_ALL: "0"}
+    # Else DeepSpeed looks for a GPU, and says that none is there.
+    no_gpu = {"DS_ACCELERATOR": "cpu"}
+    return {**QUIET_ENV, **threads, **no_gpu, **submitted_env(), VISIBLE: ""}
 
 
 def driver_node() -> NodeAffinitySchedulingStrategy:
