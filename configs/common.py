@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 from configs.bounds import not_negative, positive, share
 
@@ -168,12 +168,28 @@ class EngineConfig:
     """Share of a GPU's memory that the engine takes."""
     cpu_kv_cache_gb: int = 1
     """Key-value cache on a CPU; unused on GPUs."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's `AsyncEngineArgs`, by vLLM's names, as `{kv_cache_dtype: fp8}`.
+    Refused: names that vLLM does not have, and what this project sets itself."""
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
+    """How traces are sampled. Engines return the log-probabilities of what they sample from, after
+    temperature, top_p, top_k and min_p. The learner computes its own over all tokens that are not
+    banned, at the same temperature. So `rl` refuses to leave tokens out: a ratio of the two would
+    not be that of two policies."""
+
     temperature: float = 1.0
     """Sampling temperature; 1 samples what the model predicts."""
+    top_p: float = 1.0
+    """Sample from the fewest likeliest tokens whose probabilities reach this sum; 1 = all."""
+    top_k: int = 0
+    """Sample from so many likeliest tokens; 0 = all."""
+    min_p: float = 0.0
+    """Sample from tokens at least this share as likely as the likeliest; 0 = all."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a trace, beside the end of the turn; the trace keeps the text."""
     max_tokens: int = 2048
     """Tokens of one trace at most."""
 
@@ -378,7 +394,12 @@ COMMON_CHECKS = {
         *positive(n, "max_model_len", "max_num_seqs", "tensor_parallel"),
         *share(n, "gpu_memory_utilization"),
     ],
-    SamplingConfig: lambda n: positive(n, "temperature", "max_tokens"),
+    SamplingConfig: lambda n: [
+        *positive(n, "temperature", "top_p", "max_tokens"),
+        *share(n, "top_p", "min_p"),
+        *not_negative(n, "top_k"),
+        *(["stop: an empty text ends every trace; remove it"] if "" in n.stop else []),
+    ],
     RolloutConfig: lambda n: gpu_problems(n.pool, n.engine),
     EvalConfig: lambda n: [*positive(n, "samples"), *not_negative(n, "every")],
     BenchmarkConfig: _benchmark_problems,

@@ -241,12 +241,16 @@ class VLLMEngine:
     def _params(self, request: GenerationRequest) -> SamplingParams:
         return SamplingParams(
             temperature=0.0 if request.greedy else self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            top_k=self._sampling.top_k,
+            min_p=self._sampling.min_p,
             max_tokens=request.max_tokens or self._sampling.max_tokens,
             seed=request.seed,
             logprobs=0,
             logit_bias=dict.fromkeys(self.encoder.banned_ids(), float("-inf")),
             stop_token_ids=[self.encoder.tokenizer.eos_token_id],
-            detokenize=False,
+            stop=list(self._sampling.stop),
+            detokenize=bool(self._sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -26,7 +26,9 @@ from configs.schema import (
     RuleTracesConfig,
     SearchConfig,
     WarmStartConfig,
+    engines_of,
 )
+from data.engine.arguments import check_engines
 from data.errors import (
     ClusterError,
     DataError,
@@ -107,6 +109,7 @@ def _run(
     # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
     logging.getLogger("DeepSpeed").addFilter(lambda record: NO_GPU not in str(record.msg))
     config = load(cls, arguments.config, arguments.overrides)
+    check_engines(engines_of(config))
     from cluster.run.run_folder import project_root
 
     os.chdir(project_root())

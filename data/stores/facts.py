@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from configs.common import MediaConfig, RolloutConfig
+from configs.common import EngineConfig, MediaConfig, RolloutConfig, SamplingConfig
 from configs.reward import RewardConfig
 from data.embed_inputs import INPUT_FORM
 from data.errors import DataError
@@ -28,6 +28,7 @@ def embedder_facts(reward: RewardConfig, media: MediaConfig) -> dict[str, Any]:
         "input_form": INPUT_FORM,
         "dtype": reward.engine.dtype,
         "max_model_len": reward.engine.max_model_len,
+        **_extra(reward.engine),
     }
 
 
@@ -72,8 +73,22 @@ def reasoner_recipe(
             "max_tokens": rollout.sampling.max_tokens,
             "dtype": rollout.engine.dtype,
             "max_model_len": rollout.engine.max_model_len,
+            **_extra(rollout.engine),
+            **_left_out(rollout.sampling, greedy=seed is None),
         },
     )
+
+
+def _extra(engine: EngineConfig) -> dict[str, Any]:
+    return {"extra": dict(engine.extra)} if engine.extra else {}
+
+
+def _left_out(sampling: SamplingConfig, *, greedy: bool) -> dict[str, Any]:
+    """Return the settings that say which tokens are not sampled, where they say anything."""
+    names = ("stop",) if greedy else ("stop", "top_p", "top_k", "min_p")
+    default = SamplingConfig()
+    values = {name: getattr(sampling, name) for name in names}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
 def _model(folder: str) -> dict[str, str]:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from configs.common import EngineConfig, MediaConfig
+from configs.common import EngineConfig, MediaConfig, RolloutConfig, SamplingConfig
 from configs.reward import RewardConfig
 from data.errors import DataError
-from data.stores.facts import embedder_facts
+from data.stores.facts import embedder_facts, reasoner_recipe
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def test_vectors_follow_from_files_pixels_and_recipe_and_from_no_other_setting(m
         embedder_facts(replace(reward, engine=EngineConfig(dtype="float32")), media),
         embedder_facts(reward, replace(media, crop_max_pixels=media.crop_max_pixels + 1)),
         embedder_facts(reward, replace(media, video="frames")),
+        embedder_facts(replace(reward, engine=EngineConfig(extra={"quantization": "fp8"})), media),
     ]
     assert all(facts != other for other in others)
     assert facts == embedder_facts(replace(reward, temperature=1.0), replace(media, max_frames=9))
@@ -39,3 +40,16 @@ def test_other_weights_are_another_model(model, tmp_path) -> None:
 def test_a_folder_without_files_is_no_model(tmp_path) -> None:
     with pytest.raises(DataError, match="expected a model folder, found no files"):
         embedder_facts(RewardConfig(model=str(tmp_path)), MediaConfig())
+
+
+def test_traces_follow_from_the_tokens_that_may_be_sampled(model) -> None:
+    def recipe(seed: int | None, **sampling: object) -> dict:
+        rollout = RolloutConfig(sampling=SamplingConfig(**sampling))
+        return reasoner_recipe(model, rollout, MediaConfig(), templates="full", seed=seed).more
+
+    # The names of stores that exist stay as they are.
+    assert set(recipe(0)) == {"pixels", "max_tokens", "dtype", "max_model_len"}
+    for setting in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
+        assert recipe(0, **setting) == recipe(0) | setting
+        assert recipe(None, **setting) == recipe(None)  # greedy
+    assert recipe(None, stop=["x"]) == recipe(None) | {"stop": ["x"]}
