@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def check_engines(sections: Mapping[str, RolloutConfig | RewardConfig | JudgeCon
     problems = [
         text for key, part in sections.items() for text in _extra_problems(key, part.engine)
     ]
+    problems += [
+        f"{key}.pool.gpus: the installed vLLM is its CUDA build, which runs on GPUs only, and an "
+        "actor sees no GPU that it does not ask for: expected more than 0, found 0; or set up the "
+        "CPU build (make clean; make ENGINE=cpu ...)"
+        for key, section in sections.items()
+        if not section.pool.gpus and _is_cuda_build()
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -82,6 +90,14 @@ def _argument_names() -> set[str]:
         for node in owner.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
+
+
+def _is_cuda_build() -> bool:
+    """Tell vLLM's builds apart as vLLM itself does: by the package's name and version."""
+    try:
+        return "cpu" not in metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def set_engine_environment(engine: EngineConfig) -> None:
