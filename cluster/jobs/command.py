@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.memory_plan import plan_lines
 from cluster.run.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.common import BENCHMARK_SETS, BenchmarkConfig, MediaConfig
@@ -137,6 +138,8 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
         print(role)
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
+    for line in plan_lines(config):
+        print(line)
     print("# run folder")
     problems = _folder_problems(config)
     if isinstance(config, ReportConfig):
