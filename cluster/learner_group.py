@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from cluster.faults import wait_for
 from cluster.learner_rank import LearnerRank
 from cluster.pictures import SharedPictures
-from cluster.placement import Role, actor_options, place
+from cluster.placement import Role, actor_options, place, place_again
 from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
@@ -43,13 +44,13 @@ RANKS_STOP_TIMEOUT_S = 60.0
 
 def learner_role(config: LearnerConfig) -> Role:
     """Return what the group asks Ray for."""
-    return Role("learner", config.ranks, config.cpus, config.gpus)
+    return Role("learner", config.ranks, config.cpus, config.gpus, together=True)
 
 
 class LearnerGroup:
     """The ranks: they get their place at once, start when they are built for an objective, train.
 
-    ``rank`` is their class.
+    ``rank`` is their class; ``reserved`` is their place, where they have one already.
 
     Any call raises LearnerLost where a rank died, failed or did not answer in time, and an
     EmbedRLError that a rank itself raised; the ranks are stopped then.
@@ -64,11 +65,12 @@ class LearnerGroup:
         weights: WeightsConfig | None = None,
         *,
         rank: type = LearnerRank,
+        reserved: PlacementGroup | None = None,
     ) -> None:
         self.config = config
         self.weights = weights or WeightsConfig()
         self._rank = rank
-        self._group = place(learner_role(config))
+        self._group = reserved or place(learner_role(config))
         self._ranks: list[Any] = []
         self._plan: LearnerPlan | None = None
         self._updates = 1
@@ -84,6 +86,7 @@ class LearnerGroup:
     def restart(self) -> None:
         """Start new ranks in the place of stopped ones, and build what the last ones had built."""
         if self._plan is not None:
+            self._group = place_again(learner_role(self.config), self._group)
             self._build(self._plan)
 
     def check(self) -> None:

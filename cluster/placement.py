@@ -6,12 +6,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -21,6 +21,8 @@ from data.errors import ClusterError, NotEnoughResources
 
 log = logging.getLogger(__name__)
 PLACEMENT_TIMEOUT_S = 120.0
+ONE_NODE_TIMEOUT_S = 10.0
+"""Longest wait for room on one node, before actors that belong together are spread."""
 PLACEMENT_LOOK_S = 2.0
 PLACEMENT_REMIND_S = 60.0
 _QUIET = {
@@ -51,6 +53,8 @@ class Role:
     actors: int
     cpus: float
     gpus: float
+    together: bool = False
+    """They live and die together: they share one placement group, on one node if they fit."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.actors} x ({self.cpus:g} CPU, {self.gpus:g} GPU)"
@@ -84,6 +88,39 @@ def check_resources(roles: Sequence[Role], available: dict[str, float]) -> None:
         )
 
 
+def reserve(roles: Sequence[Role]) -> dict[str, list[PlacementGroup]]:
+    """Reserve the places of all actors; return them by role: one for each actor, or one in all.
+
+    What needs most of one node comes first, whatever the order of the roles: smaller actors would
+    leave no node with room for it.
+
+    Raises:
+        ClusterError: as `place`; nothing stays reserved.
+    """
+    groups: dict[str, list[PlacementGroup]] = {}
+    try:
+        for role in sorted(roles, key=_needed_on_a_node, reverse=True):
+            parts = [replace(role, name=f"{role.name}-{i}", actors=1) for i in range(role.actors)]
+            groups[role.name] = []
+            for part in [role] if role.together else parts:
+                groups[role.name].append(place(part))
+    except BaseException:
+        release(groups)
+        raise
+    return groups
+
+
+def _needed_on_a_node(role: Role) -> tuple[float, float]:
+    actors = role.actors if role.together else 1
+    return actors * role.gpus, actors * role.cpus
+
+
+def release(groups: Mapping[str, Sequence[PlacementGroup]]) -> None:
+    """Give places back; those that were given back already stay so."""
+    for group in (group for role in groups.values() for group in role):
+        ray.util.remove_placement_group(group)
+
+
 def place(
     role: Role, *, wanted: Callable[[], bool] = lambda: True, patient: bool = False
 ) -> PlacementGroup:
@@ -95,6 +132,8 @@ def place(
     Raises:
         ClusterError: not granted in time, or not wanted any more; the message says what is free.
     """
+    if role.actors > 1 and role.together and (group := _place_on_one_node(role)) is not None:
+        return group
     bundle = actor_bundle(role)
     group = placement_group([bundle] * role.actors, strategy="PACK", name=role.name)
     began, reminded = time.monotonic(), float("-inf")
@@ -107,6 +146,45 @@ def place(
             continue
         ray.util.remove_placement_group(group)
         raise ClusterError(f"{role.name}: {_no_place(role, bundle, now - began)}")
+    return group
+
+
+def _place_on_one_node(role: Role) -> PlacementGroup | None:
+    """Reserve one bundle per actor on one node; None where no node has the room."""
+    bundle = actor_bundle(role)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fits = any(
+        all(node.get(unit, 0.0) >= role.actors * share - 1e-6 for unit, share in bundle.items())
+        for node in nodes
+    )
+    if fits:
+        name = f"{role.name} on one node"  # no two groups may have one name
+        group = placement_group([bundle] * role.actors, strategy="STRICT_PACK", name=name)
+        if group.wait(ONE_NODE_TIMEOUT_S):
+            return group
+        ray.util.remove_placement_group(group)
+    log.warning(
+        "%s: %s, so its actors may be on several, which talk over the network: see "
+        "NCCL_SOCKET_IFNAME in cluster/README.md",
+        role,
+        "no node has room for it now" if fits else "it is larger than any node",
+    )
+    return None
+
+
+def place_again(role: Role, group: PlacementGroup) -> PlacementGroup:
+    """Return where the role's actors may start again: their old group, which Ray moves if its node
+    is lost, or another one if Ray finds no room for it, as it was, in time.
+
+    Raises:
+        ClusterError: as `place`.
+    """
+    deadline = time.monotonic() + ONE_NODE_TIMEOUT_S
+    while placement_group_table(group)["state"] != "CREATED":
+        if time.monotonic() >= deadline:
+            ray.util.remove_placement_group(group)
+            return place(role)
+        time.sleep(PLACEMENT_LOOK_S / 4)
     return group
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from cluster.pictures import SharedPictures
 from cluster.placement import Role
@@ -35,6 +36,7 @@ class RewardPool(Pool):
         *,
         role: str = "reward",
         actor: type = EmbedderActor,
+        reserved: Sequence[PlacementGroup] = (),
     ) -> None:
         pool = reward.pool
         self.media = media
@@ -44,6 +46,8 @@ class RewardPool(Pool):
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            start_timeout_s=pool.start_timeout_s,
+            reserved=reserved,
             max_items=reward.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(
                 name=name,
@@ -61,7 +65,7 @@ class RewardPool(Pool):
         Raises:
             ClusterError: Embedders disagree about the vectors' width.
         """
-        width = ray.get(actor.ready.remote(), timeout=self.timeout_s)
+        width = ray.get(actor.ready.remote(), timeout=self.start_timeout_s)
         with self._change:
             self.width = self.width or width
             if width != self.width:
