@@ -33,6 +33,8 @@ endif
 # What an activated environment sets as well, where the user has not: actors set the rest.
 ACTIVATED := OMP_NUM_THREADS=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
+# Engines and learner of the demo on one GPU, where there is one.
+ON_GPU := $(if $(filter gpu,$(ENGINE)),configs/demo/one_gpu.yaml)
 # job:config, in order
 DEMO := demo_data:data warm_start:sight warm_start:grounding embedder:embedder \
         warm_start:warm_start rl:rl evaluate:evaluate report:report
@@ -66,7 +68,7 @@ demo: .venv/.ready ## whole loop on the drawn world: data, warm starts, EG-RL, t
 	ln -sfn demo-seed$(SEED) "$(RUNS)/demo"; \
 	for stage in $(DEMO); do \
 	  echo "== $${stage##*:}"; \
-	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml run.seed=$(SEED) || exit 1; \
+	  $(PY) -m cluster.jobs.$${stage%%:*} configs/demo/$${stage##*:}.yaml $(ON_GPU) run.seed=$(SEED) || exit 1; \
 	done
 	@echo "summary: $(RUNS)/demo/summary.json  report: $(RUNS)/demo/report.html"
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from cluster.faults import wait_for
 from cluster.learner_rank import LearnerRank, convert_checkpoint
 from cluster.pictures import SharedPictures
-from cluster.placement import QUIET_ENV, Role, actor_options, driver_node, place
+from cluster.placement import Role, actor_env, actor_options, driver_node, place, place_again
 from configs.common import MediaConfig, SamplingConfig
 from configs.learner import GRPOConfig, LearnerConfig, WeightsConfig
 from data.errors import ClusterError, EmbedRLError, LearnerLost, WeightSyncError
@@ -49,13 +50,13 @@ RANKS_STOP_TIMEOUT_S = 60.0
 
 def learner_role(config: LearnerConfig) -> Role:
     """Return what the group asks Ray for."""
-    return Role("learner", config.ranks, config.cpus, config.gpus)
+    return Role("learner", config.ranks, config.cpus, config.gpus, together=True)
 
 
 class LearnerGroup:
     """The ranks: they get their place at once, start when they are built for an objective, train.
 
-    ``rank`` is their class.
+    ``rank`` is their class; ``reserved`` is their place, where they have one already.
 
     Any call raises LearnerLost where a rank died, failed or did not answer in time, and an
     EmbedRLError that a rank itself raised; the ranks are stopped then.
@@ -70,11 +71,12 @@ class LearnerGroup:
         weights: WeightsConfig | None = None,
         *,
         rank: type = LearnerRank,
+        reserved: PlacementGroup | None = None,
     ) -> None:
         self.config = config
         self.weights = weights or WeightsConfig()
         self._rank = rank
-        self._group = place(learner_role(config))
+        self._group = reserved or place(learner_role(config))
         self._ranks: list[Any] = []
         self._plan: LearnerPlan | None = None
         self._updates = 1
@@ -90,6 +92,7 @@ class LearnerGroup:
     def restart(self) -> None:
         """Start new ranks in the place of stopped ones, and build what the last ones had built."""
         if self._plan is not None:
+            self._group = place_again(learner_role(self.config), self._group)
             self._build(self._plan)
 
     def check(self) -> None:
@@ -308,7 +311,7 @@ class LearnerGroup:
             ClusterError: it failed, as where the disk is full.
             DamagedCheckpoint: a file is not what was written.
         """
-        env = {**QUIET_ENV, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        env = actor_env(Role("conversion", 1, 0, 0)) | {"DS_ACCELERATOR": "cpu"}
         task = ray.remote(convert_checkpoint).options(
             num_cpus=0,
             max_retries=0,

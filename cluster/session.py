@@ -20,7 +20,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from cluster.faults import explain
-from cluster.placement import QUIET_ENV, Role, actor_bundle, check_resources
+from cluster.placement import Role, actor_bundle, check_resources, job_env
 from configs.errors import ConfigError
 from data.errors import ClusterError, NotEnoughResources
 
@@ -53,7 +53,7 @@ def session(
     address = os.environ.get("RAY_ADDRESS")
     settings = {
         "namespace": namespace,
-        "runtime_env": {"env_vars": QUIET_ENV},
+        "runtime_env": {"env_vars": job_env()},
         "logging_level": logging.ERROR,
         "log_to_driver": True,
     }

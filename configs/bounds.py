@@ -26,3 +26,12 @@ def share(node: object, *names: str) -> list[str]:
         for name in names
         if not 0 <= getattr(node, name) <= 1
     ]
+
+
+def lendable(node: object, *names: str) -> list[str]:
+    """Return a problem for each of these numbers of GPUs that Ray cannot lend."""
+    return [
+        f"{name}: Ray lends a part of one GPU, or whole ones, found {getattr(node, name):g}"
+        for name in names
+        if getattr(node, name) > 1 and getattr(node, name) % 1
+    ]

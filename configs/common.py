@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
-from configs.bounds import not_negative, positive, share
+from configs.bounds import lendable, not_negative, positive, share
 
 MISSING = "???"
 """Default of a setting that the user must give."""
@@ -140,10 +140,14 @@ class PoolConfig:
     cpus: float = 1.0
     """CPUs that each actor asks Ray for; a share such as 0.5 is allowed."""
     gpus: float = 0.0
-    """GPUs that each actor asks Ray for."""
+    """GPUs that each actor asks Ray for, and all that it sees. A part such as 0.3: the actor shares
+    its GPU with others, and its engine.gpu_memory_utilization may not exceed that part."""
     timeout_s: float = 600.0
     """An actor that has work and answers nothing for longer is replaced; of the engines that sample
     traces, only one whose steps have not advanced for as long."""
+    start_timeout_s: float = 1800.0
+    """Longest time that an actor with its place may take until it serves: its process starts, loads
+    the model and compiles it. One that takes longer, or fails, is started again once."""
     min_actors: int = 1
     """Fewest actors that a pool whose size follows from its load has."""
     max_actors: int = 0
@@ -168,12 +172,28 @@ class EngineConfig:
     """Share of a GPU's memory that the engine takes."""
     cpu_kv_cache_gb: int = 1
     """Key-value cache on a CPU; unused on GPUs."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's `AsyncEngineArgs`, by vLLM's names, as `{kv_cache_dtype: fp8}`.
+    Refused: names that vLLM does not have, and what this project sets itself."""
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
+    """How traces are sampled. Engines return the log-probabilities of what they sample from, after
+    temperature, top_p, top_k and min_p. The learner computes its own over all tokens that are not
+    banned, at the same temperature. So `rl` refuses to leave tokens out: a ratio of the two would
+    not be that of two policies."""
+
     temperature: float = 1.0
     """Sampling temperature; 1 samples what the model predicts."""
+    top_p: float = 1.0
+    """Sample from the fewest likeliest tokens whose probabilities reach this sum; 1 = all."""
+    top_k: int = 0
+    """Sample from so many likeliest tokens; 0 = all."""
+    min_p: float = 0.0
+    """Sample from tokens at least this share as likely as the likeliest; 0 = all."""
+    stop: list[str] = field(default_factory=list)
+    """Texts that end a trace, beside the end of the turn; the trace keeps the text."""
     max_tokens: int = 2048
     """Tokens of one trace at most."""
 
@@ -312,11 +332,20 @@ def _benchmark_problems(node: BenchmarkConfig) -> list[str]:
 
 
 def gpu_problems(pool: PoolConfig, engine: EngineConfig) -> list[str]:
-    """Return what is wrong with the GPUs of an engine and of the actor that holds it."""
-    gpus, ranks = pool.gpus, engine.tensor_parallel
-    if not 0 < gpus < ranks:
-        return []
-    return [f"pool.gpus: expected engine.tensor_parallel={ranks} or more, found {gpus:g}"]
+    """Return what is wrong with the GPUs of an engine and of the actor that holds it.
+
+    Ray lends no more than the whole of a GPU. So if no engine takes more of its memory than was
+    lent, all engines on a GPU together take at most the whole.
+    """
+    gpus, ranks, memory = pool.gpus, engine.tensor_parallel, engine.gpu_memory_utilization
+    if ranks > 1 and 0 < gpus < ranks:
+        return [f"pool.gpus: expected engine.tensor_parallel={ranks} or more, found {gpus:g}"]
+    if 0 < gpus < 1 and memory > gpus:
+        return [
+            f"engine.gpu_memory_utilization: the engine shares its GPU, of which pool.gpus={gpus:g}"
+            f" is lent to it, so expected at most {gpus:g}, found {memory:g}"
+        ]
+    return []
 
 
 COMMON_CHECKS = {
@@ -366,8 +395,9 @@ COMMON_CHECKS = {
         ),
     ],
     PoolConfig: lambda n: [
-        *positive(n, "actors", "timeout_s", "min_actors"),
+        *positive(n, "actors", "timeout_s", "start_timeout_s", "min_actors"),
         *not_negative(n, "cpus", "gpus", "max_actors"),
+        *lendable(n, "gpus"),
         *(
             [f"max_actors: expected 0 or min_actors={n.min_actors} or more, found {n.max_actors}"]
             if n.max_actors and n.max_actors < n.min_actors
@@ -378,7 +408,12 @@ COMMON_CHECKS = {
         *positive(n, "max_model_len", "max_num_seqs", "tensor_parallel"),
         *share(n, "gpu_memory_utilization"),
     ],
-    SamplingConfig: lambda n: positive(n, "temperature", "max_tokens"),
+    SamplingConfig: lambda n: [
+        *positive(n, "temperature", "top_p", "max_tokens"),
+        *share(n, "top_p", "min_p"),
+        *not_negative(n, "top_k"),
+        *(["stop: an empty text ends every trace; remove it"] if "" in n.stop else []),
+    ],
     RolloutConfig: lambda n: gpu_problems(n.pool, n.engine),
     EvalConfig: lambda n: [*positive(n, "samples"), *not_negative(n, "every")],
     BenchmarkConfig: _benchmark_problems,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.bounds import not_negative, positive, share
+from configs.bounds import lendable, not_negative, positive, share
 
 TEMPERATURES = (0.01, 1.0)
 """Bounds of a learned temperature; the lower one is CLIP's (Radford et al., 2021)."""
@@ -55,7 +55,8 @@ class LearnerConfig:
     cpus: float = 1.0
     """CPUs that each rank asks Ray for."""
     gpus: float = 0.0
-    """GPUs that each rank asks Ray for."""
+    """GPUs that each rank asks Ray for, and all that it sees. A part such as 0.4: the only rank
+    shares its GPU with engines; nothing holds it to its part of the memory."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed's ZeRO stage. 1 shards the optimiser's state over the ranks, 2 also the gradients,
     3 also the parameters; 0 shards nothing."""
@@ -194,7 +195,13 @@ def _learner_problems(node: LearnerConfig) -> list[str]:
     problems = [
         *positive(node, "ranks", "micro_batch_tokens", "timeout_s"),
         *not_negative(node, "cpus", "gpus"),
+        *lendable(node, "gpus"),
     ]
+    if 0 < node.gpus < 1 and node.ranks > 1:
+        problems.append(
+            f"gpus: NCCL takes one rank a GPU, found gpus={node.gpus:g} for {node.ranks} ranks; "
+            "set gpus to 1 or more, or ranks=1"
+        )
     if node.bf16 and node.zero_stage == 0:
         problems.append(
             "zero_stage: 0 loses small updates in bf16; set it to 1 or more, or bf16=false"

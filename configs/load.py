@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from yaml import YAMLError
 from configs.common import MISSING
 from configs.errors import ConfigError
 from configs.presets import PRESETS, with_presets
-from configs.schema import RENAMED, problems
+from configs.schema import JOB_CONFIGS, RENAMED, problems
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -28,8 +29,10 @@ _REFUSALS = (OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError)
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Return the settings in a YAML file, changed by ``section.key=value`` overrides.
 
-    A preset lies under the keys of what names it, file or overrides; one that the overrides name
-    lies over the file. What it changes is logged.
+    An override may also be a further YAML file, such as one that says where all jobs run: sections
+    and keys in it that only other jobs have are left out. A preset lies under the keys of what
+    names it, file or overrides; one that the overrides name lies over the file. What it changes is
+    logged.
 
     Raises:
         ConfigError: unknown keys, wrong types, missing values, impossible combinations.
@@ -44,7 +47,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"{file}: not readable as YAML settings: {error}") from error
     for text in overrides:
         try:
-            parts[f"override '{text}'"] = _plain(_override(text))
+            parts[f"override '{text}'"] = _override(cls, text)
         except _REFUSALS as error:
             messages.append(f"override '{text}': {error}")
     merged = OmegaConf.structured(cls)
@@ -166,10 +169,15 @@ def _near(file: Path) -> str:
     return f"; near it there are {', '.join(near)}" if near else ""
 
 
-def _override(text: str) -> Any:
-    if "=" not in text:
-        raise ConfigError("expected section.key=value")
-    return OmegaConf.from_dotlist([text])
+def _override(cls: type, text: str) -> dict[str, Any]:
+    if "=" in text:
+        return _plain(OmegaConf.from_dotlist([text]))
+    if not text.endswith((".yaml", ".yml")):
+        raise ConfigError("expected section.key=value, or a further YAML file")
+    own = {field.name for field in fields(cls)}
+    others = {field.name for config in JOB_CONFIGS for field in fields(config)} - own
+    tree = _plain(OmegaConf.load(text))
+    return {key: value for key, value in tree.items() if key not in others}
 
 
 def _plain(tree: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from configs.learner import (
     ParityConfig,
     WeightsConfig,
 )
-from configs.reward import MAX_SCORED, REWARD_CHECKS, Pooling, RewardConfig
+from configs.reward import MAX_SCORED, REWARD_CHECKS, JudgeConfig, Pooling, RewardConfig
 from configs.serving import SERVING_CHECKS, LimitsConfig
 
 MIN_VOCABULARY = 400
@@ -462,6 +462,27 @@ class ReportConfig:
     """Traces shown, before and after."""
 
 
+JOB_CONFIGS = (
+    *(DemoDataConfig, CheckDataConfig, RuleTracesConfig, WarmStartConfig, EmbedderConfig),
+    *(RLConfig, EvaluateConfig, EncodeConfig, SearchConfig, ServeConfig, ReportConfig),
+)
+"""The settings of every job."""
+
+
+def engines_of(config: object) -> dict[str, RolloutConfig | RewardConfig | JudgeConfig]:
+    """Return the sections whose `pool` and `engine` a job starts, by their keys."""
+    sections: dict[str, RolloutConfig | RewardConfig | JudgeConfig] = {}
+    if not isinstance(config, RLConfig | EvaluateConfig | EncodeConfig | SearchConfig):
+        return sections
+    reasoners = ("reasoner", "warm_start", "eg_rl")
+    if any(getattr(config, name, "") for name in reasoners):
+        sections["rollout"] = config.rollout
+    sections["reward"] = config.reward
+    if isinstance(config, RLConfig) and config.reward.judge.model:
+        sections["reward.judge"] = config.reward.judge
+    return sections
+
+
 def name_in_metric(name: str) -> str:
     """Return a data set's name as metrics have it, without what a tracker may refuse."""
     return re.sub(r"[^\w -]", "_", name)
@@ -607,6 +628,14 @@ def problems(config: object) -> list[str]:
             f"rollout.sampling.max_tokens: {rollout.sampling.max_tokens} leaves no room for a "
             f"prompt in rollout.engine.max_model_len={rollout.engine.max_model_len}",
         )
+        for name, whole in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)):
+            value = getattr(rollout.sampling, name)
+            need(
+                value == whole,
+                f"rollout.sampling.{name}: the learner's log-probabilities are over all tokens, so "
+                f"engines must sample from all: expected {whole:g}, found {value:g}; explore less "
+                "by a lower temperature",
+            )
         need(
             config.reward.evidence != "none",
             "reward.evidence: 'none' embeds no trace, so siblings earn the same; use 'text' or "

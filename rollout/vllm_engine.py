@@ -26,10 +26,11 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from configs.common import EngineConfig, MediaConfig, SamplingConfig
 from data.engine.arguments import engine_arguments
-from data.errors import DataError, EngineLost, WeightSyncError
+from data.errors import ConfigError, DataError, EngineLost, WeightSyncError
 from data.model.chat import EncodedPrompt, load_encoder
 from data.model.model_folder import sees_videos
 from data.types import GenerationRequest, Trajectory
+from rollout.weights.no_load import LOAD_FORMAT
 from rollout.weights.report import StoreAddress, SyncReport
 from rollout.weights.transfer import WeightPuller, transfer_config
 
@@ -41,7 +42,8 @@ STALE_WAIT_S, STALE_LOOK_S = 300.0, 0.05
 """A pull that failed is tried again at once, or when the weights are published again."""
 CPU_STEP_TOKENS = 1 << 16
 INITIAL_VERSION = 0
-"""Version of the weights in the model folder."""
+"""Version of the weights that an engine starts with: the model folder's, or random ones, which
+serve nothing."""
 
 
 class VLLMEngine:
@@ -76,6 +78,7 @@ class VLLMEngine:
         if current_platform.is_cpu():
             arguments |= _unsplit_prompts(engine)
         if store is not None:
+            arguments.setdefault("load_format", LOAD_FORMAT)
             arguments["weight_transfer_config"] = transfer_config()
             arguments["worker_extension_cls"] = f"{WeightPuller.__module__}.WeightPuller"
         self._arguments = AsyncEngineArgs(
@@ -87,9 +90,21 @@ class VLLMEngine:
         )
 
     async def start(self) -> None:
-        """Load the model; blocks for seconds."""
+        """Load the model; blocks for seconds.
+
+        Raises:
+            ConfigError: the model's folder sets values that no pull would.
+        """
         self._llm = AsyncLLM.from_engine_args(self._arguments)
         self._watch_steps()
+        if self._arguments.load_format == LOAD_FORMAT:
+            (unset, *_) = await self._llm.collective_rpc("folder_buffers")
+            if unset:
+                raise ConfigError(
+                    f"{self._arguments.model}: expected parameters alone, which every version "
+                    f"brings, found {len(unset)} buffers, first {unset[0]}; set "
+                    "rollout.engine.extra.load_format=auto, so that engines read the folder first"
+                )
         await self._llm.update_weight_version(str(INITIAL_VERSION))
         if self._store is not None:
             self._stale = "it has not pulled any weights yet"
@@ -249,12 +264,16 @@ class VLLMEngine:
     def _params(self, request: GenerationRequest) -> SamplingParams:
         return SamplingParams(
             temperature=0.0 if request.greedy else self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            top_k=self._sampling.top_k,
+            min_p=self._sampling.min_p,
             max_tokens=request.max_tokens or self._sampling.max_tokens,
             seed=request.seed,
             logprobs=0,
             logit_bias=dict.fromkeys(self.encoder.banned_ids(), float("-inf")),
             stop_token_ids=[self.encoder.tokenizer.eos_token_id],
-            detokenize=False,
+            stop=list(self._sampling.stop),
+            detokenize=bool(self._sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 

@@ -17,9 +17,10 @@ from rollout.weights.report import SyncReport
 class Worker:
     """Answers each request with its own name and the request; does what requests tell."""
 
-    def __init__(self, name, refuses=False):
+    def __init__(self, name, refuses=False, dies=False):
         self.name = name
         self.refuses = refuses
+        self.dies = dies
         self.held = threading.Event()
         self.silent_s = 0.0
 
@@ -30,6 +31,8 @@ class Worker:
         self.held.set()
 
     def ready(self):
+        if self.dies:
+            os._exit(1)
         if self.refuses:
             raise DataError(f"{self.name} has no model")
         return os.getpid()

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.memory_plan import plan_lines
 from cluster.run.settings_help import JobParser
 from cluster.run.stopping import EXIT_CODE, Interrupted, interruptible, leave_in_time
 from configs.common import BENCHMARK_SETS, BenchmarkConfig, MediaConfig
@@ -29,7 +30,9 @@ from configs.schema import (
     SearchConfig,
     ServeConfig,
     WarmStartConfig,
+    engines_of,
 )
+from data.engine.arguments import check_engines
 from data.errors import (
     ClusterError,
     DataError,
@@ -141,6 +144,7 @@ def _run(
     # transformers loads DeepSpeed, which then looks for a GPU; this process needs none.
     logging.getLogger("DeepSpeed").addFilter(lambda record: NO_GPU not in str(record.msg))
     config = load(cls, arguments.config, arguments.overrides)
+    check_engines(engines_of(config))
     from cluster.run.run_folder import project_root
 
     os.chdir(project_root())
@@ -168,6 +172,8 @@ def dry_run(config: Any, roles: Sequence[Any]) -> int:
         print(role)
     total = [sum(r.actors * getattr(r, unit) for r in roles) for unit in ("cpus", "gpus")]
     print(f"in all: {total[0]:g} CPU, {total[1]:g} GPU")
+    for line in plan_lines(config):
+        print(line)
     print("# run folder")
     problems = _folder_problems(config)
     if isinstance(config, ReportConfig):

@@ -69,8 +69,14 @@ def check_torch(version: str | None, outcome: str, *, threads: str | None, cores
     return Check(name="torch", status="ok", found=finding)
 
 
-def check_cuda(gpus: tuple[str, ...], torch_cuda: str) -> Check:
-    """Judge whether torch's build fits the machine; ``torch_cuda`` is empty for a CPU build."""
+def check_cuda(gpus: tuple[str, ...], torch_cuda: str, outcome: str = "ok") -> Check:
+    """Judge whether torch's build fits the machine; ``torch_cuda`` is empty for a CPU build,
+    ``outcome`` is what computing on a GPU gave.
+    """
+    if gpus and torch_cuda and outcome != "ok":
+        finding = f"{len(gpus)} x {gpus[0]}, torch for CUDA {torch_cuda}: {outcome}"
+        remedy = "CUDA 13 needs driver 580 or newer: update it, or ask for a GPU that is free"
+        return Check(name="CUDA", status="fail", found=finding, remedy=remedy)
     if gpus and torch_cuda:
         finding = f"{len(gpus)} x {gpus[0]}, torch for CUDA {torch_cuda}"
         return Check(name="CUDA", status="ok", found=finding)
@@ -83,6 +89,17 @@ def check_cuda(gpus: tuple[str, ...], torch_cuda: str) -> Check:
         remedy = "mend the driver (nvidia-smi), or make clean; make doctor for the CPU extra"
         return Check(name="CUDA", status="warn", found=finding, remedy=remedy)
     return Check(name="CUDA", status="ok", found="no GPU; everything runs on the CPU")
+
+
+def check_compiler(compiler: str | None, *, headers: bool) -> Check:
+    """Judge what Triton compiles its kernels with, at their first use on a GPU."""
+    if compiler and headers:
+        return Check(name="compiler", status="ok", found=compiler)
+    lacking = [] if compiler else ["a C compiler"]
+    lacking += [] if headers else ["Python's headers"]
+    finding = f"{' and '.join(lacking)} not found"
+    remedy = "engines compile kernels with them: install gcc and python3-dev on every node"
+    return Check(name="compiler", status="fail", found=finding, remedy=remedy)
 
 
 def check_processor(flags: frozenset[str]) -> Check:
@@ -125,7 +142,8 @@ def check_shared_memory(free_bytes: int | None) -> Check:
         return Check(name="shared memory", status="warn", found="no /dev/shm", remedy=remedy)
     finding = f"{free_bytes / GIB:.1f} GiB free"
     if free_bytes < SHM_WARN_BYTES:
-        remedy = "weights travel here; in a container: docker run --shm-size=4g"
+        remedy = "weights travel here; in a container: docker run --shm-size=4g, or what --dry-run "
+        remedy += "says of the object store"
         return Check(name="shared memory", status="warn", found=finding, remedy=remedy)
     return Check(name="shared memory", status="ok", found=finding)
 
@@ -194,15 +212,27 @@ def installed_version(package: str) -> str | None:
 
 
 def nvidia_gpus() -> tuple[str, ...]:
-    """Return the names of the GPUs that the driver reports."""
+    """Return the GPUs that the driver reports, each with name, driver version and memory."""
     if shutil.which("nvidia-smi") is None:
         return ()
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
+    command.append("--format=csv,noheader")
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
         return ()
     return tuple(run.stdout.split("\n")[:-1]) if run.returncode == 0 else ()
+
+
+def try_cuda() -> str:
+    """Compute on a GPU in a process of its own; return "ok", or the error."""
+    code = "import torch; assert (torch.ones(1, device='cuda') + 1).item() == 2"
+    command = [sys.executable, "-c", code]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return "no answer in 120 s"
+    return "ok" if run.returncode == 0 else (run.stderr.strip().splitlines() or ["it failed"])[-1]
 
 
 def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
@@ -241,6 +271,8 @@ def gather() -> list[Check]:
         imports = other_imports.result() | vllm_imports.result()
     site_packages = Path(sysconfig.get_paths()["purelib"])
     shm = Path("/dev/shm")
+    gpus, torch_cuda = nvidia_gpus(), imports.get("cuda", "")
+    on_gpu = bool(gpus and torch_cuda)
     vllm_outcome = next((imports[m] for m in VLLM_MODULES if imports[m] != "ok"), "ok")
     return [
         check_python(sys.version_info[:3], in_venv=sys.prefix != sys.base_prefix),
@@ -251,7 +283,17 @@ def gather() -> list[Check]:
             cores=os.cpu_count() or 1,
         ),
         check_processor(processor_flags()),
-        check_cuda(nvidia_gpus(), imports.get("cuda", "")),
+        check_cuda(gpus, torch_cuda, try_cuda() if on_gpu else "ok"),
+        *(
+            [
+                check_compiler(
+                    shutil.which("gcc") or shutil.which("cc"),
+                    headers=Path(sysconfig.get_paths()["include"], "Python.h").is_file(),
+                )
+            ]
+            if on_gpu
+            else []
+        ),
         check_torchvision(
             installed_version("torchvision"),
             imports["torchvision"],

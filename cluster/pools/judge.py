@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from cluster.placement import Role
 from cluster.pools.pool import Pool
@@ -20,20 +21,22 @@ from reward.engines.judge_actor import JudgeActor
 class JudgePool(Pool):
     """Frozen judge engines."""
 
-    def __init__(self, judge: JudgeConfig) -> None:
+    def __init__(self, judge: JudgeConfig, *, reserved: Sequence[PlacementGroup] = ()) -> None:
         pool = judge.pool
         config = replace(judge, model=str(Path(judge.model).absolute()))
         remote = ray.remote(JudgeActor)
         super().__init__(
             Role("judge", pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            start_timeout_s=pool.start_timeout_s,
+            reserved=reserved,
             max_items=judge.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(name=name, config=config),
         )
 
     def load(self, name: str, actor: Any) -> None:
         """Wait until an engine has loaded the judge."""
-        ray.get(actor.ready.remote(), timeout=self.timeout_s)
+        ray.get(actor.ready.remote(), timeout=self.start_timeout_s)
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have questions answered."""

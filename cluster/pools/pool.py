@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -45,6 +46,9 @@ SIGN_TIMEOUT_S = 30.0
 """Longest wait for the sign of life of an actor that is overdue."""
 ENGINE_STOP_TIMEOUT_S = 30.0
 """Longest wait for an engine to stop by itself."""
+SHARING = threading.Lock()
+"""Held while an actor loads on a part of a GPU: an engine that measures how much memory its model
+leaves would count what another one takes meanwhile as its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +66,13 @@ class Pool(ABC):
     """Equal actors, each in a placement group of its own, so that single ones can come and go.
 
     An actor that has work but has answered nothing for ``timeout_s`` counts as hung, unless its
-    pool asks for signs of life and it gives a sign that is younger.
+    pool asks for signs of life and it gives a sign that is younger. A start may take
+    ``start_timeout_s``.
 
     Args:
         max_items: requests that a call holds at most.
         create: makes an actor of a name and of Ray's options.
+        reserved: places for the first actors; the pool finds all further ones itself.
     """
 
     def __init__(
@@ -74,14 +80,18 @@ class Pool(ABC):
         role: Role,
         *,
         timeout_s: float,
+        start_timeout_s: float,
         max_items: int,
         create: Callable[[str, dict[str, Any]], Any],
+        reserved: Sequence[PlacementGroup] = (),
     ) -> None:
         self.role = role
         self._max_items = max_items
         self.timeout_s = timeout_s
+        self.start_timeout_s = start_timeout_s
         self.counts: Counter[str] = Counter()
         self._create = create
+        self._reserved = list(reserved)
         self._change = threading.Condition(threading.RLock())
         """Guards all below."""
         self._router = Router()
@@ -105,7 +115,9 @@ class Pool(ABC):
         self._failed_starts = 0
         self._start_error: Exception | None = None
         self._settled = False
-        """Whether all actors were there once; before that a failed start is not tried again."""
+        """Whether all actors were there once; before that few failed starts are tried again."""
+        self._second_starts = role.actors
+        """How many failed starts are still tried again before that: one for each actor."""
         self._empty_since = time.monotonic()
         self._measured = time.monotonic()
         self._look_at = time.monotonic()
@@ -354,23 +366,29 @@ class Pool(ABC):
         """Find an actor a place, have it load, and let it serve; run by a thread of its own."""
         actor = None
         try:
-            group = place(
-                replace(self.role, name=name, actors=1),
-                wanted=lambda: name in self._starting,
-                patient=self._settled,
-            )
-            self._groups[name] = group
-            actor = self._create(name, actor_options(self.role, group, number, bundle=0))
-            with self._change:
-                self._loading[name] = actor
-                if name not in self._starting:
-                    self._abandon(name)
-            self.load(name, actor)
+            group = self._groups[name] = self._place(name)
+            with SHARING if 0 < self.role.gpus < 1 else nullcontext():
+                actor = self._create(name, actor_options(self.role, group, number, bundle=0))
+                with self._change:
+                    self._loading[name] = actor
+                    if name not in self._starting:
+                        self._abandon(name)
+                self.load(name, actor)
             self.admit(name, actor)
         except Exception as error:  # whatever it is, the thread that waits for the pool must see it
             self._abandon(name)
             self._remove(name, actor)
             self._start_failed(name, error)
+
+    def _place(self, name: str) -> PlacementGroup:
+        with self._change:
+            if self._reserved:
+                return self._reserved.pop()
+        return place(
+            replace(self.role, name=name, actors=1),
+            wanted=lambda: name in self._starting,
+            patient=self._settled,
+        )
 
     def _abandon(self, name: str) -> None:
         """Kill an actor that does not serve yet: whoever waits for it to load is told."""
@@ -382,18 +400,23 @@ class Pool(ABC):
     def _start_failed(self, name: str, error: Exception) -> None:
         cause = cause_of(error)
         if isinstance(error, RayError) and not isinstance(cause, EmbedRLError):
-            late = f"it did not load within timeout_s={self.timeout_s:g} of its pool; raise that"
+            late = f"it did not load within start_timeout_s={self.start_timeout_s:g}; raise that"
             why = late if isinstance(error, GetTimeoutError) else repr(cause)
             cause = ClusterError(f"{name} did not start: {why}; see its log")
         with self._change:
             if name not in self._starting or self._closing.is_set():
                 return  # it was not wanted any more
             self._failed_starts += 1
-            self._start_error = cause
             delay = RESTART_DELAYS_S[min(self._failed_starts, len(RESTART_DELAYS_S)) - 1]
-            self._change.notify_all()
-            if not self._settled:
+            if self._settled:
+                self._start_error = cause
+            elif self._second_starts and fault_of(error) is not Fault.FATAL:
+                self._second_starts -= 1
+            else:
+                self._start_error = cause
                 del self._starting[name]
+            self._change.notify_all()
+            if name not in self._starting:
                 return
         log.warning("%s: tried again in %g s: %s", name, delay, cause)
         self._events.put(None)
@@ -498,7 +521,7 @@ class Pool(ABC):
                 self._lose_silent(name)
         # What is sent from now on is due later than that.
         self._look_at = min([now + self.timeout_s, *due.values()])
-        given_up = self._empty_since + self.timeout_s
+        given_up = self._empty_since + self.start_timeout_s
         if not self._serving and given_up > now:
             self._look_at = min(self._look_at, given_up)
 
@@ -513,7 +536,7 @@ class Pool(ABC):
         if self._serving or not self._submissions:
             return
         waited = time.monotonic() - self._empty_since
-        if self._failed_starts >= FAILED_STARTS or waited >= self.timeout_s:
+        if self._failed_starts >= FAILED_STARTS or waited >= self.start_timeout_s:
             starts = f"; not ready yet: {', '.join(self._starting)}" if self._starting else ""
             if self._start_error is not None:
                 starts += f"; {self._failed_starts} failed starts, the last: {self._start_error}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from cluster.pictures import SharedPictures
 from cluster.placement import Role
@@ -35,6 +36,7 @@ class EmbedderPool(Pool):
         actor: class of the actors, with the methods of `EmbedderActor`.
         model: folder of the Embedder.
         engine: its limits.
+        reserved: places for the actors; empty: they are asked for.
         settings: what else each actor is made with.
     """
 
@@ -47,6 +49,7 @@ class EmbedderPool(Pool):
         actor: type,
         model: str,
         engine: EngineConfig,
+        reserved: Sequence[PlacementGroup] = (),
         **settings: Any,
     ) -> None:
         self.limits = limits
@@ -57,6 +60,8 @@ class EmbedderPool(Pool):
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            start_timeout_s=pool.start_timeout_s,
+            reserved=reserved,
             max_items=engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(name=name, **settings),
         )
@@ -67,7 +72,7 @@ class EmbedderPool(Pool):
         Raises:
             ClusterError: Embedders disagree about the vectors' width.
         """
-        width = ray.get(actor.ready.remote(), timeout=self.timeout_s)
+        width = ray.get(actor.ready.remote(), timeout=self.start_timeout_s)
         with self._change:
             self.width = self.width or width
             if width != self.width:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
 
 from cluster.faults import cause_of
 from cluster.pictures import SharedPictures
@@ -43,6 +44,7 @@ class RolloutPool(Pool):
         store: StoreAddress | None = None,
         role: str = "rollout",
         actor: type = RolloutActor,
+        reserved: Sequence[PlacementGroup] = (),
     ) -> None:
         pool = rollout.pool
         self._version: int | None = None
@@ -54,6 +56,8 @@ class RolloutPool(Pool):
         super().__init__(
             Role(role, pool.actors, pool.cpus, pool.gpus),
             timeout_s=pool.timeout_s,
+            start_timeout_s=pool.start_timeout_s,
+            reserved=reserved,
             max_items=rollout.engine.max_num_seqs,
             create=lambda name, options: remote.options(**options).remote(
                 name=name,
@@ -67,7 +71,7 @@ class RolloutPool(Pool):
 
     def load(self, name: str, actor: Any) -> None:
         """Wait until an engine has loaded its model."""
-        ray.get(actor.ready.remote(), timeout=self.timeout_s)
+        ray.get(actor.ready.remote(), timeout=self.start_timeout_s)
 
     def call(self, actor: Any, chunk: Chunk) -> Any:
         """Have traces sampled."""

@@ -26,7 +26,7 @@ import ray
 
 from cluster.learner_group import LearnerGroup, learner_role
 from cluster.pictures import Decoder
-from cluster.placement import Role, driver_node
+from cluster.placement import Role, driver_node, release, reserve
 from cluster.pools.judge import JudgePool
 from cluster.pools.pool_scaler import TARGETS, PoolScaler, PoolTargets
 from cluster.pools.reward import RewardPool
@@ -90,28 +90,43 @@ def open_actors(config: RLConfig, *, namespace: str) -> Iterator[Actors]:
         here = {"scheduling_strategy": driver_node(), "num_cpus": 0}
         lasting = {**here, "max_restarts": -1, "max_task_retries": -1}
         store = ray.remote(WeightStore).options(name=STORE, **lasting).remote()
-        learner = LearnerGroup(config.learner, config.weights)
+        places = reserve(roles(config))
+        stack.callback(release, places)
+        [place] = places["learner"]
+        learner = LearnerGroup(config.learner, config.weights, reserved=place)
         stack.callback(learner.close)
         address = StoreAddress(
             ray_address=ray.get_runtime_context().gcs_address,
             namespace=namespace,
             actor_name=STORE,
         )
-        rollout = RolloutPool(config.reasoner, config.rollout, data.media, store=address)
+        rollout = RolloutPool(
+            config.reasoner,
+            config.rollout,
+            data.media,
+            store=address,
+            reserved=places["rollout"],
+        )
         stack.callback(rollout.close)
-        reward = RewardPool(config.reward, data.media)
+        reward = RewardPool(config.reward, data.media, reserved=places["reward"])
         stack.callback(reward.close)
         second = judge = None
         if config.reward.second_model:
             other = replace(config.reward, model=config.reward.second_model)
-            second = RewardPool(other, data.media, role="second")
+            second = RewardPool(other, data.media, role="second", reserved=places["second"])
             stack.callback(second.close)
         if config.reward.judge.model:
-            judge = JudgePool(config.reward.judge)
+            judge = JudgePool(config.reward.judge, reserved=places["judge"])
             stack.callback(judge.close)
         decoder, ranker = Decoder(), Ranker()
         stack.callback(decoder.close)
         stack.callback(ranker.close)
+        opened = (rollout, reward, second, judge)
+        pools = {pool.role.name: pool for pool in opened if pool is not None}
+        log.info("waiting for the engines of %s to load", ", ".join(pools))
+        if 0 < config.learner.gpus < 1:  # an engine would count what it takes meanwhile as its own
+            for pool in pools.values():
+                pool.ready()
         learner.build_policy(
             model=config.reasoner,
             media=data.media,
@@ -120,8 +135,6 @@ def open_actors(config: RLConfig, *, namespace: str) -> Iterator[Actors]:
             grpo=config.grpo,
             sampling=config.rollout.sampling,
         )
-        opened = (rollout, reward, second, judge)
-        pools = {pool.role.name: pool for pool in opened if pool is not None}
         targets = ray.remote(PoolTargets).options(name=TARGETS, **lasting).remote(tuple(pools))
         policies = {
             "rollout": config.rollout.pool,
@@ -130,7 +143,6 @@ def open_actors(config: RLConfig, *, namespace: str) -> Iterator[Actors]:
             "judge": config.reward.judge.pool,
         }
         scaler = PoolScaler(pools, policies, targets)
-        log.info("waiting for the engines of %s to load", ", ".join(pools))
         for pool in pools.values():
             pool.ready()
         yield Actors(

@@ -42,7 +42,7 @@ BROKEN_FILE = "broken_steps.txt"
 """Keys of the samples behind three skipped steps in a row."""
 PLACEMENT = {
     *("ranks", "actors", "min_actors", "max_actors", "cpus", "gpus"),
-    *("timeout_s", "nodes_timeout_s"),
+    *("gpu_memory_utilization", "timeout_s", "start_timeout_s", "nodes_timeout_s"),
     *("max_step_bytes", "offline"),
     *("block", "store", "vector_bytes"),
 }

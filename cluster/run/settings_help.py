@@ -73,7 +73,7 @@ class JobParser(argparse.ArgumentParser):
             "overrides",
             nargs="*",
             metavar="section.key=value",
-            help="settings that win over those of the file",
+            help="settings that win over those of the file, or a further YAML file of them",
         )
         self.add_argument(
             "--dry-run",

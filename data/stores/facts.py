@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from configs.common import MediaConfig, RolloutConfig
+from configs.common import EngineConfig, MediaConfig, RolloutConfig, SamplingConfig
 from configs.reward import RewardConfig
 from configs.schema import RivalConfig
 from data.embed_inputs import INPUT_FORM
@@ -31,6 +31,7 @@ def embedder_facts(reward: RewardConfig, media: MediaConfig) -> dict[str, Any]:
         "input_form": INPUT_FORM,
         "dtype": reward.engine.dtype,
         "max_model_len": reward.engine.max_model_len,
+        **_extra(reward.engine),
     }
 
 
@@ -102,7 +103,7 @@ def reasoner_recipe(
         templates=templates_version(templates),
         temperature=0.0 if seed is None else rollout.sampling.temperature,
         seed=seed,
-        more=_limits(rollout, media),
+        more=_limits(rollout, media, greedy=seed is None),
     )
 
 
@@ -135,17 +136,31 @@ def held_out_recipe(
         model=f"weights {weights}",
         templates=templates_version(templates),
         temperature=0.0,
-        more=_limits(rollout, media) | steps,
+        more=_limits(rollout, media, greedy=True) | steps,
     )
 
 
-def _limits(rollout: RolloutConfig, media: MediaConfig) -> dict[str, Any]:
+def _limits(rollout: RolloutConfig, media: MediaConfig, *, greedy: bool) -> dict[str, Any]:
     return {
         "pixels": _pixels(media),
         "max_tokens": rollout.sampling.max_tokens,
         "dtype": rollout.engine.dtype,
         "max_model_len": rollout.engine.max_model_len,
+        **_extra(rollout.engine),
+        **_left_out(rollout.sampling, greedy=greedy),
     }
+
+
+def _extra(engine: EngineConfig) -> dict[str, Any]:
+    return {"extra": dict(engine.extra)} if engine.extra else {}
+
+
+def _left_out(sampling: SamplingConfig, *, greedy: bool) -> dict[str, Any]:
+    """Return the settings that say which tokens are not sampled, where they say anything."""
+    names = ("stop",) if greedy else ("stop", "top_p", "top_k", "min_p")
+    default = SamplingConfig()
+    values = {name: getattr(sampling, name) for name in names}
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
 def _model(folder: str) -> dict[str, str]:

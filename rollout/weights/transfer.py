@@ -57,6 +57,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from data.engine.lifeline import EndsWithActor
 from data.weights.types import Bucket
 from rollout.weights.loading import Loading, ModelState
+from rollout.weights.no_load import folder_buffers
 
 BACKEND = "ray_objects"
 FETCH_TIMEOUT_S = 300.0
@@ -236,6 +237,11 @@ class WeightPuller(EndsWithActor):
     def newest_version(self) -> int | None:
         """Return the newest version in the store."""
         return self.weight_transfer_engine.newest_version()
+
+    def folder_buffers(self) -> list[str]:
+        """Return what the model's folder sets and no version does."""
+        engine = self.weight_transfer_engine
+        return folder_buffers(engine.model, engine.model_config.model)
 
     def weight_sync_report(self) -> dict[str, Any]:
         """Return the report of this rank's last update; see `Receiver.compare`."""

@@ -66,9 +66,11 @@ class Call:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[str]:
-    """Return the address of a Ray of our own."""
+    """Return the address of a Ray of our own, with GPUs by number, in an image that shows all GPUs
+    to all actors."""
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    start_ray(namespace=NAMESPACE, num_cpus=2, runtime_env={"env_vars": variables})
+    variables["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
+    start_ray(namespace=NAMESPACE, num_cpus=2, num_gpus=8, runtime_env={"env_vars": variables})
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

@@ -243,3 +243,16 @@ def test_a_demo_beside_a_running_one_is_refused_and_moves_no_link(tmp_path):
     assert os.readlink(tmp_path / "runs/demo") == "demo-seed0"
     assert make_demo(tmp_path, 1).returncode == 0
     assert os.readlink(tmp_path / "runs/demo") == "demo-seed1"
+
+
+@pytest.mark.parametrize(("engine", "added"), [("gpu", "configs/demo/one_gpu.yaml "), ("cpu", "")])
+def test_the_demo_runs_on_one_gpu_where_there_is_one(engine, added):
+    plan = subprocess.run(
+        ["make", "-C", ROOT, "-n", "demo", f"ENGINE={engine}", "-o", ".venv/.ready"],
+        env={**os.environ, "MAKEFLAGS": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    [command] = [line for line in plan.splitlines() if "-m cluster.jobs." in line]
+    assert " ".join(command.split()).endswith(f".yaml {added}run.seed=0 || exit 1; \\")

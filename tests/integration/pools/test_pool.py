@@ -27,17 +27,19 @@ MOMENT_S = 0.1
 
 
 class Workers(Pool):
-    def __init__(self, actors=1, *, max_items=1, refuse_from=1000, cpus=0.0):
+    def __init__(self, actors=1, *, max_items=1, refuse_from=1000, die=0, cpus=0.0):
         self.born = []
         remote = ray.remote(Worker)
 
         def create(name, options):
             self.born.append(name)
             refuses = len(self.born) > refuse_from
-            return remote.options(**options, max_concurrency=8).remote(name, refuses)
+            dies = len(self.born) <= die
+            return remote.options(**options, max_concurrency=8).remote(name, refuses, dies)
 
         role = Role("worker", actors, cpus, 0.0)
-        super().__init__(role, timeout_s=PATIENCE_S, max_items=max_items, create=create)
+        limits = {"timeout_s": PATIENCE_S, "start_timeout_s": PATIENCE_S}
+        super().__init__(role, **limits, max_items=max_items, create=create)
 
     def load(self, name, actor):
         ray.get(actor.ready.remote(), timeout=PATIENCE_S)
@@ -54,7 +56,8 @@ class Workers(Pool):
     def let_time_out(self):
         """Let actors and the wait for the next one be overdue in a moment from now."""
         with self._change:
-            self.timeout_s, self._empty_since = MOMENT_S, time.monotonic()
+            self.timeout_s = self.start_timeout_s = MOMENT_S
+            self._empty_since = time.monotonic()
             self._look_at = self._empty_since
         self._events.put(None)
 
@@ -213,6 +216,17 @@ def test_a_failure_before_the_pool_was_ready_is_seen_though_others_come_up_later
         pool.ready()
 
 
+def test_a_first_start_that_dies_is_tried_again_once(pool_of):
+    pool = pool_of(2, die=1)
+    pool.ready()
+    assert len(pool.born) == 3
+    assert pool.answers(names(3)) == (names(3), {})
+    assert pool.counters()["pool/worker/lost"] == 0
+    pool.close()
+    with pytest.raises(ClusterError, match=r"worker-1 did not start: ActorDied.*; see its log"):
+        pool_of(1, die=2).ready()
+
+
 def test_actors_that_all_break_end_the_wait_instead_of_being_replaced_for_ever(pool_of):
     pool = pool_of(1)
     pool.ready()
@@ -252,7 +266,7 @@ def test_a_pool_whose_next_actor_does_not_come_in_time_says_so(pool_of):
     pool.let_time_out()
     with pytest.raises(ClusterError, match=r"none came up in \d+ s; not ready yet: worker-1; see"):
         list(submission)
-    pool.timeout_s = PATIENCE_S
+    pool.timeout_s = pool.start_timeout_s = PATIENCE_S
     in_time.set()
     pool.ready()
     assert pool.answers(names(3)) == (names(3), {})
@@ -265,7 +279,7 @@ def test_an_empty_pool_may_take_longer_while_nobody_waits(pool_of):
     pool.lose("worker-0", "told to")
     assert started.wait(PATIENCE_S)
     with pool._change:
-        pool._empty_since -= 2 * pool.timeout_s  # as if that long had passed
+        pool._empty_since -= 2 * pool.start_timeout_s  # as if that long had passed
         submission = pool.begin(names(3))
         pool._give_up()
     in_time.set()

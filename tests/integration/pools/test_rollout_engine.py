@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import ray
 import torch
 
+from cluster.pools.rollout import RolloutPool
+from configs.common import PoolConfig, RolloutConfig
 from data.engine.arguments import engine_arguments, set_engine_environment
 from data.errors import DataError
 from data.model.chat import VISION_TOKENS
 from data.types import Content, DroppedTrajectory, Kind, Picture, Trajectory, visuals_in
 from learner.rank.batching import process_pictures
+from rollout.weights.report import StoreAddress
 from tests.integration.conftest import ENGINE, MEDIA, SAMPLING
 from tests.integration.reference import logprobs, request
 
@@ -42,6 +46,45 @@ def test_logits_of_a_bf16_engine_are_float32(tiny_folder) -> None:
 
     model = VLLMEngine(str(tiny_folder), engine, SAMPLING, MEDIA)._arguments.create_model_config()
     assert (model.dtype, model.head_dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("extra", "pulls", "loads"),
+    [({}, True, "pulled"), ({}, False, "auto"), ({"load_format": "auto"}, True, "auto")],
+)
+def test_an_engine_whose_weights_come_by_a_pull_reads_no_others(
+    tiny_folder, extra, pulls, loads
+) -> None:
+    set_engine_environment(ENGINE)
+    from rollout.vllm_engine import VLLMEngine
+
+    store = StoreAddress(ray_address="", namespace="", actor_name="") if pulls else None
+    made = VLLMEngine(str(tiny_folder), replace(ENGINE, extra=extra), SAMPLING, MEDIA, store=store)
+    assert made._arguments.load_format == loads
+
+
+@pytest.mark.extended
+def test_tokens_are_left_out_and_traces_end_as_the_settings_say(
+    local_ray, tiny_folder, encoder, contents, pictures
+) -> None:
+    # A text of the tiny model soon holds one of these. One token is left to sample from.
+    stop = [*"aeiost"]
+    sampling = replace(SAMPLING, top_k=1, stop=stop)
+    pool = PoolConfig(actors=1, cpus=0.0)
+    config = RolloutConfig(pool=pool, engine=ENGINE, sampling=sampling)
+    reasoners = RolloutPool(str(tiny_folder), config, MEDIA, role="stops")
+    reasoners.ready()
+    asked = [request(contents["text"], sibling=i, seed=i) for i in range(3)]
+    [actor] = reasoners.actors.values()
+    traces = ray.get(actor.generate.remote(asked, pictures))
+    reasoners.close()
+    [text] = {trace.text for trace in traces}  # whatever the seed
+    assert all(np.abs(trace.logprobs).max() == 0 for trace in traces)
+    assert traces[0].finish == "stop"
+    before = encoder.tokenizer.decode(traces[0].response_ids[:-1])
+    assert text.startswith(before)
+    assert any(letter in text for letter in stop)
+    assert not any(letter in before for letter in stop)
 
 
 def test_vllm_reads_the_pixels_that_the_learner_trains_on(

@@ -21,6 +21,7 @@ from configs.schema import (
     SearchConfig,
     ServeConfig,
     WarmStartConfig,
+    engines_of,
 )
 from data.types import Evidence
 from evaluation.variants import CONTROL_SUFFIXES
@@ -43,7 +44,10 @@ JOBS = {
     "search": SearchConfig,
     "serve": ServeConfig,
 }
-FILES = sorted(FOLDER.rglob("*.yaml"))
+ONE_GPU = FOLDER / "demo/one_gpu.yaml"
+RL_GPUS = {FOLDER / "rl_8gpu.yaml": 8, FOLDER / "rl_64gpu.yaml": 64}
+"""The GPUs of the placements of `rl.yaml`."""
+FILES = sorted({*FOLDER.rglob("*.yaml")} - {ONE_GPU, *RL_GPUS})
 RL = """
 run: {dir: runs/x}
 reasoner: models/reasoner
@@ -101,6 +105,48 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(good):
     assert (config.run.seed, config.learner.optimizer.lr, config.reasoner) == (7, 1e-5, "other")
     assert config.run.dir == "runs/x"
     assert config.siblings == RLConfig().siblings
+
+
+@pytest.mark.parametrize("path", sorted(set(FOLDER.glob("demo/*.yaml")) - {ONE_GPU}))
+def test_every_stage_of_the_demo_fits_on_one_gpu(path):
+    config = load(JOBS[path.stem], path, [str(ONE_GPU)])
+    asked = [part.pool.gpus for part in engines_of(config).values()]
+    if hasattr(config, "learner"):
+        asked.append(config.learner.ranks * config.learner.gpus)
+    assert sum(asked) <= 1
+    assert all(gpus > 0 for gpus in asked)
+
+
+@pytest.mark.parametrize(("path", "gpus"), [*RL_GPUS.items(), (None, 32)])
+def test_rl_asks_for_the_gpus_of_its_placement(path, gpus):
+    config = load(RLConfig, FOLDER / "rl.yaml", [str(path)] if path else [])
+    pools = [part.pool for part in engines_of(config).values()]
+    ranks = config.learner
+    assert sum(pool.actors * pool.gpus for pool in pools) + ranks.ranks * ranks.gpus == gpus
+    assert config.pairs == load(RLConfig, FOLDER / "rl.yaml").pairs
+
+
+def test_a_further_file_lies_between_the_file_and_later_overrides(good, tmp_path):
+    more = tmp_path / "more.yaml"
+    more.write_text("{run: {seed: 3}, siblings: 4, warm_start: only other jobs have it}")
+    config = load(RLConfig, good, [str(more), "run.seed=5"])
+    assert (config.run.dir, config.run.seed, config.siblings) == ("runs/x", 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("siblingz: 4", "override 'more.yaml': siblingz"),
+        ("siblings: many", "override 'more.yaml': siblings"),
+        ("[a]", "override 'more.yaml': expected a mapping"),
+        (None, "No such file"),
+    ],
+)
+def test_a_further_file_is_checked_like_the_first(refuse, tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("more.yaml").write_text(text)
+    assert words in refuse("more.yaml")
 
 
 def test_a_list_is_replaced_whole(good):
@@ -311,10 +357,36 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_that_are(
         ),
         ("reward.pooling=max", "reward.pooling"),
         ("run.seed=-1", "run.seed: expected at least 0"),
+        ("rollout.pool.start_timeout_s=0", "rollout.pool.start_timeout_s: expected more than 0"),
+        ("rollout.sampling.top_p=0.9", "rollout.sampling.top_p: the learner's log-probabilities"),
+        ("rollout.sampling.top_k=20", "engines must sample from all: expected 0, found 20"),
+        ("rollout.sampling.min_p=0.1", "rollout.sampling.min_p: the learner's log-probabilities"),
+        ("rollout.sampling.top_p=0", "rollout.sampling.top_p: expected more than 0"),
+        ("rollout.sampling.top_k=-1", "rollout.sampling.top_k: expected at least 0"),
+        ("rollout.sampling.stop=['']", "rollout.sampling.stop: an empty text"),
         ("run.nodes_timeout_s=-1", "run.nodes_timeout_s: expected at least 0"),
         (
             "rollout={pool: {gpus: 1}, engine: {tensor_parallel: 2}}",
             "rollout.pool.gpus: expected engine.tensor_parallel=2 or more, found 1",
+        ),
+        (
+            "rollout={pool: {gpus: 0.5}, engine: {tensor_parallel: 2}}",
+            "rollout.pool.gpus: expected engine.tensor_parallel=2 or more, found 0.5",
+        ),
+        ("reward.pool.gpus=1.5", "reward.pool.gpus: Ray lends a part of one GPU, or whole ones"),
+        ("learner.gpus=2.5", "learner.gpus: Ray lends a part of one GPU, or whole ones, found 2.5"),
+        (
+            "rollout={pool: {gpus: 0.3}, engine: {gpu_memory_utilization: 0.4}}",
+            "rollout.engine.gpu_memory_utilization: the engine shares its GPU, of which "
+            "pool.gpus=0.3 is lent to it, so expected at most 0.3, found 0.4",
+        ),
+        (
+            "reward.judge={pool: {gpus: 0.5}}",
+            "reward.judge.engine.gpu_memory_utilization: the engine shares its GPU",
+        ),
+        (
+            "learner={gpus: 0.5, ranks: 2}",
+            "learner.gpus: NCCL takes one rank a GPU, found gpus=0.5",
         ),
     ],
 )
@@ -349,6 +421,21 @@ data: {train: [{name: a, path: a.json, root: r}]}
 )
 def test_an_impossible_embedder_run_is_refused(refuse, override, words):
     assert words in refuse(*override.split(" & "), text=EMBEDDER, cls=EmbedderConfig)
+
+
+def test_engines_of_evaluation_may_leave_tokens_out_and_take_vllms_own_settings(tmp_path):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(
+        "{run: {dir: x}, eg_rl: b, reward: {model: c}, data: {eval: [{name: a, path: p, root: r}]},"
+        " rollout: {sampling: {top_p: 0.9, stop: [</answer>]}, engine: {extra: {seed: 3}}}}"
+    )
+    config = load(EvaluateConfig, path, ["rollout.engine.extra.kv_cache_dtype=fp8"])
+    assert config.rollout.sampling.top_p == 0.9
+    assert config.rollout.engine.extra == {"seed": 3, "kv_cache_dtype": "fp8"}
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(to_yaml(config))
+    assert load(EvaluateConfig, resolved) == config
+    assert to_flat(config)["rollout.engine.extra.seed"] == 3
 
 
 def test_evaluation_needs_data(refuse):

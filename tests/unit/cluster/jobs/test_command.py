@@ -379,3 +379,29 @@ print(*sorted(sys.modules.keys() & set({slow})))
     )
     assert "rl" in jobs
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("package", "pools", "key"),
+    [
+        ("vllm-0.32.0", "", "rollout.pool.gpus"),
+        ("vllm-0.32.0", "rollout.pool.gpus=1", "reward.pool.gpus"),
+        ("vllm-0.32.0+cpu", "", None),
+        ("vllm-0.32.0", "rollout.pool.gpus=1 reward.pool.gpus=1", None),
+    ],
+)
+def test_a_cuda_build_of_vllm_starts_no_engine_without_a_gpu(
+    path, tmp_path, monkeypatch, capsys, package, pools, key
+):
+    (tmp_path / f"{package}.dist-info").mkdir()
+    version = package.partition("-")[2]
+    (tmp_path / f"{package}.dist-info/METADATA").write_text(f"Name: vllm\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = TEXT.replace("model:", "warm_start:").replace("train", "eval")
+    (tmp_path / "job.yaml").write_text(f"{text}reward: {{model: models/m}}\n")
+    code = run_job(EvaluateConfig, lambda config: 7, argv=[path, *pools.split()])
+    assert code == (2 if key else 7)
+    if key:
+        error = capsys.readouterr().err
+        assert f"{key}: the installed vLLM is its CUDA build" in error
+        assert "make ENGINE=cpu" in error

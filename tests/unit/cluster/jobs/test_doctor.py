@@ -47,6 +47,24 @@ def test_cuda_is_judged_by_whether_the_build_fits_the_machine(gpus, torch_cuda, 
     assert bool(check.remedy) == (status != "ok")
 
 
+def test_a_gpu_that_cannot_compute_stops_the_jobs_and_names_the_driver():
+    check = doctor.check_cuda(("NVIDIA H200, 550.90.07",), "13.0", "RuntimeError: driver too old")
+    assert check.status == "fail"
+    assert "550.90.07" in check.found
+    assert "driver too old" in check.found
+    assert "driver 580" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("compiler", "headers", "lacking"),
+    [("/usr/bin/gcc", True, ""), (None, True, "a C compiler"), ("/usr/bin/cc", False, "headers")],
+)
+def test_triton_needs_a_compiler_and_pythons_headers(compiler, headers, lacking):
+    check = doctor.check_compiler(compiler, headers=headers)
+    assert check.status == ("fail" if lacking else "ok")
+    assert lacking in check.found
+
+
 @pytest.mark.parametrize(
     ("flags", "status"),
     [("avx avx2 avx512f avx512_bf16", "ok"), ("avx avx2", "ok"), ("sse2 avx", "fail"), ("", "ok")],

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from configs.common import EngineConfig, MediaConfig
+from configs.common import EngineConfig, MediaConfig, RolloutConfig, SamplingConfig
 from configs.reward import RewardConfig
 from configs.schema import RivalConfig
 from data.errors import DataError
-from data.stores.facts import embedder_facts, rival_facts
+from data.stores.facts import embedder_facts, reasoner_recipe, rival_facts
 from data.types import Side
 
 
@@ -28,6 +28,7 @@ def test_vectors_follow_from_files_pixels_and_recipe_and_from_no_other_setting(m
         embedder_facts(replace(reward, engine=EngineConfig(dtype="float32")), media),
         embedder_facts(reward, replace(media, crop_max_pixels=media.crop_max_pixels + 1)),
         embedder_facts(reward, replace(media, video="frames")),
+        embedder_facts(replace(reward, engine=EngineConfig(extra={"quantization": "fp8"})), media),
     ]
     assert all(facts != other for other in others)
     assert facts == embedder_facts(replace(reward, temperature=1.0), replace(media, max_frames=9))
@@ -64,3 +65,16 @@ def test_vectors_of_a_rival_follow_from_its_side_its_prompts_and_all_its_files(m
     assert all(first != other for other in others)
     (Path(model) / "1_Pooling/config.json").write_text("{ }")
     assert facts() != first
+
+
+def test_traces_follow_from_the_tokens_that_may_be_sampled(model) -> None:
+    def recipe(seed: int | None, **sampling: object) -> dict:
+        rollout = RolloutConfig(sampling=SamplingConfig(**sampling))
+        return reasoner_recipe(model, rollout, MediaConfig(), templates="full", seed=seed).more
+
+    # The names of stores that exist stay as they are.
+    assert set(recipe(0)) == {"pixels", "max_tokens", "dtype", "max_model_len"}
+    for setting in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
+        assert recipe(0, **setting) == recipe(0) | setting
+        assert recipe(None, **setting) == recipe(None)  # greedy
+    assert recipe(None, stop=["x"]) == recipe(None) | {"stop": ["x"]}
