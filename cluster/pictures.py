@@ -144,12 +144,13 @@ class Decoder:
             options = {"num_cpus": 0, "num_returns": 2, "max_retries": RETRIES}
             task = ray.remote(_decode).options(**options, scheduling_strategy=place)
             pictures, answer = task.remote(names, limits, frames)
-            [(sizes, failed)] = wait_for(
+            [answered] = wait_for(
                 [answer],
                 [f"the decoder on node {node}"],
                 timeout_s=DECODE_TIMEOUT_S,
                 what=_what(names),
             )
+            sizes, failed = _sizes_and_reasons(answered)
         except ClusterError as error:
             again = ""
             if not isinstance(error, ActorLost):
@@ -190,9 +191,10 @@ class Decoder:
     ) -> tuple[SharedPictures, Mapping[str, str]]:
         if not names:
             return SharedPictures((), {}), {}
-        refs, (sizes, failed) = self._process.run(
+        refs, answered = self._process.run(
             _decode, names, limits, frames, what=_what(names), timeout_s=DECODE_TIMEOUT_S, returns=2
         )
+        sizes, failed = _sizes_and_reasons(answered)
         return SharedPictures(tuple(refs), sizes), failed
 
     def _deadly(self, names: list[str], limits: MediaConfig, frames: Set[str]) -> list[str]:
@@ -212,8 +214,19 @@ def _what(names: Sequence[str]) -> str:
     return f"decoding {len(names)} pictures, first {names[:1]}"
 
 
+def _sizes_and_reasons(answered: Any) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Return the second thing that `_decode` returned, or raise it."""
+    if isinstance(answered, TooManyBytes):
+        raise answered
+    return answered
+
+
 def _decode(
     uris: list[str], limits: MediaConfig, frames: Set[str]
-) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]]]:
-    pictures, failed = load_pictures(uris, limits, frames=frames)
+) -> tuple[Pictures, tuple[dict[str, tuple[int, int]], dict[str, str]] | TooManyBytes]:
+    try:
+        pictures, failed = load_pictures(uris, limits, frames=frames)
+    except TooManyBytes as error:
+        # Returned: if it were raised, Ray would print it, as nobody reads the pictures.
+        return {}, error
     return pictures, ({uri: pixels.shape[:2] for uri, pixels in pictures.items()}, failed)

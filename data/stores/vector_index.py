@@ -11,6 +11,7 @@
 sixteenth of them, at least 8. Shapes: Q queries, N vectors, D dimensions, K = min(k, N).
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -47,6 +48,8 @@ def check_faiss(kind: str) -> None:
             f"index: '{kind}' needs FAISS, found no package faiss; pip install -c constraints.txt "
             "-e '.[faiss]', or set index=exact"
         )
+    # It tells at each start which variants of the processor's code it tries.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
 
 
 def lists_of(count: int) -> int:
