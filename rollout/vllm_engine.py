@@ -274,6 +274,7 @@ class VLLMEngine:
             stop_token_ids=[self.encoder.tokenizer.eos_token_id],
             stop=list(self._sampling.stop),
             detokenize=bool(self._sampling.stop),
+            skip_special_tokens=False,  # tags of a trace may be such tokens, and a stop
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
