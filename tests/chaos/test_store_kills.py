@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,40 +17,12 @@ import pytest
 from PIL import Image
 
 from data.stores.encoded import ENCODED_FOLDER
+from tests.answered_requests import answered_requests, write_site
 from tests.chaos.running import REPOSITORY, Life, family, running
 
 KILLS = 5
 ITEMS = 20_000
 BLOCK = 128
-REQUESTS = "requests"
-COUNTS_REQUESTS = f"""
-import importlib.abc, importlib.util, os, sys
-METHODS = {{
-    "reward.engines.embedder_actor": ("EmbedderActor", "embed"),
-    "rollout.actor": ("RolloutActor", "generate"),
-}}
-class Counts(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name not in METHODS:
-            return None
-        owner, method = METHODS.pop(name)
-        spec = importlib.util.find_spec(name)
-        run_module = spec.loader.exec_module
-        def exec_module(module):
-            run_module(module)
-            cls = getattr(module, owner)
-            ask = getattr(cls, method)
-            async def counted(self, requests, *pictures):
-                answer = await ask(self, requests, *pictures)
-                with open(os.path.join(os.path.dirname(__file__), "{REQUESTS}"), "a") as file:
-                    file.write("".join(str(request.key) + "\\n" for request in requests))
-                return answer
-            setattr(cls, method, counted)
-        spec.loader.exec_module = exec_module
-        return spec
-sys.meta_path.insert(0, Counts())
-"""
-"""A `sitecustomize`: writes down the key of each request that an engine has answered."""
 ROLES = {
     "engine": ("EngineCore",),
     "actor of an engine": ("EmbedderActor", "RolloutActor"),
@@ -124,7 +96,7 @@ def check_requests(store: Path, path: Path) -> dict[str, int]:
     keys = stored(store)
     assert all(len(of_store) == len(set(of_store)) for of_store in keys.values())
     rows = sum(map(len, keys.values()))
-    answered = sum(Counter((path / REQUESTS).read_text().splitlines()).values())
+    answered = sum(map(len, answered_requests(path).values()))
     assert 0 <= answered - rows <= KILLS * BLOCK
     return {"rows in the stores": rows, "requests answered by engines": answered}
 
@@ -132,10 +104,7 @@ def check_requests(store: Path, path: Path) -> dict[str, int]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """Return a folder whose modules count what engines have answered."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(COUNTS_REQUESTS)
-    return folder
+    return write_site(tmp_path / "site")
 
 
 def evaluation_of(folder: Path) -> dict[str, Any]:

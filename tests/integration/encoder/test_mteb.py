@@ -151,7 +151,7 @@ def ours(
     )
     return score_set(
         data_set,
-        against={name: order.against for name, order in orders.items()},
+        wrong_first={name: order.wrong_first for name, order in orders.items()},
         benchmark_order={name: order.benchmark_order for name, order in orders.items()},
     ).scores()
 
