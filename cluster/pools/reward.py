@@ -175,12 +175,14 @@ class RewardPool(EmbedderPool):
         *,
         role: str = "reward",
         actor: type = EmbedderActor,
+        reserved: Sequence[PlacementGroup] = (),
     ) -> None:
         super().__init__(
             role,
             reward.pool,
             media,
             actor=actor,
+            reserved=reserved,
             model=reward.model,
             engine=reward.engine,
             media=media,

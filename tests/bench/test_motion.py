@@ -100,7 +100,10 @@ def measure(form: str) -> dict[str, Figures]:
     figures = {}
     for heldout in load_sets(config.data.eval, limits=config.data):
         contents = [
-            embed_content(pair.query, "", max_frames=media.max_frames) for pair in heldout.pairs
+            embed_content(
+                pair.query, "", max_frames=media.max_frames, item_tokens=config.data.item_tokens
+            )
+            for pair in heldout.pairs
         ]
         shown = {picture for content in contents for picture in pictures_in(content)}
         uris = {picture.uri for picture in shown}
