@@ -469,9 +469,12 @@ JOB_CONFIGS = (
 """The settings of every job."""
 
 
-def engines_of(config: object) -> dict[str, RolloutConfig | RewardConfig | JudgeConfig]:
-    """Return the sections whose `pool` and `engine` a job starts, by their keys."""
-    sections: dict[str, RolloutConfig | RewardConfig | JudgeConfig] = {}
+EngineSection = RolloutConfig | RewardConfig | JudgeConfig | RivalConfig
+
+
+def engines_of(config: object) -> dict[str, EngineSection]:
+    """Return the sections whose `pool` and `engine` on vLLM a job starts, by their keys."""
+    sections: dict[str, EngineSection] = {}
     if not isinstance(config, RLConfig | EvaluateConfig | EncodeConfig | SearchConfig):
         return sections
     reasoners = ("reasoner", "warm_start", "eg_rl")
@@ -480,6 +483,12 @@ def engines_of(config: object) -> dict[str, RolloutConfig | RewardConfig | Judge
     sections["reward"] = config.reward
     if isinstance(config, RLConfig) and config.reward.judge.model:
         sections["reward.judge"] = config.reward.judge
+    if isinstance(config, EvaluateConfig):
+        sections |= {
+            f"rivals[{place}]": rival
+            for place, rival in enumerate(config.rivals)
+            if rival.library == "vllm"
+        }
     return sections
 
 
@@ -753,7 +762,10 @@ _CHECKS = {
         *positive(n, "block", "vector_bytes"),
         *share(n, "max_missing_traces"),
     ],
-    RivalConfig: lambda n: [*_rival_problems(n), *gpu_problems(n.pool, n.engine)],
+    RivalConfig: lambda n: [
+        *_rival_problems(n),
+        *(gpu_problems(n.pool, n.engine) if n.library == "vllm" else []),
+    ],
     EncoderConfig: lambda n: positive(n, "block"),
     SearchConfig: lambda n: [
         *positive(n, "k", "rescore"),

@@ -91,7 +91,7 @@ class Repeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is shown; from the second time on its text tells the count."""
-        if record.levelno < logging.WARNING:
+        if record.levelno != logging.WARNING:
             return True
         text = record.getMessage()
         key = record.name, getattr(record, "same", text)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -57,11 +58,11 @@ def main(config: SearchConfig) -> int:
     parts.check_embedder(config.reward, config.data.media)
     console = plain_console()
     item = query_item(config)
-    index = None if config.index == "exact" else built_index(config, parts, console)
-    # One folder serves query after query; what was made for a query is kept in its store.
-    for name in (STAGE_FILE, SETTINGS_FILE):
-        (Path(config.run.dir) / name).unlink(missing_ok=True)
+    seen = EvaluationSet(name="the query", queries=(), candidates={"query": item})
+    check_models(config, [config.reasoner] if config.reasoner else [], [seen])
+    forget_last_query(Path(config.run.dir))
     folder = RunFolder(config, job="search")
+    index = None if config.index == "exact" else built_index(config, parts, console)
     query, vector = embedded_query(item, settled(config), folder)
     if index is None:
         nearest = search(vector[None], parts.vectors(), config.k)
@@ -126,6 +127,16 @@ def recall_of(index: VectorIndex, parts: EncodedParts) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
+def forget_last_query(folder: Path) -> None:
+    """Let a folder of searches take another query. What was made for the last one stays in its
+    store; folders of other jobs stay as they are, and are refused later.
+    """
+    settings = folder / SETTINGS_FILE
+    if settings.is_file() and "encoded" in OmegaConf.load(settings):  # of no other job
+        for name in (STAGE_FILE, SETTINGS_FILE):
+            (folder / name).unlink(missing_ok=True)
+
+
 def query_item(config: SearchConfig) -> Item:
     """Return the item that is sought.
 
@@ -149,8 +160,6 @@ def embedded_query(
         DataError: a model cannot read it, or gave no trace or vector.
     """
     data, key = config.data, "query"
-    seen = EvaluationSet(name="the query", queries=(), candidates={key: item})
-    check_models(config, [config.reasoner] if config.reasoner else [], [seen])
     trace, store = "", folder.path / "store"
     with opened_blocks(config, roles(config), folder, size=1) as blocks:
         if config.reasoner:

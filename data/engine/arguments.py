@@ -32,7 +32,7 @@ OURS = {
             *("model", "trust_remote_code", "distributed_executor_backend", "limit_mm_per_prompt"),
             *("mm_processor_cache_gb", "mm_processor_kwargs", "generation_config", "runner"),
             *("worker_extension_cls", "disable_log_stats", "use_tqdm_on_load", "logprobs_mode"),
-            *("pooler_config", "weight_transfer_config"),
+            *("pooler_config", "weight_transfer_config", "hf_overrides"),
         )
     ),
 }

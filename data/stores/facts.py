@@ -146,9 +146,15 @@ def _limits(rollout: RolloutConfig, media: MediaConfig, *, greedy: bool) -> dict
         "max_tokens": rollout.sampling.max_tokens,
         "dtype": rollout.engine.dtype,
         "max_model_len": rollout.engine.max_model_len,
+        **_head(rollout.engine),
         **_extra(rollout.engine),
         **_left_out(rollout.sampling, greedy=greedy),
     }
+
+
+def _head(engine: EngineConfig) -> dict[str, Any]:
+    """Return the type of the logits, where older releases took another one, the model's."""
+    return {} if engine.dtype == "float32" else {"head": "float32"}
 
 
 def _extra(engine: EngineConfig) -> dict[str, Any]:

@@ -102,9 +102,11 @@ class SentenceTransformerActor:
                 show_progress_bar=False,
             )
             for key, vector in zip(inputs, made, strict=True):
+                # In bf16 a vector that was normalised is not quite of length 1.
+                vector = vector.astype(np.float32)
                 length = float(np.linalg.norm(vector))
                 if np.isfinite(length) and length > 0:
-                    vectors[key] = vector.astype(np.float32)
+                    vectors[key] = vector / np.float32(length)
                 else:
                     failed[key] = f"expected a finite vector, found length {length}"
         return vectors, failed

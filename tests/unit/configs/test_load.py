@@ -462,7 +462,7 @@ def test_only_controls_that_exist_are_measured_and_each_once(refuse):
         ("name: a, model: m, library: vllm, prompts: {query: x}", "rivals[0].prompts: vllm reads"),
         ("name: a, model: m, library: vllm, instruction: x", "pooling=emb_token reads none"),
         (
-            "name: a, model: m, pool: {gpus: 1}, engine: {tensor_parallel: 2}",
+            "name: a, model: m, library: vllm, pool: {gpus: 1}, engine: {tensor_parallel: 2}",
             "rivals[0].pool.gpus: expected",
         ),
         ("name: a, model: m}, {name: a, model: n", "rivals: expected a name of its own for each"),

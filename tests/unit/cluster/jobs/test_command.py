@@ -135,7 +135,10 @@ def test_a_warning_that_repeats_is_shown_ever_more_rarely_with_the_count(capsys)
         log.warning("%s is slow", "node a")
         log.warning("step %d: %s", step, "alarm", extra={"same": "alarm"})
     log.warning("node b is slow")
+    for _ in range(3):
+        log.error("a defect")
     lines = capsys.readouterr().out.splitlines()
+    assert [lines.pop() for _ in range(3)] == ["a defect"] * 3
     told = [f" ({count} such warnings so far)" for count in (2, 4, 8)]
     assert lines[::2] == [f"node a is slow{more}" for more in ("", *told)] + ["node b is slow"]
     alarms = zip((0, 1, 3, 7), ("", *told), strict=True)

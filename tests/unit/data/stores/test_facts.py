@@ -68,12 +68,15 @@ def test_vectors_of_a_rival_follow_from_its_side_its_prompts_and_all_its_files(m
 
 
 def test_traces_follow_from_the_tokens_that_may_be_sampled(model) -> None:
-    def recipe(seed: int | None, **sampling: object) -> dict:
-        rollout = RolloutConfig(sampling=SamplingConfig(**sampling))
+    def recipe(seed: int | None, dtype: str = "float32", **sampling: object) -> dict:
+        rollout = RolloutConfig(
+            engine=EngineConfig(dtype=dtype), sampling=SamplingConfig(**sampling)
+        )
         return reasoner_recipe(model, rollout, MediaConfig(), templates="full", seed=seed).more
 
     # The names of stores that exist stay as they are.
     assert set(recipe(0)) == {"pixels", "max_tokens", "dtype", "max_model_len"}
+    assert recipe(0, dtype="bfloat16") == recipe(0) | {"dtype": "bfloat16", "head": "float32"}
     for setting in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}):
         assert recipe(0, **setting) == recipe(0) | setting
         assert recipe(None, **setting) == recipe(None)  # greedy
