@@ -11,7 +11,6 @@ replica leaves at once, so that no further request finds it.
 
 import asyncio
 import logging
-import math
 import os
 import re
 import threading
@@ -27,7 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from cluster.faults import cause_of
-from cluster.placement import QUIET_ENV, Role
+from cluster.placement import Role, actor_env
 from cluster.serving.app import DOWN_S, Encode
 from cluster.serving.refusal import Refused
 from cluster.serving.request import EmbeddingsRequest
@@ -125,29 +124,12 @@ class Replicas:
             ClusterError: they cannot be started.
         """
         config = self._config
-        own = {"OMP_NUM_THREADS": str(max(1, math.floor(config.cpus)))}
-        if not config.gpus:
-            own["DS_ACCELERATOR"] = "cpu"
-        deployment = serve.deployment(
-            Replica,
-            name=DEPLOYMENT,
-            num_replicas=config.replicas,
-            ray_actor_options={
-                "num_cpus": config.cpus,
-                "num_gpus": config.gpus,
-                "runtime_env": {"env_vars": {**QUIET_ENV, **own}},
-            },
-            max_ongoing_requests=config.limits.requests,
-            graceful_shutdown_wait_loop_s=SHUTDOWN_LOOK_S,
-            health_check_period_s=HEALTH_PERIOD_S,
-            health_check_timeout_s=HEALTH_TIMEOUT_S,
-            max_constructor_retry_count=STARTS,
-            logging_config=LOGGING,
-        )
         # The front listens itself: bodies, limits and errors are its own.
         serve.start(proxy_location="Disabled", logging_config=LOGGING)
         try:
-            self._handle = serve.run(deployment.bind(config), name=self._name, route_prefix=None)
+            self._handle = serve.run(
+                deployment_of(config).bind(config), name=self._name, route_prefix=None
+            )
         except RuntimeError as error:
             raise ClusterError(
                 f"expected {config.replicas} replicas, found that they do not start: {error}; "
@@ -199,6 +181,26 @@ def refusal_of(error: BaseException) -> BaseException:
     log.warning("a request was lost with its replica: %s", type(cause).__name__)
     message = "the replica that worked on this request died; try again"
     return Refused(message, status=503, retry_after_s=DOWN_S)
+
+
+def deployment_of(config: ServeConfig) -> serve.Deployment:
+    """Return what Ray Serve keeps running: replicas in the environment of all actors."""
+    return serve.deployment(
+        Replica,
+        name=DEPLOYMENT,
+        num_replicas=config.replicas,
+        ray_actor_options={
+            "num_cpus": config.cpus,
+            "num_gpus": config.gpus,
+            "runtime_env": {"env_vars": actor_env(role(config))},
+        },
+        max_ongoing_requests=config.limits.requests,
+        graceful_shutdown_wait_loop_s=SHUTDOWN_LOOK_S,
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        max_constructor_retry_count=STARTS,
+        logging_config=LOGGING,
+    )
 
 
 def role(config: ServeConfig) -> Role:

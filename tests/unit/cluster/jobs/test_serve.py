@@ -9,6 +9,7 @@ import pytest
 from cluster.jobs.command import run_job
 from cluster.jobs.serve import main, roles
 from cluster.serving.preflight import check_settings, served_by
+from cluster.serving.replica import deployment_of
 from cluster.serving.server import listening_socket
 from configs.errors import ConfigError
 from configs.load import load
@@ -44,6 +45,21 @@ def test_replicas_need_the_gpus_of_their_engines():
 def test_the_plan_has_all_replicas():
     [role] = roles(config("replicas=3", "cpus=2", "gpus=1"))
     assert (role.actors, role.cpus, role.gpus) == (3, 2, 1)
+
+
+def test_replicas_have_the_environment_of_all_actors(monkeypatch):
+    shows_all = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+    submitted = {"runtime_env": {"env_vars": {shows_all: "1", "OMP_NUM_THREADS": "3"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+
+    def env(*settings: str) -> dict[str, str]:
+        options = deployment_of(config(*settings)).ray_actor_options
+        return options["runtime_env"]["env_vars"]
+
+    assert env("gpus=0")["CUDA_VISIBLE_DEVICES"] == ""
+    with_gpu = env("gpus=1")
+    assert (with_gpu[shows_all], with_gpu["OMP_NUM_THREADS"]) == ("0", "3")
+    assert "CUDA_VISIBLE_DEVICES" not in with_gpu
 
 
 def test_the_token_comes_from_the_environment_and_must_be_there(monkeypatch):
