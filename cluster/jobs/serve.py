@@ -89,7 +89,9 @@ def watch(front: Front, replicas: Replicas, server: Server, stop: StopRequest) -
     """
     before = front.replicas
     while not stop.made:
-        front.replicas = replicas.running()
+        running = replicas.running()
+        if running is not None:
+            front.replicas = running
         if front.replicas != before:
             before = front.replicas
             log.info("%d replicas can serve", before)

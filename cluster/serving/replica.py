@@ -23,7 +23,7 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from cluster.faults import cause_of
 from cluster.placement import Role, actor_env
@@ -136,16 +136,14 @@ class Replicas:
                 "Ray's logs: /tmp/ray/session_latest/logs/serve"
             ) from error
 
-    def running(self) -> int:
-        """Return how many can serve; 0 where Ray Serve does not say."""
+    def running(self) -> int | None:
+        """Return how many can serve; None: Ray Serve does not say now, the replicas may be well."""
         try:
             application = serve.status().applications.get(self._name)
         except (RayError, RayServeException, TimeoutError) as error:
             log.warning("Ray Serve does not say how the replicas are: %s", error)
-            return 0
-        if application is None or application.status == ApplicationStatus.DEPLOY_FAILED:
-            return 0
-        return application.deployments[DEPLOYMENT].replica_states.get("RUNNING", 0)
+            return None
+        return replicas_in(application)
 
     def stop(self) -> None:
         """Stop all and wait for their end."""
@@ -181,6 +179,16 @@ def refusal_of(error: BaseException) -> BaseException:
     log.warning("a request was lost with its replica: %s", type(cause).__name__)
     message = "the replica that worked on this request died; try again"
     return Refused(message, status=503, retry_after_s=DOWN_S)
+
+
+def replicas_in(application: ApplicationStatusOverview | None) -> int | None:
+    """Return how many can serve; None: a controller that has just come back does not know."""
+    if application is None:
+        return None
+    if application.status == ApplicationStatus.DEPLOY_FAILED:
+        return 0
+    deployment = application.deployments.get(DEPLOYMENT)
+    return None if deployment is None else deployment.replica_states.get("RUNNING", 0)
 
 
 def deployment_of(config: ServeConfig) -> serve.Deployment:

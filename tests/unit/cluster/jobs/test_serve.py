@@ -3,13 +3,16 @@
 import json
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from cluster.jobs.command import run_job
-from cluster.jobs.serve import main, roles
+from cluster.jobs import serve
+from cluster.jobs.serve import main, roles, watch
 from cluster.serving.preflight import check_settings, served_by
-from cluster.serving.replica import deployment_of
+from cluster.serving.replica import DEPLOYMENT, deployment_of, replicas_in
 from cluster.serving.server import listening_socket
 from configs.errors import ConfigError
 from configs.load import load
@@ -60,6 +63,30 @@ def test_replicas_have_the_environment_of_all_actors(monkeypatch):
     with_gpu = env("gpus=1")
     assert (with_gpu[shows_all], with_gpu["OMP_NUM_THREADS"]) == ("0", "3")
     assert "CUDA_VISIBLE_DEVICES" not in with_gpu
+
+
+def test_a_controller_that_does_not_know_the_replicas_changes_nothing(monkeypatch):
+    def application(status: str, **states: int) -> ApplicationStatusOverview:
+        deployment = DeploymentStatusOverview("HEALTHY", "UNSPECIFIED", states, "")
+        deployments = {DEPLOYMENT: deployment} if states else {}
+        return ApplicationStatusOverview(status, "", 0.0, deployments)
+
+    assert replicas_in(None) is None
+    assert replicas_in(application("DEPLOYING")) is None
+    assert replicas_in(application("RUNNING", RUNNING=2)) == 2
+    assert replicas_in(application("RUNNING", STARTING=2)) == 0
+    assert replicas_in(application("DEPLOY_FAILED", RUNNING=2)) == 0
+
+    monkeypatch.setattr(serve, "LOOK_S", 0)
+    stop, answers = SimpleNamespace(made=False), [3, None]
+
+    def running() -> int | None:
+        stop.made = len(answers) == 1
+        return answers.pop(0)
+
+    front = SimpleNamespace(replicas=1)
+    watch(front, SimpleNamespace(running=running), SimpleNamespace(alive=True), stop)
+    assert front.replicas == 3
 
 
 def test_the_token_comes_from_the_environment_and_must_be_there(monkeypatch):
