@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from configs.bounds import not_negative, positive, share
+from configs.bounds import lendable, not_negative, positive, share
 from configs.common import (
     BENCHMARK_SETS,
     COMMON_CHECKS,
@@ -462,6 +462,23 @@ class ReportConfig:
     """Traces shown, before and after."""
 
 
+def _replica_problems(n: ServeConfig) -> list[str]:
+    """Return what is wrong with engines that share a replica's GPUs, and keys that it ignores."""
+    memory = n.rollout.engine.gpu_memory_utilization + n.reward.engine.gpu_memory_utilization
+    lent, default = min(1.0, n.gpus), RewardConfig()
+    problems = [
+        f"reward.{key}: `serve` has no use for it; remove the key"
+        for key in ("pool", "judge", "second_model")
+        if getattr(n.reward, key) != getattr(default, key)
+    ]
+    if n.reasoner and n.gpus and memory > lent + 1e-9:
+        problems.append(
+            "gpu_memory_utilization: expected rollout.engine and reward.engine to take at most "
+            f"{lent:g} of a GPU together, as gpus={n.gpus:g}, found {memory:g}"
+        )
+    return problems
+
+
 JOB_CONFIGS = (
     *(DemoDataConfig, CheckDataConfig, RuleTracesConfig, WarmStartConfig, EmbedderConfig),
     *(RLConfig, EvaluateConfig, EncodeConfig, SearchConfig, ServeConfig, ReportConfig),
@@ -789,6 +806,8 @@ _CHECKS = {
     ServeConfig: lambda n: [
         *positive(n, "replicas"),
         *not_negative(n, "cpus", "gpus"),
+        *lendable(n, "gpus"),
+        *_replica_problems(n),
         *([] if n.name.strip() else ["name: expected the model's name, found none"]),
         *([] if 0 <= n.port < 1 << 16 else [f"port: expected 0 to 65535, found {n.port}"]),
         *(
