@@ -77,11 +77,13 @@ class Media:
                 advice = "send the medium itself as a data URL; the setting `remote` is off"
                 raise wrong(where, "no http URL", scheme, advice)
             async with turn:
-                content = await self._remote.fetch(
-                    url, where, max_bytes=min(self._max_file_bytes, budget.rest)
+                # Counted as it comes: what others fetch at the same time has the same budget.
+                return await self._remote.fetch(
+                    url,
+                    where,
+                    max_bytes=self._max_file_bytes,
+                    take=lambda part: budget.take([part], where),
                 )
-            budget.take([content], where)
-            return content
         return self._path(medium)
 
     def _path(self, medium: Medium) -> str:

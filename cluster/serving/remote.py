@@ -52,8 +52,13 @@ class Remote:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._allowed = allowed
 
-    async def fetch(self, url: str, where: str, *, max_bytes: int) -> bytes:
+    async def fetch(
+        self, url: str, where: str, *, max_bytes: int, take: Callable[[bytes], None]
+    ) -> bytes:
         """Return what a URL names.
+
+        Args:
+            take: gets each part before it is kept; what it raises ends the fetch.
 
         Raises:
             Refused: it is not to be fetched, or cannot be; ``where`` is its field, for the message.
@@ -86,7 +91,7 @@ class Remote:
             ):
                 if response.status != 200:
                     raise wrong(where, "a URL that answers 200, no redirect", f"{response.status}")
-                return await _body(response, where, max_bytes)
+                return await _body(response, where, max_bytes, take)
         except NotPublic:
             raise wrong(where, "a host with public addresses only", "another") from None
         except TimeoutError:
@@ -137,10 +142,13 @@ class _Resolver(AbstractResolver):
         """Nothing is open."""
 
 
-async def _body(response: aiohttp.ClientResponse, where: str, max_bytes: int) -> bytes:
+async def _body(
+    response: aiohttp.ClientResponse, where: str, max_bytes: int, take: Callable[[bytes], None]
+) -> bytes:
     """Return an answer's bytes, without reading more than is allowed."""
     content = bytearray()
     async for part in response.content.iter_chunked(_READ_BYTES):
+        take(part)
         content += part
         if len(content) > max_bytes:
             raise Refused(

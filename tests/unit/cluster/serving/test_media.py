@@ -145,7 +145,7 @@ def web():
 
 
 def fetch(url, *, remote, max_bytes=1000):
-    return asyncio.run(remote.fetch(url, "field", max_bytes=max_bytes))
+    return asyncio.run(remote.fetch(url, "field", max_bytes=max_bytes, take=len))
 
 
 def test_a_medium_is_fetched_from_the_address_that_was_checked(web):
@@ -156,6 +156,19 @@ def test_a_medium_is_fetched_from_the_address_that_was_checked(web):
     assert web.hosts == [f"localhost:{port}"]
     assert "127.0.0.1" in checked
     assert read(f"http://localhost:{port}/a.png", remote=remote) == CONTENT
+
+
+def test_what_is_fetched_at_a_time_shares_the_limit_of_the_request(web):
+    remote = Remote(timeout_s=30, allowed=lambda address: True)
+    url = f"http://127.0.0.1:{web.server_port}/a.png"
+    assert read(url, remote=remote, max_bytes=3 * len(CONTENT), n=3) == CONTENT
+    with pytest.raises(Refused, match="in a request") as refused:
+        read(url, remote=remote, max_bytes=3 * len(CONTENT) - 1, n=3)
+    assert refused.value.status == 413
+    # Neither may have the whole limit while both are on their way.
+    endless = f"http://127.0.0.1:{web.server_port}/endless"
+    with pytest.raises(Refused, match="at most 1500 bytes in a request"):
+        read(endless, remote=remote, max_file_bytes=1 << 30, max_bytes=1500, n=2)
 
 
 @pytest.mark.parametrize(
