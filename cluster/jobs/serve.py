@@ -14,6 +14,7 @@ from cluster.placement import Role
 from cluster.run.run_folder import RunFolder, settled
 from cluster.run.stopping import StopRequest
 from cluster.serving.app import Front
+from cluster.serving.loopback import is_loopback
 from cluster.serving.media import Media
 from cluster.serving.preflight import check_settings, served_by
 from cluster.serving.remote import Remote
@@ -58,7 +59,14 @@ def main(config: ServeConfig) -> int:
         max_file_bytes=config.data.media.max_file_bytes,
         max_bytes=limits.media_bytes,
     )
-    front = Front(served_by(config), limits, media, replicas.encoder(), token=token)
+    front = Front(
+        served_by(config),
+        limits,
+        media,
+        replicas.encoder(),
+        token=token,
+        loopback=is_loopback(config.host),
+    )
     with (
         closing(listening_socket(config.host, config.port)) as listener,
         session(

@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from starlette.routing import Route
 
 from cluster.serving.answers import answer
 from cluster.serving.media import Media
+from cluster.serving.loopback import is_loopback
 from cluster.serving.metrics import CONTENT_TYPE, Metrics
 from cluster.serving.refusal import Refused, wrong
 from cluster.serving.request import EmbeddingsRequest, Served, parse_request
@@ -48,13 +50,22 @@ class Front:
 
     Args:
         token: what requests of `/v1/` must show; empty: nothing.
+        loopback: requests of `/v1/` must name this machine as their `Host`: a page in a browser
+            may give its own name the address 127.0.0.1.
     """
 
     def __init__(
-        self, served: Served, limits: LimitsConfig, media: Media, encode: Encode, *, token: str = ""
+        self,
+        served: Served,
+        limits: LimitsConfig,
+        media: Media,
+        encode: Encode,
+        *,
+        token: str = "",
+        loopback: bool = False,
     ) -> None:
         self._served, self._limits, self._media = served, limits, media
-        self._encode, self._token = encode, token.encode()
+        self._encode, self._token, self._loopback = encode, token.encode(), loopback
         self._began = int(time.time())
         self.metrics = Metrics()
         self.replicas = 0
@@ -77,7 +88,7 @@ class Front:
     async def _embeddings(self, request: Request) -> Response:
         began = time.monotonic()
         try:
-            self._check_token(request)
+            self._check_client(request)
             self._check_room()
         except Refused as refused:
             response = await self._turned_away(request, refused)
@@ -206,11 +217,11 @@ class Front:
         return Response(json.dumps(content), media_type="application/json")
 
     async def _models(self, request: Request) -> Response:
-        self._check_token(request)
+        self._check_client(request)
         return JSONResponse({"object": "list", "data": [self._model_card()]})
 
     async def _model(self, request: Request) -> Response:
-        self._check_token(request)
+        self._check_client(request)
         name = request.path_params["name"]
         if name != self._served.name:
             raise Refused(
@@ -236,12 +247,19 @@ class Front:
         self.metrics.replicas.set(self.replicas)
         return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    def _check_token(self, request: Request) -> None:
-        """Refuse a request without the token.
+    def _check_client(self, request: Request) -> None:
+        """Refuse a request without the token, or of another host.
 
         Raises:
-            Refused: it shows none, or another one.
+            Refused: it shows no token, or another one, or names another host.
         """
+        name = re.sub(r":\d*$", "", request.headers.get("host", ""))
+        if self._loopback and not is_loopback(name.strip("[]")):
+            raise Refused(
+                "Host: expected 127.0.0.1, localhost or [::1] and the port, as the server listens "
+                f"on loopback, found {name[:60]!a}; use such an address, or set host and token_env",
+                status=421,
+            )
         if not self._token:
             return
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")

@@ -1,11 +1,11 @@
 """What is checked before anything starts: settings that name things of this machine."""
 
-import ipaddress
 import json
 import logging
 import os
 from pathlib import Path
 
+from cluster.serving.loopback import is_loopback
 from cluster.serving.request import Served
 from configs.errors import ConfigError
 from configs.schema import ServeConfig
@@ -22,7 +22,7 @@ def check_settings(config: ServeConfig) -> str:
     if config.media_root and not Path(config.media_root).is_dir():
         raise ConfigError(f"media_root: expected a folder, found none at {config.media_root}")
     if not config.token_env:
-        if not _is_loopback(config.host):
+        if not is_loopback(config.host):
             log.warning("host=%s: whoever reaches it is answered; set token_env", config.host)
         return ""
     token = os.environ.get(config.token_env, "").strip()
@@ -32,13 +32,6 @@ def check_settings(config: ServeConfig) -> str:
             "none; set the variable, or leave token_env empty"
         )
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def served_by(config: ServeConfig) -> Served:

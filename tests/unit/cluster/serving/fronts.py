@@ -18,9 +18,9 @@ async def lengths(request, inputs) -> Encoded:
     return Encoded(vectors, [value["text"].upper() for value in inputs], sizes)
 
 
-def front_of(encode=lengths, *, limits=LIMITS, token="", replicas=1) -> Front:
+def front_of(encode=lengths, *, limits=LIMITS, token="", replicas=1, loopback=False) -> Front:
     served = Served(name="m", dimensions=frozenset(), items=limits.items, max_frames=8)
     media = Media(root=None, remote=None, max_file_bytes=1000, max_bytes=limits.media_bytes)
-    front = Front(served, limits, media, encode, token=token)
+    front = Front(served, limits, media, encode, token=token, loopback=loopback)
     front.replicas = replicas
     return front

@@ -235,3 +235,21 @@ def test_an_application_is_named_after_its_run_folder(tmp_path):
     name = application_name(tmp_path / "a b#c")
     assert name.startswith("embed-rl-")
     assert name.endswith("a-b-c")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("[::1]", 200),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_a_server_on_loopback_answers_its_own_names_alone(host, status):
+    answer = get(front_of(loopback=True), "/v1/models", Host=host)
+    assert answer.status_code == status
+    assert get(front_of(), "/v1/models", Host=host).status_code == 200
