@@ -208,13 +208,14 @@ class Front:
         return body
 
     async def _answer(self, body: bytes) -> Response:
-        request = parse_request(body, self._served)
+        # In threads: JSON and base64 of many megabytes would hold up all other requests.
+        request = await asyncio.to_thread(parse_request, body, self._served)
         inputs = await self._media.inputs(request.items)
         encoded = await self._encode(request, inputs)
-        content = answer(request, encoded, self._served.name)
+        content = await asyncio.to_thread(_json_of, request, encoded, self._served.name)
         self.metrics.items.inc(len(inputs))
-        self.metrics.tokens.inc(content["usage"]["prompt_tokens"])
-        return Response(json.dumps(content), media_type="application/json")
+        self.metrics.tokens.inc(sum(encoded.prompt_tokens))
+        return Response(content, media_type="application/json")
 
     async def _models(self, request: Request) -> Response:
         self._check_client(request)
@@ -272,6 +273,10 @@ class Front:
                 status=401,
                 code="invalid_api_key",
             )
+
+
+def _json_of(request: EmbeddingsRequest, encoded: Encoded, name: str) -> bytes:
+    return json.dumps(answer(request, encoded, name)).encode()
 
 
 async def _client_gone(request: Request) -> None:

@@ -69,7 +69,7 @@ class Media:
         url, where = medium.url, medium.where
         scheme = url.partition(":")[0].lower() if ":" in url else ""
         if scheme == "data":
-            content = _decoded(medium, self._max_file_bytes)
+            content = await asyncio.to_thread(_decoded, medium, self._max_file_bytes)
             budget.take(content if isinstance(content, list) else [content], where)
             return content
         if scheme in ("http", "https"):

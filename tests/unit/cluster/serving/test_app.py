@@ -3,18 +3,22 @@
 import asyncio
 import base64
 import json
+import threading
 
 import httpx
 import numpy as np
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
+from cluster.serving import app
+from cluster.serving.answers import answer
 from cluster.serving.app import Front
 from cluster.serving.refusal import Refused
 from cluster.serving.replica import application_name, refusal_of
 from configs.serving import LimitsConfig
 from data.errors import EngineLost
 from encoder.encoder import Encoded
+from tests.patience import PATIENCE_S
 from tests.unit.cluster.serving.fronts import LIMITS, front_of, lengths
 
 JSON = {"Content-Type": "application/json"}
@@ -253,3 +257,26 @@ def test_a_server_on_loopback_answers_its_own_names_alone(host, status):
     answer = get(front_of(loopback=True), "/v1/models", Host=host)
     assert answer.status_code == status
     assert get(front_of(), "/v1/models", Host=host).status_code == 200
+
+
+def test_other_requests_are_answered_while_an_answer_is_written(monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(PATIENCE_S)
+        return answer(*arguments)
+
+    monkeypatch.setattr(app, "answer", slow)
+
+    async def both() -> tuple[httpx.Response, httpx.Response]:
+        async with client_of(front_of()) as client:
+            writing = asyncio.create_task(
+                client.post("/v1/embeddings", content=b'{"input": "a"}', headers=JSON)
+            )
+            assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+            health = await client.get("/health")
+            go_on.set()
+            return health, await writing
+
+    assert [response.status_code for response in asyncio.run(both())] == [200, 200]
