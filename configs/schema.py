@@ -465,16 +465,16 @@ class ReportConfig:
 def _replica_problems(n: ServeConfig) -> list[str]:
     """Return what is wrong with engines that share a replica's GPUs, and keys that it ignores."""
     memory = n.rollout.engine.gpu_memory_utilization + n.reward.engine.gpu_memory_utilization
-    lent, default = min(1.0, n.gpus), RewardConfig()
+    default = RewardConfig()
     problems = [
         f"reward.{key}: `serve` has no use for it; remove the key"
         for key in ("pool", "judge", "second_model")
         if getattr(n.reward, key) != getattr(default, key)
     ]
-    if n.reasoner and n.gpus and memory > lent + 1e-9:
+    if n.reasoner and n.gpus and memory > 1 + 1e-9:
         problems.append(
-            "gpu_memory_utilization: expected rollout.engine and reward.engine to take at most "
-            f"{lent:g} of a GPU together, as gpus={n.gpus:g}, found {memory:g}"
+            "gpu_memory_utilization: expected rollout.engine and reward.engine to take at most 1 of "
+            f"a GPU together, as a replica's engines share its GPUs, found {memory:g}"
         )
     return problems
 

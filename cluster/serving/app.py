@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.serving.answers import answer
-from cluster.serving.media import Media
 from cluster.serving.loopback import is_loopback
+from cluster.serving.media import Media
 from cluster.serving.metrics import CONTENT_TYPE, Metrics
 from cluster.serving.refusal import Refused, wrong
 from cluster.serving.request import EmbeddingsRequest, Served, parse_request

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
-from cluster.jobs.command import run_job
 from cluster.jobs import serve
+from cluster.jobs.command import run_job
 from cluster.jobs.serve import main, roles, watch
 from cluster.serving.preflight import check_settings, served_by
 from cluster.serving.replica import DEPLOYMENT, deployment_of, replicas_in
@@ -49,7 +49,6 @@ def test_replicas_need_the_gpus_of_their_engines():
     ("settings", "said"),
     [
         (["gpus=1.5"], "gpus: Ray lends"),
-        (["gpus=0.5"], "at most 0.5 of a GPU together"),
         (["gpus=1", "rollout.engine.gpu_memory_utilization=0.6"], "at most 1 of a GPU"),
         (["reward.pool.actors=2"], r"reward\.pool: `serve` has no use"),
         (["reward.second_model=x"], r"reward\.second_model: `serve` has no use"),
@@ -58,11 +57,6 @@ def test_replicas_need_the_gpus_of_their_engines():
 def test_what_a_replica_cannot_have_is_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         config(*settings)
-
-
-def test_engines_of_a_replica_may_share_a_part_of_a_gpu():
-    half = [f"{key}.engine.gpu_memory_utilization=0.25" for key in ("rollout", "reward")]
-    assert config("gpus=0.5", *half).gpus == 0.5
 
 
 def test_the_plan_has_all_replicas():

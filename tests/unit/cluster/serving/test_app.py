@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from cluster.serving import app
-from cluster.serving.answers import answer
+from cluster.serving import answers, app
 from cluster.serving.app import Front
 from cluster.serving.refusal import Refused
 from cluster.serving.replica import application_name, refusal_of
@@ -260,12 +259,12 @@ def test_a_server_on_loopback_answers_its_own_names_alone(host, status):
 
 
 def test_other_requests_are_answered_while_an_answer_is_written(monkeypatch):
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on, write = threading.Event(), threading.Event(), answers.answer
 
     def slow(*arguments):
         begun.set()
         assert go_on.wait(PATIENCE_S)
-        return answer(*arguments)
+        return write(*arguments)
 
     monkeypatch.setattr(app, "answer", slow)
 
