@@ -473,8 +473,8 @@ def _replica_problems(n: ServeConfig) -> list[str]:
     ]
     if n.reasoner and n.gpus and memory > 1 + 1e-9:
         problems.append(
-            "gpu_memory_utilization: expected rollout.engine and reward.engine to take at most 1 of "
-            f"a GPU together, as a replica's engines share its GPUs, found {memory:g}"
+            "gpu_memory_utilization: expected rollout.engine and reward.engine to take at most 1 "
+            f"of a GPU together, as they share it, found {memory:g}"
         )
     return problems
 
