@@ -468,7 +468,7 @@ def _replica_problems(n: ServeConfig) -> list[str]:
     default = RewardConfig()
     problems = [
         f"reward.{key}: `serve` has no use for it; remove the key"
-        for key in ("pool", "judge", "second_model")
+        for key in ("judge", "second_model")  # pool: one_gpu.yaml is for all jobs
         if getattr(n.reward, key) != getattr(default, key)
     ]
     if n.reasoner and n.gpus and memory > 1 + 1e-9:

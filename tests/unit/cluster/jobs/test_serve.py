@@ -50,7 +50,6 @@ def test_replicas_need_the_gpus_of_their_engines():
     [
         (["gpus=1.5"], "gpus: Ray lends"),
         (["gpus=1", "rollout.engine.gpu_memory_utilization=0.6"], "at most 1 of a GPU"),
-        (["reward.pool.actors=2"], r"reward\.pool: `serve` has no use"),
         (["reward.second_model=x"], r"reward\.second_model: `serve` has no use"),
     ],
 )
