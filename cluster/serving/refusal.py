@@ -19,6 +19,7 @@ class Refused(Exception):
     Args:
         param: the field at fault, as in `messages[0].content[1]`.
         code: a word for programs.
+        retry: whether clients that try again by themselves may do so.
         retry_after_s: seconds until a client may try again; None: the same request fails again.
     """
 
@@ -29,11 +30,12 @@ class Refused(Exception):
         status: int = 400,
         param: str | None = None,
         code: str | None = None,
+        retry: bool = True,
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
-        self.retry_after_s = retry_after_s
+        self.retry, self.retry_after_s = retry, retry_after_s
 
     def body(self) -> dict[str, Any]:
         """Return the answer's JSON."""
@@ -44,6 +46,8 @@ class Refused(Exception):
     def headers(self) -> dict[str, str]:
         """Return the answer's own headers."""
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+        if not self.retry:
+            headers["x-should-retry"] = "false"  # OpenAI's clients try again after each 5xx
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
         return headers

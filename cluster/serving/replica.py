@@ -10,17 +10,19 @@ replica leaves at once, so that no further request finds it.
 """
 
 import asyncio
+import hashlib
 import logging
 import os
 import re
 import threading
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
@@ -40,6 +42,10 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
 LEAVE_S = 0.2
 """From an engine's death to the replica's end: what failed with it is answered first."""
+DEATHS = 2
+"""Replicas that a request may end; two may die by chance of others' work, or of the machine's."""
+MOST_DEADLY = 4096
+"""Requests that are remembered."""
 HEALTH_PERIOD_S = 1.0
 HEALTH_TIMEOUT_S = 30.0
 SHUTDOWN_LOOK_S = 0.1
@@ -106,6 +112,41 @@ class Replica:
         raise EngineLost("an engine of this replica died") from error
 
 
+class Deadly:
+    """Refuses requests that ended replicas, by a hash of what is encoded."""
+
+    def __init__(self) -> None:
+        self._deaths: OrderedDict[bytes, int] = OrderedDict()
+
+    def check(self, key: bytes) -> None:
+        """Refuse a request that has ended `DEATHS` replicas.
+
+        Raises:
+            Refused: it did; its client is told not to send it again.
+        """
+        if self._deaths.get(key, 0) >= DEATHS:
+            message = f"{DEATHS} replicas died while they worked on this request; change its inputs"
+            raise Refused(message, status=500, code="replicas_died", retry=False)
+
+    def count(self, key: bytes) -> None:
+        """Note that a replica ended with a request; the oldest ones are forgotten."""
+        self._deaths[key] = self._deaths.pop(key, 0) + 1
+        if len(self._deaths) > MOST_DEADLY:
+            self._deaths.popitem(last=False)
+
+
+def key_of(request: EmbeddingsRequest, inputs: list[dict[str, Any]]) -> bytes:
+    """Return a hash of what a replica gets."""
+    key = hashlib.sha256(repr((request.side.value, request.trace, request.dimensions)).encode())
+    for name, content in (pair for item in inputs for pair in item.items()):
+        for part in content if isinstance(content, list) else [content]:
+            # The media themselves, not their text: it is several times as long.
+            binary = part if isinstance(part, bytes) else repr(part).encode()
+            key.update(f"{name} {len(binary)} ".encode())
+            key.update(binary)
+    return key.digest()
+
+
 class Replicas:
     """The replicas of a job; Ray Serve keeps their number.
 
@@ -153,7 +194,11 @@ class Replicas:
     def encoder(self) -> Encode:
         """Return what has a request's inputs encoded by one of the replicas."""
 
+        deadly = Deadly()
+
         async def encode(request: EmbeddingsRequest, inputs: list[dict[str, Any]]) -> Encoded:
+            key = await asyncio.to_thread(key_of, request, inputs)
+            deadly.check(key)
             response = self._handle.encode.remote(
                 inputs, request.side.value, request.trace, request.dimensions
             )
@@ -163,6 +208,9 @@ class Replicas:
                 response.cancel()
                 raise
             except (RayError, RayServeException) as error:
+                if isinstance(cause_of(error), EngineLost | RayActorError):
+                    deadly.count(key)
+                    deadly.check(key)
                 raise refusal_of(error) from error
             if isinstance(encoded, DataError):
                 raise Refused(str(encoded), param="input")

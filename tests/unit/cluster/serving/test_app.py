@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from cluster.serving import answers, app
+from cluster.serving import answers as writing_answers
+from cluster.serving import app
 from cluster.serving.app import Front
 from cluster.serving.refusal import Refused
-from cluster.serving.replica import application_name, refusal_of
+from cluster.serving.replica import Deadly, application_name, key_of, refusal_of
 from configs.serving import LimitsConfig
 from data.errors import EngineLost
 from encoder.encoder import Encoded
@@ -259,7 +260,7 @@ def test_a_server_on_loopback_answers_its_own_names_alone(host, status):
 
 
 def test_other_requests_are_answered_while_an_answer_is_written(monkeypatch):
-    begun, go_on, write = threading.Event(), threading.Event(), answers.answer
+    begun, go_on, write = threading.Event(), threading.Event(), writing_answers.answer
 
     def slow(*arguments):
         begun.set()
@@ -279,3 +280,24 @@ def test_other_requests_are_answered_while_an_answer_is_written(monkeypatch):
             return health, await writing
 
     assert [response.status_code for response in asyncio.run(both())] == [200, 200]
+
+
+def test_a_request_that_ended_two_replicas_gets_no_third_one():
+    deadly = Deadly()
+
+    async def encode(request, inputs):
+        key = key_of(request, inputs)
+        deadly.check(key)
+        if inputs[0]["text"] != "bad":
+            return await lengths(request, inputs)
+        deadly.count(key)
+        deadly.check(key)
+        raise Refused("died", status=503, retry_after_s=5)
+
+    front = front_of(encode)
+    answers = [send(front, input=text) for text in ("bad", "good", "bad", "bad", "good")]
+    assert [answer.status_code for answer in answers] == [503, 200, 500, 500, 200]
+    assert answers[2].headers["x-should-retry"] == "false"
+    assert "Retry-After" not in answers[2].headers
+    assert answers[2].json()["error"]["code"] == "replicas_died"
+    assert "x-should-retry" not in answers[0].headers
