@@ -42,8 +42,9 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "replica"
 LEAVE_S = 0.2
 """From an engine's death to the replica's end: what failed with it is answered first."""
-DEATHS = 2
-"""Replicas that a request may end; two may die by chance of others' work, or of the machine's."""
+DEATHS = 3
+"""Replicas that die with a request before it is refused. Fewer may die by chance, of other requests
+or with their machine."""
 MOST_DEADLY = 4096
 """Requests that are remembered."""
 HEALTH_PERIOD_S = 1.0
@@ -127,6 +128,10 @@ class Deadly:
         if self._deaths.get(key, 0) >= DEATHS:
             message = f"{DEATHS} replicas died while they worked on this request; change its inputs"
             raise Refused(message, status=500, code="replicas_died", retry=False)
+
+    def clear(self, key: bytes) -> None:
+        """Forget the deaths of a request that was answered."""
+        self._deaths.pop(key, None)
 
     def count(self, key: bytes) -> None:
         """Note that a replica ended with a request; the oldest ones are forgotten."""
@@ -212,6 +217,7 @@ class Replicas:
                     deadly.count(key)
                     deadly.check(key)
                 raise refusal_of(error) from error
+            deadly.clear(key)
             if isinstance(encoded, DataError):
                 raise Refused(str(encoded), param="input")
             return encoded
